@@ -1,0 +1,1 @@
+"""Measurements of the engine: one question a file, a result row a line."""

@@ -1,0 +1,1 @@
+"""Problems, checkers and step-by-step traces: one task a file."""

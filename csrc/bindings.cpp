@@ -1,0 +1,222 @@
+// The Python face of the core. The only file that knows Python.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "scheduler.h"
+
+namespace py = pybind11;
+using namespace steer;
+
+namespace {
+
+using Int32Array = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+
+// A numpy view of a plan buffer: no copy, keeps its owner alive, read-only for Python.
+template <typename T>
+py::array view(const std::vector<T>& buffer, std::vector<py::ssize_t> shape, py::handle owner) {
+  py::array array(py::dtype::of<T>(), std::move(shape), buffer.data(), owner);
+  array.attr("flags").attr("writeable") = false;
+  return array;
+}
+
+template <typename T>
+auto buffer(std::vector<T> Plan::* member) {
+  return [member](py::object self) {
+    const auto& data = self.cast<const Plan&>().*member;
+    return view(data, {static_cast<py::ssize_t>(data.size())}, self);
+  };
+}
+
+// int64 [models, row kinds, (rows, keys)]
+py::array_t<std::int64_t> rows_array(const Usage& usage) {
+  py::array_t<std::int64_t> out({kModels, kRowKinds, 2});
+  auto at = out.mutable_unchecked<3>();
+  for (int m = 0; m < kModels; ++m)
+    for (int k = 0; k < kRowKinds; ++k) {
+      at(m, k, 0) = usage.rows[m][k].rows;
+      at(m, k, 1) = usage.rows[m][k].keys;
+    }
+  return out;
+}
+
+py::array_t<std::int64_t> entries_array(const Usage& usage) {
+  py::array_t<std::int64_t> out({kModels, 2});
+  auto at = out.mutable_unchecked<2>();
+  for (int m = 0; m < kModels; ++m) {
+    at(m, 0) = usage.entries[m].rows;
+    at(m, 1) = usage.entries[m].keys;
+  }
+  return out;
+}
+
+void bind_pool(py::module_& m) {
+  py::class_<BlockPool>(m, "BlockPool")
+      .def(py::init<SlabId, std::array<std::int32_t, kModels>>(), py::arg("slabs"),
+           py::arg("slots"))
+      .def("allocate", &BlockPool::allocate, py::arg("model"))
+      .def("retain", &BlockPool::retain, py::arg("model"), py::arg("block"))
+      .def("release", &BlockPool::release, py::arg("model"), py::arg("block"))
+      .def("fence", &BlockPool::fence, py::arg("model"), py::arg("block"), py::arg("tick"))
+      .def("retire", &BlockPool::retire, py::arg("model"), py::arg("tick"))
+      .def("reserve", &BlockPool::reserve, py::arg("slab"), py::arg("model"))
+      .def("unreserve", &BlockPool::unreserve, py::arg("model"))
+      .def("awaits_reserved", &BlockPool::awaits_reserved, py::arg("model"))
+      .def("references", &BlockPool::references, py::arg("model"), py::arg("block"))
+      .def("owner", &BlockPool::owner, py::arg("slab"))
+      .def("available", &BlockPool::available, py::arg("model"))
+      .def("live", &BlockPool::live, py::arg("model"))
+      .def("owned", &BlockPool::owned, py::arg("model"))
+      .def_property_readonly("free_slabs", &BlockPool::free_slabs)
+      .def_property_readonly("lent", &BlockPool::lent)
+      .def("check_integrity", &BlockPool::check_integrity);
+}
+
+void bind_detector(py::module_& m) {
+  py::class_<StepDetector::Cursor>(m, "Cursor").def(py::init<>());
+  py::class_<StepDetector>(m, "StepDetector")
+      .def(py::init<const std::vector<std::string>&, std::vector<std::string>>(),
+           py::arg("delimiters"), py::arg("token_bytes"))
+      .def(
+          "feed",
+          [](const StepDetector& self, StepDetector::Cursor& cursor, Token token) {
+            const bool boundary = self.feed(cursor, token);
+            if (boundary) cursor = StepDetector::open_step(cursor);
+            return boundary;
+          },
+          py::arg("cursor"), py::arg("token"),
+          "True if a delimiter ends in the token and the step holds more; then opens a step.");
+}
+
+void bind_plan(py::module_& m) {
+  py::class_<Plan>(m, "Plan")
+      .def_readonly("sequences", &Plan::sequences)
+      .def_readonly("rows", &Plan::rows)
+      .def_readonly("tick", &Plan::tick)
+      .def_readonly("in_flight", &Plan::in_flight)
+      .def_readonly("short_of_memory", &Plan::short_of_memory)
+      .def_property_readonly("tokens", buffer(&Plan::tokens))
+      .def_property_readonly("positions", buffer(&Plan::positions))
+      .def_property_readonly("slots", buffer(&Plan::slots))
+      .def_property_readonly("starts", buffer(&Plan::starts))
+      .def_property_readonly("contexts", buffer(&Plan::contexts))
+      .def_property_readonly("samples", buffer(&Plan::samples))
+      .def_property_readonly("attempts", buffer(&Plan::attempts))
+      .def_property_readonly("ids", buffer(&Plan::ids))
+      .def_property_readonly("blocks", [](py::object self) {
+        const auto& plan = self.cast<const Plan&>();
+        const py::ssize_t width = plan.table_width;
+        return view(plan.blocks, {static_cast<py::ssize_t>(plan.blocks.size()) / width, width},
+                    self);
+      });
+}
+
+void bind_sequence(py::module_& m) {
+  py::class_<Sequence>(m, "Sequence")
+      .def_readonly("id", &Sequence::id)
+      .def_property_readonly(
+          "tokens",
+          [](const Sequence& s) { return py::array_t<std::int32_t>(s.length(), s.tokens.data()); })
+      .def_property_readonly("length", &Sequence::length)
+      .def_property_readonly("prompt_length", &Sequence::prompt_length)
+      .def_readonly("settled", &Sequence::settled)
+      .def_readonly("computed", &Sequence::computed)
+      .def_readonly("in_flight", &Sequence::in_flight)
+      .def_readonly("active", &Sequence::active)
+      .def_readonly("awaits_route", &Sequence::awaits_route)
+      .def_readonly("reading", &Sequence::reading)
+      .def_readonly("candidate", &Sequence::candidate)
+      .def_readonly("attempt", &Sequence::attempt)
+      .def_property_readonly("phase", [](const Sequence& s) { return static_cast<int>(s.phase); })
+      .def_property_readonly("finish", [](const Sequence& s) { return static_cast<int>(s.finish); })
+      .def_property_readonly("steps",
+                             [](const Sequence& s) {
+                               std::vector<std::pair<std::int32_t, int>> steps;
+                               for (const Step& step : s.steps)
+                                 steps.emplace_back(step.start, step.model);
+                               return steps;
+                             })
+      .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage); })
+      .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
+}
+
+Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
+                         std::int32_t block_tokens, std::int32_t max_context,
+                         std::int32_t max_sequences, std::int32_t max_tick_tokens,
+                         std::array<double, kModels> recompute_cost,
+                         const std::vector<std::string>& delimiters,
+                         std::vector<std::string> token_bytes) {
+  return Scheduler(
+      {slabs, slots, block_tokens, max_context, max_sequences, max_tick_tokens, recompute_cost},
+      delimiters, std::move(token_bytes));
+}
+
+SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
+                       std::vector<Token> stop_ids, int reader, std::int32_t priority,
+                       bool settle_at_once) {
+  return self.add(
+      {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once});
+}
+
+void commit(Scheduler& self, int lane, const Int32Array& sampled) {
+  if (sampled.ndim() != 1) throw std::invalid_argument("sampled must have one dimension");
+  self.commit(lane, sampled.data(), static_cast<std::int32_t>(sampled.size()));
+}
+
+py::list take_events(Scheduler& self) {
+  py::list out;
+  for (const Event& event : self.take_events())
+    out.append(py::make_tuple(static_cast<int>(event.kind), event.sequence, event.row));
+  return out;
+}
+
+py::dict counters(const Scheduler& self) {
+  const Counters& c = self.counters();
+  py::dict out;
+  out["admitted"] = c.admitted;
+  out["preemptions"] = c.preemptions;
+  out["lost_rows"] = c.lost_rows;
+  out["ticks"] = c.ticks;
+  out["lent_slabs"] = self.pool().lent();
+  return out;
+}
+
+void bind_scheduler(py::module_& m) {
+  py::class_<Scheduler>(m, "Scheduler")
+      .def(py::init(&make_scheduler), py::kw_only(), py::arg("slabs"), py::arg("slots"),
+           py::arg("block_tokens"), py::arg("max_context"), py::arg("max_sequences"),
+           py::arg("max_tick_tokens"),
+           py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0}, py::arg("delimiters"),
+           py::arg("token_bytes"))
+      .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
+           py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
+           py::arg("priority") = 0, py::arg("settle_at_once") = true)
+      .def("plan", &Scheduler::plan, py::arg("lane"))
+      .def("buffers", &Scheduler::buffers, py::arg("lane"),
+           py::return_value_policy::reference_internal)
+      .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
+      .def("route", &Scheduler::route, py::arg("id"), py::arg("model"))
+      .def("truncate", &Scheduler::truncate, py::arg("id"), py::arg("length"))
+      .def("settle", &Scheduler::settle, py::arg("id"), py::arg("length"))
+      .def("preempt", &Scheduler::preempt, py::arg("id"))
+      .def("abort", &Scheduler::abort, py::arg("id"))
+      .def("forget", &Scheduler::forget, py::arg("id"))
+      .def("take_events", &take_events)
+      .def("sequence", &Scheduler::sequence, py::arg("id"), py::return_value_policy::copy)
+      .def("counters", &counters)
+      .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
+      .def_property_readonly("running", &Scheduler::running)
+      .def_property_readonly("waiting", &Scheduler::waiting)
+      .def("check_integrity", &Scheduler::check_integrity);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The Torch-free core: block pool, step detector, scheduler.";
+  bind_pool(m);
+  bind_detector(m);
+  bind_plan(m);
+  bind_sequence(m);
+  bind_scheduler(m);
+}

@@ -1,0 +1,226 @@
+#include "block_pool.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace steer {
+
+namespace {
+
+void expect(bool holds, const char* what) {
+  if (!holds) throw std::logic_error(std::string("block pool: ") + what);
+}
+
+}  // namespace
+
+BlockPool::BlockPool(SlabId slabs, std::array<std::int32_t, kModels> slots) : slots_(slots) {
+  if (slabs <= 0) throw std::invalid_argument("the arena needs at least one slab");
+  for (int model = 0; model < kModels; ++model) {
+    if (slots[model] <= 0) throw std::invalid_argument("a slab must hold a block of each model");
+    buckets_[model].resize(slots[model]);
+  }
+  slabs_.resize(slabs);
+  for (SlabId slab = slabs; slab-- > 0;) free_.push_back(slab);  // the lowest is taken first
+}
+
+bool BlockPool::open_to(SlabId slab, int model) const {
+  const int reserved = slabs_[slab].reserved_for;
+  return reserved == kNobody || reserved == model;
+}
+
+bool BlockPool::drained(const Slab& slab, int model) const {
+  return slab.last_owner == kNobody || slab.last_owner == model ||
+         slab.fence <= retired_[slab.last_owner];
+}
+
+void BlockPool::enter_bucket(SlabId id) {
+  Slab& slab = slabs_[id];
+  if (!open_to(id, slab.owner) || slab.free_slots.empty()) return;
+  auto& bucket = buckets_[slab.owner][slab.live];
+  slab.bucket_index = static_cast<std::int32_t>(bucket.size());
+  bucket.push_back(id);
+}
+
+void BlockPool::leave_bucket(SlabId id) {
+  Slab& slab = slabs_[id];
+  if (slab.bucket_index < 0) return;
+  auto& bucket = buckets_[slab.owner][slab.live];
+  bucket[slab.bucket_index] = bucket.back();
+  slabs_[bucket.back()].bucket_index = slab.bucket_index;
+  bucket.pop_back();
+  slab.bucket_index = -1;
+}
+
+std::optional<SlabId> BlockPool::fullest_slab(int model) const {
+  const auto& buckets = buckets_[model];
+  for (auto bucket = buckets.rbegin(); bucket != buckets.rend(); ++bucket)
+    if (!bucket->empty()) return bucket->back();
+  return std::nullopt;
+}
+
+std::optional<SlabId> BlockPool::take_free_slab(int model) {
+  for (auto it = free_.rbegin(); it != free_.rend(); ++it) {
+    const SlabId id = *it;
+    Slab& slab = slabs_[id];
+    if (!open_to(id, model) || !drained(slab, model)) continue;
+    free_.erase(std::next(it).base());
+    if (slab.last_owner != kNobody && slab.last_owner != model) ++lent_;
+    slab.owner = slab.last_owner = model;
+    if (slab.reserved_for == model) {  // the reservation is served
+      slab.reserved_for = kNobody;
+      --reserved_[model];
+    }
+    slab.fence = -1;
+    slab.references.assign(slots_[model], 0);
+    slab.free_slots.clear();
+    for (std::int32_t slot = slots_[model]; slot-- > 0;) slab.free_slots.push_back(slot);
+    ++owned_[model];
+    enter_bucket(id);
+    return id;
+  }
+  return std::nullopt;
+}
+
+std::optional<BlockId> BlockPool::allocate(int model) {
+  std::optional<SlabId> id = fullest_slab(model);
+  if (!id) id = take_free_slab(model);
+  if (!id) return std::nullopt;
+  Slab& slab = slabs_[*id];
+  leave_bucket(*id);
+  const std::int32_t slot = slab.free_slots.back();
+  slab.free_slots.pop_back();
+  slab.references[slot] = 1;
+  ++slab.live;
+  ++live_[model];
+  enter_bucket(*id);
+  return *id * slots_[model] + slot;
+}
+
+std::int32_t BlockPool::references(int model, BlockId block) const {
+  const SlabId id = slab_of(model, block);
+  if (block < 0 || id >= slab_count() || slabs_[id].owner != model) return 0;
+  return slabs_[id].references[block % slots_[model]];
+}
+
+void BlockPool::retain(int model, BlockId block) {
+  expect(references(model, block) > 0, "retain of a block that is not live");
+  ++slabs_[slab_of(model, block)].references[block % slots_[model]];
+}
+
+void BlockPool::release(int model, BlockId block) {
+  expect(references(model, block) > 0, "release of a block that is not live");
+  const SlabId id = slab_of(model, block);
+  Slab& slab = slabs_[id];
+  const std::int32_t slot = block % slots_[model];
+  if (--slab.references[slot] > 0) return;
+  leave_bucket(id);
+  slab.free_slots.push_back(slot);
+  --slab.live;
+  --live_[model];
+  if (slab.live == 0) {
+    free_slab(id);
+  } else {
+    enter_bucket(id);
+  }
+}
+
+void BlockPool::free_slab(SlabId id) {
+  Slab& slab = slabs_[id];
+  --owned_[slab.owner];
+  slab.owner = kNobody;
+  slab.references.clear();
+  slab.free_slots.clear();
+  free_.push_back(id);
+}
+
+void BlockPool::fence(int model, BlockId block, Tick tick) {
+  expect(references(model, block) > 0, "fence on a block that is not live");
+  Slab& slab = slabs_[slab_of(model, block)];
+  slab.fence = std::max(slab.fence, tick);
+}
+
+void BlockPool::retire(int model, Tick tick) {
+  expect(tick > retired_[model], "ticks of a lane retire in order");
+  retired_[model] = tick;
+}
+
+void BlockPool::reserve(SlabId id, int model) {
+  Slab& slab = slabs_[id];
+  expect(open_to(id, model), "slab is reserved for the other model");
+  if (slab.owner != kNobody && slab.owner != model) leave_bucket(id);
+  if (slab.reserved_for == kNobody) ++reserved_[model];
+  slab.reserved_for = model;
+}
+
+void BlockPool::unreserve(int model) {
+  if (reserved_[model] == 0) return;
+  reserved_[model] = 0;
+  for (SlabId id = 0; id < slab_count(); ++id) {
+    Slab& slab = slabs_[id];
+    if (slab.reserved_for != model) continue;
+    slab.reserved_for = kNobody;
+    if (slab.owner != kNobody && slab.bucket_index < 0) enter_bucket(id);
+  }
+}
+
+bool BlockPool::awaits_reserved(int model) const {
+  if (reserved_[model] == 0) return false;
+  return std::any_of(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
+    return slab.reserved_for == model && slab.owner != model &&
+           (slab.live > 0 || !drained(slab, model));
+  });
+}
+
+std::int64_t BlockPool::available(int model) const {
+  std::int64_t blocks = 0;
+  for (std::int32_t live = 0; live < slots_[model]; ++live)
+    blocks += static_cast<std::int64_t>(buckets_[model][live].size()) * (slots_[model] - live);
+  for (const SlabId id : free_)
+    if (open_to(id, model) && drained(slabs_[id], model)) blocks += slots_[model];
+  return blocks;
+}
+
+void BlockPool::check_integrity() const {
+  std::array<std::int64_t, kModels> live{}, free_blocks{}, bucketed{};
+  std::array<SlabId, kModels> owned{};
+  for (SlabId id = 0; id < slab_count(); ++id) {
+    const Slab& slab = slabs_[id];
+    if (slab.owner == kNobody) {
+      expect(slab.live == 0 && slab.bucket_index < 0, "a free slab holds blocks");
+      expect(std::count(free_.begin(), free_.end(), id) == 1, "a free slab is not listed once");
+      continue;
+    }
+    const int model = slab.owner;
+    const auto dead = std::count(slab.references.begin(), slab.references.end(), 0);
+    expect(static_cast<std::int32_t>(slab.references.size()) == slots_[model], "slot count");
+    expect(slab.live == slots_[model] - dead, "live count of a slab");
+    expect(slab.live > 0, "an owned slab holds no block");
+    expect(static_cast<std::int64_t>(slab.free_slots.size()) == dead, "free slots of a slab");
+    for (const auto slot : slab.free_slots)
+      expect(slab.references[slot] == 0, "a free slot has references");
+    const bool open = open_to(id, model) && dead > 0;
+    expect(open == (slab.bucket_index >= 0), "a slab is in the wrong bucket");
+    if (open) {
+      const auto& bucket = buckets_[model][slab.live];
+      expect(bucket.at(slab.bucket_index) == id, "a slab is not where its bucket says");
+      ++bucketed[model];
+    }
+    ++owned[model];
+    live[model] += slab.live;
+    free_blocks[model] += dead;
+  }
+  for (int model = 0; model < kModels; ++model) {
+    std::int64_t listed = 0;
+    for (const auto& bucket : buckets_[model]) listed += static_cast<std::int64_t>(bucket.size());
+    expect(listed == bucketed[model], "a bucket lists a slab twice");
+    expect(live[model] == live_[model], "live blocks of a model");
+    expect(owned[model] == owned_[model], "owned slabs of a model");
+    expect(
+        live[model] + free_blocks[model] == static_cast<std::int64_t>(owned[model]) * slots_[model],
+        "free + live == total of a model");
+  }
+  expect(owned[0] + owned[1] + free_slabs() == slab_count(), "free + owned == total of slabs");
+}
+
+}  // namespace steer

@@ -1,0 +1,67 @@
+// The proof of the books: what each sequence holds, what the pool thinks, and that they agree.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "scheduler.h"
+
+namespace steer {
+
+namespace {
+
+void expect(bool holds, const Sequence& sequence, const char* what) {
+  if (!holds) throw std::logic_error("sequence " + std::to_string(sequence.id) + ": " + what);
+}
+
+void check_counts(const Sequence& s) {
+  expect(s.length() >= s.prompt_length(), s, "the prompt was cut");
+  expect(s.settled >= s.prompt_length() && s.settled <= s.length(), s, "settled out of range");
+  for (int model = 0; model < kModels; ++model) {
+    expect(s.computed[model] >= 0 && s.computed[model] + s.in_flight[model] <= s.length(), s,
+           "computed past the end");
+    expect(s.highest[model] >= s.computed[model] && s.highest[model] <= s.length(), s,
+           "highest below computed");
+    expect(s.in_flight[model] > 0 || s.keep_pending[model] < 0, s, "pending without a batch");
+  }
+  expect(s.busy() || (!s.abort_pending && s.truncate_pending < 0), s, "pending without a batch");
+  expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
+  if (s.phase == Phase::running && !s.awaits_route)
+    expect(s.computed[s.active] < s.length(), s, "no row to sample from");
+  for (std::size_t i = 1; i < s.steps.size(); ++i)
+    expect(s.steps[i - 1].start < s.steps[i].start, s, "steps out of order");
+}
+
+}  // namespace
+
+void Scheduler::check_integrity() const {
+  pool_.check_integrity();
+  std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
+  for (const auto& [id, owned] : sequences_) {
+    const Sequence& s = *owned;
+    check_counts(s);
+    const bool listed = std::count(running_.begin(), running_.end(), &s) == 1;
+    const bool queued = std::count(waiting_.begin(), waiting_.end(), &s) == 1;
+    expect(listed == (s.phase == Phase::running), s, "not listed as running");
+    expect(queued == (s.phase == Phase::waiting), s, "not listed as waiting");
+    for (int model = 0; model < kModels; ++model) {
+      const auto rows = s.computed[model] + s.in_flight[model];
+      expect(s.blocks[model].size() == static_cast<std::size_t>(blocks_for(rows)), s,
+             "blocks do not match rows");
+      expect(s.phase == Phase::running || s.blocks[model].empty(), s, "holds KV while not running");
+      for (const BlockId block : s.blocks[model]) ++held[model][block];
+    }
+  }
+  for (int model = 0; model < kModels; ++model) {
+    for (const auto& [block, count] : held[model])
+      if (pool_.references(model, block) != count)
+        throw std::logic_error("references of block " + std::to_string(block) + " are wrong");
+    if (static_cast<std::int64_t>(held[model].size()) != pool_.live(model))
+      throw std::logic_error("a live block belongs to no sequence");
+  }
+  const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
+  if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||
+      !std::is_sorted(waiting_.begin(), waiting_.end(), in_order))
+    throw std::logic_error("a list is out of order");
+}
+
+}  // namespace steer

@@ -1,0 +1,248 @@
+// A sequence from add() to forget(): tokens, boundaries, decisions, truncation, the end.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "scheduler.h"
+
+namespace steer {
+
+namespace {
+
+SchedulerConfig checked(SchedulerConfig config) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+  };
+  require(config.block_tokens > 0, "block_tokens must be at least 1");
+  require(config.max_context > 1, "max_context must be at least 2");
+  require(config.max_sequences > 0, "max_sequences must be at least 1");
+  // A tick serves every decoding sequence and still moves one prefill on: nothing starves.
+  require(config.max_tick_tokens > config.max_sequences,
+          "max_tick_tokens must be greater than max_sequences");
+  return config;
+}
+
+void insert_in_order(auto& list, Sequence* sequence) {
+  list.insert(
+      std::upper_bound(list.begin(), list.end(), sequence,
+                       [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); }),
+      sequence);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
+                     std::vector<std::string> token_bytes)
+    : config_(checked(config)),
+      detector_(delimiters, std::move(token_bytes)),
+      pool_(config.slabs, config.slots),
+      lanes_{Plan(config.max_tick_tokens, config.max_sequences, blocks_for(config.max_context)),
+             Plan(config.max_tick_tokens, config.max_sequences, blocks_for(config.max_context))} {}
+
+std::int32_t Scheduler::blocks_for(std::int32_t rows) const {
+  return (rows + config_.block_tokens - 1) / config_.block_tokens;
+}
+
+SequenceId Scheduler::add(Request request) {
+  const auto total = static_cast<std::int64_t>(request.prompt.size()) + request.max_tokens;
+  if (request.prompt.empty()) throw std::invalid_argument("the prompt is empty");
+  if (request.max_tokens < 1) throw std::invalid_argument("max_tokens must be at least 1");
+  if (request.reader < kNobody || request.reader >= kModels)
+    throw std::invalid_argument("reader must be -1, 0 or 1");
+  if (total > config_.max_context)
+    throw std::invalid_argument("prompt of " + std::to_string(request.prompt.size()) +
+                                " tokens and max_tokens " + std::to_string(request.max_tokens) +
+                                " exceed the context of " + std::to_string(config_.max_context) +
+                                " tokens");
+  const std::int64_t fits = static_cast<std::int64_t>(config_.slabs) *
+                            std::min(config_.slots[kSmall], config_.slots[kLarge]) *
+                            config_.block_tokens;
+  if (total > fits)
+    throw std::invalid_argument("prompt and max_tokens need KV for " + std::to_string(total) +
+                                " tokens, the arena holds " + std::to_string(fits));
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = next_id_++;
+  sequence->tokens = request.prompt;
+  sequence->tokens.reserve(total);
+  sequence->settled = static_cast<std::int32_t>(request.prompt.size());
+  sequence->request = std::move(request);
+  insert_in_order(waiting_, sequence.get());
+  reach_boundary(*sequence);
+  const SequenceId id = sequence->id;
+  sequences_.emplace(id, std::move(sequence));
+  return id;
+}
+
+Sequence& Scheduler::find(SequenceId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) throw std::out_of_range("unknown sequence " + std::to_string(id));
+  return *found->second;
+}
+
+const Sequence& Scheduler::sequence(SequenceId id) const {
+  return const_cast<Scheduler*>(this)->find(id);
+}
+
+// With a reader, the reader computes the boundary first and the event follows in commit().
+void Scheduler::reach_boundary(Sequence& sequence) {
+  if (sequence.request.reader == kNobody) {
+    sequence.awaits_route = true;
+    events_.push_back({EventKind::decide, sequence.id, -1});
+  } else {
+    sequence.awaits_route = false;
+    sequence.reading = true;
+    sequence.active = sequence.request.reader;
+  }
+}
+
+void Scheduler::route(SequenceId id, int model) {
+  Sequence& sequence = find(id);
+  if (model < 0 || model >= kModels) throw std::invalid_argument("model must be 0 or 1");
+  if (!sequence.awaits_route || sequence.phase == Phase::finished)
+    throw std::logic_error("sequence " + std::to_string(id) + " does not await a route");
+  const Token candidate = sequence.candidate;
+  const bool keep = candidate >= 0 && model == sequence.request.reader;
+  if (keep) {
+    count_sampled(sequence, model, RowKind::sampled, sequence.candidate_keys);
+    sequence.candidate = -1;
+  } else {
+    drop_candidate(sequence);
+  }
+  sequence.awaits_route = sequence.reading = false;
+  sequence.active = model;
+  sequence.cursor = StepDetector::open_step(sequence.cursor);
+  sequence.steps.push_back({sequence.length(), model, sequence.cursor});
+  if (keep) append(sequence, candidate);
+}
+
+void Scheduler::drop_candidate(Sequence& sequence) {
+  if (sequence.candidate < 0) return;
+  count_sampled(sequence, sequence.request.reader, RowKind::discarded, sequence.candidate_keys);
+  sequence.candidate = -1;
+}
+
+void Scheduler::append(Sequence& sequence, Token token) {
+  sequence.tokens.push_back(token);
+  if (sequence.request.settle_at_once) sequence.settled = sequence.length();
+  const bool boundary = detector_.feed(sequence.cursor, token);
+  const auto& stops = sequence.request.stop_ids;
+  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+    finish(sequence, Finish::stop);  // a stop beats a delimiter in the same token
+  } else if (sequence.generated() >= sequence.request.max_tokens) {
+    finish(sequence, Finish::length);
+  } else if (boundary) {
+    reach_boundary(sequence);
+  }
+}
+
+void Scheduler::finish(Sequence& sequence, Finish reason) {
+  drop_candidate(sequence);
+  for (int model = 0; model < kModels; ++model) keep_rows(sequence, model, 0);
+  if (sequence.phase == Phase::running)
+    running_.erase(std::find(running_.begin(), running_.end(), &sequence));
+  else
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), &sequence));
+  sequence.phase = Phase::finished;
+  sequence.finish = reason;
+  sequence.settled = sequence.length();
+  sequence.awaits_route = sequence.reading = false;
+  events_.push_back({EventKind::finished, sequence.id, -1});
+}
+
+// Frees the KV past the first `rows` rows. The batch in flight must not hold the sequence.
+void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
+  sequence.computed[model] = std::min(sequence.computed[model], rows);
+  auto& blocks = sequence.blocks[model];
+  for (const auto keep = static_cast<std::size_t>(blocks_for(sequence.computed[model]));
+       blocks.size() > keep; blocks.pop_back())
+    pool_.release(model, blocks.back());
+}
+
+// As keep_rows, for KV that will be missed: counted, and deferred while in flight.
+void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
+  std::int32_t& pending = sequence.keep_pending[model];
+  if (sequence.in_flight[model] > 0) {
+    pending = pending < 0 ? rows : std::min(pending, rows);
+    return;
+  }
+  if (sequence.computed[model] <= rows) return;
+  counters_.lost_rows[model] += sequence.computed[model] - rows;
+  ++counters_.preemptions;
+  keep_rows(sequence, model, rows);
+}
+
+void Scheduler::preempt(SequenceId id) {
+  Sequence& sequence = find(id);
+  for (int model = 0; model < kModels; ++model) take_rows(sequence, model, 0);
+}
+
+void Scheduler::settle(SequenceId id, std::int32_t length) {
+  Sequence& sequence = find(id);
+  if (length < sequence.settled || length > sequence.length())
+    throw std::invalid_argument("settled must grow and stay within the sequence");
+  sequence.settled = length;
+}
+
+void Scheduler::truncate(SequenceId id, std::int32_t length) {
+  Sequence& sequence = find(id);
+  if (sequence.phase == Phase::finished)
+    throw std::logic_error("sequence " + std::to_string(id) + " is finished");
+  if (length < sequence.settled || length > sequence.length())
+    throw std::invalid_argument("cannot truncate to " + std::to_string(length) + ": tokens up to " +
+                                std::to_string(sequence.settled) + " are settled and there are " +
+                                std::to_string(sequence.length()));
+  if (!sequence.busy()) return truncate_now(sequence, length);
+  std::int32_t& pending = sequence.truncate_pending;
+  pending = pending < 0 ? length : std::min(pending, length);
+}
+
+// The detector is restored by reading the open step again from where it began.
+void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
+  if (length == sequence.length()) return;  // nothing to take back
+  drop_candidate(sequence);
+  ++sequence.attempt;
+  sequence.tokens.resize(length);
+  for (int model = 0; model < kModels; ++model) {
+    // The last token's logits are gone with its successor: its row is computed again.
+    keep_rows(sequence, model, length - 1);
+    sequence.highest[model] = std::min(sequence.highest[model], length);
+  }
+  auto& steps = sequence.steps;
+  Step first_taken = steps.back();
+  for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
+    first_taken = steps.back();
+  sequence.reading = false;
+  sequence.awaits_route = first_taken.start == length;
+  if (sequence.awaits_route) {
+    sequence.cursor = first_taken.cursor;
+    events_.push_back({EventKind::decide, sequence.id, -1});
+    return;
+  }
+  sequence.active = steps.back().model;
+  sequence.cursor = steps.back().cursor;
+  for (std::int32_t i = steps.back().start; i < length; ++i)
+    detector_.feed(sequence.cursor, sequence.tokens[i]);
+}
+
+void Scheduler::abort(SequenceId id) {
+  Sequence& sequence = find(id);
+  if (sequence.phase == Phase::finished) return;
+  if (sequence.busy())
+    sequence.abort_pending = true;
+  else
+    finish(sequence, Finish::abort);
+}
+
+void Scheduler::forget(SequenceId id) {
+  if (find(id).phase != Phase::finished)
+    throw std::logic_error("sequence " + std::to_string(id) + " is not finished");
+  sequences_.erase(id);
+}
+
+std::vector<Event> Scheduler::take_events() {
+  std::vector<Event> events;
+  events.swap(events_);
+  return events;
+}
+
+}  // namespace steer

@@ -1,0 +1,111 @@
+// Where memory comes from when it is short: the progress rule.
+//
+// A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; then whatever is
+// cheapest to recompute per block gained. The KV of a model that a sequence is not using may be
+// taken from anyone, of the model it is using only from later sequences. So the first sequence of
+// the order can take everything but its own KV, never loses the KV of the model it runs, and
+// add() made sure that the arena holds it: it always moves on.
+#include <algorithm>
+#include <map>
+
+#include "scheduler.h"
+
+namespace steer {
+
+// Gives `sequence` blocks for its next `span` rows; returns the rows that it has blocks for.
+// After the first shortage of a plan nobody allocates any more: what comes free is not for those
+// who come later in the order.
+std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span) {
+  Plan& plan = lanes_[lane];
+  auto& blocks = sequence.blocks[lane];
+  const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
+  while (blocks.size() < needed && !plan.short_of_memory) {
+    if (const auto block = pool_.allocate(lane)) {
+      blocks.push_back(*block);
+    } else if (make_room(sequence, lane) != Found::now) {
+      plan.short_of_memory = true;
+    }
+  }
+  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
+  return std::min(span, room - sequence.computed[lane]);
+}
+
+bool Scheduler::may_take(const Sequence& from, int model, const Sequence& requester) const {
+  return from.active != model || goes_before(requester, from);
+}
+
+Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
+  if (pool_.awaits_reserved(lane)) return Found::later;
+  std::vector<Victim> victims = own_tails(requester, lane);
+  const std::vector<Victim> slabs = other_slabs(requester, lane);
+  victims.insert(victims.end(), slabs.begin(), slabs.end());
+  const auto cheapest =
+      std::min_element(victims.begin(), victims.end(), [](const Victim& a, const Victim& b) {
+        return a.in_flight != b.in_flight ? b.in_flight : a.cost < b.cost;
+      });
+  if (cheapest == victims.end()) return Found::nothing;
+  evacuate(*cheapest, lane);
+  return pool_.available(lane) > 0 ? Found::now : Found::later;
+}
+
+// The last block of each sequence that may lose one; the newest sequence stands first.
+std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, int lane) const {
+  std::vector<Victim> tails;
+  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
+    Sequence& from = **it;
+    const auto& blocks = from.blocks[lane];
+    if (&from == &requester || blocks.empty() || from.in_flight[lane] > 0) continue;
+    const SlabId slab = pool_.slab_of(lane, blocks.back());
+    if (!may_take(from, lane, requester) || !pool_.open_to(slab, lane)) continue;
+    const auto kept = static_cast<std::int32_t>(blocks.size() - 1) * config_.block_tokens;
+    tails.push_back(
+        {slab, &from, false, (from.computed[lane] - kept) * config_.recompute_cost[lane]});
+  }
+  return tails;
+}
+
+// The other model's slabs in which every block may be taken.
+std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester, int lane) const {
+  const int other = 1 - lane;
+  const double unit = config_.recompute_cost[other] / pool_.slots(lane);
+  std::map<SlabId, Victim> slabs;
+  std::vector<char> closed(pool_.slab_count(), 0);
+  for (const Sequence* from : running_) {
+    const bool takeable = from->abort_pending || may_take(*from, other, requester);
+    const auto& blocks = from->blocks[other];
+    std::map<SlabId, std::size_t> first;  // lowest block index of this sequence in each slab
+    for (std::size_t i = 0; i < blocks.size(); ++i)
+      first.try_emplace(pool_.slab_of(other, blocks[i]), i);
+    for (const auto& [slab, index] : first) {
+      if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
+      const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
+      Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, false, 0}).first->second;
+      victim.in_flight |= from->in_flight[other] > 0;
+      victim.cost += std::max(0, from->computed[other] - kept) * unit;
+    }
+  }
+  std::vector<Victim> open;
+  for (const auto& [slab, victim] : slabs)
+    if (!closed[slab]) open.push_back(victim);
+  return open;
+}
+
+void Scheduler::evacuate(const Victim& victim, int lane) {
+  if (victim.tail_of != nullptr) {
+    const auto blocks = static_cast<std::int32_t>(victim.tail_of->blocks[lane].size());
+    return take_rows(*victim.tail_of, lane, (blocks - 1) * config_.block_tokens);
+  }
+  const int other = 1 - lane;
+  pool_.reserve(victim.slab, lane);
+  for (Sequence* from : running_) {
+    const auto& blocks = from->blocks[other];
+    const auto found = std::find_if(blocks.begin(), blocks.end(), [&](BlockId block) {
+      return pool_.slab_of(other, block) == victim.slab;
+    });
+    if (found == blocks.end()) continue;
+    take_rows(*from, other,
+              static_cast<std::int32_t>(found - blocks.begin()) * config_.block_tokens);
+  }
+}
+
+}  // namespace steer

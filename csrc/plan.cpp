@@ -1,0 +1,47 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace steer {
+
+Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width)
+    : tokens(max_rows),
+      positions(max_rows),
+      slots(max_rows),
+      starts(max_sequences + 1),
+      contexts(max_sequences),
+      samples(max_sequences),
+      attempts(max_sequences),
+      blocks(static_cast<std::size_t>(max_sequences) * width),
+      ids(max_sequences),
+      table_width(width) {
+  members.reserve(max_sequences);
+}
+
+void Plan::clear() {
+  sequences = rows = 0;
+  short_of_memory = false;
+  starts[0] = 0;
+  members.clear();
+}
+
+void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
+  const std::int32_t first = sequence.computed[lane], last = first + span;
+  const auto& table = sequence.blocks[lane];
+  for (std::int32_t position = first; position < last; ++position, ++rows) {
+    tokens[rows] = sequence.tokens[position];
+    positions[rows] = position;
+    slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
+  }
+  std::int32_t* row = blocks.data() + static_cast<std::size_t>(sequences) * table_width;
+  std::fill(std::copy(table.begin(), table.end(), row), row + table_width, 0);
+  ids[sequences] = sequence.id;
+  contexts[sequences] = last;
+  samples[sequences] = last == sequence.length();
+  attempts[sequences] = sequence.attempt;
+  members.push_back(&sequence);
+  starts[++sequences] = rows;
+  sequence.in_flight[lane] = span;
+}
+
+}  // namespace steer

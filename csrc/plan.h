@@ -1,0 +1,39 @@
+// A lane's plan: preallocated int32 buffers that the runner reads in place.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sequence.h"
+
+namespace steer {
+
+// One tick of one lane. Buffers keep their addresses for the scheduler's lifetime; the contents
+// are valid from plan() to the next plan() of the same lane.
+struct Plan {
+  std::int32_t sequences = 0;  // rows of the per-sequence buffers
+  std::int32_t rows = 0;       // rows of the per-token buffers
+  Tick tick = -1;
+  bool in_flight = false;        // planned and not yet committed
+  bool short_of_memory = false;  // some runnable sequence got no memory; plan again after a commit
+
+  std::vector<std::int32_t> tokens;     // [rows] token ids
+  std::vector<std::int32_t> positions;  // [rows] position in the sequence
+  std::vector<std::int32_t> slots;      // [rows] where its KV goes: block * block_tokens + offset
+  std::vector<std::int32_t> starts;     // [sequences + 1] first row of each sequence
+  std::vector<std::int32_t> contexts;   // [sequences] keys visible to its last row
+  std::vector<std::int32_t> samples;    // [sequences] 1 if its last row's logits are sampled
+  std::vector<std::int32_t> attempts;   // [sequences] keys the random draw
+  std::vector<std::int32_t> blocks;     // [sequences, table_width] block ids, padded with 0
+  std::vector<std::int64_t> ids;        // [sequences] sequence ids
+  std::vector<Sequence*> members;       // [sequences] owned by the scheduler
+
+  Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width);
+  void clear();
+  // Appends `span` rows of `sequence` from its computed count on. Capacity is the caller's duty.
+  void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
+
+  std::int32_t table_width;
+};
+
+}  // namespace steer

@@ -1,0 +1,143 @@
+// The scheduler: which sequences run, on which model, over which rows and which blocks.
+//
+// Two lanes with clocks of their own. Each lane alternates plan() and commit(); between the two
+// its batch is in flight, while the other lane plans and commits as it likes. Everything is a
+// span: "lane m computes tokens[computed[m] : length]". Decode is a span of one, prefill a span of
+// many, a handoff only changes who is active.
+//
+// Not thread-safe: one host thread drives both lanes. Sequences live here from add() to forget().
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "block_pool.h"
+#include "plan.h"
+#include "sequence.h"
+#include "step_detector.h"
+#include "types.h"
+
+namespace steer {
+
+struct SchedulerConfig {
+  SlabId slabs = 1;
+  std::array<std::int32_t, kModels> slots{1, 1};  // blocks of each model in a slab
+  std::int32_t block_tokens = 16;
+  std::int32_t max_context = 1024;                       // tokens of one sequence
+  std::int32_t max_sequences = 64;                       // running at once
+  std::int32_t max_tick_tokens = 512;                    // rows of one plan
+  std::array<double, kModels> recompute_cost{1.0, 1.0};  // of one token, in any common unit
+};
+
+struct Counters {
+  std::int64_t admitted = 0;
+  std::int64_t preemptions = 0;                   // sequences that lost KV to others or by force
+  std::array<std::int64_t, kModels> lost_rows{};  // rows of KV they lost
+  std::array<std::int64_t, kModels> ticks{};      // plans that were not empty
+};
+
+class Scheduler {
+ public:
+  // Throws std::invalid_argument with what is wrong and what would be right.
+  Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
+            std::vector<std::string> token_bytes);
+
+  // Queues a request. Throws std::invalid_argument if it can never run: empty prompt, prompt and
+  // max_tokens past the context, or more KV than the arena holds for either model alone.
+  // The sequence stands at boundary 0. Without a reader, route() it before it can run.
+  SequenceId add(Request request);
+
+  // Plans the next tick of a lane; returns the number of sequences in it, 0 when there is nothing
+  // to do now. Throws std::logic_error while the lane's last plan is in flight.
+  std::int32_t plan(int lane);
+  const Plan& buffers(int lane) const { return lanes_[lane]; }
+
+  // Retires the plan in flight. `sampled[i]` is the token drawn for the plan's sequence i, -1 if
+  // its logits were unusable (ends that request with an error); ignored where samples[i] is 0.
+  void commit(int lane, const std::int32_t* sampled, std::int32_t count);
+
+  // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
+  // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
+  void route(SequenceId id, int model);
+
+  // Takes back tokens[length:]; not below the prompt or `settled`. If that ends at a step's first
+  // token the sequence awaits route() again, without a candidate. In flight: when it retires.
+  void truncate(SequenceId id, std::int32_t length);
+  void settle(SequenceId id, std::int32_t length);
+
+  // Gives up all KV of a sequence; it is computed again when needed. In flight: when it retires.
+  void preempt(SequenceId id);
+  // Ends a sequence with Finish::abort. In flight: when it retires. Finished ones are left alone.
+  void abort(SequenceId id);
+  // Drops the record of a finished sequence; its id is dead from here on.
+  void forget(SequenceId id);
+
+  // Events since the last call, oldest first.
+  std::vector<Event> take_events();
+
+  // Throws std::out_of_range for an id that was never given out or is forgotten.
+  const Sequence& sequence(SequenceId id) const;
+  const Counters& counters() const { return counters_; }
+  const BlockPool& pool() const { return pool_; }
+  const SchedulerConfig& config() const { return config_; }
+  std::size_t running() const { return running_.size(); }
+  std::size_t waiting() const { return waiting_.size(); }
+
+  // Proves the books of the pool, of every sequence, and that they agree. Throws std::logic_error.
+  void check_integrity() const;
+
+ private:
+  enum class Found { now, later, nothing };
+  struct Victim {  // blocks that could be taken, see memory.cpp
+    SlabId slab = -1;
+    Sequence* tail_of = nullptr;
+    bool in_flight = false;
+    double cost = 0;
+  };
+
+  Sequence& find(SequenceId id);
+  std::int32_t blocks_for(std::int32_t rows) const;
+
+  // lifecycle.cpp
+  void append(Sequence& sequence, Token token);
+  void reach_boundary(Sequence& sequence);
+  void finish(Sequence& sequence, Finish reason);
+  void drop_candidate(Sequence& sequence);
+  void truncate_now(Sequence& sequence, std::int32_t length);
+  void keep_rows(Sequence& sequence, int model, std::int32_t rows);
+  void take_rows(Sequence& sequence, int model, std::int32_t rows);
+
+  // tick.cpp
+  void admit();
+  void add_span(int lane, Sequence& sequence, std::int32_t wanted);
+  void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
+  void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
+  void retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token);
+
+  // memory.cpp
+  std::int32_t reserve(Sequence& sequence, int lane, std::int32_t span);
+  Found make_room(const Sequence& sequence, int lane);
+  bool may_take(const Sequence& from, int model, const Sequence& requester) const;
+  std::vector<Victim> own_tails(const Sequence& requester, int lane) const;
+  std::vector<Victim> other_slabs(const Sequence& requester, int lane) const;
+  void evacuate(const Victim& victim, int lane);
+
+  SchedulerConfig config_;
+  StepDetector detector_;
+  BlockPool pool_;
+  std::array<Plan, kModels> lanes_;
+  std::array<Tick, kModels> clock_{0, 0};
+  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Sequence*> running_;  // in order
+  std::deque<Sequence*> waiting_;   // in order
+  std::vector<Event> events_;
+  Counters counters_;
+  SequenceId next_id_ = 1;
+};
+
+}  // namespace steer

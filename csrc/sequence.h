@@ -1,0 +1,81 @@
+// A sequence: one list of token ids and one `computed` count per model.
+//
+//   tokens     t0 t1 t2 t3 t4 t5 t6 t7 t8      the only truth
+//   computed   small ────────────────────┤     KV exists for tokens[0:8]
+//              large ──────────┤               KV exists for tokens[0:4]
+//   settled    ────────────────────────┤       can no longer be taken back
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "step_detector.h"
+#include "types.h"
+
+namespace steer {
+
+// What a caller asks for.
+struct Request {
+  std::vector<Token> prompt;
+  std::int32_t max_tokens = 16;
+  std::vector<Token> stop_ids;  // end-of-sequence and stop tokens: kept in the list, end the text
+  int reader = kNobody;         // the model that reads each boundary before the decision
+  std::int32_t priority = 0;    // lower goes first
+  bool settle_at_once = true;   // false: tokens can be taken back until settle()
+};
+
+struct Step {
+  std::int32_t start;           // first token of the step
+  int model;                    // who writes it
+  StepDetector::Cursor cursor;  // of the detector where the step opens
+};
+
+enum class Phase : int { waiting, running, finished };
+
+struct Sequence {
+  SequenceId id = 0;
+  Request request;
+  std::vector<Token> tokens;
+  std::int32_t settled = 0;
+  std::array<std::int32_t, kModels> computed{};   // rows of KV that are there
+  std::array<std::int32_t, kModels> highest{};    // rows of KV that ever were: below is recompute
+  std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
+  std::array<std::vector<BlockId>, kModels> blocks;
+
+  Phase phase = Phase::waiting;
+  Finish finish = Finish::none;
+  int active = kSmall;       // who samples the next token
+  bool awaits_route = true;  // at a boundary: the caller decides who goes on
+  bool reading = false;      // the reader computes the boundary before the decision
+  Token candidate = -1;      // sampled from the boundary's logits; kept if the reader goes on
+  std::int64_t candidate_keys = 0;
+  int last_sampler = kNobody;  // to count entries of a model
+  std::int32_t attempt = 0;    // truncations so far: keys the draws that follow
+  StepDetector::Cursor cursor;
+  std::vector<Step> steps;
+  Usage usage;
+
+  // What takes effect when the batch in flight retires.
+  bool abort_pending = false;
+  std::int32_t truncate_pending = -1;
+  std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
+
+  std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
+  std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }
+  std::int32_t generated() const { return length() - prompt_length(); }
+  bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
+  // Rows that lane `model` would have to compute now.
+  std::int32_t span(int model) const { return length() - computed[model]; }
+  bool runnable(int lane) const {
+    return phase == Phase::running && !awaits_route && active == lane && in_flight[lane] == 0;
+  }
+};
+
+// Both lanes share one order: priority, then arrival.
+inline bool goes_before(const Sequence& a, const Sequence& b) {
+  return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
+                                                  : a.id < b.id;
+}
+
+}  // namespace steer

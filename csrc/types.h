@@ -1,0 +1,62 @@
+// The vocabulary of the core: ids, row kinds, events. No Torch, no CUDA, no Python.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace steer {
+
+using Token = std::int32_t;
+using SequenceId = std::int64_t;
+using BlockId = std::int32_t;
+using SlabId = std::int32_t;
+using Tick = std::int64_t;
+
+// The two models, which are also the two lanes.
+inline constexpr int kModels = 2;
+inline constexpr int kSmall = 0;
+inline constexpr int kLarge = 1;
+inline constexpr int kNobody = -1;
+
+// Every computed row has exactly one kind.
+//   prompt     first computation of a prompt token
+//   catchup    first computation of a token that lies past the prompt
+//   sampled    its logits gave a token that was kept
+//   discarded  its logits gave a token that was dropped
+//   recompute  its KV had been there before and was given up
+// `sampled` and `discarded` win over the others: the last row of a catch-up is the one that
+// samples.
+enum class RowKind : int { prompt, catchup, sampled, discarded, recompute };
+inline constexpr int kRowKinds = 5;
+
+enum class Finish : int { none, stop, length, abort, error };
+
+// `rows` computed and the sum of `keys` that those rows attend to, each row itself included.
+struct RowCount {
+  std::int64_t rows = 0;
+  std::int64_t keys = 0;
+
+  void add(std::int64_t first, std::int64_t last) {  // positions [first, last)
+    rows += last - first;
+    keys += (last * (last + 1) - first * (first + 1)) / 2;
+  }
+};
+
+// What a sequence cost on each model. `entries` is not work that was done: it is the prefix that
+// a server without memory of the sequence would have to read at each entry of a model.
+struct Usage {
+  std::array<std::array<RowCount, kRowKinds>, kModels> rows{};
+  std::array<RowCount, kModels> entries{};
+};
+
+// A decide event asks the caller to route a sequence. `row` is the plan row whose logits describe
+// the boundary, or -1 where the sequence has no reader.
+enum class EventKind : int { decide, finished };
+
+struct Event {
+  EventKind kind;
+  SequenceId sequence;
+  std::int32_t row;
+};
+
+}  // namespace steer

@@ -1,0 +1,73 @@
+"""What was computed: rows by model and kind. Shape-free, so it can be priced at any shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import ROLES
+
+ROW_KINDS = ("prompt", "catchup", "sampled", "discarded", "recompute")
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of one request or of many.
+
+    rows: int64 [model, kind, (rows, keys)]: rows computed, and keys they attended to, each row
+        itself included. Every computed row has one kind:
+        ``prompt`` and ``catchup`` were read (a catch-up row lies past the prompt), ``sampled``
+        gave a token that was kept, ``discarded`` gave one that was dropped, ``recompute`` had
+        been there before.
+    entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
+        without memory of the request would read again at each entry of a model.
+    """
+
+    rows: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
+    entries: Counts = field(default_factory=lambda: np.zeros((2, 2), np.int64))
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.rows + other.rows, self.entries + other.entries)
+
+    def count(self, role: str, kind: str) -> int:
+        """Rows of one kind on the ``small`` or ``large`` model."""
+        return int(self.rows[ROLES.index(role), ROW_KINDS.index(kind), 0])
+
+    @classmethod
+    def alone(cls, role: str, prompt: int, generated: int) -> Usage:
+        """What one model alone books for a prompt and ``generated`` tokens, nothing lost."""
+        usage, model, last = cls(), ROLES.index(role), prompt + generated - 1
+        usage.rows[model, ROW_KINDS.index("prompt")] = _span(0, prompt - 1)
+        usage.rows[model, ROW_KINDS.index("sampled")] = _span(prompt - 1, last)
+        usage.entries[model] = _span(0, prompt - 1)
+        return usage
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"rows": {role: {kind: [rows, keys]}}, "entries": {role: [rows, keys]}}``"""
+        return {
+            "rows": {
+                role: dict(zip(ROW_KINDS, self.rows[i].tolist(), strict=True))
+                for i, role in enumerate(ROLES)
+            },
+            "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Usage:
+        """Inverse of :meth:`to_json`; KeyError, TypeError or ValueError on anything else."""
+        rows = [[raw["rows"][role][kind] for kind in ROW_KINDS] for role in ROLES]
+        entries = [raw["entries"][role] for role in ROLES]
+        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64))
+        if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
+            raise ValueError("counts must be pairs of rows and keys")
+        return usage
+
+
+def _span(first: int, last: int) -> tuple[int, int]:
+    """Rows and keys of the positions [first, last)."""
+    return last - first, (last * (last + 1) - first * (first + 1)) // 2

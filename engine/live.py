@@ -1,0 +1,67 @@
+"""A request inside the engine, from submit to its completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine import _core
+from engine.config import ROLES
+from engine.ledger import Usage
+from engine.request import FINISH_REASONS, Completion, SamplingParams, Step
+from engine.routing.policies import Boundary, Decision, Policy
+from engine.tokenizer import Tokenizer
+
+
+@dataclass
+class LiveRequest:
+    """What the engine keeps beside the core's sequence: the policy and its decisions."""
+
+    params: SamplingParams
+    seed: int
+    policy: Policy
+    decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Ask the policy; decisions that a truncation took back are forgotten."""
+        for position in [p for p in self.decisions if p >= boundary.position]:
+            del self.decisions[position]
+        decision = self.policy.decide(boundary)
+        self.decisions[boundary.position] = (boundary, decision)
+        return decision
+
+    def complete(self, sequence: _core.Sequence, tokenizer: Tokenizer) -> Completion:
+        """The completion of a finished sequence."""
+        tokens: list[int] = sequence.tokens.tolist()
+        starts = sequence.steps
+        ends = [start for start, _ in starts[1:]] + [len(tokens)]
+        steps = tuple(
+            self._step(i, start, tokens[start:end], ROLES[model], tokenizer)
+            for i, ((start, model), end) in enumerate(zip(starts, ends, strict=True))
+            if end > start
+        )
+        generated = tokens[sequence.prompt_length :]
+        return Completion(
+            request_id=sequence.id,
+            prompt_token_ids=tuple(tokens[: sequence.prompt_length]),
+            text=tokenizer.decode(generated),
+            token_ids=tuple(generated),
+            finish_reason=FINISH_REASONS[sequence.finish],
+            steps=steps,
+            usage=Usage(sequence.rows, sequence.entries),
+            seed=self.seed,
+        )
+
+    def _step(
+        self, index: int, position: int, ids: list[int], model: str, tokenizer: Tokenizer
+    ) -> Step:
+        boundary, decision = self.decisions[position]
+        return Step(
+            index=index,
+            position=position,
+            model=model,
+            text=tokenizer.text_of(ids),
+            token_ids=tuple(ids),
+            reason=decision.reason,
+            signals=boundary.signals,
+            posterior=decision.posterior,
+        )

@@ -1,0 +1,1 @@
+"""Decoders and their weights. Knows kernels; knows no scheduler."""

@@ -1,0 +1,108 @@
+"""Turns shapes and counts into FLOPs and bytes.
+
+FLOPs are those of matrix products, two per multiply-add; norms, rotations and softmax are left
+out. Two counts are kept: *useful* (causal attention, no padding), which prices a ledger and is
+what tables show, and *executed*, which is what the CPU path really ran, padding included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.config import ROLES, ModelConfig
+from engine.ledger import ROW_KINDS, Usage
+
+ACCOUNTINGS = ("decode", "catchup", "reprefill")
+_DECODED = [ROW_KINDS.index("sampled"), ROW_KINDS.index("discarded")]
+
+
+@dataclass(frozen=True)
+class Price:
+    """FLOPs of one model: per computed row, per attended key, per row whose logits are used."""
+
+    row: int
+    key: int
+    head: int
+
+    @classmethod
+    def of(cls, shape: ModelConfig) -> Price:
+        """Prices of a shape; embedding look-ups cost nothing, padding rows of the head count."""
+        attention = shape.hidden_size * (2 * shape.query_width + 2 * shape.kv_width)
+        mlp = 3 * shape.hidden_size * shape.intermediate_size
+        return cls(
+            row=2 * shape.layers * (attention + mlp),
+            key=2 * shape.layers * 2 * shape.query_width,
+            head=2 * shape.hidden_size * shape.vocab_size,
+        )
+
+
+def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
+    """FLOPs of one model under one accounting.
+
+    ``decode``: rows that gave a token, kept or dropped (the field's habit).
+    ``catchup``: all rows: what this engine does.
+    ``reprefill``: the decode rows, and the whole prefix again at each entry of the model: what
+    servers without memory of the request do.
+    """
+    if accounting not in ACCOUNTINGS:
+        raise ValueError(f"unknown accounting {accounting!r}: one of {', '.join(ACCOUNTINGS)}")
+    counts = usage.rows[ROLES.index(role)]
+    decoded = counts[_DECODED].sum(0)
+    computed = decoded
+    if accounting == "catchup":
+        computed = counts.sum(0)
+    elif accounting == "reprefill":
+        computed = decoded + usage.entries[ROLES.index(role)]
+    rows, keys = computed.tolist()
+    return rows * price.row + keys * price.key + int(decoded[0]) * price.head
+
+
+def pair_flops(usage: Usage, shapes: tuple[ModelConfig, ModelConfig], accounting: str) -> int:
+    """FLOPs of both models together."""
+    return sum(
+        useful_flops(usage, role, Price.of(shape), accounting)
+        for role, shape in zip(ROLES, shapes, strict=True)
+    )
+
+
+@dataclass
+class Executed:
+    """FLOPs that forward passes of one model really ran, by term."""
+
+    linear: int = 0
+    attention: int = 0
+    head: int = 0
+
+    def add(self, shape: ModelConfig, rows: int, sampled: int, groups: Iterable[int]) -> None:
+        """Book one forward pass.
+
+        Args:
+            rows: of the batch.
+            sampled: rows that went through the head.
+            groups: for each attention group, sequences x padded queries x padded keys.
+        """
+        price = Price.of(shape)
+        self.linear += rows * price.row
+        self.attention += sum(groups) * price.key
+        self.head += sampled * price.head
+
+
+def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
+    """Bytes that one forward pass reads of the weights: all but the embedding, head included."""
+    price = Price.of(shape)
+    biases_and_norms = shape.layers * (shape.query_width + 2 * shape.kv_width)
+    biases_and_norms += (2 * shape.layers + 1) * shape.hidden_size
+    return ((price.row + price.head) // 2 + biases_and_norms) * element_bytes
+
+
+def bytes_moved(
+    usage: Usage, ticks: tuple[int, int], shapes: tuple[ModelConfig, ModelConfig], element: int
+) -> dict[str, int]:
+    """Bytes of weights (read once a tick) and of KV (read per key, written per row)."""
+    weights = sum(t * weight_bytes(s, element) for t, s in zip(ticks, shapes, strict=True))
+    kv = 0
+    for model, shape in enumerate(shapes):
+        rows, keys = usage.rows[model].sum(0).tolist()
+        kv += (rows + keys) * shape.kv_bytes_per_token(element)
+    return {"weights": weights, "kv": kv}

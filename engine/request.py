@@ -1,0 +1,84 @@
+"""What a caller asks for and what comes back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from engine.errors import SteerError
+from engine.ledger import Usage
+from engine.routing.signals import Signals
+
+FINISH_REASONS = ("none", "stop", "length", "abort", "error")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. The same for both models.
+
+    max_tokens: generated tokens at most.
+    temperature: 0 is greedy.
+    top_k, top_p, min_p: applied in this order; 0, 1 and 0 switch them off.
+    seed: of the random draws; None takes a fresh one. The same seed, prompt and routing give the
+        same text, whatever else runs beside it.
+    stop_token_ids: end the text, as the models' end-of-sequence tokens do.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise SteerError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise SteerError(f"temperature must be 0 or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise SteerError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise SteerError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise SteerError(f"min_p must be in [0, 1], got {self.min_p}")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise SteerError(f"seed must be in 0..2**64-1, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trace: who wrote it and why.
+
+    ``position`` is its first token's place in the sequence; ``signals`` are None where the policy
+    did not read the boundary; ``posterior`` is the probability of the confident component.
+    """
+
+    index: int
+    position: int
+    model: str
+    text: str
+    token_ids: tuple[int, ...]
+    reason: str
+    signals: Signals | None = None
+    posterior: float | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to one request. ``token_ids`` include the stop token, ``text`` does not."""
+
+    request_id: int
+    prompt_token_ids: tuple[int, ...]
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    steps: tuple[Step, ...]
+    usage: Usage = field(repr=False)
+    seed: int = 0
+
+    @property
+    def large_step_share(self) -> float:
+        """Share of steps that the large model wrote."""
+        return sum(s.model == "large" for s in self.steps) / max(1, len(self.steps))

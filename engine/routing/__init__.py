@@ -1,0 +1,1 @@
+"""Signals, calibration and policies. Sees numbers, never tensors."""

@@ -1,0 +1,95 @@
+"""A calibration: how one signal of one pair tells sure boundaries from unsure ones. A JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import SteerError
+from engine.routing.mixture import Mixture, fit_mixture
+from engine.routing.signals import Signals, check_signal, confidence_scale
+
+SCHEMA = "steer-calibration/1"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted mixture, the threshold on its posterior, and where it came from.
+
+    ``pair`` is the fingerprint of the engine that it was fitted on (``Engine.fingerprint``): the
+    numbers mean nothing on another pair.
+    """
+
+    pair: str
+    signal: str
+    mixture: Mixture
+    tau: float
+    window: str = "boundary"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def posterior(self, signals: Signals) -> float:
+        """Probability that the boundary is one of the confident ones."""
+        return self.mixture.posterior(confidence_scale(self.signal, signals))
+
+    @classmethod
+    def fit(
+        cls, pair: str, signal: str, boundaries: Sequence[Signals], tau: float = 0.5
+    ) -> Calibration:
+        """Fit the mixture to the signal at many boundaries. No labels."""
+        check_signal(signal)
+        values = [confidence_scale(signal, s) for s in boundaries]
+        return cls(pair, signal, fit_mixture(values), tau, provenance={"boundaries": len(values)})
+
+    def save(self, path: Path) -> None:
+        """Write the file."""
+        mixture = self.mixture
+        content = {
+            "schema": SCHEMA,
+            "pair": self.pair,
+            "signal": self.signal,
+            "window": self.window,
+            "tau": self.tau,
+            "mixture": {
+                "weights": mixture.weights,
+                "means": mixture.means,
+                "deviations": mixture.deviations,
+            },
+            "provenance": self.provenance,
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, pair: str) -> Calibration:
+        """Read a file that was fitted on ``pair``. SteerError on anything else."""
+        try:
+            raw = json.loads(path.read_text())
+            schema = raw.get("schema")
+            if schema != SCHEMA:
+                raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")
+            weights, means, deviations = (_two(raw["mixture"][name]) for name in _PARTS)
+            found = cls(
+                raw["pair"], check_signal(raw["signal"]), Mixture(weights, means, deviations), float(raw["tau"]),
+                raw["window"], raw["provenance"],
+            )  # fmt: skip
+        except SteerError:
+            raise
+        except FileNotFoundError:
+            raise SteerError(f"{path}: no such calibration file") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SteerError(f"{path}: not a calibration file: {error}") from None
+        if found.pair != pair:
+            raise SteerError(
+                f"{path}: fitted on pair {found.pair}, this engine is {pair}; calibrate again"
+            )
+        return found
+
+
+_PARTS = ("weights", "means", "deviations")
+
+
+def _two(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Weights and model card of the embedded pair: data, no code."""

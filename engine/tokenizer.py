@@ -1,0 +1,101 @@
+"""Text to ids and back, and the bytes of each id, from a ``tokenizer.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as HFTokenizer
+
+from engine.errors import SteerError
+
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """One tokenizer; both models of a pair must agree on it."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise SteerError(f"{path.parent}: tokenizer.json is missing")
+        try:
+            self._tokenizer = HFTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.bytes = self._token_bytes()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens written in it are recognised, none are added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens and padding ids have none."""
+        known = [i for i in ids if 0 <= i < self.size]
+        return str(self._tokenizer.decode(known, skip_special_tokens=True))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of a piece of a sequence, from the bytes of its ids: pieces join to the whole."""
+        joined = b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
+        return joined.decode(errors="replace")
+
+    def difference(self, other: Tokenizer) -> str | None:
+        """The first thing in which two tokenizers differ, in words; None if they agree."""
+        mine, theirs = (t._tokenizer.get_vocab(with_added_tokens=True) for t in (self, other))
+        for token, index in sorted(mine.items(), key=lambda item: item[1]):
+            if theirs.get(token) != index:
+                there = f"is {theirs[token]}" if token in theirs else "does not exist"
+                return f"token {token!r} is id {index} in the small model, {there} in the large"
+        extra = next((t for t in sorted(theirs, key=lambda t: theirs[t]) if t not in mine), None)
+        if extra is not None:
+            return f"token {extra!r} (id {theirs[extra]}) does not exist in the small model"
+        for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
+            if self._definition.get(part) != other._definition.get(part):
+                return f"their {part} differs"
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever an id means something else."""
+        vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+    def _token_bytes(self) -> list[bytes]:
+        special = {t["id"] for t in self._definition["added_tokens"] if t["special"]}
+        added = {t["id"] for t in self._definition["added_tokens"]}
+        convert = self._converter()
+        texts: list[bytes] = []
+        for index in range(self.size):
+            token = self._tokenizer.id_to_token(index)
+            if token is None or index in special:
+                texts.append(b"")
+            else:
+                texts.append(token.encode() if index in added else convert(token))
+        return texts
+
+    def _converter(self) -> Any:
+        decoder = json.dumps(self._definition.get("decoder"))
+        if '"ByteLevel"' in decoder:
+            alphabet = _byte_level_alphabet()
+            return lambda token: bytes(alphabet[c] for c in token)
+        if '"ByteFallback"' in decoder or '"Metaspace"' in decoder:
+            return _sentencepiece_bytes
+        return str.encode
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: character to byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    shifted = {chr(256 + n): b for n, b in enumerate(rest)}
+    return {chr(b): b for b in printable} | shifted
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    fallback = _BYTE_FALLBACK.fullmatch(token)
+    return bytes([int(fallback[1], 16)]) if fallback else token.replace("▁", " ").encode()
