@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from bench.pair_card import finish
 from bench.tasks import arithmetic
 from bench.tasks.tokenizer import build_tokenizer
 
@@ -48,12 +49,14 @@ class Spec:
     adam_lr: float
     autocast: bool
     mix: tuple[float, float, float]
-    kv_heads: int = 2
+    kv_heads: int
 
 
-SMALL = Spec("small", 64, 2, 4, 192, 17, 4000, (2, 5, 7), 3e-3, False, (0.75, 0.2, 0.05))
+# The small model sees few hard multiplications, so that it knows its limits: easy and medium steps
+# are solid and hard ones are not. Its head has the tokenizer's 17 rows.
+SMALL = Spec("small", 48, 2, 3, 144, 17, 6000, (2, 5, 7), 3e-3, False, (0.65, 0.23, 0.12), 1)
 # Six head rows beyond the tokenizer, as the larger Qwen2.5 heads have: padding ids are real.
-LARGE = Spec("large", 192, 4, 6, 512, 23, 2600, (1,), 2e-3, True, (0.3, 0.2, 0.5))
+LARGE = Spec("large", 192, 4, 6, 512, 23, 3800, (1,), 2e-3, True, (0.45, 0.2, 0.35), 2)
 
 
 def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
@@ -176,10 +179,10 @@ def step_accuracy(model: Qwen2ForCausalLM, count: int, seed: int) -> dict[str, f
 
 
 def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
-    """Train every seed of one role; keep the one whose easy steps are the most solid."""
+    """Train every seed of one role; keep the best on easy steps, then on medium ones."""
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
-    best: tuple[float, int, dict[str, float]] | None = None
+    best: tuple[tuple[float, float], int, dict[str, float]] | None = None
     runs = []
     for seed in spec.seeds:
         started = time.perf_counter()
@@ -187,8 +190,9 @@ def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
         accuracy = step_accuracy(model, problems, seed=1)
         seconds = round(time.perf_counter() - started)
         runs.append({"seed": seed, "seconds": seconds, "step_accuracy": accuracy})
-        if best is None or accuracy["easy"] > best[0]:
-            best = (accuracy["easy"], seed, accuracy)
+        rank = (min(accuracy["easy"], EASY_GATE), accuracy["medium"])
+        if best is None or rank > best[0]:
+            best = (rank, seed, accuracy)
             folder = output / spec.name
             model.bfloat16().save_pretrained(folder)
             build_tokenizer().save(str(folder / "tokenizer.json"))
@@ -198,6 +202,7 @@ def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "chosen_seed": best[1],
         "step_accuracy": best[2],
+        "problems": problems,
         "runs": runs,
     }
     (output / f"{spec.name}-training.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -231,13 +236,15 @@ def main(arguments: list[str] | None = None) -> int:
     if any(worker.exitcode for worker in workers):
         print("training failed: see the error above", file=sys.stderr)
         return 1
-    return check_gate(options.output, [spec.name for spec in roles])
+    failed = check_gate(options.output)
+    finish(options.output, EASY_GATE)
+    return failed
 
 
-def check_gate(output: Path, roles: list[str]) -> int:
+def check_gate(output: Path) -> int:
     """Say what was reached; 1 when the easy steps of a model are not solid."""
     failed = 0
-    for role in roles:
+    for role in (SMALL.name, LARGE.name):
         record = json.loads((output / f"{role}-training.json").read_text())
         print(f"{role}: seed {record['chosen_seed']}, step accuracy {record['step_accuracy']}")
         if record["step_accuracy"]["easy"] < EASY_GATE:

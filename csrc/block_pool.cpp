@@ -53,7 +53,7 @@ void BlockPool::leave_bucket(SlabId id) {
 }
 
 std::optional<SlabId> BlockPool::fullest_slab(int model) const {
-  const auto& buckets = buckets_[model];
+  const auto& buckets = buckets_.at(model);
   for (auto bucket = buckets.rbegin(); bucket != buckets.rend(); ++bucket)
     if (!bucket->empty()) return bucket->back();
   return std::nullopt;
@@ -65,13 +65,15 @@ std::optional<SlabId> BlockPool::take_free_slab(int model) {
     Slab& slab = slabs_[id];
     if (!open_to(id, model) || !drained(slab, model)) continue;
     free_.erase(std::next(it).base());
-    if (slab.last_owner != kNobody && slab.last_owner != model) ++lent_;
+    if (slab.last_owner != model) {
+      if (slab.last_owner != kNobody) ++lent_;
+      slab.fence = -1;  // of the lane before, and passed; the lane's own ones still hold
+    }
     slab.owner = slab.last_owner = model;
     if (slab.reserved_for == model) {  // the reservation is served
       slab.reserved_for = kNobody;
       --reserved_[model];
     }
-    slab.fence = -1;
     slab.references.assign(slots_[model], 0);
     slab.free_slots.clear();
     for (std::int32_t slot = slots_[model]; slot-- > 0;) slab.free_slots.push_back(slot);
@@ -98,7 +100,7 @@ std::optional<BlockId> BlockPool::allocate(int model) {
 }
 
 std::int32_t BlockPool::references(int model, BlockId block) const {
-  const SlabId id = slab_of(model, block);
+  const SlabId id = block / slots_.at(model);
   if (block < 0 || id >= slab_count() || slabs_[id].owner != model) return 0;
   return slabs_[id].references[block % slots_[model]];
 }
@@ -141,12 +143,13 @@ void BlockPool::fence(int model, BlockId block, Tick tick) {
 }
 
 void BlockPool::retire(int model, Tick tick) {
-  expect(tick > retired_[model], "ticks of a lane retire in order");
+  expect(tick > retired_.at(model), "ticks of a lane retire in order");
   retired_[model] = tick;
 }
 
 void BlockPool::reserve(SlabId id, int model) {
-  Slab& slab = slabs_[id];
+  Slab& slab = slabs_.at(id);
+  expect(model == kSmall || model == kLarge, "there are two models");
   expect(open_to(id, model), "slab is reserved for the other model");
   if (slab.owner != kNobody && slab.owner != model) leave_bucket(id);
   if (slab.reserved_for == kNobody) ++reserved_[model];
@@ -154,7 +157,7 @@ void BlockPool::reserve(SlabId id, int model) {
 }
 
 void BlockPool::unreserve(int model) {
-  if (reserved_[model] == 0) return;
+  if (reserved_.at(model) == 0) return;
   reserved_[model] = 0;
   for (SlabId id = 0; id < slab_count(); ++id) {
     Slab& slab = slabs_[id];
@@ -165,7 +168,7 @@ void BlockPool::unreserve(int model) {
 }
 
 bool BlockPool::awaits_reserved(int model) const {
-  if (reserved_[model] == 0) return false;
+  if (reserved_.at(model) == 0) return false;
   return std::any_of(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
     return slab.reserved_for == model && slab.owner != model &&
            (slab.live > 0 || !drained(slab, model));
@@ -174,7 +177,7 @@ bool BlockPool::awaits_reserved(int model) const {
 
 std::int64_t BlockPool::available(int model) const {
   std::int64_t blocks = 0;
-  for (std::int32_t live = 0; live < slots_[model]; ++live)
+  for (std::int32_t live = 0; live < slots_.at(model); ++live)
     blocks += static_cast<std::int64_t>(buckets_[model][live].size()) * (slots_[model] - live);
   for (const SlabId id : free_)
     if (open_to(id, model) && drained(slabs_[id], model)) blocks += slots_[model];
@@ -183,9 +186,10 @@ std::int64_t BlockPool::available(int model) const {
 
 void BlockPool::check_integrity() const {
   std::array<std::int64_t, kModels> live{}, free_blocks{}, bucketed{};
-  std::array<SlabId, kModels> owned{};
+  std::array<SlabId, kModels> owned{}, reserved{};
   for (SlabId id = 0; id < slab_count(); ++id) {
     const Slab& slab = slabs_[id];
+    if (slab.reserved_for != kNobody) ++reserved[slab.reserved_for];
     if (slab.owner == kNobody) {
       expect(slab.live == 0 && slab.bucket_index < 0, "a free slab holds blocks");
       expect(std::count(free_.begin(), free_.end(), id) == 1, "a free slab is not listed once");
@@ -216,6 +220,7 @@ void BlockPool::check_integrity() const {
     expect(listed == bucketed[model], "a bucket lists a slab twice");
     expect(live[model] == live_[model], "live blocks of a model");
     expect(owned[model] == owned_[model], "owned slabs of a model");
+    expect(reserved[model] == reserved_[model], "reserved slabs of a model");
     expect(
         live[model] + free_blocks[model] == static_cast<std::int64_t>(owned[model]) * slots_[model],
         "free + live == total of a model");

@@ -45,7 +45,7 @@ class BlockPool {
   bool awaits_reserved(int model) const;
 
   SlabId slab_of(int model, BlockId block) const { return block / slots_[model]; }
-  int owner(SlabId slab) const { return slabs_[slab].owner; }
+  int owner(SlabId slab) const { return slabs_.at(slab).owner; }
   bool open_to(SlabId slab, int model) const;
   std::int32_t references(int model, BlockId block) const;
   std::int32_t slots(int model) const { return slots_[model]; }
@@ -53,8 +53,8 @@ class BlockPool {
 
   // Blocks that allocate(model) could return now, one after the other.
   std::int64_t available(int model) const;
-  std::int64_t live(int model) const { return live_[model]; }
-  SlabId owned(int model) const { return owned_[model]; }
+  std::int64_t live(int model) const { return live_.at(model); }
+  SlabId owned(int model) const { return owned_.at(model); }
   SlabId free_slabs() const { return static_cast<SlabId>(free_.size()); }
   // Slabs that changed hands from one model to the other.
   std::int64_t lent() const { return lent_; }

@@ -178,7 +178,10 @@ void Scheduler::preempt(SequenceId id) {
 
 void Scheduler::settle(SequenceId id, std::int32_t length) {
   Sequence& sequence = find(id);
-  if (length < sequence.settled || length > sequence.length())
+  // What is about to be taken back cannot be settled.
+  const std::int32_t end =
+      sequence.truncate_pending < 0 ? sequence.length() : sequence.truncate_pending;
+  if (length < sequence.settled || length > end)
     throw std::invalid_argument("settled must grow and stay within the sequence");
   sequence.settled = length;
 }
@@ -191,15 +194,31 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
     throw std::invalid_argument("cannot truncate to " + std::to_string(length) + ": tokens up to " +
                                 std::to_string(sequence.settled) + " are settled and there are " +
                                 std::to_string(sequence.length()));
+  if (length == sequence.length()) return;  // nothing to take back
   if (!sequence.busy()) return truncate_now(sequence, length);
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
 }
 
+// What gave tokens[length:] has given tokens that are dropped: booked so. The rows of the tokens
+// [first, last) stand one position before them.
+void Scheduler::discard_tokens(Sequence& sequence, std::int32_t length) {
+  std::int32_t last = sequence.length();
+  for (auto step = sequence.steps.rbegin(); last > length; last = (step++)->start) {
+    RowCount dropped;
+    dropped.add(std::max(step->start, length) - 1, last - 1);
+    auto& rows = sequence.usage.rows[step->model];
+    rows[static_cast<int>(RowKind::sampled)] -= dropped;
+    rows[static_cast<int>(RowKind::discarded)] += dropped;
+  }
+}
+
 // The detector is restored by reading the open step again from where it began.
 void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
-  if (length == sequence.length()) return;  // nothing to take back
   drop_candidate(sequence);
+  discard_tokens(sequence, length);
+  // A question about what is taken back needs no answer any more.
+  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
   sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {

@@ -81,7 +81,8 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
       Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, false, 0}).first->second;
       victim.in_flight |= from->in_flight[other] > 0;
-      victim.cost += std::max(0, from->computed[other] - kept) * unit;
+      const std::int32_t rows = from->computed[other] + from->in_flight[other];
+      victim.cost += std::max(0, rows - kept) * unit;
     }
   }
   std::vector<Victim> open;

@@ -55,7 +55,7 @@ class Scheduler {
   // Plans the next tick of a lane; returns the number of sequences in it, 0 when there is nothing
   // to do now. Throws std::logic_error while the lane's last plan is in flight.
   std::int32_t plan(int lane);
-  const Plan& buffers(int lane) const { return lanes_[lane]; }
+  const Plan& buffers(int lane) const { return lanes_.at(lane); }
 
   // Retires the plan in flight. `sampled[i]` is the token drawn for the plan's sequence i, -1 if
   // its logits were unusable (ends that request with an error); ignored where samples[i] is 0.
@@ -66,7 +66,9 @@ class Scheduler {
   void route(SequenceId id, int model);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. If that ends at a step's first
-  // token the sequence awaits route() again, without a candidate. In flight: when it retires.
+  // token the sequence awaits route() again, without a candidate: a decide event says so, and older
+  // ones are void. In flight: when it retires, and the token in flight goes too. With nothing to
+  // take back, length == the sequence's, it does nothing.
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 
@@ -108,6 +110,7 @@ class Scheduler {
   void reach_boundary(Sequence& sequence);
   void finish(Sequence& sequence, Finish reason);
   void drop_candidate(Sequence& sequence);
+  void discard_tokens(Sequence& sequence, std::int32_t length);
   void truncate_now(Sequence& sequence, std::int32_t length);
   void keep_rows(Sequence& sequence, int model, std::int32_t rows);
   void take_rows(Sequence& sequence, int model, std::int32_t rows);

@@ -57,13 +57,14 @@ bool StepDetector::feed(Cursor& cursor, Token token) const {
   const std::string& text = token_bytes_[token];
   bool matched = false;
   for (const unsigned char byte : text) {
+    ++cursor.bytes;
     cursor.node = nodes_[cursor.node].next[byte];
     if (nodes_[cursor.node].match == 0) continue;
     matched = true;
-    cursor.delimiter_bytes += nodes_[cursor.node].match;
+    // A match may begin in the step before: only what lies in this one counts.
+    cursor.delimiter_bytes += std::min<std::int64_t>(nodes_[cursor.node].match, cursor.bytes);
     cursor.node = 0;
   }
-  cursor.bytes += static_cast<std::int64_t>(text.size());
   return matched && cursor.delimiter_bytes < cursor.bytes;
 }
 

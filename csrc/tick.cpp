@@ -97,7 +97,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
     if (sequence.busy()) return;
     const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    if (sequence.abort_pending) return finish(sequence, Finish::abort);
+    if (std::exchange(sequence.abort_pending, false)) return finish(sequence, Finish::abort);
     if (length >= 0) return truncate_now(sequence, length);
     return finish(sequence, Finish::error);
   }

@@ -40,6 +40,8 @@ struct RowCount {
     rows += last - first;
     keys += (last * (last + 1) - first * (first + 1)) / 2;
   }
+  void operator+=(const RowCount& other) { rows += other.rows, keys += other.keys; }
+  void operator-=(const RowCount& other) { rows -= other.rows, keys -= other.keys; }
 };
 
 // What a sequence cost on each model. `entries` is not work that was done: it is the prefix that

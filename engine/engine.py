@@ -93,6 +93,7 @@ class Engine:
         )
         self._live: dict[int, LiveRequest] = {}
         self._ticks = 0
+        self._idle = 0
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -198,7 +199,8 @@ class Engine:
         for lane in self.lanes:
             progressed |= lane.tick(self._live)
             finished += self._handle_events(lane)
-        if not progressed and not finished and self._live:
+        self._idle = 0 if progressed or finished or not self._live else self._idle + 1
+        if self._idle > 1:  # one empty round may only have given a reservation back
             raise RuntimeError(f"no lane can move while {len(self._live)} requests wait")
         self._ticks += 1
         every = self.config.check_every

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,11 @@ class Usage:
         usage.rows[model, ROW_KINDS.index("sampled")] = _span(prompt - 1, last)
         usage.entries[model] = _span(0, prompt - 1)
         return usage
+
+    @classmethod
+    def alone_sum(cls, role: str, lengths: Iterable[tuple[int, int]]) -> Usage:
+        """:meth:`alone` over many (prompt, generated) lengths."""
+        return sum((cls.alone(role, prompt, generated) for prompt, generated in lengths), cls())
 
     def to_json(self) -> dict[str, Any]:
         """``{"rows": {role: {kind: [rows, keys]}}, "entries": {role: [rows, keys]}}``"""

@@ -24,7 +24,7 @@ class SamplingParams:
     stop_token_ids: end the text, as the models' end-of-sequence tokens do.
     """
 
-    max_tokens: int = 256
+    max_tokens: int = 128
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0

@@ -71,9 +71,13 @@ class Calibration:
                 raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")
             weights, means, deviations = (_two(raw["mixture"][name]) for name in _PARTS)
             found = cls(
-                raw["pair"], check_signal(raw["signal"]), Mixture(weights, means, deviations), float(raw["tau"]),
-                raw["window"], raw["provenance"],
-            )  # fmt: skip
+                pair=raw["pair"],
+                signal=check_signal(raw["signal"]),
+                mixture=Mixture(weights, means, deviations),
+                tau=float(raw["tau"]),
+                window=raw["window"],
+                provenance=raw["provenance"],
+            )
         except SteerError:
             raise
         except FileNotFoundError:

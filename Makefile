@@ -1,0 +1,45 @@
+# Everything from a fresh clone: Python 3.11+, a C++ compiler and make. No GPU is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Two threads on a busy small machine lose more to spinning than they gain.
+export OMP_WAIT_POLICY ?= passive
+
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: help demo test lint setup pair clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.ready ## virtual environment, dependencies, extension
+
+demo: setup ## the main job: every policy on 500 problems, a table, a plot and rows in out/
+	@mkdir -p out
+	python -m bench.flops --json out/flops.jsonl --plot out/flops.png --save-traces out/traces
+	@echo "rows: out/flops.jsonl   plot: out/flops.png   traces: out/traces"
+
+test: setup lint ## lint, format, types, then all tests
+	python -m pytest
+
+lint: setup ## lint, format and type checks
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
+	mypy
+
+pair: setup ## train the embedded pair again (about half an hour on two cores)
+	python -m bench.train_pair --output engine/tiny
+
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet -c constraints.txt setuptools wheel pybind11 cmake
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.tools $(SOURCES)
+	pip install --quiet -c constraints.txt --no-build-isolation -e ".[test]"
+	@touch $@
+
+clean: ## remove what was built
+	rm -rf $(VENV) build out *.egg-info engine/_core*.so

@@ -1,0 +1,119 @@
+"""Runs one policy over a set of problems and keeps what a table needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.stats import wilson
+from engine import Completion, Engine, Policy, SamplingParams
+from engine.ledger import Usage
+from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
+
+
+class HasPrompt(Protocol):
+    """All that the engine needs of a problem."""
+
+    @property
+    def prompt(self) -> str:
+        """The text given to the models."""
+        ...
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Problems, their checker and how long an answer may be."""
+
+    problems: Sequence[Any]
+    is_correct: Callable[[Any, str], bool]
+    max_tokens: int
+
+    __test__ = False  # not a test class
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one policy did on a test set. ``correct`` is in the order of the problems."""
+
+    policy: str
+    correct: tuple[bool, ...]
+    completions: tuple[Completion, ...]
+    usage: Usage
+    flops: dict[str, int]  # by accounting, both models
+    moved: dict[str, int]  # bytes of weights and KV
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def large_step_share(self) -> float:
+        """Share of all steps that the large model wrote."""
+        steps = [s.model == "large" for c in self.completions for s in c.steps]
+        return sum(steps) / max(1, len(steps))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(c.token_ids) for c in self.completions)
+
+    def row(self, baseline: Evaluation) -> dict[str, Any]:
+        """The result row; FLOPs relative to ``baseline``, the large model alone."""
+        low, high = wilson(sum(self.correct), len(self.correct))
+        relative = {f"flops_{a}": self.flops[a] / baseline.flops[a] for a in ACCOUNTINGS}
+        return {
+            "policy": self.policy,
+            "n": len(self.correct),
+            "accuracy": self.accuracy,
+            "ci_low": low,
+            "ci_high": high,
+            "large_step_share": self.large_step_share,
+            **relative,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "tokens": self.tokens,
+            "flops_absolute": self.flops,
+            "bytes_moved": self.moved,
+            "rows": self.usage.to_json()["rows"],
+        }
+
+
+def evaluate(
+    engine: Engine,
+    policy: Policy,
+    tests: TestSet,
+    name: str | None = None,
+    progress: bool = False,
+    trace: Path | None = None,
+) -> Evaluation:
+    """Answer all problems at once, greedily, and check them."""
+    before = engine.scheduler.counters()["ticks"]
+    started = time.perf_counter()
+    completions = engine.generate(
+        [p.prompt for p in tests.problems],
+        SamplingParams(max_tokens=tests.max_tokens),
+        policy,
+        progress=progress,
+        trace=trace,
+    )
+    seconds = time.perf_counter() - started
+    after = engine.scheduler.counters()["ticks"]
+    assert isinstance(before, list) and isinstance(after, list)
+    usage = sum((c.usage for c in completions), Usage())
+    ticks = (after[0] - before[0], after[1] - before[1])
+    return Evaluation(
+        policy=name or policy.name,
+        correct=tuple(
+            tests.is_correct(p, c.text) for p, c in zip(tests.problems, completions, strict=True)
+        ),
+        completions=tuple(completions),
+        usage=usage,
+        flops={a: pair_flops(usage, engine.shapes, a) for a in ACCOUNTINGS},
+        moved=bytes_moved(usage, ticks, engine.shapes, engine.dtype.itemsize),
+        seconds=seconds,
+    )

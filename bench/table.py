@@ -1,0 +1,58 @@
+"""Tables and traces for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine import Completion
+
+_COLOURS = {"small": "\033[36m", "large": "\033[33m"}
+_RESET = "\033[0m"
+
+
+def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table: the first column left, the others right."""
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, rows)])
+
+
+def policies_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The main table, from result rows."""
+    header = (
+        "policy", "accuracy", "95% interval", "large steps",
+        "FLOPs decode", "with catch-up", "re-prefill", "seconds", "tokens/s",
+    )  # fmt: skip
+    return render(
+        header,
+        [
+            (
+                r["policy"],
+                f"{r['accuracy']:.3f}",
+                f"{r['ci_low']:.3f} - {r['ci_high']:.3f}",
+                f"{r['large_step_share']:.1%}",
+                *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
+                f"{r['seconds']:.1f}",
+                f"{r['tokens_per_second']:.0f}",
+            )
+            for r in rows
+        ],
+    )
+
+
+def trace_lines(completion: Completion, colour: bool) -> str:
+    """One line a step: who wrote it, what it says, and why."""
+    lines = []
+    for step in completion.steps:
+        start, end = (_COLOURS[step.model], _RESET) if colour else ("", "")
+        text = step.text.strip() or "(empty)"
+        lines.append(f"  {start}{step.model:5}  {text:24}{end}  {step.reason}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""The ``steer`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from engine.config import NAMED_MODELS, NAMED_PAIRS
+from engine.engine import Engine
+from engine.errors import SteerError
+from engine.request import Completion, SamplingParams
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="steer",
+        description="A small and a large language model write one answer together.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser(
+        "generate",
+        help="answer prompts and show who wrote which step",
+        epilog="example: steer generate '47+36*7-15?\\n\\n' (\\n is read as a line end)",
+    )
+    add = generate.add_argument
+    add("prompts", nargs="+", metavar="PROMPT")
+    add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
+    add("--small", type=Path, metavar="DIR", help="weights of the small model")
+    add("--large", type=Path, metavar="DIR", help="weights of the large model")
+    add(
+        "--policy",
+        default="steer",
+        help="small, large, threshold, threshold:SIGNAL:VALUE, random or steer (default: steer)",
+    )
+    add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add("--seed", type=int, help="of the random draws (default: a fresh one)")
+    add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
+    commands.add_parser("pairs", help="list the named pairs and their shapes")
+    return parser
+
+
+def show(completion: Completion) -> str:
+    """One line a step, then what it cost."""
+    lines = [f"{s.model:5}  {s.text.strip() or '(empty)':32}  {s.reason}" for s in completion.steps]
+    counts = ", ".join(
+        f"{role} {completion.usage.count(role, 'sampled')} sampled"
+        f" + {completion.usage.rows[i, :, 0].sum() - completion.usage.count(role, 'sampled')} read"
+        for i, role in enumerate(("small", "large"))
+    )
+    return "\n".join([*lines, f"-- {completion.finish_reason}; rows: {counts}"])
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """``steer generate``."""
+    params = SamplingParams(
+        max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
+    )
+    engine = Engine(options.pair, small=options.small, large=options.large)
+    prompts = [p.replace("\\n", "\n") for p in options.prompts]
+    for prompt, completion in zip(
+        prompts,
+        engine.generate(prompts, params, options.policy, trace=options.trace),
+        strict=True,
+    ):
+        print(f"{prompt.strip()}\n{show(completion)}")
+    return 0
+
+
+def run_pairs() -> int:
+    """``steer pairs``."""
+    print("tiny: the embedded pair, weights included")
+    for name in NAMED_PAIRS[1:]:
+        small, _, large = name.partition("/")
+        parts = [
+            f"{m}: {NAMED_MODELS[m].layers} layers of {NAMED_MODELS[m].hidden_size}"
+            for m in (small, large)
+        ]
+        print(f"{name}: {'; '.join(parts)}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 2 on bad input, 130 when interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return run_pairs() if options.command == "pairs" else run_generate(options)
+    except SteerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""Random operations on both lanes in random order, watched by a shadow of the arena.
+
+The two "models" are functions of the whole text so far, so a token that is wrong, missing or
+written twice changes everything after it. The shadow holds, for every byte of the arena, what the
+last write there was. It is compared with what the planned sequences need, at plan() and again at
+commit(), and written at both: a block that is used twice within a tick in flight is caught,
+whoever owns it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+
+from engine._core import Plan, Scheduler, Sequence
+
+SMALL, LARGE, NOBODY = 0, 1, -1
+DECIDE = 0
+RUNNING, OVER = 1, 2
+STOP, LENGTH, ABORT = 1, 2, 3
+TOKEN_BYTES = [b"a", b"b", b"c", b"\n", b"\n\n", b".\n\n", b"\n\n\n", b""]
+STOP_ID = 7
+BLOCK_TOKENS = 4
+CONTEXT = 40
+OPERATIONS = 8000  # of a seed
+
+# Slots of a slab, bytes of a token, bytes of a slab. The ratio of the blocks is not integral: those
+# of the two models end at different bytes.
+GEOMETRIES = [((9, 1), (7, 64), 256), ((7, 2), (2, 7), 60)]
+
+
+def digest(tokens: list[int]) -> list[int]:
+    """A hash of each prefix; entry n is that of the first n tokens."""
+    hashes = [1]
+    for token in tokens:
+        hashes.append(hash((hashes[-1], token)))
+    return hashes
+
+
+def virtual_model(model: int, prefix: int) -> int:
+    """The token that a model writes after a prefix: text, delimiters, and now and then a stop."""
+    draw = hash((prefix, model, 5)) % 40
+    return STOP_ID if draw == 0 else draw % 7
+
+
+class Arena:
+    """What the last write left in each byte."""
+
+    def __init__(self, slabs: int, slots: tuple[int, int], token: tuple[int, int], slab: int):
+        self.slots, self.token_bytes, self.slab_bytes = slots, token, slab
+        for model in (SMALL, LARGE):
+            assert slots[model] == slab // (token[model] * BLOCK_TOKENS)
+        self.bytes = [0] * (slabs * slab)
+
+    def range(self, model: int, slot: int) -> slice:
+        """The bytes of a KV row."""
+        block, offset = divmod(slot, BLOCK_TOKENS)
+        slab, place = divmod(block, self.slots[model])
+        size = self.token_bytes[model]
+        first = slab * self.slab_bytes + (place * BLOCK_TOKENS + offset) * size
+        assert first + size <= (slab + 1) * self.slab_bytes
+        return slice(first, first + size)
+
+    def write(self, model: int, slot: int, content: int) -> None:
+        self.bytes[self.range(model, slot)] = [content] * self.token_bytes[model]
+
+    def holds(self, model: int, slot: int, content: int) -> bool:
+        return self.bytes[self.range(model, slot)] == [content] * self.token_bytes[model]
+
+
+class Driver:
+    """A scheduler, its shadow, and the operations of the test."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        slots, token, slab = GEOMETRIES[seed % len(GEOMETRIES)]
+        slabs = 11 // min(slots)
+        self.arena = Arena(slabs, slots, token, slab)
+        self.scheduler = Scheduler(
+            slabs=slabs,
+            slots=slots,
+            block_tokens=BLOCK_TOKENS,
+            max_context=CONTEXT,
+            max_sequences=7,
+            max_tick_tokens=self.random.choice((8, 16, 64)),
+            recompute_cost=(1.0, self.random.choice((0.3, 1.0, 15.0))),
+            delimiters=[b"\n\n", b"c."],
+            token_bytes=TOKEN_BYTES,
+        )
+        self.plans = [self.scheduler.buffers(lane) for lane in (SMALL, LARGE)]
+        self.prompts: dict[int, list[int]] = {}
+        self.alive: list[int] = []
+        self.undecided: list[int] = []
+        self.truncations: Counter[int] = Counter()
+        self.planned = np.zeros((2, 2), np.int64)  # by model: rows, keys
+        self.booked = np.zeros((2, 2), np.int64)
+        self.seen: Counter[str] = Counter()
+        self.operations = 0
+
+    # -- operations
+
+    def add(self) -> None:
+        if len(self.alive) >= 10:
+            return
+        random = self.random
+        prompt = [random.randrange(7) for _ in range(random.randint(1, 14))]
+        id = self.scheduler.add(
+            prompt,
+            max_tokens=random.randint(1, CONTEXT - len(prompt)),
+            stop_ids=[STOP_ID],
+            reader=random.choice((NOBODY, SMALL, SMALL, LARGE)),
+            priority=random.choice((0, 0, 0, -1, 1)),
+            settle_at_once=random.random() < 0.5,
+        )
+        self.prompts[id] = prompt
+        self.alive.append(id)
+
+    def lane(self, lane: int) -> int:
+        """Commit what is in flight, else plan."""
+        if self.plans[lane].in_flight:
+            self.commit(lane)
+            return 1
+        count = self.scheduler.plan(lane)
+        assert count == self.plans[lane].sequences
+        self.seen["short"] += self.plans[lane].short_of_memory
+        if count:
+            self.look(lane, self.plans[lane], planned=True)
+        return count
+
+    def commit(self, lane: int) -> None:
+        tokens = self.look(lane, self.plans[lane], planned=False)
+        self.scheduler.commit(lane, np.array(tokens, np.int32))
+
+    def look(self, lane: int, plan: Plan, planned: bool) -> list[int]:
+        """Compare a plan with the texts and the shadow, run it, and draw its tokens."""
+        drawn = []
+        for i in range(plan.sequences):
+            sequence = self.scheduler.sequence(int(plan.ids[i]))
+            rows = slice(int(plan.starts[i]), int(plan.starts[i + 1]))
+            context = int(plan.contexts[i])
+            hashes = digest(sequence.tokens.tolist())
+            self.check_rows(lane, plan, i, rows, sequence)
+            present = sequence.computed[lane] if planned else context
+            self.check_context(lane, plan.blocks[i].tolist(), present, hashes)
+            for slot, position in zip(
+                plan.slots[rows].tolist(), plan.positions[rows].tolist(), strict=True
+            ):
+                self.arena.write(lane, slot, hash((hashes[position + 1], lane)))
+            if planned:
+                first = context - (rows.stop - rows.start)
+                self.planned[lane] += (context - first, sum(range(first + 1, context + 1)))
+            drawn.append(virtual_model(lane, hashes[context]) if plan.samples[i] else -1)
+        return drawn
+
+    def check_rows(self, lane: int, plan: Plan, i: int, rows: slice, sequence: Sequence) -> None:
+        """The rows are the sequence's next ones and go where its block table says."""
+        context, first = int(plan.contexts[i]), sequence.computed[lane]
+        positions = list(range(first, context))
+        table = plan.blocks[i].tolist()
+        assert plan.positions[rows].tolist() == positions
+        assert plan.tokens[rows].tolist() == sequence.tokens[first:context].tolist()
+        assert plan.slots[rows].tolist() == [
+            table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in positions
+        ]
+        assert plan.samples[i] == (context == sequence.length)
+        assert plan.attempts[i] == sequence.attempt
+        assert sequence.in_flight[lane] == len(positions) > 0
+        assert (sequence.active, sequence.phase, sequence.awaits_route) == (lane, RUNNING, False)
+
+    def check_context(self, lane: int, table: list[int], rows: int, hashes: list[int]) -> None:
+        """The first rows of KV are there, untouched by anybody."""
+        for position in range(rows):
+            slot = table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+            content = hash((hashes[position + 1], lane))
+            assert self.arena.holds(lane, slot, content), f"position {position} was overwritten"
+
+    def route(self) -> None:
+        if not self.undecided:
+            return
+        id = self.undecided.pop(self.random.randrange(len(self.undecided)))
+        if id in self.prompts and self.scheduler.sequence(id).awaits_route:
+            self.scheduler.route(id, self.random.choice((SMALL, LARGE)))
+
+    def truncate(self) -> None:
+        """A few times a sequence, so that it comes to an end."""
+        sequence = self.pick()
+        if sequence is None or self.truncations[sequence.id] >= 4:
+            return
+        length = self.random.randint(sequence.settled, sequence.length)
+        if length == sequence.length:
+            return
+        self.truncations[sequence.id] += 1
+        self.seen["truncated in flight" if sum(sequence.in_flight) else "truncated"] += 1
+        self.scheduler.truncate(sequence.id, length)
+
+    def settle(self) -> None:
+        """Half of what is open; where a truncation is pending that may be too much."""
+        sequence = self.pick()
+        if sequence is None:
+            return
+        try:
+            self.scheduler.settle(sequence.id, (sequence.settled + sequence.length) // 2)
+        except ValueError:
+            assert sum(sequence.in_flight) and self.truncations[sequence.id]
+            self.seen["settled too late"] += 1
+
+    def preempt(self) -> None:
+        if sequence := self.pick():
+            self.scheduler.preempt(sequence.id)
+
+    def abort(self) -> None:
+        if sequence := self.pick():
+            self.seen["aborted in flight"] += sum(sequence.in_flight) > 0
+            self.scheduler.abort(sequence.id)
+
+    def pick(self) -> Sequence | None:
+        return self.scheduler.sequence(self.random.choice(self.alive)) if self.alive else None
+
+    # -- after every operation
+
+    def after(self) -> None:
+        self.operations += 1
+        self.scheduler.check_integrity()
+        for kind, id, row in self.scheduler.take_events():
+            if kind == DECIDE:
+                self.undecided.append(id)
+                continue
+            assert row == NOBODY
+            self.finish(self.scheduler.sequence(id))
+
+    def finish(self, sequence: Sequence) -> None:
+        """A finished text is what the models that wrote its steps write, to its very end."""
+        self.scheduler.forget(sequence.id)
+        self.alive.remove(sequence.id)
+        self.booked += sequence.rows.sum(axis=1)
+        prompt, tokens = self.prompts.pop(sequence.id), sequence.tokens.tolist()
+        hashes, length = digest(tokens), len(prompt)
+        assert tokens[:length] == prompt
+        steps = [*sequence.steps, (len(tokens), NOBODY)]
+        for (start, model), (end, _) in pairwise(steps):
+            written = [virtual_model(model, hashes[i]) for i in range(start, end)]
+            assert tokens[start:end] == written
+        assert sequence.finish in (STOP, LENGTH, ABORT)
+        if sequence.finish == STOP:
+            assert tokens.index(STOP_ID) == len(tokens) - 1
+        else:
+            assert STOP_ID not in tokens
+        self.seen[f"finish {sequence.finish}"] += 1
+
+    def run(self) -> None:
+        """Random operations, then everything to its end."""
+        lanes = [lambda: self.lane(SMALL), lambda: self.lane(LARGE)]
+        others = [self.truncate, self.settle, self.preempt, self.abort]
+        operations = [self.add, self.route, *lanes, *others]
+        # One lane is slow in some stretches and quick in others.
+        for stretch in range(OPERATIONS // 100):
+            quick = stretch % 3
+            weights = [6, 14, (3, 12, 12)[quick], (12, 3, 12)[quick], 4, 1, 0.3, 0.15]
+            for operation in self.random.choices(operations, weights, k=100):
+                operation()
+                self.after()
+        self.drain()
+
+    def drain(self) -> None:
+        """Both lanes in turn; a lane may wait for the other once, never both for long."""
+        idle = 0
+        while self.alive:
+            progressed = bool(self.undecided)
+            while self.undecided:
+                self.route()
+                self.after()
+            for lane in (SMALL, LARGE):
+                progressed |= self.lane(lane) > 0
+                self.after()
+            idle = 0 if progressed else idle + 1
+            assert idle < 2, "no lane can move"
+            assert self.operations < 2 * OPERATIONS, "the sequences do not come to an end"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_operations(seed: int) -> None:
+    """Every text is right, no KV is touched while it is needed, every row is booked once."""
+    driver = Driver(seed)
+    driver.run()
+    assert np.array_equal(driver.planned, driver.booked)
+    scheduler, counters = driver.scheduler, driver.scheduler.counters()
+    assert (scheduler.running, scheduler.waiting, scheduler.take_events()) == (0, 0, [])
+    assert (scheduler.pool.live(SMALL), scheduler.pool.live(LARGE)) == (0, 0)
+    # What the run is meant to exercise did happen.
+    assert counters["lent_slabs"] > 50
+    assert counters["preemptions"] > 50
+    assert min(counters["lost_rows"]) > 100
+    assert min(counters["ticks"]) > 100
+    for event in ("finish 1", "finish 2", "finish 3", "short", "truncated", "truncated in flight"):
+        assert driver.seen[event] > 0, event

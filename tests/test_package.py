@@ -1,0 +1,76 @@
+"""The distribution, its names, and its neighbours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_transformers_lives_beside_us():
+    """It probes a top-level package called ``kernels``: ours must not be taken for another."""
+    code = (
+        "import kernels, transformers; from transformers import Qwen2ForCausalLM; "
+        "assert not hasattr(kernels, '__version__'); print(kernels.__file__)"
+    )
+    assert str(ROOT) in run(sys.executable, "-c", code).stdout
+
+
+def test_the_version_stays_in_the_safe_range():
+    assert metadata.version("steer-engine").startswith("0.1.")
+
+
+def test_import_is_light():
+    """Neither Triton nor plots nor transformers are needed to run the engine."""
+    code = (
+        "import sys, engine; "
+        "print([m for m in ('triton', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
+    assert run(sys.executable, "-c", code).stdout.strip() == "[]"
+
+
+def test_a_wheel_works_from_any_folder(tmp_path: Path):
+    """It carries the extension and the weights; the benchmark runs where there is no checkout."""
+    wheels = tmp_path / "wheels"
+    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT))
+    run(sys.executable, "-m", "pip", *build)
+    (wheel,) = wheels.glob("steer_engine-0.1.*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import engine; "
+        f"assert engine.__file__.startswith({str(site)!r}); "
+        "from bench.flops import main; sys.exit(main(['--problems', '5', '--policies', 'steer']))"
+    )
+    assert "STEER minus large" in run(sys.executable, "-P", "-c", code, cwd=elsewhere).stdout
+
+
+def test_the_command_explains_itself():
+    steer = str(Path(sys.executable).parent / "steer")
+    assert "small and a large" in run(steer, "--help").stdout
+    assert "qwen-1.5b/qwen-32b" in run(steer, "pairs").stdout
+    out = run(steer, "generate", "47+36*7-15?\\n\\n").stdout
+    assert "47+36" in out and "posterior" in out and "-- stop" in out
+
+
+def test_the_command_refuses_in_one_line():
+    steer = str(Path(sys.executable).parent / "steer")
+    result = subprocess.run(
+        [steer, "generate", "47+1?", "--policy", "luck"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: unknown policy 'luck'") and not result.stdout
