@@ -223,12 +223,12 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
         except KeyboardInterrupt:
             print("interrupted: these policies were finished", file=sys.stderr)
             code = INTERRUPTED
-    print(run.report())
-    if "steer" in run.evaluations:
-        print("\n" + run.example())
     if options.plot and run.evaluations:
         title = f"{pair.name}, {len(tests.problems)} problems"
         accuracy_plot([run.row(name) for name in run.evaluations], options.plot, title)
+    print(run.report())
+    if "steer" in run.evaluations:
+        print("\n" + run.example())
     return code
 
 

@@ -53,7 +53,8 @@ operation whose result opens the step (`copy` opens with the start value).
 
 {accuracy}
 
-The gate asks for {gate} on easy steps. All seeds that were tried:
+The gate asks for {gate} on easy steps; the kept seed is the best on easy steps, then on medium
+ones. Seeds differ much, most on what was rare in training. All that were tried:
 
 {seeds}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
 
+_MARKERS = "osD^vP*X"
 _PANELS = {
     "flops_decode": "decode only (sampled and discarded rows)",
     "flops_catchup": "with catch-up (what this engine does)",
@@ -26,17 +28,18 @@ def accuracy_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Non
 
     figure, axes = plt.subplots(1, len(_PANELS), figsize=(14, 4.6), sharey=True)
     for axis, (field, label) in zip(axes, _PANELS.items(), strict=True):
-        for row in rows:
+        for row, marker in zip(rows, cycle(_MARKERS)):
             accuracy = row["accuracy"]
             error = [[accuracy - row["ci_low"]], [row["ci_high"] - accuracy]]
-            axis.errorbar(row[field], accuracy, yerr=error, fmt="o", capsize=3)
-            axis.annotate(
-                row["policy"], (row[field], accuracy), (6, -10), textcoords="offset points"
-            )
+            axis.errorbar(
+                row[field], accuracy, yerr=error, label=row["policy"], fmt=marker, capsize=3,
+                markersize=8, alpha=0.8,
+            )  # fmt: skip
         axis.set(xlabel=f"FLOPs relative to large alone\n{label}", xlim=(0, None))
         axis.axvline(1, color="grey", linewidth=0.5)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, 95% interval")
+    axes[0].legend(loc="center right")
     figure.suptitle(title)
     figure.tight_layout()
     try:

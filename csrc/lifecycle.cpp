@@ -230,12 +230,10 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   Step first_taken = steps.back();
   for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
     first_taken = steps.back();
-  sequence.reading = false;
-  sequence.awaits_route = first_taken.start == length;
-  if (sequence.awaits_route) {
+  sequence.reading = sequence.awaits_route = false;
+  if (first_taken.start == length) {
     sequence.cursor = first_taken.cursor;
-    events_.push_back({EventKind::decide, sequence.id, -1});
-    return;
+    return reach_boundary(sequence);
   }
   sequence.active = steps.back().model;
   sequence.cursor = steps.back().cursor;

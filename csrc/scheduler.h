@@ -66,9 +66,9 @@ class Scheduler {
   void route(SequenceId id, int model);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. If that ends at a step's first
-  // token the sequence awaits route() again, without a candidate: a decide event says so, and older
-  // ones are void. In flight: when it retires, and the token in flight goes too. With nothing to
-  // take back, length == the sequence's, it does nothing.
+  // token the sequence stands at that boundary again: its reader, if any, reads it once more, and a
+  // decide event follows; older ones are void. In flight: when it retires, and the token in flight
+  // goes too. With nothing to take back, length == the sequence's, it does nothing.
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -94,6 +95,8 @@ class Engine:
         self._live: dict[int, LiveRequest] = {}
         self._ticks = 0
         self._idle = 0
+        self._events: deque[tuple[Lane | None, int, int, int]] = deque()
+        self._finished: list[Completion] = []
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -193,12 +196,17 @@ class Engine:
         self.scheduler.abort(request)
 
     def step(self) -> list[Completion]:
-        """One tick of each lane. Returns the requests that it finished."""
-        finished = self._handle_events(None)
+        """One tick of each lane. Returns the requests that it finished.
+
+        A policy that raises ends its request with an abort; the exception passes through, and the
+        next step goes on with all others.
+        """
+        self._handle_events(None)
         progressed = False
         for lane in self.lanes:
             progressed |= lane.tick(self._live)
-            finished += self._handle_events(lane)
+            self._handle_events(lane)
+        finished, self._finished = self._finished, []
         self._idle = 0 if progressed or finished or not self._live else self._idle + 1
         if self._idle > 1:  # one empty round may only have given a reservation back
             raise RuntimeError(f"no lane can move while {len(self._live)} requests wait")
@@ -208,18 +216,20 @@ class Engine:
             self.scheduler.check_integrity()
         return finished
 
-    def _handle_events(self, lane: Lane | None) -> list[Completion]:
-        finished = []
-        while events := self.scheduler.take_events():
-            for kind, request, row in events:
-                if kind == _DECIDE:
-                    self._route(lane, request, row)
-                else:
-                    sequence = self.scheduler.sequence(request)
-                    self.scheduler.forget(request)
-                    live = self._live.pop(request)
-                    finished.append(live.complete(sequence, self.tokenizer))
-        return finished
+    def _handle_events(self, lane: Lane | None) -> None:
+        """Answer what the core asks until it asks no more; ``lane`` is the one that just ran."""
+        while True:
+            self._events.extend((lane, *event) for event in self.scheduler.take_events())
+            if not self._events:
+                return
+            source, kind, request, row = self._events.popleft()
+            if kind == _DECIDE:
+                self._route(source, request, row)
+            else:
+                sequence = self.scheduler.sequence(request)
+                self.scheduler.forget(request)
+                live = self._live.pop(request)
+                self._finished.append(live.complete(sequence, self.tokenizer))
 
     def _route(self, lane: Lane | None, request: int, row: int) -> None:
         sequence = self.scheduler.sequence(request)
@@ -235,7 +245,11 @@ class Engine:
             catch_up=sequence.length - sequence.computed[_LARGE],
             signals=lane.signals(row) if lane is not None and row >= 0 else None,
         )
-        decision = self._live[request].decide(boundary)
+        try:
+            decision = self._live[request].decide(boundary)
+        except BaseException:
+            self.scheduler.abort(request)
+            raise
         self.scheduler.route(request, ROLES.index(decision.model))
 
     def generate(
@@ -284,6 +298,8 @@ class Engine:
         for lane in self.lanes:
             lane.abandon()
         self.scheduler.take_events()
+        self._events.clear()
+        self._finished.clear()
         for request in self._live:
             self.scheduler.forget(request)
         self._live.clear()

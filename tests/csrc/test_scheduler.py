@@ -528,7 +528,7 @@ def test_truncation_into_an_earlier_step(make_scheduler: Make) -> None:
 
 @pytest.mark.parametrize("reader", [NOBODY, SMALL])
 def test_truncation_to_a_step_asks_again(make_scheduler: Make, reader: int) -> None:
-    """Where the step began the sequence awaits a route, without a candidate."""
+    """Where the step began the reader, if any, reads again; then the sequence awaits a route."""
     scheduler = make_scheduler()
     id = scheduler.add([A, A], max_tokens=9, reader=reader, settle_at_once=False)
     if reader == SMALL:
@@ -538,7 +538,10 @@ def test_truncation_to_a_step_asks_again(make_scheduler: Make, reader: int) -> N
         tick(scheduler, SMALL, B)
     scheduler.take_events()
     scheduler.truncate(id, 2)
-    assert scheduler.take_events() == [(DECIDE, id, -1)]
+    if reader == SMALL:
+        assert scheduler.take_events() == []
+        tick(scheduler, SMALL, A)
+    assert scheduler.take_events() == [(DECIDE, id, -1 if reader == NOBODY else 0)]
     assert (scheduler.sequence(id).candidate, scheduler.sequence(id).steps) == (-1, [])
     scheduler.route(id, LARGE)
     tick(scheduler, LARGE, C)

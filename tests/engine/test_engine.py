@@ -134,6 +134,40 @@ def test_interrupt_leaves_a_working_engine(engine: Engine):
     assert engine.generate(PROMPTS[:2], PARAMS, "small")[0].finish_reason == "stop"
 
 
+def test_a_reading_policy_reads_again_after_a_truncation(engine: Engine):
+    """Taken back to where a step began, the boundary is read once more and decided anew."""
+    expected = engine.generate(PROMPTS[:1], PARAMS, "threshold:max_prob:0.9")[0]
+    request = engine.submit(PROMPTS[0], PARAMS, "threshold:max_prob:0.9", settle_at_once=False)
+    third, found = expected.steps[2].position, []
+    while engine.scheduler.sequence(request).length < third + 3:
+        found += engine.step()
+    engine.scheduler.truncate(request, third)
+    while not found:
+        found += engine.step()
+    assert found[0].text == expected.text
+    assert [s.model for s in found[0].steps] == [s.model for s in expected.steps]
+    assert found[0].usage.count("small", "discarded") > 0
+
+
+def test_a_policy_that_raises_in_a_step_ends_its_request_only(engine: Engine):
+    """The exception passes through; the neighbours' events are not lost with it."""
+
+    def broken(boundary: Boundary) -> str:
+        raise ZeroDivisionError
+
+    expected = texts(engine, PROMPTS[:3], "small")
+    good = [engine.submit(p, PARAMS, "small") for p in PROMPTS[:3]]
+    bad = engine.submit(PROMPTS[3], PARAMS, broken)
+    found, raised = {}, 0
+    while len(found) < 4:
+        try:
+            found |= {c.request_id: c for c in engine.step()}
+        except ZeroDivisionError:
+            raised += 1
+    assert raised == 1 and found[bad].finish_reason == "abort"
+    assert [found[i].text for i in good] == expected
+
+
 def test_length_and_stop_ids(engine: Engine):
     short = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=4), "small")[0]
     assert short.finish_reason == "length" and len(short.token_ids) == 4
