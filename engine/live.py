@@ -33,7 +33,7 @@ class LiveRequest:
         """The completion of a finished sequence."""
         tokens: list[int] = sequence.tokens.tolist()
         starts = sequence.steps
-        ends = [start for start, _ in starts[1:]] + [len(tokens)]
+        ends = [*(start for start, _ in starts[1:]), len(tokens)] if starts else []
         steps = tuple(
             self._step(i, start, tokens[start:end], ROLES[model], tokenizer)
             for i, ((start, model), end) in enumerate(zip(starts, ends, strict=True))
