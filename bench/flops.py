@@ -181,14 +181,13 @@ class Run:
     def _verdict(self) -> str:
         steer, large = self.evaluations["steer"], self.evaluations["large"]
         points = [100 * d for d in paired_difference(steer.correct, large.correct)]
-        saved = {a: 1 - steer.flops[a] / large.flops[a] for a in steer.flops}
+        saved = {a: _saved(steer.flops[a] / large.flops[a]) for a in steer.flops}
         tau = self.calibration.tau if self.calibration else float("nan")
         return (
             f"STEER minus large, paired: {points[0]:+.1f} points, 95% interval "
             f"{points[1]:+.1f} to {points[2]:+.1f} (n={len(steer.correct)}, tau {tau:g})\n"
-            f"STEER's FLOPs against large: {saved['decode']:.1%} fewer decode-only, "
-            f"{saved['catchup']:.1%} fewer with catch-up, "
-            f"{saved['reprefill']:.1%} fewer with full re-prefill"
+            f"STEER's FLOPs against large: {saved['decode']} decode-only, "
+            f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill"
         )
 
     def example(self) -> str:
@@ -203,6 +202,10 @@ class Run:
         prompt = self.engine.tokenizer.decode(both[0].prompt_token_ids).strip()
         colour = sys.stdout.isatty()
         return f"A trace that both models wrote: {prompt}\n{trace_lines(both[0], colour)}"
+
+
+def _saved(relative: float) -> str:
+    return f"{abs(1 - relative):.1%} {'fewer' if relative <= 1 else 'more'}"
 
 
 def run_pair(options: argparse.Namespace, pair: Pair) -> int:
