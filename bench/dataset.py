@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import SteerError
+from engine.files import read_text
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
@@ -23,10 +24,7 @@ class FileProblem:
 
 def read_problems(path: Path) -> list[FileProblem]:
     """All problems of a file. SteerError with file and line on the first bad one."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise SteerError(f"{path}: no such dataset file") from None
+    lines = read_text(path, "dataset file").splitlines()
     problems = [_parse(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
     if not problems:
         raise SteerError(f"{path}: no problem in this file")

@@ -15,7 +15,7 @@ from typing import Any
 from bench import dataset
 from bench.calibrate import calibrate
 from bench.evaluate import Evaluation, TestSet, evaluate
-from bench.plot import accuracy_plot
+from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
 from bench.rows import RowWriter
 from bench.stats import paired_difference
@@ -90,6 +90,8 @@ def _check(options: argparse.Namespace) -> list[str]:
     """The policies to run, large first and random last; SteerError on a bad combination."""
     if options.problems is not None and options.problems < 1:
         raise SteerError(f"--problems must be at least 1, got {options.problems}")
+    if options.plot:
+        check_plot(options.plot)
     policies = [p for p in options.policies.split(",") if p]
     for policy in policies:
         if policy != "steer":  # which needs its calibration first
@@ -269,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         if pair.name != "tiny" and not options.dataset:
             raise SteerError(f"pair {pair.name} needs problems: pass --dataset FILE.jsonl")
         return run_pair(options, pair)
-    except SteerError as error:
+    except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

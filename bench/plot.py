@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from engine.errors import SteerError
 
+_FORMATS = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*X"
 _PANELS = {
     "flops_decode": "decode only (sampled and discarded rows)",
@@ -17,12 +19,20 @@ _PANELS = {
 }
 
 
+def check_plot(path: Path) -> None:
+    """SteerError if :func:`accuracy_plot` could not write there: said before the work is done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SteerError("--plot needs matplotlib: pip install steer-engine[plot]")
+    if path.suffix not in _FORMATS:
+        raise SteerError(f"--plot {path}: expected a file name that ends in {', '.join(_FORMATS)}")
+    if not path.resolve().parent.is_dir():
+        raise SteerError(f"--plot {path}: no such folder")
+
+
 def accuracy_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Write a picture of result rows. SteerError without matplotlib or for an unknown format."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise SteerError("--plot needs matplotlib: pip install steer-engine[plot]") from None
+    """Write a picture of result rows."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -42,9 +52,5 @@ def accuracy_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Non
     axes[0].legend(loc="center right")
     figure.suptitle(title)
     figure.tight_layout()
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise SteerError(f"--plot {path}: {error}") from None
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return run_pairs() if options.command == "pairs" else run_generate(options)
-    except SteerError as error:
+    except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from engine.errors import SteerError
+from engine.files import read_text
 from engine.ledger import Usage
 from engine.request import Completion
 
@@ -112,11 +113,7 @@ class Trace:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise SteerError(f"{path}: no such trace file") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path, "trace file").splitlines(), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

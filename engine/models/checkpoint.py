@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import SteerError
+from engine.files import read_text
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,13 +30,13 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.is_file():
         raise SteerError(
             f"{path.parent}: {path.name} is missing; expected a Hugging Face checkpoint folder"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        )
+    try:
+        content = json.loads(read_text(path, "file"))
+    except json.JSONDecodeError as error:
         raise SteerError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise SteerError(f"{path}: expected a JSON object, found {type(content).__name__}")

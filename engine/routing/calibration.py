@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
+from engine.files import read_text
 from engine.routing.mixture import Mixture, fit_mixture
 from engine.routing.signals import Signals, check_signal, confidence_scale
 
@@ -64,8 +65,9 @@ class Calibration:
     @classmethod
     def load(cls, path: Path, pair: str) -> Calibration:
         """Read a file that was fitted on ``pair``. SteerError on anything else."""
+        text = read_text(path, "calibration file")
         try:
-            raw = json.loads(path.read_text())
+            raw = json.loads(text)
             schema = raw.get("schema")
             if schema != SCHEMA:
                 raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")
@@ -80,8 +82,6 @@ class Calibration:
             )
         except SteerError:
             raise
-        except FileNotFoundError:
-            raise SteerError(f"{path}: no such calibration file") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SteerError(f"{path}: not a calibration file: {error}") from None
         if found.pair != pair:

@@ -121,6 +121,9 @@ def test_a_dataset_runs_on_any_pair(tmp_path: Path, capsys):
         (["--model-pair=qwen-1.5b/qwen-7b", "--small=a", "--large=b"], "pass --dataset FILE"),
         (["--model-pair=qwen-1.5b/qwen-7b", "--small=a"], "folder of the large model is missing"),
         (["--dataset=nowhere.jsonl"], "no such dataset file"),
+        (["--plot=x.gif2"], "expected a file name that ends in .png, .svg, .pdf"),
+        (["--plot=nowhere/x.png"], "no such folder"),
+        (["--json=nowhere/x.jsonl", "--problems=2"], "No such file or directory"),
         (["--calibration=nowhere.json", "--problems=2"], "no such calibration file"),
     ],
 )
