@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from engine.files import JsonLines
 
 
 def machine() -> str:
@@ -35,10 +35,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; "unknown" outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """The checkout's commit, marked where files differ from it; "unknown" outside of one.
+
+    An installed copy may lie inside somebody else's checkout: it counts only where git tracks it.
+    """
+    here = Path(__file__)
+
+    def git(*command: str) -> str:
+        found = subprocess.run(
+            ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False
+        )
+        return found.stdout.strip()
+
+    tracked = git("ls-files", here.name) == here.name
+    return (git("describe", "--always", "--dirty") if tracked else "") or "unknown"
 
 
 def provenance() -> dict[str, Any]:
@@ -52,27 +62,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-class RowWriter:
-    """Writes rows as they come; what is written stays, whatever happens later."""
+class RowWriter(JsonLines):
+    """Writes rows as they come, each with the common fields; without a path it writes nothing."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("w") if path else None
+        super().__init__(path)
         self._common = provenance()
 
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file:
-            self._file.close()
-
     def write(self, row: dict[str, Any]) -> None:
-        """Add the common fields and write one line, flushed."""
-        if self._file:
-            self._file.write(json.dumps({**row, **self._common}) + "\n")
-            self._file.flush()
+        """Append one row and the common fields."""
+        super().write({**row, **self._common})

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from engine import _core
-from engine.config import ROLES, TINY, EngineConfig, ModelConfig, Pair
+from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.errors import SteerError
 from engine.lane import Lane
 from engine.live import LiveRequest
+from engine.loading import DTYPES, load_pair
 from engine.memory import ArenaGeometry, KVArena
-from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.pricing import Executed, Price
 from engine.request import Completion, SamplingParams
 from engine.routing.calibration import Calibration
 from engine.routing.policies import Boundary, Decision, Policy, make_policy
 from engine.runner import ModelRunner
-from engine.tokenizer import Tokenizer
 from engine.trace import TraceWriter
 
 _SMALL, _LARGE = range(2)
 _DECIDE = 0
 _NOBODY = -1
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
@@ -67,30 +63,20 @@ class Engine:
         if dtype not in DTYPES:
             raise SteerError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
-        if self.pair.small is None or self.pair.large is None:
-            raise SteerError(
-                f"pair {self.pair.name}: no weights; pass small=FOLDER and large=FOLDER"
-            )
-        folders = (self.pair.small, self.pair.large)
         self.config = config or EngineConfig()
-        self.shapes: tuple[ModelConfig, ModelConfig] = (
-            load_config(folders[0]), load_config(folders[1]),
-        )  # fmt: skip
-        self.tokenizer = _shared_tokenizer(folders, self.shapes)
-        self.max_context = _context(self.config, self.shapes)
         self.dtype = DTYPES[dtype]
+        loaded = load_pair(self.pair, self.config, self.dtype)
+        self.shapes = loaded.shapes
+        self.tokenizer = loaded.tokenizer
+        self.max_context = loaded.max_context
+        self.fingerprint = loaded.fingerprint
         self.arena = KVArena(
             ArenaGeometry.of(self.shapes, self.config, self.dtype.itemsize), self.dtype
         )
         self.scheduler = self._build_scheduler()
-        decoders = [
-            Decoder(shape, load_weights(folder, shape, self.dtype), self.max_context)
-            for folder, shape in zip(folders, self.shapes, strict=True)
-        ]
-        self.fingerprint = self._fingerprint(decoders)
         self.lanes = tuple(
             Lane(self.scheduler, self._build_runner(model, decoder))
-            for model, decoder in enumerate(decoders)
+            for model, decoder in enumerate(loaded.decoders)
         )
         self._live: dict[int, LiveRequest] = {}
         self._ticks = 0
@@ -116,13 +102,6 @@ class Engine:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config)
         return ModelRunner(model, decoder, rows, layout, self.tokenizer.size)
-
-    def _fingerprint(self, decoders: list[Decoder]) -> str:
-        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
-        for decoder in decoders:
-            digest.update(repr(decoder.config).encode())
-            digest.update(decoder.norm.float().numpy().tobytes())
-        return f"{self.pair.name}-{digest.hexdigest()[:12]}"
 
     @property
     def executed(self) -> dict[str, Executed]:
@@ -303,25 +282,3 @@ class Engine:
         for request in self._live:
             self.scheduler.forget(request)
         self._live.clear()
-
-
-def _shared_tokenizer(
-    folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig]
-) -> Tokenizer:
-    small, large = (Tokenizer(folder / "tokenizer.json") for folder in folders)
-    difference = small.difference(large)
-    if difference:
-        raise SteerError(f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}")
-    for folder, shape in zip(folders, shapes, strict=True):
-        if small.size > shape.vocab_size:
-            raise SteerError(
-                f"{folder}: the tokenizer has {small.size} ids, the model {shape.vocab_size}"
-            )
-    return small
-
-
-def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> int:
-    limit = min(shape.max_position for shape in shapes)
-    if config.max_context > limit:
-        raise SteerError(f"max_context {config.max_context} exceeds the models' {limit}")
-    return config.max_context or limit

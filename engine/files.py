@@ -1,8 +1,11 @@
-"""Reading small text files that a user names."""
+"""Text files that a user names: reading whole ones, writing JSON lines."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from engine.errors import SteerError
 
@@ -17,3 +20,28 @@ def read_text(path: Path, what: str) -> str:
         raise SteerError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
         raise SteerError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+class JsonLines:
+    """Writes one JSON object a line, flushed at once; without a path it writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = path.open("w", encoding="utf-8") if path else None
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        if self._file:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()

@@ -10,42 +10,27 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from engine.errors import SteerError
-from engine.files import read_text
+from engine.files import JsonLines, read_text
 from engine.ledger import Usage
 from engine.request import Completion
 
 SCHEMA = "steer-trace/1"
 
 
-class TraceWriter:
-    """Writes one run. Each request's lines are flushed together when it is finished."""
+class TraceWriter(JsonLines):
+    """Writes one run."""
 
     def __init__(self, path: Path, pair: str, policy: str) -> None:
-        self._file: IO[str] = path.open("w")
-        self._write({"schema": SCHEMA, "type": "run", "pair": pair, "policy": policy})
-
-    def __enter__(self) -> TraceWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        super().__init__(path)
+        self.write({"schema": SCHEMA, "type": "run", "pair": pair, "policy": policy})
 
     def add(self, completion: Completion) -> None:
         """Write the steps of a finished request, then its counts."""
         for step in completion.steps:
-            self._write(
+            self.write(
                 {
                     "type": "step",
                     "request": completion.request_id,
@@ -58,7 +43,7 @@ class TraceWriter:
                     "reason": step.reason,
                 }
             )
-        self._write(
+        self.write(
             {
                 "type": "request",
                 "request": completion.request_id,
@@ -69,7 +54,6 @@ class TraceWriter:
                 **completion.usage.to_json(),
             }
         )
-        self._file.flush()
 
 
 @dataclass(frozen=True)
