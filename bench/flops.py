@@ -21,7 +21,7 @@ from bench.rows import RowWriter
 from bench.stats import paired_difference
 from bench.table import policies_table, trace_lines
 from bench.tasks import arithmetic
-from engine import Calibration, Engine, SteerError
+from engine import Calibration, Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.routing.policies import POLICIES, make_policy
 
@@ -214,7 +214,8 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Run the policies on a pair whose weights are here."""
     order = _check(options)
     calibration, tests = _tests(options)
-    engine = Engine(pair)
+    # Off, so that no policy lives on what another one has computed.
+    engine = Engine(pair, config=EngineConfig(prefix_cache=False))
     if options.save_traces:
         options.save_traces.mkdir(parents=True, exist_ok=True)
     code = 0

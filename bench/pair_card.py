@@ -11,7 +11,7 @@ from bench.evaluate import TestSet, evaluate
 from bench.rows import provenance
 from bench.table import render
 from bench.tasks import arithmetic
-from engine import Engine, Steer
+from engine import Engine, EngineConfig, Steer
 
 MAX_TOKENS = 80
 CALIBRATION_PROBLEMS = 400
@@ -70,7 +70,8 @@ Trained on {machine}, torch {torch}, {date}.
 
 def finish(output: Path, gate: float) -> None:
     """Write calibration, trace and card for the pair in ``output``."""
-    engine = Engine("tiny", small=output / "small", large=output / "large")
+    off = EngineConfig(prefix_cache=False)
+    engine = Engine("tiny", small=output / "small", large=output / "large", config=off)
     calibration = calibrate(engine, _tests("calibration", CALIBRATION_PROBLEMS), progress=True)
     calibration.save(output / "calibration.json")
     trace = output / "trace.jsonl"

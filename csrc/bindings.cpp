@@ -56,7 +56,12 @@ void bind_pool(py::module_& m) {
            py::arg("slots"))
       .def("allocate", &BlockPool::allocate, py::arg("model"))
       .def("retain", &BlockPool::retain, py::arg("model"), py::arg("block"))
-      .def("release", &BlockPool::release, py::arg("model"), py::arg("block"))
+      .def("release", &BlockPool::release, py::arg("model"), py::arg("block"),
+           py::arg("keep") = false)
+      .def("revive", &BlockPool::revive, py::arg("model"), py::arg("block"))
+      .def("drop", &BlockPool::drop, py::arg("model"), py::arg("block"))
+      .def("cached", &BlockPool::cached, py::arg("model"))
+      .def("reclaimable", &BlockPool::reclaimable, py::arg("model"))
       .def("fence", &BlockPool::fence, py::arg("model"), py::arg("block"), py::arg("tick"))
       .def("retire", &BlockPool::retire, py::arg("model"), py::arg("tick"))
       .def("reserve", &BlockPool::reserve, py::arg("slab"), py::arg("model"))
@@ -137,18 +142,19 @@ void bind_sequence(py::module_& m) {
                                return steps;
                              })
       .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage); })
+      .def_property_readonly("cached", [](const Sequence& s) { return s.usage.cached; })
       .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
 }
 
 Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
                          std::int32_t block_tokens, std::int32_t max_context,
                          std::int32_t max_sequences, std::int32_t max_tick_tokens,
-                         std::array<double, kModels> recompute_cost,
+                         std::array<double, kModels> recompute_cost, bool prefix_cache,
                          const std::vector<std::string>& delimiters,
                          std::vector<std::string> token_bytes) {
-  return Scheduler(
-      {slabs, slots, block_tokens, max_context, max_sequences, max_tick_tokens, recompute_cost},
-      delimiters, std::move(token_bytes));
+  return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_tick_tokens,
+                    recompute_cost, prefix_cache},
+                   delimiters, std::move(token_bytes));
 }
 
 SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
@@ -177,6 +183,8 @@ py::dict counters(const Scheduler& self) {
   out["preemptions"] = c.preemptions;
   out["lost_rows"] = c.lost_rows;
   out["ticks"] = c.ticks;
+  out["hits"] = c.hits;
+  out["evictions"] = c.evictions;
   out["lent_slabs"] = self.pool().lent();
   return out;
 }
@@ -186,8 +194,8 @@ void bind_scheduler(py::module_& m) {
       .def(py::init(&make_scheduler), py::kw_only(), py::arg("slabs"), py::arg("slots"),
            py::arg("block_tokens"), py::arg("max_context"), py::arg("max_sequences"),
            py::arg("max_tick_tokens"),
-           py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0}, py::arg("delimiters"),
-           py::arg("token_bytes"))
+           py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0},
+           py::arg("prefix_cache") = false, py::arg("delimiters"), py::arg("token_bytes"))
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
            py::arg("priority") = 0, py::arg("settle_at_once") = true)

@@ -37,7 +37,7 @@ bool BlockPool::drained(const Slab& slab, int model) const {
 void BlockPool::enter_bucket(SlabId id) {
   Slab& slab = slabs_[id];
   if (!open_to(id, slab.owner) || slab.free_slots.empty()) return;
-  auto& bucket = buckets_[slab.owner][slab.live];
+  auto& bucket = buckets_[slab.owner][slab.held];
   slab.bucket_index = static_cast<std::int32_t>(bucket.size());
   bucket.push_back(id);
 }
@@ -45,7 +45,7 @@ void BlockPool::enter_bucket(SlabId id) {
 void BlockPool::leave_bucket(SlabId id) {
   Slab& slab = slabs_[id];
   if (slab.bucket_index < 0) return;
-  auto& bucket = buckets_[slab.owner][slab.live];
+  auto& bucket = buckets_[slab.owner][slab.held];
   bucket[slab.bucket_index] = bucket.back();
   slabs_[bucket.back()].bucket_index = slab.bucket_index;
   bucket.pop_back();
@@ -93,7 +93,7 @@ std::optional<BlockId> BlockPool::allocate(int model) {
   const std::int32_t slot = slab.free_slots.back();
   slab.free_slots.pop_back();
   slab.references[slot] = 1;
-  ++slab.live;
+  ++slab.held;
   ++live_[model];
   enter_bucket(*id);
   return *id * slots_[model] + slot;
@@ -110,21 +110,60 @@ void BlockPool::retain(int model, BlockId block) {
   ++slabs_[slab_of(model, block)].references[block % slots_[model]];
 }
 
-void BlockPool::release(int model, BlockId block) {
+std::int32_t& BlockPool::count_of(int model, BlockId block) {
+  return slabs_[slab_of(model, block)].references[block % slots_[model]];
+}
+
+void BlockPool::release(int model, BlockId block, bool keep) {
   expect(references(model, block) > 0, "release of a block that is not live");
-  const SlabId id = slab_of(model, block);
+  std::int32_t& count = count_of(model, block);
+  if (--count > 0) return;
+  --live_[model];
+  if (keep) {
+    count = kCached;
+    ++slabs_[slab_of(model, block)].cached;
+    ++cached_[model];
+  } else {
+    free_block(slab_of(model, block), model, block % slots_[model]);
+  }
+}
+
+void BlockPool::revive(int model, BlockId block) {
+  expect(references(model, block) == kCached, "revival of a block that is not cached");
+  count_of(model, block) = 1;
+  --slabs_[slab_of(model, block)].cached;
+  --cached_[model];
+  ++live_[model];
+}
+
+void BlockPool::drop(int model, BlockId block) {
+  expect(references(model, block) == kCached, "drop of a block that is not cached");
+  count_of(model, block) = 0;
+  --slabs_[slab_of(model, block)].cached;
+  --cached_[model];
+  free_block(slab_of(model, block), model, block % slots_[model]);
+}
+
+void BlockPool::free_block(SlabId id, int model, std::int32_t slot) {
   Slab& slab = slabs_[id];
-  const std::int32_t slot = block % slots_[model];
-  if (--slab.references[slot] > 0) return;
   leave_bucket(id);
   slab.free_slots.push_back(slot);
-  --slab.live;
-  --live_[model];
-  if (slab.live == 0) {
+  --slab.held;
+  if (slab.held == 0) {
+    expect(slab.owner == model, "a slab is freed by its owner");
     free_slab(id);
   } else {
     enter_bucket(id);
   }
+}
+
+std::vector<BlockId> BlockPool::cached_blocks(SlabId id) const {
+  const Slab& slab = slabs_.at(id);
+  std::vector<BlockId> blocks;
+  for (std::size_t slot = 0; slot < slab.references.size(); ++slot)
+    if (slab.references[slot] == kCached)
+      blocks.push_back(id * slots_[slab.owner] + static_cast<BlockId>(slot));
+  return blocks;
 }
 
 void BlockPool::free_slab(SlabId id) {
@@ -171,47 +210,59 @@ bool BlockPool::awaits_reserved(int model) const {
   if (reserved_.at(model) == 0) return false;
   return std::any_of(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
     return slab.reserved_for == model && slab.owner != model &&
-           (slab.live > 0 || !drained(slab, model));
+           (slab.held > 0 || !drained(slab, model));
   });
 }
 
 std::int64_t BlockPool::available(int model) const {
   std::int64_t blocks = 0;
-  for (std::int32_t live = 0; live < slots_.at(model); ++live)
-    blocks += static_cast<std::int64_t>(buckets_[model][live].size()) * (slots_[model] - live);
+  for (std::int32_t held = 0; held < slots_.at(model); ++held)
+    blocks += static_cast<std::int64_t>(buckets_[model][held].size()) * (slots_[model] - held);
   for (const SlabId id : free_)
     if (open_to(id, model) && drained(slabs_[id], model)) blocks += slots_[model];
   return blocks;
 }
 
+std::int64_t BlockPool::reclaimable(int model) const {
+  std::int64_t blocks = cached_.at(model);
+  if (cached_[1 - model] == 0) return blocks;
+  for (SlabId id = 0; id < slab_count(); ++id)
+    if (slabs_[id].owner == 1 - model && only_cache(id) && open_to(id, model))
+      blocks += slots_[model];
+  return blocks;
+}
+
 void BlockPool::check_integrity() const {
-  std::array<std::int64_t, kModels> live{}, free_blocks{}, bucketed{};
+  std::array<std::int64_t, kModels> live{}, cached{}, free_blocks{}, bucketed{};
   std::array<SlabId, kModels> owned{}, reserved{};
   for (SlabId id = 0; id < slab_count(); ++id) {
     const Slab& slab = slabs_[id];
     if (slab.reserved_for != kNobody) ++reserved[slab.reserved_for];
     if (slab.owner == kNobody) {
-      expect(slab.live == 0 && slab.bucket_index < 0, "a free slab holds blocks");
+      expect(slab.held == 0 && slab.bucket_index < 0, "a free slab holds blocks");
       expect(std::count(free_.begin(), free_.end(), id) == 1, "a free slab is not listed once");
       continue;
     }
     const int model = slab.owner;
     const auto dead = std::count(slab.references.begin(), slab.references.end(), 0);
     expect(static_cast<std::int32_t>(slab.references.size()) == slots_[model], "slot count");
-    expect(slab.live == slots_[model] - dead, "live count of a slab");
-    expect(slab.live > 0, "an owned slab holds no block");
+    const auto kept = std::count(slab.references.begin(), slab.references.end(), kCached);
+    expect(slab.held == slots_[model] - dead, "held blocks of a slab");
+    expect(slab.cached == kept, "cached blocks of a slab");
+    expect(slab.held > 0, "an owned slab holds no block");
     expect(static_cast<std::int64_t>(slab.free_slots.size()) == dead, "free slots of a slab");
     for (const auto slot : slab.free_slots)
       expect(slab.references[slot] == 0, "a free slot has references");
     const bool open = open_to(id, model) && dead > 0;
     expect(open == (slab.bucket_index >= 0), "a slab is in the wrong bucket");
     if (open) {
-      const auto& bucket = buckets_[model][slab.live];
+      const auto& bucket = buckets_[model][slab.held];
       expect(bucket.at(slab.bucket_index) == id, "a slab is not where its bucket says");
       ++bucketed[model];
     }
     ++owned[model];
-    live[model] += slab.live;
+    live[model] += slab.held - slab.cached;
+    cached[model] += slab.cached;
     free_blocks[model] += dead;
   }
   for (int model = 0; model < kModels; ++model) {
@@ -221,9 +272,10 @@ void BlockPool::check_integrity() const {
     expect(live[model] == live_[model], "live blocks of a model");
     expect(owned[model] == owned_[model], "owned slabs of a model");
     expect(reserved[model] == reserved_[model], "reserved slabs of a model");
-    expect(
-        live[model] + free_blocks[model] == static_cast<std::int64_t>(owned[model]) * slots_[model],
-        "free + live == total of a model");
+    expect(cached[model] == cached_[model], "cached blocks of a model");
+    expect(live[model] + cached[model] + free_blocks[model] ==
+               static_cast<std::int64_t>(owned[model]) * slots_[model],
+           "free + cached + live == total of a model");
   }
   expect(owned[0] + owned[1] + free_slabs() == slab_count(), "free + owned == total of slabs");
 }

@@ -4,9 +4,10 @@
 // that model's blocks: `slots` of them, which need not fill the slab. Block ids are
 // `slab * slots + slot`. The pool moves numbers only; it never touches the arena's memory.
 //
-// Lending: a slab without live blocks belongs to nobody and goes to whichever model asks next.
-// Fences: a block that lane L planned in tick t may still be read or written until L retires t.
-// Lane L itself may reuse it at once (its ticks run in order); another model gets the slab only
+// A block is free, live (with references) or cached: kept for its content, without references.
+// Lending: a slab without live and cached blocks belongs to nobody and goes to whichever model asks
+// next. Fences: a block that lane L planned in tick t may still be read or written until L retires
+// t. Lane L itself may reuse it at once (its ticks run in order); another model gets the slab only
 // after every fence of the slab has passed.
 // Reservation: a slab that is being emptied for a model is closed to all others.
 #pragma once
@@ -22,6 +23,8 @@ namespace steer {
 
 class BlockPool {
  public:
+  static constexpr std::int32_t kCached = -1;
+
   // Throws std::invalid_argument unless slabs > 0 and every slot count > 0.
   BlockPool(SlabId slabs, std::array<std::int32_t, kModels> slots);
 
@@ -30,8 +33,18 @@ class BlockPool {
   std::optional<BlockId> allocate(int model);
   // One more reference to a live block. Throws std::logic_error if the block is not live.
   void retain(int model, BlockId block);
-  // One reference less; the last one frees the block and, with its last block, the slab.
-  void release(int model, BlockId block);
+  // One reference less. The last one frees the block and, with its last block, the slab; or, with
+  // `keep`, leaves the block cached.
+  void release(int model, BlockId block, bool keep = false);
+  // A cached block becomes live again, with one reference.
+  void revive(int model, BlockId block);
+  // A cached block becomes free.
+  void drop(int model, BlockId block);
+  // The cached blocks of a slab, and whether it holds nothing else.
+  std::vector<BlockId> cached_blocks(SlabId slab) const;
+  bool only_cache(SlabId slab) const {
+    return slabs_.at(slab).held > 0 && slabs_[slab].held == slabs_[slab].cached;
+  }
 
   // Lane `model` plans to use `block` in `tick`.
   void fence(int model, BlockId block, Tick tick);
@@ -47,19 +60,25 @@ class BlockPool {
   SlabId slab_of(int model, BlockId block) const { return block / slots_[model]; }
   int owner(SlabId slab) const { return slabs_.at(slab).owner; }
   bool open_to(SlabId slab, int model) const;
+  // 0 if the block is free or not the model's, kCached if it is cached.
   std::int32_t references(int model, BlockId block) const;
   std::int32_t slots(int model) const { return slots_[model]; }
   SlabId slab_count() const { return static_cast<SlabId>(slabs_.size()); }
 
   // Blocks that allocate(model) could return now, one after the other.
   std::int64_t available(int model) const;
+  // As many again once cached blocks are dropped: the model's own, and the other's slabs that hold
+  // only cache.
+  std::int64_t reclaimable(int model) const;
+  std::int64_t cached(int model) const { return cached_.at(model); }
   std::int64_t live(int model) const { return live_.at(model); }
   SlabId owned(int model) const { return owned_.at(model); }
   SlabId free_slabs() const { return static_cast<SlabId>(free_.size()); }
   // Slabs that changed hands from one model to the other.
   std::int64_t lent() const { return lent_; }
 
-  // Proves the books: free + live == total, per model and jointly. Throws std::logic_error.
+  // Proves the books: free + cached + live == total, per model and jointly. Throws
+  // std::logic_error.
   void check_integrity() const;
 
  private:
@@ -67,9 +86,10 @@ class BlockPool {
     int owner = kNobody;
     int last_owner = kNobody;
     int reserved_for = kNobody;
-    std::int32_t live = 0;
+    std::int32_t held = 0;    // blocks that are live or cached
+    std::int32_t cached = 0;  // of these, cached
     Tick fence = -1;
-    std::vector<std::int32_t> references;  // by slot, while owned
+    std::vector<std::int32_t> references;  // by slot, while owned; kCached for a cached block
     std::vector<std::int32_t> free_slots;  // by slot, while owned
     std::int32_t bucket_index = -1;        // where it stands in its bucket; -1: in none
   };
@@ -84,10 +104,14 @@ class BlockPool {
   std::array<std::int32_t, kModels> slots_;
   std::vector<Slab> slabs_;
   std::vector<SlabId> free_;
-  // buckets_[model][n]: open slabs of the model with n live blocks and at least one free slot.
+  std::int32_t& count_of(int model, BlockId block);
+  void free_block(SlabId id, int model, std::int32_t slot);
+
+  // buckets_[model][n]: open slabs of the model with n held blocks and at least one free slot.
   std::array<std::vector<std::vector<SlabId>>, kModels> buckets_;
   std::array<Tick, kModels> retired_{-1, -1};
   std::array<std::int64_t, kModels> live_{};
+  std::array<std::int64_t, kModels> cached_{};
   std::array<SlabId, kModels> owned_{};
   std::array<SlabId, kModels> reserved_{};
   std::int64_t lent_ = 0;

@@ -48,6 +48,9 @@ void Scheduler::check_integrity() const {
       expect(s.blocks[model].size() == static_cast<std::size_t>(blocks_for(rows)), s,
              "blocks do not match rows");
       expect(s.phase == Phase::running || s.blocks[model].empty(), s, "holds KV while not running");
+      expect(static_cast<std::int32_t>(s.nodes[model].size()) <=
+                 s.computed[model] / config_.block_tokens,
+             s, "knows blocks that are not full");
       for (const BlockId block : s.blocks[model]) ++held[model][block];
     }
   }
@@ -57,6 +60,11 @@ void Scheduler::check_integrity() const {
         throw std::logic_error("references of block " + std::to_string(block) + " are wrong");
     if (static_cast<std::int64_t>(held[model].size()) != pool_.live(model))
       throw std::logic_error("a live block belongs to no sequence");
+    for (const BlockId block : cache_.parked(model))
+      if (pool_.references(model, block) != BlockPool::kCached)
+        throw std::logic_error("a parked block is not cached");
+    if (static_cast<std::int64_t>(cache_.parked(model).size()) != pool_.cached(model))
+      throw std::logic_error("a cached block is not parked");
   }
   const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
   if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||

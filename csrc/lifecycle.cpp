@@ -151,11 +151,18 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
 
 // Frees the KV past the first `rows` rows. The batch in flight must not hold the sequence.
 void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
-  sequence.computed[model] = std::min(sequence.computed[model], rows);
   auto& blocks = sequence.blocks[model];
-  for (const auto keep = static_cast<std::size_t>(blocks_for(sequence.computed[model]));
-       blocks.size() > keep; blocks.pop_back())
-    pool_.release(model, blocks.back());
+  auto& nodes = sequence.nodes[model];
+  rows = std::min(sequence.computed[model], rows);
+  const std::int32_t full = rows / config_.block_tokens;
+  // A block that others may read is never written again: it is left whole or given back.
+  if (rows % config_.block_tokens != 0 && static_cast<std::size_t>(full) < nodes.size())
+    rows = full * config_.block_tokens;
+  sequence.computed[model] = rows;
+  for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;
+       blocks.pop_back())
+    give_back(model, blocks.back());
+  nodes.resize(std::min(nodes.size(), static_cast<std::size_t>(full)));
 }
 
 // As keep_rows, for KV that will be missed: counted, and deferred while in flight.
@@ -184,6 +191,7 @@ void Scheduler::settle(SequenceId id, std::int32_t length) {
   if (length < sequence.settled || length > end)
     throw std::invalid_argument("settled must grow and stay within the sequence");
   sequence.settled = length;
+  for (int model = 0; model < kModels; ++model) register_blocks(sequence, model);
 }
 
 void Scheduler::truncate(SequenceId id, std::int32_t length) {

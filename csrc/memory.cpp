@@ -1,7 +1,8 @@
 // Where memory comes from when it is short: the progress rule.
 //
-// A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; then whatever is
-// cheapest to recompute per block gained. The KV of a model that a sequence is not using may be
+// A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; its own cache,
+// least recently used; the other's slabs that hold only cache; then whatever is cheapest to
+// recompute per block gained. The KV of a model that a sequence is not using may be
 // taken from anyone, of the model it is using only from later sequences. So the first sequence of
 // the order can take everything but its own KV, never loses the KV of the model it runs, and
 // add() made sure that the arena holds it: it always moves on.
@@ -20,7 +21,7 @@ std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span)
   auto& blocks = sequence.blocks[lane];
   const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
   while (blocks.size() < needed && !plan.short_of_memory) {
-    if (const auto block = pool_.allocate(lane)) {
+    if (const auto block = take_block(lane)) {
       blocks.push_back(*block);
     } else if (make_room(sequence, lane) != Found::now) {
       plan.short_of_memory = true;
@@ -45,21 +46,26 @@ Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
       });
   if (cheapest == victims.end()) return Found::nothing;
   evacuate(*cheapest, lane);
-  return pool_.available(lane) > 0 ? Found::now : Found::later;
+  return pool_.available(lane) + pool_.reclaimable(lane) > 0 ? Found::now : Found::later;
 }
 
-// The last block of each sequence that may lose one; the newest sequence stands first.
+// The last block of each sequence that may lose one; the newest sequence stands first. A block that
+// several sequences share is taken from all of them.
 std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, int lane) const {
   std::vector<Victim> tails;
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
-    Sequence& from = **it;
+    const Sequence& from = **it;
     const auto& blocks = from.blocks[lane];
-    if (&from == &requester || blocks.empty() || from.in_flight[lane] > 0) continue;
-    const SlabId slab = pool_.slab_of(lane, blocks.back());
-    if (!may_take(from, lane, requester) || !pool_.open_to(slab, lane)) continue;
+    if (blocks.empty() || !pool_.open_to(pool_.slab_of(lane, blocks.back()), lane)) continue;
     const auto kept = static_cast<std::int32_t>(blocks.size() - 1) * config_.block_tokens;
-    tails.push_back(
-        {slab, &from, false, (from.computed[lane] - kept) * config_.recompute_cost[lane]});
+    Victim victim{pool_.slab_of(lane, blocks.back()), &from, false, 0};
+    bool takeable = true;
+    for (const Sequence* holder : holders(lane, blocks.back(), blocks.size() - 1)) {
+      takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
+                  may_take(*holder, lane, requester);
+      victim.cost += (holder->computed[lane] - kept) * config_.recompute_cost[lane];
+    }
+    if (takeable) tails.push_back(victim);
   }
   return tails;
 }
@@ -93,8 +99,11 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
 
 void Scheduler::evacuate(const Victim& victim, int lane) {
   if (victim.tail_of != nullptr) {
-    const auto blocks = static_cast<std::int32_t>(victim.tail_of->blocks[lane].size());
-    return take_rows(*victim.tail_of, lane, (blocks - 1) * config_.block_tokens);
+    const auto& blocks = victim.tail_of->blocks[lane];
+    const auto kept = static_cast<std::int32_t>(blocks.size() - 1) * config_.block_tokens;
+    for (Sequence* holder : holders(lane, blocks.back(), blocks.size() - 1))
+      take_rows(*holder, lane, kept);
+    return;
   }
   const int other = 1 - lane;
   pool_.reserve(victim.slab, lane);
@@ -107,6 +116,7 @@ void Scheduler::evacuate(const Victim& victim, int lane) {
     take_rows(*from, other,
               static_cast<std::int32_t>(found - blocks.begin()) * config_.block_tokens);
   }
+  for (const BlockId block : pool_.cached_blocks(victim.slab)) evict(other, block);
 }
 
 }  // namespace steer

@@ -12,12 +12,14 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "block_pool.h"
 #include "plan.h"
+#include "prefix_cache.h"
 #include "sequence.h"
 #include "step_detector.h"
 #include "types.h"
@@ -32,6 +34,7 @@ struct SchedulerConfig {
   std::int32_t max_sequences = 64;                       // running at once
   std::int32_t max_tick_tokens = 512;                    // rows of one plan
   std::array<double, kModels> recompute_cost{1.0, 1.0};  // of one token, in any common unit
+  bool prefix_cache = false;                             // share full settled blocks of prefixes
 };
 
 struct Counters {
@@ -39,6 +42,8 @@ struct Counters {
   std::int64_t preemptions = 0;                   // sequences that lost KV to others or by force
   std::array<std::int64_t, kModels> lost_rows{};  // rows of KV they lost
   std::array<std::int64_t, kModels> ticks{};      // plans that were not empty
+  std::array<std::int64_t, kModels> hits{};       // blocks found in the prefix cache
+  std::array<std::int64_t, kModels> evictions{};  // cached blocks dropped for room
 };
 
 class Scheduler {
@@ -97,7 +102,7 @@ class Scheduler {
   enum class Found { now, later, nothing };
   struct Victim {  // blocks that could be taken, see memory.cpp
     SlabId slab = -1;
-    Sequence* tail_of = nullptr;
+    const Sequence* tail_of = nullptr;
     bool in_flight = false;
     double cost = 0;
   };
@@ -114,6 +119,14 @@ class Scheduler {
   void truncate_now(Sequence& sequence, std::int32_t length);
   void keep_rows(Sequence& sequence, int model, std::int32_t rows);
   void take_rows(Sequence& sequence, int model, std::int32_t rows);
+
+  // sharing.cpp
+  void reuse_prefix(Sequence& sequence, int lane);
+  void register_blocks(Sequence& sequence, int model);
+  void give_back(int model, BlockId block);
+  void evict(int model, BlockId block);
+  std::optional<BlockId> take_block(int lane);
+  std::vector<Sequence*> holders(int lane, BlockId block, std::size_t index) const;
 
   // tick.cpp
   void admit();
@@ -133,6 +146,7 @@ class Scheduler {
   SchedulerConfig config_;
   StepDetector detector_;
   BlockPool pool_;
+  PrefixCache cache_;
   std::array<Plan, kModels> lanes_;
   std::array<Tick, kModels> clock_{0, 0};
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;

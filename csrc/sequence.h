@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "prefix_cache.h"
 #include "step_detector.h"
 #include "types.h"
 
@@ -42,6 +43,7 @@ struct Sequence {
   std::array<std::int32_t, kModels> highest{};    // rows of KV that ever were: below is recompute
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
   std::array<std::vector<BlockId>, kModels> blocks;
+  std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
 
   Phase phase = Phase::waiting;
   Finish finish = Finish::none;

@@ -13,7 +13,8 @@ namespace steer {
 void Scheduler::admit() {
   if (waiting_.empty()) return;
   std::array<std::int64_t, kModels> room{};
-  for (int model = 0; model < kModels; ++model) room[model] = pool_.available(model);
+  for (int model = 0; model < kModels; ++model)
+    room[model] = pool_.available(model) + pool_.reclaimable(model);
   for (const Sequence* other : running_)
     room[other->active] -= blocks_for(other->length() + 1) -
                            static_cast<std::int64_t>(other->blocks[other->active].size());
@@ -46,6 +47,7 @@ std::int32_t Scheduler::plan(int lane) {
   std::int32_t prefill = config_.max_tick_tokens - static_cast<std::int32_t>(decodes);
   for (Sequence* sequence : running_) {
     if (!sequence->runnable(lane)) continue;
+    reuse_prefix(*sequence, lane);
     const std::int32_t span = sequence->span(lane);
     const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
     const std::int32_t before = plan.rows;
@@ -89,6 +91,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
   sequence.in_flight[lane] = 0;
   sequence.computed[lane] = last;
   sequence.highest[lane] = std::max(sequence.highest[lane], last);
+  register_blocks(sequence, lane);
   const std::int32_t keep = std::exchange(sequence.keep_pending[lane], -1);
   if (keep >= 0) take_rows(sequence, lane, keep);
 

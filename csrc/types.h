@@ -49,6 +49,7 @@ struct RowCount {
 struct Usage {
   std::array<std::array<RowCount, kRowKinds>, kModels> rows{};
   std::array<RowCount, kModels> entries{};
+  std::array<std::int64_t, kModels> cached{};  // rows that were found and not computed
 };
 
 // A decide event asks the caller to route a sequence. `row` is the plan row whose logits describe

@@ -167,6 +167,8 @@ class EngineConfig:
     max_sequences: running at once, the rest waits.
     max_tick_tokens: rows of one forward pass; long prefills are cut to fit.
     delimiters: what ends a step.
+    prefix_cache: keep the KV of full settled blocks and share it among requests with the same
+        beginning, until the room is needed.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     """
 
@@ -176,6 +178,7 @@ class EngineConfig:
     max_sequences: int = 256
     max_tick_tokens: int = 2048
     delimiters: tuple[str, ...] = ("\n\n",)
+    prefix_cache: bool = True
     check_every: int = 0
 
     def __post_init__(self) -> None:

@@ -94,6 +94,7 @@ class Engine:
             max_sequences=config.max_sequences,
             max_tick_tokens=config.max_tick_tokens,
             recompute_cost=(Price.of(self.shapes[0]).row, Price.of(self.shapes[1]).row),
+            prefix_cache=config.prefix_cache,
             delimiters=[d.encode() for d in config.delimiters],
             token_bytes=self.tokenizer.bytes,
         )

@@ -24,15 +24,19 @@ class Usage:
         ``prompt`` and ``catchup`` were read (a catch-up row lies past the prompt), ``sampled``
         gave a token that was kept, ``discarded`` gave one that was dropped, ``recompute`` had
         been there before.
+    cached: int64 [model]: no work either: rows found in the prefix cache and not computed.
     entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
         without memory of the request would read again at each entry of a model.
     """
 
     rows: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
     entries: Counts = field(default_factory=lambda: np.zeros((2, 2), np.int64))
+    cached: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(self.rows + other.rows, self.entries + other.entries)
+        return Usage(
+            self.rows + other.rows, self.entries + other.entries, self.cached + other.cached
+        )
 
     def count(self, role: str, kind: str) -> int:
         """Rows of one kind on the ``small`` or ``large`` model."""
@@ -53,13 +57,14 @@ class Usage:
         return sum((cls.alone(role, prompt, generated) for prompt, generated in lengths), cls())
 
     def to_json(self) -> dict[str, Any]:
-        """``{"rows": {role: {kind: [rows, keys]}}, "entries": {role: [rows, keys]}}``"""
+        """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``"""
         return {
             "rows": {
                 role: dict(zip(ROW_KINDS, self.rows[i].tolist(), strict=True))
                 for i, role in enumerate(ROLES)
             },
             "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
+            "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
         }
 
     @classmethod
@@ -67,7 +72,8 @@ class Usage:
         """Inverse of :meth:`to_json`; KeyError, TypeError or ValueError on anything else."""
         rows = [[raw["rows"][role][kind] for kind in ROW_KINDS] for role in ROLES]
         entries = [raw["entries"][role] for role in ROLES]
-        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64))
+        cached = [int(raw["cached"][role]) for role in ROLES]
+        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached))
         if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage

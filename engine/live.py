@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from engine import _core
 from engine.config import ROLES
 from engine.ledger import Usage
@@ -47,7 +49,7 @@ class LiveRequest:
             token_ids=tuple(generated),
             finish_reason=FINISH_REASONS[sequence.finish],
             steps=steps,
-            usage=Usage(sequence.rows, sequence.entries),
+            usage=Usage(sequence.rows, sequence.entries, np.array(sequence.cached)),
             seed=self.seed,
         )
 

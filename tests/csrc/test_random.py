@@ -75,8 +75,9 @@ class Arena:
 class Driver:
     """A scheduler, its shadow, and the operations of the test."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, prefix_cache: bool) -> None:
         self.random = Random(seed)
+        self.prefix_cache = prefix_cache
         slots, token, slab = GEOMETRIES[seed % len(GEOMETRIES)]
         slabs = 11 // min(slots)
         self.arena = Arena(slabs, slots, token, slab)
@@ -88,6 +89,7 @@ class Driver:
             max_sequences=7,
             max_tick_tokens=self.random.choice((8, 16, 64)),
             recompute_cost=(1.0, self.random.choice((0.3, 1.0, 15.0))),
+            prefix_cache=prefix_cache,
             delimiters=[b"\n\n", b"c."],
             token_bytes=TOKEN_BYTES,
         )
@@ -108,6 +110,9 @@ class Driver:
             return
         random = self.random
         prompt = [random.randrange(7) for _ in range(random.randint(1, 14))]
+        if self.prefix_cache:  # three families of prompts that share beginnings
+            family = Random(random.randrange(3))
+            prompt = [family.randrange(7) for _ in range(12)][: random.randint(1, 12)] + prompt[:2]
         id = self.scheduler.add(
             prompt,
             max_tokens=random.randint(1, CONTEXT - len(prompt)),
@@ -281,10 +286,11 @@ class Driver:
             assert self.operations < 2 * OPERATIONS, "the sequences do not come to an end"
 
 
+@pytest.mark.parametrize("prefix_cache", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_random_operations(seed: int) -> None:
+def test_random_operations(seed: int, prefix_cache: bool) -> None:
     """Every text is right, no KV is touched while it is needed, every row is booked once."""
-    driver = Driver(seed)
+    driver = Driver(seed, prefix_cache)
     driver.run()
     assert np.array_equal(driver.planned, driver.booked)
     scheduler, counters = driver.scheduler, driver.scheduler.counters()
@@ -295,5 +301,7 @@ def test_random_operations(seed: int) -> None:
     assert counters["preemptions"] > 50
     assert min(counters["lost_rows"]) > 100
     assert min(counters["ticks"]) > 100
+    assert (min(counters["hits"]) > 50) == prefix_cache
+    assert (min(counters["evictions"]) > 50) == prefix_cache
     for event in ("finish 1", "finish 2", "finish 3", "short", "truncated", "truncated in flight"):
         assert driver.seen[event] > 0, event

@@ -226,3 +226,24 @@ def test_views_of_both_models_cover_the_same_memory():
     for shape, block in zip((small, large), geometry.block_bytes, strict=True):
         assert geometry.slab_bytes % (shape.head_dim * 4) == 0
         assert block == 7 * shape.kv_bytes_per_token(4) <= geometry.slab_bytes
+
+
+def test_the_prefix_cache_changes_no_text():
+    """A second round finds the prompts' full blocks, computes less and writes the same."""
+    engine = Engine("tiny", config=EngineConfig(block_tokens=4, check_every=1))
+    first = engine.generate(PROMPTS, PARAMS, "threshold:max_prob:0.9")
+    second = engine.generate(PROMPTS, PARAMS, "threshold:max_prob:0.9")
+    assert [c.text for c in first] == [c.text for c in second]
+    assert sum(c.usage.cached.sum() for c in first) < sum(c.usage.cached.sum() for c in second)
+    before, after = (sum((c.usage for c in done), Usage()) for done in (first, second))
+    assert (after.rows[:, :, 0].sum(1) < before.rows[:, :, 0].sum(1)).all()
+    computed = after.rows[:, :, 0].sum(1) + after.cached
+    assert (computed == before.rows[:, :, 0].sum(1) + before.cached).all()
+
+
+def test_the_prefix_cache_can_be_switched_off():
+    engine = Engine("tiny", config=EngineConfig(block_tokens=4, prefix_cache=False))
+    for _ in range(2):
+        done = engine.generate(PROMPTS[:3], PARAMS, "small")
+    assert all(c.usage.cached.sum() == 0 for c in done)
+    assert engine.scheduler.pool.cached(0) == 0

@@ -45,7 +45,7 @@ def random_schedule(boundary):
 @pytest.fixture
 def plain(ring):
     """The ring pair, whose text and boundaries are known; steps end with a double newline."""
-    return ring.engine(block_tokens=4, arena_tokens=1024, check_every=1)
+    return ring.engine(block_tokens=4, arena_tokens=1024, check_every=1, prefix_cache=False)
 
 
 def usage_of(engine, prompt, tokens, policy):

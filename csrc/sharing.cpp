@@ -1,0 +1,97 @@
+// Blocks that sequences share: the prefix cache, and what becomes of a block nobody holds.
+#include <algorithm>
+
+#include "scheduler.h"
+
+namespace steer {
+
+// Takes over full blocks that hold what this sequence would compute next, whoever computed them.
+// One row is always left to compute: its logits are needed.
+void Scheduler::reuse_prefix(Sequence& sequence, int lane) {
+  if (!config_.prefix_cache) return;
+  const std::int32_t size = config_.block_tokens;
+  auto& nodes = sequence.nodes[lane];
+  std::int32_t& computed = sequence.computed[lane];
+  while (computed == static_cast<std::int32_t>(nodes.size()) * size &&
+         computed + size < sequence.length()) {
+    const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
+    const auto hit = cache_.find(
+        lane, parent, {sequence.tokens.data() + computed, static_cast<std::size_t>(size)});
+    if (!hit) return;
+    if (pool_.references(lane, hit->block) == BlockPool::kCached) {
+      pool_.revive(lane, hit->block);
+      cache_.unpark(lane, hit->block);
+    } else {
+      pool_.retain(lane, hit->block);
+    }
+    sequence.blocks[lane].push_back(hit->block);
+    nodes.push_back(hit->node);
+    computed += size;
+    sequence.highest[lane] = std::max(sequence.highest[lane], computed);
+    sequence.usage.cached[lane] += size;
+    ++counters_.hits[lane];
+  }
+}
+
+// Makes the sequence's full blocks known, as far as their tokens are settled.
+void Scheduler::register_blocks(Sequence& sequence, int model) {
+  if (!config_.prefix_cache) return;
+  const std::int32_t size = config_.block_tokens;
+  const std::int32_t end = std::min(sequence.computed[model], sequence.settled);
+  auto& nodes = sequence.nodes[model];
+  for (auto i = static_cast<std::int32_t>(nodes.size()); (i + 1) * size <= end; ++i) {
+    const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
+    nodes.push_back(cache_.insert(
+        model, parent, {sequence.tokens.data() + i * size, static_cast<std::size_t>(size)},
+        sequence.blocks[model][i]));
+  }
+}
+
+// One reference less. The last one leaves a known block cached, unless its slab is being emptied
+// for the other model.
+void Scheduler::give_back(int model, BlockId block) {
+  const bool last = pool_.references(model, block) == 1;
+  const bool keep =
+      last && cache_.holds(model, block) && pool_.open_to(pool_.slab_of(model, block), model);
+  if (last && !keep) cache_.forget(model, block);
+  pool_.release(model, block, keep);
+  if (keep) cache_.park(model, block);
+}
+
+void Scheduler::evict(int model, BlockId block) {
+  cache_.forget(model, block);
+  pool_.drop(model, block);
+  ++counters_.evictions[model];
+}
+
+// A block without taking anything from a sequence. Free slabs go before the cache: what is cached
+// may save a prefill, and slabs that hold nothing else are lent on all the same.
+std::optional<BlockId> Scheduler::take_block(int lane) {
+  if (const auto block = pool_.allocate(lane)) return block;
+  const auto& own = cache_.parked(lane);
+  if (!own.empty()) {
+    evict(lane, own.front());
+    return pool_.allocate(lane);
+  }
+  const int other = 1 - lane;
+  for (const BlockId parked : cache_.parked(other)) {
+    const SlabId slab = pool_.slab_of(other, parked);
+    if (!pool_.only_cache(slab) || !pool_.open_to(slab, lane)) continue;
+    for (const BlockId block : pool_.cached_blocks(slab)) evict(other, block);
+    return pool_.allocate(lane);
+  }
+  return std::nullopt;
+}
+
+// The running sequences that hold `block` of lane `lane` at place `index` of their table: a shared
+// block stands at the same place in all of them.
+std::vector<Sequence*> Scheduler::holders(int lane, BlockId block, std::size_t index) const {
+  std::vector<Sequence*> found;
+  for (Sequence* sequence : running_) {
+    const auto& blocks = sequence->blocks[lane];
+    if (blocks.size() > index && blocks[index] == block) found.push_back(sequence);
+  }
+  return found;
+}
+
+}  // namespace steer
