@@ -132,6 +132,7 @@ void bind_sequence(py::module_& m) {
       .def_readonly("reading", &Sequence::reading)
       .def_readonly("candidate", &Sequence::candidate)
       .def_readonly("attempt", &Sequence::attempt)
+      .def_readonly("cut_bytes", &Sequence::cut_bytes)
       .def_property_readonly("phase", [](const Sequence& s) { return static_cast<int>(s.phase); })
       .def_property_readonly("finish", [](const Sequence& s) { return static_cast<int>(s.finish); })
       .def_property_readonly("steps",
@@ -148,20 +149,21 @@ void bind_sequence(py::module_& m) {
 
 Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
                          std::int32_t block_tokens, std::int32_t max_context,
-                         std::int32_t max_sequences, std::int32_t max_tick_tokens,
-                         std::array<double, kModels> recompute_cost, bool prefix_cache,
-                         const std::vector<std::string>& delimiters,
+                         std::int32_t max_sequences, std::int32_t max_waiting,
+                         std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost,
+                         bool prefix_cache, const std::vector<std::string>& delimiters,
                          std::vector<std::string> token_bytes) {
-  return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_tick_tokens,
-                    recompute_cost, prefix_cache},
+  return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
+                    max_tick_tokens, recompute_cost, prefix_cache},
                    delimiters, std::move(token_bytes));
 }
 
 SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
                        std::vector<Token> stop_ids, int reader, std::int32_t priority,
-                       bool settle_at_once) {
-  return self.add(
-      {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once});
+                       bool settle_at_once, std::vector<std::string> stop_strings,
+                       std::int32_t min_tokens, std::int32_t max_step_tokens) {
+  return self.add({std::move(prompt), max_tokens, std::move(stop_ids), reader, priority,
+                   settle_at_once, std::move(stop_strings), min_tokens, max_step_tokens});
 }
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
@@ -193,21 +195,28 @@ void bind_scheduler(py::module_& m) {
   py::class_<Scheduler>(m, "Scheduler")
       .def(py::init(&make_scheduler), py::kw_only(), py::arg("slabs"), py::arg("slots"),
            py::arg("block_tokens"), py::arg("max_context"), py::arg("max_sequences"),
-           py::arg("max_tick_tokens"),
+           py::arg("max_waiting") = 0, py::arg("max_tick_tokens"),
            py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("prefix_cache") = false, py::arg("delimiters"), py::arg("token_bytes"))
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
-           py::arg("priority") = 0, py::arg("settle_at_once") = true)
+           py::arg("priority") = 0, py::arg("settle_at_once") = true,
+           py::arg("stop_strings") = std::vector<std::string>{}, py::arg("min_tokens") = 0,
+           py::arg("max_step_tokens") = 0)
       .def("plan", &Scheduler::plan, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"),
            py::return_value_policy::reference_internal)
       .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
-      .def("route", &Scheduler::route, py::arg("id"), py::arg("model"))
+      .def("route", &Scheduler::route, py::arg("id"), py::arg("model"), py::arg("rest") = false)
       .def("truncate", &Scheduler::truncate, py::arg("id"), py::arg("length"))
       .def("settle", &Scheduler::settle, py::arg("id"), py::arg("length"))
       .def("preempt", &Scheduler::preempt, py::arg("id"))
-      .def("abort", &Scheduler::abort, py::arg("id"))
+      .def(
+          "abort",
+          [](Scheduler& self, SequenceId id, bool deadline) {
+            self.abort(id, deadline ? Finish::deadline : Finish::abort);
+          },
+          py::arg("id"), py::arg("deadline") = false)
       .def("forget", &Scheduler::forget, py::arg("id"))
       .def("take_events", &take_events)
       .def("sequence", &Scheduler::sequence, py::arg("id"), py::return_value_policy::copy)

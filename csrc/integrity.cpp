@@ -23,7 +23,8 @@ void check_counts(const Sequence& s) {
            "highest below computed");
     expect(s.in_flight[model] > 0 || s.keep_pending[model] < 0, s, "pending without a batch");
   }
-  expect(s.busy() || (!s.abort_pending && s.truncate_pending < 0), s, "pending without a batch");
+  expect(s.busy() || (s.end_pending == Finish::none && s.truncate_pending < 0), s,
+         "pending without a batch");
   expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
   if (s.phase == Phase::running && !s.awaits_route)
     expect(s.computed[s.active] < s.length(), s, "no row to sample from");

@@ -47,6 +47,11 @@ SequenceId Scheduler::add(Request request) {
   const auto total = static_cast<std::int64_t>(request.prompt.size()) + request.max_tokens;
   if (request.prompt.empty()) throw std::invalid_argument("the prompt is empty");
   if (request.max_tokens < 1) throw std::invalid_argument("max_tokens must be at least 1");
+  if (request.min_tokens < 0 || request.max_step_tokens < 0)
+    throw std::invalid_argument("min_tokens and max_step_tokens must be 0 or more");
+  if (config_.max_waiting > 0 && static_cast<std::int32_t>(waiting_.size()) >= config_.max_waiting)
+    throw std::overflow_error("the queue is full: " + std::to_string(config_.max_waiting) +
+                              " requests wait");
   if (request.reader < kNobody || request.reader >= kModels)
     throw std::invalid_argument("reader must be -1, 0 or 1");
   if (total > config_.max_context)
@@ -65,6 +70,8 @@ SequenceId Scheduler::add(Request request) {
   sequence->tokens = request.prompt;
   sequence->tokens.reserve(total);
   sequence->settled = static_cast<std::int32_t>(request.prompt.size());
+  if (!request.stop_strings.empty())
+    sequence->stops = std::make_shared<const Automaton>(request.stop_strings);
   sequence->request = std::move(request);
   insert_in_order(waiting_, sequence.get());
   reach_boundary(*sequence);
@@ -83,9 +90,13 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
   return const_cast<Scheduler*>(this)->find(id);
 }
 
-// With a reader, the reader computes the boundary first and the event follows in commit().
+// Who writes the rest is not asked again. With a reader, the reader computes the boundary first and
+// the event follows in commit().
 void Scheduler::reach_boundary(Sequence& sequence) {
-  if (sequence.request.reader == kNobody) {
+  if (sequence.rest_from >= 0) {
+    sequence.cursor = StepDetector::open_step(sequence.cursor);
+    sequence.steps.push_back({sequence.length(), sequence.active, sequence.cursor});
+  } else if (sequence.request.reader == kNobody) {
     sequence.awaits_route = true;
     events_.push_back({EventKind::decide, sequence.id, -1});
   } else {
@@ -95,7 +106,7 @@ void Scheduler::reach_boundary(Sequence& sequence) {
   }
 }
 
-void Scheduler::route(SequenceId id, int model) {
+void Scheduler::route(SequenceId id, int model, bool rest) {
   Sequence& sequence = find(id);
   if (model < 0 || model >= kModels) throw std::invalid_argument("model must be 0 or 1");
   if (!sequence.awaits_route || sequence.phase == Phase::finished)
@@ -110,6 +121,7 @@ void Scheduler::route(SequenceId id, int model) {
   }
   sequence.awaits_route = sequence.reading = false;
   sequence.active = model;
+  if (rest) sequence.rest_from = sequence.length();
   sequence.cursor = StepDetector::open_step(sequence.cursor);
   sequence.steps.push_back({sequence.length(), model, sequence.cursor});
   if (keep) append(sequence, candidate);
@@ -123,16 +135,56 @@ void Scheduler::drop_candidate(Sequence& sequence) {
 
 void Scheduler::append(Sequence& sequence, Token token) {
   sequence.tokens.push_back(token);
-  if (sequence.request.settle_at_once) sequence.settled = sequence.length();
-  const bool boundary = detector_.feed(sequence.cursor, token);
-  const auto& stops = sequence.request.stop_ids;
-  if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+  const bool delimited = detector_.feed(sequence.cursor, token);
+  const bool stopped = stops_at(sequence, token);
+  if (sequence.request.settle_at_once) settle_open(sequence);
+  const std::int32_t limit = sequence.request.max_step_tokens;
+  const bool too_long = limit > 0 && sequence.length() - sequence.steps.back().start >= limit;
+  if (stopped) {
     finish(sequence, Finish::stop);  // a stop beats a delimiter in the same token
   } else if (sequence.generated() >= sequence.request.max_tokens) {
     finish(sequence, Finish::length);
-  } else if (boundary) {
+  } else if (delimited || too_long) {
     reach_boundary(sequence);
   }
+}
+
+// Does the text end with the token that was just appended? Not before `min_tokens`.
+bool Scheduler::stops_at(Sequence& sequence, Token token) {
+  const bool matched = match_stop(sequence, token);
+  if (sequence.generated() <= sequence.request.min_tokens) {
+    sequence.cut_bytes = 0;
+    return false;
+  }
+  const auto& ids = sequence.request.stop_ids;
+  return matched || std::find(ids.begin(), ids.end(), token) != ids.end();
+}
+
+// Moves the search for stop strings over a token. The first match counts; what follows it in the
+// token is cut with it.
+bool Scheduler::match_stop(Sequence& sequence, Token token) const {
+  if (!sequence.stops) return false;
+  const std::string& text = detector_.text(token);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    sequence.stop_node = sequence.stops->next(sequence.stop_node, text[i]);
+    const std::int32_t match = sequence.stops->match(sequence.stop_node);
+    if (match == 0) continue;
+    sequence.stop_node = Automaton::kStart;
+    sequence.cut_bytes = match + static_cast<std::int32_t>(text.size() - i - 1);
+    return true;
+  }
+  return false;
+}
+
+// Settles all but the tokens that may yet turn out to belong to a stop string.
+void Scheduler::settle_open(Sequence& sequence) {
+  std::int32_t end = sequence.length();
+  if (sequence.stops) {
+    auto open = static_cast<std::int64_t>(sequence.stops->pending(sequence.stop_node));
+    for (; open > 0 && end > sequence.settled; --end)
+      open -= static_cast<std::int64_t>(detector_.text(sequence.tokens[end - 1]).size());
+  }
+  sequence.settled = std::max(sequence.settled, end);
 }
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
@@ -238,6 +290,11 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   Step first_taken = steps.back();
   for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
     first_taken = steps.back();
+  if (sequence.rest_from >= length) sequence.rest_from = -1;
+  sequence.stop_node = Automaton::kStart;
+  for (std::int32_t i = sequence.prompt_length(); i < length; ++i)
+    match_stop(sequence, sequence.tokens[i]);
+  sequence.cut_bytes = 0;
   sequence.reading = sequence.awaits_route = false;
   if (first_taken.start == length) {
     sequence.cursor = first_taken.cursor;
@@ -249,13 +306,13 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
     detector_.feed(sequence.cursor, sequence.tokens[i]);
 }
 
-void Scheduler::abort(SequenceId id) {
+void Scheduler::abort(SequenceId id, Finish reason) {
   Sequence& sequence = find(id);
   if (sequence.phase == Phase::finished) return;
   if (sequence.busy())
-    sequence.abort_pending = true;
+    sequence.end_pending = reason;
   else
-    finish(sequence, Finish::abort);
+    finish(sequence, reason);
 }
 
 void Scheduler::forget(SequenceId id) {

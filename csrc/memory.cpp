@@ -77,7 +77,7 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
   std::map<SlabId, Victim> slabs;
   std::vector<char> closed(pool_.slab_count(), 0);
   for (const Sequence* from : running_) {
-    const bool takeable = from->abort_pending || may_take(*from, other, requester);
+    const bool takeable = from->end_pending != Finish::none || may_take(*from, other, requester);
     const auto& blocks = from->blocks[other];
     std::map<SlabId, std::size_t> first;  // lowest block index of this sequence in each slab
     for (std::size_t i = 0; i < blocks.size(); ++i)

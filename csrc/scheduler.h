@@ -32,6 +32,7 @@ struct SchedulerConfig {
   std::int32_t block_tokens = 16;
   std::int32_t max_context = 1024;                       // tokens of one sequence
   std::int32_t max_sequences = 64;                       // running at once
+  std::int32_t max_waiting = 0;                          // queued at once; 0: any number
   std::int32_t max_tick_tokens = 512;                    // rows of one plan
   std::array<double, kModels> recompute_cost{1.0, 1.0};  // of one token, in any common unit
   bool prefix_cache = false;                             // share full settled blocks of prefixes
@@ -54,6 +55,7 @@ class Scheduler {
 
   // Queues a request. Throws std::invalid_argument if it can never run: empty prompt, prompt and
   // max_tokens past the context, or more KV than the arena holds for either model alone.
+  // Throws std::overflow_error when the queue is full: try again later.
   // The sequence stands at boundary 0. Without a reader, route() it before it can run.
   SequenceId add(Request request);
 
@@ -68,7 +70,8 @@ class Scheduler {
 
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
   // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
-  void route(SequenceId id, int model);
+  // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
+  void route(SequenceId id, int model, bool rest = false);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. If that ends at a step's first
   // token the sequence stands at that boundary again: its reader, if any, reads it once more, and a
@@ -79,8 +82,8 @@ class Scheduler {
 
   // Gives up all KV of a sequence; it is computed again when needed. In flight: when it retires.
   void preempt(SequenceId id);
-  // Ends a sequence with Finish::abort. In flight: when it retires. Finished ones are left alone.
-  void abort(SequenceId id);
+  // Ends a sequence. In flight: when it retires. Finished ones are left alone.
+  void abort(SequenceId id, Finish reason = Finish::abort);
   // Drops the record of a finished sequence; its id is dead from here on.
   void forget(SequenceId id);
 
@@ -112,6 +115,9 @@ class Scheduler {
 
   // lifecycle.cpp
   void append(Sequence& sequence, Token token);
+  bool stops_at(Sequence& sequence, Token token);
+  bool match_stop(Sequence& sequence, Token token) const;
+  void settle_open(Sequence& sequence);
   void reach_boundary(Sequence& sequence);
   void finish(Sequence& sequence, Finish reason);
   void drop_candidate(Sequence& sequence);

@@ -8,6 +8,8 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "prefix_cache.h"
@@ -24,6 +26,9 @@ struct Request {
   int reader = kNobody;         // the model that reads each boundary before the decision
   std::int32_t priority = 0;    // lower goes first
   bool settle_at_once = true;   // false: tokens can be taken back until settle()
+  std::vector<std::string> stop_strings = {};  // the text ends before the first of them
+  std::int32_t min_tokens = 0;                 // tokens before the first stop of any kind
+  std::int32_t max_step_tokens = 0;            // a boundary is forced after so many; 0: never
 };
 
 struct Step {
@@ -55,11 +60,15 @@ struct Sequence {
   int last_sampler = kNobody;  // to count entries of a model
   std::int32_t attempt = 0;    // truncations so far: keys the draws that follow
   StepDetector::Cursor cursor;
+  std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
+  std::int32_t stop_node = Automaton::kStart;
+  std::int32_t cut_bytes = 0;   // of the text's end, from where a stop string began
+  std::int32_t rest_from = -1;  // from here on the active model writes on without a question
   std::vector<Step> steps;
   Usage usage;
 
   // What takes effect when the batch in flight retires.
-  bool abort_pending = false;
+  Finish end_pending = Finish::none;
   std::int32_t truncate_pending = -1;
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
 

@@ -1,11 +1,11 @@
 // Finds where reasoning steps end: delimiters as byte patterns, matched across token seams.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "automaton.h"
 #include "types.h"
 
 namespace steer {
@@ -16,7 +16,7 @@ class StepDetector {
   // Where a sequence stands. `bytes` counts the text of the open step, `delimiter_bytes` those of
   // them that matched delimiters cover.
   struct Cursor {
-    std::int32_t node = 0;
+    std::int32_t node = Automaton::kStart;
     std::int64_t bytes = 0;
     std::int64_t delimiter_bytes = 0;
   };
@@ -33,18 +33,11 @@ class StepDetector {
   // Starts a step: what the search has seen is kept, the counts are not.
   static Cursor open_step(const Cursor& cursor) { return Cursor{cursor.node, 0, 0}; }
 
-  std::size_t vocabulary() const { return token_bytes_.size(); }
+  // The text of a token; ids past the table have none.
+  const std::string& text(Token token) const;
 
  private:
-  struct Node {
-    std::array<std::int32_t, 256> next{};
-    std::int32_t match = 0;  // length of the longest delimiter that ends here
-  };
-
-  void insert(const std::string& delimiter);
-  void link();
-
-  std::vector<Node> nodes_;
+  Automaton automaton_;
   std::vector<std::string> token_bytes_;
 };
 

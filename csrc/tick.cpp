@@ -96,11 +96,12 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
   if (keep >= 0) take_rows(sequence, lane, keep);
 
   const bool unusable = sampled && token < 0;
-  if (sequence.abort_pending || sequence.truncate_pending >= 0 || unusable) {
+  if (sequence.end_pending != Finish::none || sequence.truncate_pending >= 0 || unusable) {
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
     if (sequence.busy()) return;
     const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    if (std::exchange(sequence.abort_pending, false)) return finish(sequence, Finish::abort);
+    const Finish end = std::exchange(sequence.end_pending, Finish::none);
+    if (end != Finish::none) return finish(sequence, end);
     if (length >= 0) return truncate_now(sequence, length);
     return finish(sequence, Finish::error);
   }

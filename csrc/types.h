@@ -29,7 +29,7 @@ inline constexpr int kNobody = -1;
 enum class RowKind : int { prompt, catchup, sampled, discarded, recompute };
 inline constexpr int kRowKinds = 5;
 
-enum class Finish : int { none, stop, length, abort, error };
+enum class Finish : int { none, stop, length, abort, error, deadline };
 
 // `rows` computed and the sum of `keys` that those rows attend to, each row itself included.
 struct RowCount {

@@ -2,11 +2,12 @@
 
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
-from engine.errors import SteerError
+from engine.errors import QueueFullError, SteerError
 from engine.request import Completion, SamplingParams, Step
 from engine.routing.calibration import Calibration
-from engine.routing.policies import Boundary, Decision, Policy, Random, Steer, Threshold
+from engine.routing.policies import Boundary, Decision, Policy, Query, Random, Steer, Threshold
 from engine.routing.signals import Signals
+from engine.stream import StreamEvent
 
 __all__ = [
     "Boundary",
@@ -17,11 +18,14 @@ __all__ = [
     "EngineConfig",
     "Pair",
     "Policy",
+    "Query",
+    "QueueFullError",
     "Random",
     "SamplingParams",
     "Signals",
     "Steer",
     "SteerError",
     "Step",
+    "StreamEvent",
     "Threshold",
 ]

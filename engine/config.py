@@ -165,6 +165,7 @@ class EngineConfig:
     arena_tokens: KV room in tokens of the large model; the small one may borrow all of it.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
     max_sequences: running at once, the rest waits.
+    max_waiting: waiting at once, the rest is refused; 0 sets no limit.
     max_tick_tokens: rows of one forward pass; long prefills are cut to fit.
     delimiters: what ends a step.
     prefix_cache: keep the KV of full settled blocks and share it among requests with the same
@@ -176,6 +177,7 @@ class EngineConfig:
     arena_tokens: int = 32768
     max_context: int = 0
     max_sequences: int = 256
+    max_waiting: int = 8192
     max_tick_tokens: int = 2048
     delimiters: tuple[str, ...] = ("\n\n",)
     prefix_cache: bool = True
@@ -185,8 +187,9 @@ class EngineConfig:
         for name in ("block_tokens", "arena_tokens", "max_sequences"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_context < 0:
-            raise SteerError(f"max_context must be 0 or more, got {self.max_context}")
+        for name in ("max_context", "max_waiting", "check_every"):
+            if getattr(self, name) < 0:
+                raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_tick_tokens <= self.max_sequences:
             raise SteerError(
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from engine import _core
 from engine.config import ROLES, TINY, EngineConfig, Pair
-from engine.errors import SteerError
+from engine.driver import Driver
+from engine.errors import QueueFullError, SteerError
 from engine.lane import Lane
 from engine.live import LiveRequest
 from engine.loading import DTYPES, load_pair
@@ -23,10 +24,10 @@ from engine.request import Completion, SamplingParams
 from engine.routing.calibration import Calibration
 from engine.routing.policies import Boundary, Decision, Policy, make_policy
 from engine.runner import ModelRunner
+from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
 
-_SMALL, _LARGE = range(2)
-_DECIDE = 0
+_SMALL = 0
 _NOBODY = -1
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
@@ -74,15 +75,10 @@ class Engine:
             ArenaGeometry.of(self.shapes, self.config, self.dtype.itemsize), self.dtype
         )
         self.scheduler = self._build_scheduler()
-        self.lanes = tuple(
-            Lane(self.scheduler, self._build_runner(model, decoder))
-            for model, decoder in enumerate(loaded.decoders)
-        )
-        self._live: dict[int, LiveRequest] = {}
-        self._ticks = 0
-        self._idle = 0
-        self._events: deque[tuple[Lane | None, int, int, int]] = deque()
-        self._finished: list[Completion] = []
+        small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
+        self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
+        self._submitted: set[int] = set()  # whose completions step() returns
+        self._driver = Driver(self.scheduler, self.lanes, self.tokenizer, self.config.check_every)
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -92,6 +88,7 @@ class Engine:
             block_tokens=config.block_tokens,
             max_context=self.max_context,
             max_sequences=config.max_sequences,
+            max_waiting=config.max_waiting,
             max_tick_tokens=config.max_tick_tokens,
             recompute_cost=(Price.of(self.shapes[0]).row, Price.of(self.shapes[1]).row),
             prefix_cache=config.prefix_cache,
@@ -129,6 +126,7 @@ class Engine:
         policy: AnyPolicy = "steer",
         *,
         priority: int = 0,
+        timeout: float | None = None,
         settle_at_once: bool = True,
     ) -> int:
         """Queue a request and return its id; :meth:`step` moves it on.
@@ -138,28 +136,53 @@ class Engine:
             params: how to sample.
             policy: who writes each step.
             priority: lower goes first; equal ones in order of arrival.
+            timeout: seconds from now after which it ends with the reason "deadline".
             settle_at_once: False keeps tokens open to ``scheduler.truncate`` until settled.
 
         Raises:
+            QueueFullError: if ``max_waiting`` requests wait already; try again later.
             SteerError: if the request can never run.
         """
-        params = params or SamplingParams()
         chosen = self.policy(policy)
+        request = self._queue(prompt, params, chosen, priority, timeout, settle_at_once)
+        self._submitted.add(request)
+        return request
+
+    def _queue(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        policy: Policy,
+        priority: int = 0,
+        timeout: float | None = None,
+        settle_at_once: bool = True,
+    ) -> int:
+        params = params or SamplingParams()
+        if timeout is not None and not timeout > 0:
+            raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         ids = self._prompt_ids(prompt)
-        stops = {*params.stop_token_ids, *self.shapes[0].eos_ids, *self.shapes[1].eos_ids}
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        stops = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            stops |= {*self.shapes[0].eos_ids, *self.shapes[1].eos_ids}
         try:
             request = self.scheduler.add(
                 ids,
                 max_tokens=params.max_tokens,
                 stop_ids=sorted(stops),
-                reader=_SMALL if chosen.reads else _NOBODY,
+                reader=_SMALL if policy.reads else _NOBODY,
                 priority=priority,
                 settle_at_once=settle_at_once,
+                stop_strings=[s.encode() for s in params.stop],
+                min_tokens=params.min_tokens,
+                max_step_tokens=params.max_step_tokens,
             )
+        except OverflowError as error:
+            raise QueueFullError(str(error)) from None
         except ValueError as error:
             raise SteerError(str(error)) from None
-        self._live[request] = LiveRequest(params, seed, chosen)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        live = LiveRequest(params, seed, policy, len(ids), tuple(sorted(stops)))
+        self._driver.start(request, live, timeout)
         return request
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
@@ -176,61 +199,15 @@ class Engine:
         self.scheduler.abort(request)
 
     def step(self) -> list[Completion]:
-        """One tick of each lane. Returns the requests that it finished.
+        """One tick of each lane. Returns the submitted requests that are finished.
 
         A policy that raises ends its request with an abort; the exception passes through, and the
         next step goes on with all others.
         """
-        self._handle_events(None)
-        progressed = False
-        for lane in self.lanes:
-            progressed |= lane.tick(self._live)
-            self._handle_events(lane)
-        finished, self._finished = self._finished, []
-        self._idle = 0 if progressed or finished or not self._live else self._idle + 1
-        if self._idle > 1:  # one empty round may only have given a reservation back
-            raise RuntimeError(f"no lane can move while {len(self._live)} requests wait")
-        self._ticks += 1
-        every = self.config.check_every
-        if not self._live or (every and self._ticks % every == 0):
-            self.scheduler.check_integrity()
-        return finished
-
-    def _handle_events(self, lane: Lane | None) -> None:
-        """Answer what the core asks until it asks no more; ``lane`` is the one that just ran."""
-        while True:
-            self._events.extend((lane, *event) for event in self.scheduler.take_events())
-            if not self._events:
-                return
-            source, kind, request, row = self._events.popleft()
-            if kind == _DECIDE:
-                self._route(source, request, row)
-            else:
-                sequence = self.scheduler.sequence(request)
-                self.scheduler.forget(request)
-                live = self._live.pop(request)
-                self._finished.append(live.complete(sequence, self.tokenizer))
-
-    def _route(self, lane: Lane | None, request: int, row: int) -> None:
-        sequence = self.scheduler.sequence(request)
-        if not sequence.awaits_route:
-            return  # taken back or ended since the event
-        steps = sequence.steps
-        boundary = Boundary(
-            request=request,
-            step=len(steps),
-            position=sequence.length,
-            prompt_tokens=sequence.prompt_length,
-            previous=ROLES[steps[-1][1]] if steps else None,
-            catch_up=sequence.length - sequence.computed[_LARGE],
-            signals=lane.signals(row) if lane is not None and row >= 0 else None,
-        )
-        try:
-            decision = self._live[request].decide(boundary)
-        except BaseException:
-            self.scheduler.abort(request)
-            raise
-        self.scheduler.route(request, ROLES.index(decision.model))
+        self._driver.advance()
+        done = [request for request in self._driver.finished if request in self._submitted]
+        self._submitted.difference_update(done)
+        return [self._driver.finished.pop(request) for request in done]
 
     def generate(
         self,
@@ -238,6 +215,7 @@ class Engine:
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,
+        timeout: float | None = None,
         progress: bool = False,
         trace: str | Path | None = None,
     ) -> list[Completion]:
@@ -247,39 +225,61 @@ class Engine:
             prompts: texts or lists of token ids.
             params: how to sample, the same for all.
             policy: a name, a Policy, or a function of a Boundary.
+            timeout: seconds for each, from when it is queued.
             progress: show a bar on standard error.
             trace: file for the decision trace, JSON lines, written as requests finish.
 
-        An exception (Ctrl-C among them) ends every request of the engine; the engine lives on.
+        An exception (Ctrl-C among them) ends the requests of this call; the engine and its other
+        requests go on.
         """
         chosen = self.policy(policy)
+        waiting = deque(self._prompt_ids(prompt) for prompt in prompts)
+        order: list[int] = []
         done: dict[int, Completion] = {}
         writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
         with writer or nullcontext(), tqdm(total=len(prompts), disable=not progress) as bar:
             try:
-                order = [self.submit(p, params, chosen) for p in prompts]
-                wanted = set(order)
-                while len(done) < len(order):
-                    for completion in self.step():
-                        if completion.request_id not in wanted:
-                            continue
-                        done[completion.request_id] = completion
+                while len(done) < len(prompts):
+                    while waiting and self._has_room():
+                        order.append(self._queue(waiting[0], params, chosen, timeout=timeout))
+                        waiting.popleft()
+                    self._driver.advance()
+                    for request in set(order) & self._driver.finished.keys():
+                        done[request] = self._driver.finished.pop(request)
                         bar.update()
                         if writer:
-                            writer.add(completion)
+                            writer.add(done[request])
             except BaseException:
-                self._abort_all()
+                self._driver.cancel(order)
                 raise
         return [done[request] for request in order]
 
-    def _abort_all(self) -> None:
-        for request in self._live:
-            self.scheduler.abort(request)
-        for lane in self.lanes:
-            lane.abandon()
-        self.scheduler.take_events()
-        self._events.clear()
-        self._finished.clear()
-        for request in self._live:
-            self.scheduler.forget(request)
-        self._live.clear()
+    def _has_room(self) -> bool:
+        limit = self.config.max_waiting
+        return not limit or self.scheduler.waiting < limit
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        policy: AnyPolicy = "steer",
+        *,
+        timeout: float | None = None,
+    ) -> Iterator[StreamEvent]:
+        """Answer one prompt piece by piece: settled text only, a step event where a step opens.
+
+        The last event is ``done`` and carries the completion. Other requests move on meanwhile.
+        Closing the iterator early ends the request.
+        """
+        request = self._queue(prompt, params, self.policy(policy), timeout=timeout)
+        text = StreamedText(self.tokenizer)
+        finished = self._driver.finished
+        try:
+            while request not in finished:
+                self._driver.advance()
+                if request in self._driver.live:
+                    yield from text.grow(self.scheduler.sequence(request))
+            completion = finished.pop(request)
+            yield from text.finish(completion)
+        finally:
+            self._driver.cancel([request])

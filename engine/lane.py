@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from engine import _core
 from engine.routing.signals import Signals
 from engine.runner import Draw, ModelRunner, TickResult
@@ -21,21 +19,23 @@ class Lane:
         self._result: TickResult | None = None
 
     def tick(self, requests: Mapping[int, Draw]) -> bool:
-        """One plan, one forward pass, one commit. False if there was nothing to do now."""
-        if self._scheduler.plan(self.runner.model) == 0:
+        """One plan, one forward pass, one commit. False if there was nothing to do now.
+
+        A plan whose forward pass an exception cut short is run again: it writes the same rows.
+        """
+        if not self._plan.in_flight and self._scheduler.plan(self.runner.model) == 0:
             return False
         self._result = self.runner.execute(self._plan, requests)
         self._scheduler.commit(self.runner.model, self._result.tokens)
         return True
+
+    def land(self, requests: Mapping[int, Draw]) -> None:
+        """Bring home a plan that an exception left in flight."""
+        if self._plan.in_flight:
+            self.tick(requests)
 
     def signals(self, row: int) -> Signals:
         """Boundary statistics of a row of the last tick."""
         if self._result is None:
             raise RuntimeError("no tick has run on this lane")
         return self._result.signals(row)
-
-    def abandon(self) -> None:
-        """Retire a plan whose forward pass did not come back: its rows gave nothing."""
-        if self._plan.in_flight:
-            nothing = np.full(self._plan.sequences, -1, np.int32)
-            self._scheduler.commit(self.runner.model, nothing)

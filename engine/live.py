@@ -21,6 +21,8 @@ class LiveRequest:
     params: SamplingParams
     seed: int
     policy: Policy
+    prompt_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
 
     def decide(self, boundary: Boundary) -> Decision:
@@ -45,7 +47,7 @@ class LiveRequest:
         return Completion(
             request_id=sequence.id,
             prompt_token_ids=tuple(tokens[: sequence.prompt_length]),
-            text=tokenizer.decode(generated),
+            text=_text(generated, sequence.cut_bytes, tokenizer),
             token_ids=tuple(generated),
             finish_reason=FINISH_REASONS[sequence.finish],
             steps=steps,
@@ -56,7 +58,9 @@ class LiveRequest:
     def _step(
         self, index: int, position: int, ids: list[int], model: str, tokenizer: Tokenizer
     ) -> Step:
-        boundary, decision = self.decisions[position]
+        # After a decision for the rest, later boundaries ask nobody and stand on that decision.
+        found = self.decisions.get(position)
+        decision = found[1] if found else self.decisions[max(self.decisions)][1]
         return Step(
             index=index,
             position=position,
@@ -64,6 +68,12 @@ class LiveRequest:
             text=tokenizer.text_of(ids),
             token_ids=tuple(ids),
             reason=decision.reason,
-            signals=boundary.signals,
-            posterior=decision.posterior,
+            signals=found[0].signals if found else None,
+            posterior=decision.posterior if found else None,
         )
+
+
+def _text(ids: list[int], cut: int, tokenizer: Tokenizer) -> str:
+    if not cut:
+        return tokenizer.decode(ids)
+    return tokenizer.bytes_of(ids)[:-cut].decode(errors="replace")

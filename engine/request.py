@@ -9,7 +9,7 @@ from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.routing.signals import Signals
 
-FINISH_REASONS = ("none", "stop", "length", "abort", "error")
+FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class SamplingParams:
     seed: of the random draws; None takes a fresh one. The same seed, prompt and routing give the
         same text, whatever else runs beside it.
     stop_token_ids: end the text, as the models' end-of-sequence tokens do.
+    stop: strings that end the text; it is cut before the first of them.
+    ignore_eos: end-of-sequence tokens do not end the text.
+    min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
+    max_step_tokens: a step that is longer is closed and a boundary forced; 0 sets no limit.
     """
 
     max_tokens: int = 128
@@ -31,6 +35,10 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    max_step_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -43,6 +51,16 @@ class SamplingParams:
             raise SteerError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise SteerError(f"min_p must be in [0, 1], got {self.min_p}")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise SteerError(
+                f"min_tokens must be in 0..max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            )
+        if self.max_step_tokens < 0:
+            raise SteerError(f"max_step_tokens must be 0 (off) or more, got {self.max_step_tokens}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise SteerError(
+                f"stop must be a tuple of strings that are not empty, got {self.stop!r}"
+            )
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise SteerError(f"seed must be in 0..2**64-1, got {self.seed}")
 
@@ -67,7 +85,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one request. ``token_ids`` include the stop token, ``text`` does not."""
+    """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not."""
 
     request_id: int
     prompt_token_ids: tuple[int, ...]

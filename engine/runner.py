@@ -24,6 +24,8 @@ class Draw(Protocol):
 
     params: SamplingParams
     seed: int
+    prompt_tokens: int
+    stop_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,17 @@ class ModelRunner:
     ) -> TickResult:
         confidence = ops.confidence(logits, self._vocabulary)
         draws = [requests[i] for i in plan.ids[wanted].tolist()]
-        if all(d.params.temperature == 0 for d in draws):
+        early = [
+            i
+            for i, (draw, context) in enumerate(zip(draws, plan.contexts[wanted], strict=True))
+            if context - draw.prompt_tokens < draw.params.min_tokens
+        ]
+        if not early and all(d.params.temperature == 0 for d in draws):
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
+            for i in early:
+                usable[i, list(draws[i].stop_ids)] = -torch.inf
             keys = self._uniforms(plan, wanted, draws)
             chosen = ops.sample(usable, self._vocabulary, _sampling_rows(draws, keys))
         tokens = np.zeros(plan.sequences, np.int32)

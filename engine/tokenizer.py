@@ -41,8 +41,11 @@ class Tokenizer:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Text of a piece of a sequence, from the bytes of its ids: pieces join to the whole."""
-        joined = b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
-        return joined.decode(errors="replace")
+        return self.bytes_of(ids).decode(errors="replace")
+
+    def bytes_of(self, ids: Sequence[int]) -> bytes:
+        """The bytes of ids, joined; special tokens and padding ids have none."""
+        return b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
 
     def difference(self, other: Tokenizer) -> str | None:
         """The first thing in which two tokenizers differ, in words; None if they agree."""

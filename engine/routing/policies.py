@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from engine.config import ROLES
@@ -12,7 +13,7 @@ from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.signals import Signals, check_signal
 
-POLICIES = ("small", "large", "random", "threshold", "steer")
+POLICIES = ("small", "large", "random", "threshold", "entropy", "query", "steer")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,15 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Decision:
-    """``model`` is "small" or "large"; ``reason`` is for people."""
+    """``model`` is "small" or "large"; ``reason`` is for people.
+
+    With ``rest`` the model writes to the end: later boundaries are neither read nor decided.
+    """
 
     model: str
     reason: str
     posterior: float | None = None
+    rest: bool = False
 
 
 @runtime_checkable
@@ -78,8 +83,8 @@ class Always:
         return self.model
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Always the same."""
-        return Decision(self.model, "always")
+        """Once, for good."""
+        return Decision(self.model, "always", rest=True)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Threshold:
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
+        if not math.isfinite(self.value):
+            raise SteerError(f"a threshold must be a finite number, got {self.value}")
 
     def decide(self, boundary: Boundary) -> Decision:
         """Compares one number."""
@@ -122,6 +129,19 @@ class Threshold:
         sign = "<=" if found <= self.value else ">"
         chosen = "small" if sure else "large"
         return Decision(chosen, f"{self.signal} {found:.4g} {sign} {self.value:.4g}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One decision a request, at the prompt's end: another policy's answer there, for the rest."""
+
+    at_prompt: Policy
+    reads: bool = True
+    name: str = "query"
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Asks once."""
+        return replace(self.at_prompt.decide(boundary), rest=True)
 
 
 @dataclass(frozen=True)
@@ -176,13 +196,14 @@ def make_policy(
 ) -> Policy:
     """A policy from its name, from a function, or the policy itself.
 
-    Names: small, large, random (``share``), threshold or threshold:SIGNAL:VALUE, steer
-    (``calibration``, ``tau``).
+    Names: small, large, random (``share``), steer (``calibration``, ``tau``), and with a signal and
+    a value of their own: threshold:SIGNAL:VALUE, query:SIGNAL:VALUE (one decision, at the prompt's
+    end) and entropy:VALUE (the first token's entropy in nats).
     """
     if not isinstance(policy, str):
         return policy if isinstance(policy, Policy) else Call(policy)
     name, *arguments = policy.split(":")
-    if name not in POLICIES or (arguments and name != "threshold"):
+    if name not in POLICIES or (arguments and name not in ("threshold", "query", "entropy")):
         raise SteerError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     if name in ROLES:
         return Always(name)
@@ -190,6 +211,11 @@ def make_policy(
         return Random(share)
     if name == "threshold":
         return _threshold(policy, arguments)
+    if name == "query":
+        return Query(_threshold(policy, arguments))
+    if name == "entropy":
+        found = _threshold(policy, ["entropy", *(arguments or ["1.0"])])
+        return replace(found, name="entropy")
     if calibration is None:
         raise SteerError("policy steer needs a calibration of this pair")
     return Steer(calibration, tau)
@@ -204,4 +230,13 @@ def _threshold(policy: str, arguments: list[str]) -> Threshold:
     except ValueError as error:
         if isinstance(error, SteerError):
             raise
-        raise SteerError(f"policy {policy!r}: expected threshold:SIGNAL:VALUE") from None
+        raise SteerError(
+            f"policy {policy!r}: expected {_FORMS[policy.partition(':')[0]]}"
+        ) from None
+
+
+_FORMS = {
+    "threshold": "threshold:SIGNAL:VALUE",
+    "query": "query:SIGNAL:VALUE",
+    "entropy": "entropy:VALUE",
+}

@@ -1,0 +1,122 @@
+"""Moves requests on: ticks the lanes, answers the core's questions, keeps what is finished."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from engine import _core
+from engine.config import ROLES
+from engine.lane import Lane
+from engine.live import LiveRequest
+from engine.request import Completion
+from engine.routing.policies import Boundary
+from engine.tokenizer import Tokenizer
+
+_SMALL, _LARGE = range(2)
+_DECIDE = 0
+
+
+class Driver:
+    """Drives both lanes of one engine. Completions wait in ``finished`` until they are taken."""
+
+    def __init__(
+        self, scheduler: _core.Scheduler, lanes: tuple[Lane, Lane], tokenizer: Tokenizer, check: int
+    ) -> None:
+        """``check``: ticks between proofs of the core's books, 0 only when idle."""
+        self.live: dict[int, LiveRequest] = {}
+        self.finished: dict[int, Completion] = {}
+        self._scheduler = scheduler
+        self._lanes = lanes
+        self._tokenizer = tokenizer
+        self._check = check
+        self._ticks = 0
+        self._idle = 0
+        self._events: deque[tuple[int, int, int]] = deque()
+        self._deadlines: list[tuple[float, int]] = []
+
+    def start(self, request: int, live: LiveRequest, timeout: float | None) -> None:
+        """Take over a request that the scheduler has just queued."""
+        self.live[request] = live
+        if timeout is not None:
+            heapq.heappush(self._deadlines, (time.monotonic() + timeout, request))
+
+    def advance(self) -> None:
+        """One tick of each lane.
+
+        A policy that raises ends its request with an abort; the exception passes through, and the
+        next call goes on with all others.
+        """
+        self._expire()
+        before = len(self.finished)
+        self._answer()
+        progressed = False
+        for lane in self._lanes:
+            progressed |= lane.tick(self.live)
+            self._answer()
+        progressed |= len(self.finished) > before
+        self._idle = 0 if progressed or not self.live else self._idle + 1
+        if self._idle > 1:  # one empty round may only have given a reservation back
+            raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
+        self._ticks += 1
+        if not self.live or (self._check and self._ticks % self._check == 0):
+            self._scheduler.check_integrity()
+
+    def cancel(self, requests: Iterable[int]) -> None:
+        """End requests and drop their completions, whatever state an exception left them in."""
+        requests = list(requests)
+        for request in requests:
+            if request in self.live:
+                self._scheduler.abort(request)
+        for lane in self._lanes:
+            lane.land(self.live)
+        self._answer()
+        for request in requests:
+            self.finished.pop(request, None)
+
+    def _expire(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            _, request = heapq.heappop(self._deadlines)
+            if request in self.live:
+                self._scheduler.abort(request, deadline=True)
+
+    def _answer(self) -> None:
+        """Handle the core's events until there are none; an exception leaves the rest for later."""
+        while True:
+            self._events.extend(self._scheduler.take_events())
+            if not self._events:
+                return
+            kind, request, row = self._events.popleft()
+            if kind == _DECIDE:
+                self._route(request, row)
+            else:
+                sequence = self._scheduler.sequence(request)
+                self._scheduler.forget(request)
+                live = self.live.pop(request, None)
+                if live:
+                    self.finished[request] = live.complete(sequence, self._tokenizer)
+
+    def _route(self, request: int, row: int) -> None:
+        sequence = self._scheduler.sequence(request)
+        if request not in self.live:  # queued by a call that was interrupted before start()
+            return self._scheduler.abort(request)
+        if not sequence.awaits_route:
+            return None  # ended since the event
+        steps = sequence.steps
+        boundary = Boundary(
+            request=request,
+            step=len(steps),
+            position=sequence.length,
+            prompt_tokens=sequence.prompt_length,
+            previous=ROLES[steps[-1][1]] if steps else None,
+            catch_up=sequence.length - sequence.computed[_LARGE],
+            signals=self._lanes[_SMALL].signals(row) if row >= 0 else None,
+        )
+        try:
+            decision = self.live[request].decide(boundary)
+        except BaseException:
+            self._scheduler.abort(request)
+            raise
+        return self._scheduler.route(request, ROLES.index(decision.model), decision.rest)

@@ -1,0 +1,74 @@
+"""Streaming: settled text as it comes, with the steps it belongs to."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine import _core
+from engine.config import ROLES
+from engine.request import Completion
+from engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A piece of an answer.
+
+    kind: "step" where a step opens, "text", or "done" at the end.
+    text: of a text event; all texts join to the completion's.
+    model: who writes, for step and text events.
+    completion: of the done event.
+    """
+
+    kind: str
+    text: str = ""
+    model: str | None = None
+    completion: Completion | None = None
+
+
+class StreamedText:
+    """Turns a growing sequence into events. Characters are held back until they are whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._position = -1
+        self._steps = 0
+        self._model = ROLES[0]
+        self._sent = 0  # characters
+
+    def grow(self, sequence: _core.Sequence) -> Iterator[StreamEvent]:
+        """Events for what was settled since the last call."""
+        tokens = sequence.tokens
+        position = max(self._position, sequence.prompt_length)
+        starts = sequence.steps
+        while position < sequence.settled:
+            if self._steps < len(starts) and starts[self._steps][0] == position:
+                self._model = ROLES[starts[self._steps][1]]
+                self._steps += 1
+                yield StreamEvent("step", model=self._model)
+            later = [start for start, _ in starts[self._steps :]]
+            end = min([*later[:1], sequence.settled])
+            piece = self._tokenizer.bytes_of(tokens[position:end].tolist())
+            yield from self._text(self._decoder.decode(piece))
+            position = end
+        self._position = position
+
+    def _text(self, text: str) -> Iterator[StreamEvent]:
+        if text:
+            self._sent += len(text)
+            yield StreamEvent("text", text=text, model=self._model)
+
+    def finish(self, completion: Completion) -> Iterator[StreamEvent]:
+        """The rest of the text and the done event."""
+        sent, steps = self._sent, completion.steps
+        for step in steps[max(0, self._steps - 1) :]:
+            begin = sum(len(s.text) for s in steps[: step.index])
+            if step.index >= self._steps:
+                self._model = step.model
+                yield StreamEvent("step", model=step.model)
+            end = min(begin + len(step.text), len(completion.text))
+            yield from self._text(completion.text[max(begin, sent) : end])
+        yield StreamEvent("done", completion=completion)
