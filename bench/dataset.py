@@ -5,56 +5,84 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from engine.errors import SteerError
 from engine.files import read_text
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 @dataclass(frozen=True)
 class FileProblem:
-    """A prompt, given to the models as it is, and the expected answer."""
+    """A prompt, given to the models as it is, the expected answer, and its file and line."""
 
     prompt: str
     answer: str
+    where: str = ""
 
 
 def read_problems(path: Path) -> list[FileProblem]:
     """All problems of a file. SteerError with file and line on the first bad one."""
-    lines = read_text(path, "dataset file").splitlines()
-    problems = [_parse(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    lines = read_text(path, "dataset file").split("\n")
+    problems = [_parse(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not problems:
         raise SteerError(f"{path}: no problem in this file")
     return problems
 
 
-def _parse(path: Path, number: int, line: str) -> FileProblem:
+def _parse(where: str, line: str) -> FileProblem:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise SteerError(f"{path}:{number}: not JSON: {error}") from None
-    if not isinstance(row, dict) or not row.get("prompt") or "answer" not in row:
-        raise SteerError(f'{path}:{number}: expected {{"prompt": ..., "answer": ...}}')
-    return FileProblem(str(row["prompt"]), str(row["answer"]))
+        raise SteerError(f"{where}: not JSON: {error}") from None
+    prompt, answer = (row.get(k) if isinstance(row, dict) else None for k in ("prompt", "answer"))
+    number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    if not isinstance(prompt, str) or not prompt or not (number or isinstance(answer, str)):
+        raise SteerError(f'{where}: expected {{"prompt": text, "answer": text or number}}')
+    return FileProblem(prompt, str(answer), where)
 
 
 def answer_of(text: str) -> str:
-    """The last boxed answer, else the last number, else the last line."""
-    for pattern in (_BOXED, _NUMBER):
-        found = pattern.findall(text)
-        if found:
-            return str(found[-1])
+    """The last boxed answer, else what follows the last ####, else the last number or line."""
+    for found in (_boxed(text), text.rpartition("####")[2] if "####" in text else ""):
+        if found.strip():
+            return found.strip()
+    numbers = _NUMBER.findall(text)
     lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
+    return str(numbers[-1]) if numbers else lines[-1] if lines else ""
+
+
+def _boxed(text: str) -> str:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    depth, begin = 0, start + len("\\boxed")
+    for end in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[begin + 1 : end]
+    return ""
 
 
 def is_correct(problem: FileProblem, text: str) -> bool:
-    """Whether the answers are the same but for white space, case and thousands separators."""
+    """Whether the answers are equal as numbers, or as text but for case and outer marks.
 
-    def plain(answer: str) -> str:
-        return answer.replace(",", "").strip().rstrip(".").casefold()
+    The expected answer is read like the given one if it is boxed or follows ####. Words are also
+    right as the last word of the text.
+    """
+    marked = "\\boxed{" in problem.answer or "####" in problem.answer
+    expected = _plain(answer_of(problem.answer) if marked else problem.answer)
+    given = _plain(answer_of(text))
+    if given == expected:
+        return True
+    try:
+        return Fraction(given) == Fraction(expected)
+    except (ValueError, ZeroDivisionError):
+        words = text.split()
+        return bool(words) and _plain(words[-1]) == expected
 
-    return plain(answer_of(text)) == plain(problem.answer)
+
+def _plain(answer: str) -> str:
+    return answer.replace(",", "").replace("$", "").strip().rstrip(".").casefold()

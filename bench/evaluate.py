@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.stats import wilson
+from bench.stats import paired_difference, wilson
 from engine import Completion, Engine, Policy, SamplingParams
 from engine.ledger import Usage
 from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
@@ -62,9 +62,14 @@ class Evaluation:
         """Tokens of all answers."""
         return sum(len(c.token_ids) for c in self.completions)
 
+    def ended(self, reason: str) -> int:
+        """How many answers ended for this reason."""
+        return sum(c.finish_reason == reason for c in self.completions)
+
     def row(self, baseline: Evaluation) -> dict[str, Any]:
-        """The result row; FLOPs relative to ``baseline``, the large model alone."""
+        """The result row; FLOPs and differences relative to ``baseline``, the large model alone."""
         low, high = wilson(sum(self.correct), len(self.correct))
+        difference = paired_difference(self.correct, baseline.correct)
         relative = {f"flops_{a}": self.flops[a] / baseline.flops[a] for a in ACCOUNTINGS}
         return {
             "policy": self.policy,
@@ -72,6 +77,11 @@ class Evaluation:
             "accuracy": self.accuracy,
             "ci_low": low,
             "ci_high": high,
+            "minus_large": difference[0],
+            "minus_large_low": difference[1],
+            "minus_large_high": difference[2],
+            "errors": self.ended("error"),
+            "cut_off": self.ended("length"),
             "large_step_share": self.large_step_share,
             **relative,
             "seconds": round(self.seconds, 3),

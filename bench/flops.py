@@ -23,6 +23,7 @@ from bench.table import policies_table, trace_lines
 from bench.tasks import arithmetic
 from engine import Calibration, Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
+from engine.files import check_output
 from engine.routing.policies import POLICIES, make_policy
 
 INTERRUPTED = 130
@@ -58,11 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--mix",
-        default="mixed",
         choices=sorted(arithmetic.MIXES),
         help="shares of easy, medium and hard operations in the embedded task (default: mixed)",
     )
-    add("--seed", type=int, default=0, help="of the embedded problems (default: 0)")
+    add("--seed", type=int, help="of the embedded problems (default: 0)")
     add("--small", type=Path, metavar="DIR", help="weights of the small model")
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
     add(
@@ -71,7 +71,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help='problems, a JSON object {"prompt", "answer"} a line; the first fifth calibrates',
     )
-    add("--max-tokens", type=int, default=1024, help="per answer, with --dataset (default: 1024)")
+    add("--max-tokens", type=int, metavar="N", help="per answer, with --dataset (default: 1024)")
+    add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
+    add(
+        "--arena-tokens",
+        type=int,
+        default=EngineConfig.arena_tokens,
+        metavar="N",
+        help="KV room in tokens of the large model (default: %(default)s)",
+    )
     add(
         "--calibration",
         type=Path,
@@ -90,29 +98,44 @@ def _check(options: argparse.Namespace) -> list[str]:
     """The policies to run, large first and random last; SteerError on a bad combination."""
     if options.problems is not None and options.problems < 1:
         raise SteerError(f"--problems must be at least 1, got {options.problems}")
+    check_output(options.json, "--json")
+    check_output(options.save_calibration, "--save-calibration")
     if options.plot:
         check_plot(options.plot)
-    policies = [p for p in options.policies.split(",") if p]
+    policies = [p.strip() for p in options.policies.split(",") if p.strip()]
+    if not policies:
+        raise SteerError("--policies names no policy")
     for policy in policies:
         if policy != "steer":  # which needs its calibration first
             make_policy(policy)
     if "random" in policies and "steer" not in policies:
-        raise SteerError("policy random takes its share from steer: add steer to --policies")
+        raise SteerError("policy random takes its share from steer: add steer, or use random:SHARE")
     wanted = [p for p in dict.fromkeys(policies) if p not in ("large", "steer", "random")]
     tail = [p for p in ("steer", "random") if p in policies]
     return ["large", *wanted, *tail]
 
 
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    for name in names:
+        if getattr(options, name) is not None:
+            raise SteerError(f"--{name.replace('_', '-')} {why}")
+
+
 def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
     """The calibration and the test problems, disjoint."""
     if options.dataset:
+        _refuse(
+            options, ("mix", "seed"), "is about the embedded task; --dataset has its own problems"
+        )
         problems = dataset.read_problems(options.dataset)[: options.problems]
         if len(problems) < 2:
             raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
         cut = max(1, len(problems) // 5)
         parts = problems[:cut], problems[cut:]
-        first, second = (TestSet(p, dataset.is_correct, options.max_tokens) for p in parts)
+        limit = 1024 if options.max_tokens is None else options.max_tokens
+        first, second = (TestSet(p, dataset.is_correct, limit) for p in parts)
         return first, second
+    _refuse(options, ("max_tokens",), "goes with --dataset")
     count = options.problems or 500
     return (
         _arithmetic("calibration", min(400, max(50, count)), options),
@@ -120,8 +143,22 @@ def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
     )
 
 
+def _check_lengths(engine: Engine, tests: TestSet) -> None:
+    """SteerError for the first problem that can never run: said before any of them does."""
+    for problem in tests.problems:
+        try:
+            tokens = len(engine.tokenizer.encode(problem.prompt))
+        except SteerError as error:
+            raise SteerError(f"{problem.where}: {error}") from None
+        if tokens + tests.max_tokens > engine.max_context:
+            raise SteerError(
+                f"{problem.where}: the prompt's {tokens} tokens and --max-tokens "
+                f"{tests.max_tokens} exceed the context of {engine.max_context}"
+            )
+
+
 def _arithmetic(split: str, count: int, options: argparse.Namespace) -> TestSet:
-    problems = arithmetic.problems(split, count, options.seed, options.mix)
+    problems = arithmetic.problems(split, count, options.seed or 0, options.mix or "mixed")
     return TestSet(problems, arithmetic.is_correct, _TINY_MAX_TOKENS)
 
 
@@ -152,6 +189,11 @@ class Run:
         folder = self.options.save_traces
         trace = folder / f"{name.replace(':', '-')}.jsonl" if folder else None
         done = evaluate(self.engine, policy, tests, name, progress=True, trace=trace)
+        if name == "large" and done.ended("error"):
+            raise SteerError(
+                f"{done.ended('error')} of {len(done.correct)} answers of the large model alone "
+                "ended in an error (unusable logits): nothing can be compared with it"
+            )
         self.evaluations[name] = done
         self._rows.write(self.row(name))
 
@@ -160,24 +202,42 @@ class Run:
         row = self.evaluations[name].row(self.evaluations["large"])
         if name == "steer" and self.calibration:
             row |= {"tau": self.calibration.tau, "signal": self.calibration.signal}
-        return {**row, "pair": self.options.model_pair, "problems": self._problems()}
+        return {
+            **row,
+            "pair": self.options.model_pair,
+            "fingerprint": self.engine.fingerprint,
+            "dtype": self.options.dtype,
+            "problems": self._problems(),
+        }
 
     def _problems(self) -> str:
         options = self.options
-        return str(options.dataset or f"arithmetic {options.mix}, seed {options.seed}")
+        task = f"arithmetic {options.mix or 'mixed'}, seed {options.seed or 0}"
+        return str(options.dataset or task)
 
     def report(self) -> str:
         """The table, the paired difference, and what STEER saved."""
         if "large" not in self.evaluations:
             return "no policy was finished"
         rows = [self.row(name) for name in self._ordered()]
-        parts = [policies_table(rows), "", _NOTES]
+        parts = [policies_table(rows), *self._troubles(), "", _NOTES]
         if "steer" in self.evaluations:
             parts += ["", self._verdict()]
         return "\n".join(parts)
 
+    def _troubles(self) -> list[str]:
+        return [
+            f"{name}: {found.ended(reason)} of {len(found.correct)} answers {what}"
+            for name, found in self.evaluations.items()
+            for reason, what in (
+                ("error", "ended in an error (unusable logits)"),
+                ("length", "were cut off at the token limit"),
+            )
+            if found.ended(reason)
+        ]
+
     def _ordered(self) -> list[str]:
-        asked = dict.fromkeys([*self.options.policies.split(","), "large"])
+        asked = dict.fromkeys([*map(str.strip, self.options.policies.split(",")), "large"])
         return [name for name in asked if name in self.evaluations]
 
     def _verdict(self) -> str:
@@ -186,8 +246,8 @@ class Run:
         saved = {a: _saved(steer.flops[a] / large.flops[a]) for a in steer.flops}
         tau = self.calibration.tau if self.calibration else float("nan")
         return (
-            f"STEER minus large, paired: {points[0]:+.1f} points, 95% interval "
-            f"{points[1]:+.1f} to {points[2]:+.1f} (n={len(steer.correct)}, tau {tau:g})\n"
+            f"STEER minus large, paired: {points[0]:+.2f} points, 95% interval "
+            f"{points[1]:+.2f} to {points[2]:+.2f} (n={len(steer.correct)}, tau {tau:g})\n"
             f"STEER's FLOPs against large: {saved['decode']} decode-only, "
             f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill"
         )
@@ -214,8 +274,12 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Run the policies on a pair whose weights are here."""
     order = _check(options)
     calibration, tests = _tests(options)
-    # Off, so that no policy lives on what another one has computed.
-    engine = Engine(pair, config=EngineConfig(prefix_cache=False))
+    # No prefix cache, so that no policy lives on what another one has computed.
+    config = EngineConfig(prefix_cache=False, arena_tokens=options.arena_tokens)
+    engine = Engine(pair, config=config, dtype=options.dtype)
+    if options.dataset:
+        _check_lengths(engine, calibration)
+        _check_lengths(engine, tests)
     if options.save_traces:
         options.save_traces.mkdir(parents=True, exist_ok=True)
     code = 0
@@ -229,22 +293,23 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
         except KeyboardInterrupt:
             print("interrupted: these policies were finished", file=sys.stderr)
             code = INTERRUPTED
-    if options.plot and run.evaluations:
-        title = f"{pair.name}, {len(tests.problems)} problems"
-        accuracy_plot([run.row(name) for name in run.evaluations], options.plot, title)
+        except SteerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
     print(run.report())
     if "steer" in run.evaluations:
         print("\n" + run.example())
+    if options.plot and run.evaluations:
+        title = f"{pair.name}, {len(tests.problems)} problems"
+        accuracy_plot([run.row(name) for name in run.evaluations], options.plot, title)
     return code
 
 
 def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Price a trace at a pair's shapes."""
-    for flag in ("dataset", "calibration", "save_calibration", "save_traces", "plot"):
-        if getattr(options, flag):
-            raise SteerError(
-                f"--{flag.replace('_', '-')} needs weights: pass --small DIR and --large DIR"
-            )
+    needy = ("dataset", "calibration", "save_calibration", "save_traces", "plot", "mix", "seed")
+    _refuse(options, needy, "needs weights: pass --small DIR and --large DIR")
+    _check(options)
     rows = price_trace(pair, options.trace, options.problems)
     what = options.trace or "a stored trace of the embedded pair"
     print(f"Nothing was run and accuracy is not measured: {pair.name} is priced from {what}.")

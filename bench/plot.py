@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
+from engine.files import check_output
 
 _FORMATS = (".png", ".svg", ".pdf")
 _MARKERS = "osD^vP*X"
@@ -25,8 +26,7 @@ def check_plot(path: Path) -> None:
         raise SteerError("--plot needs matplotlib: pip install steer-engine[plot]")
     if path.suffix not in _FORMATS:
         raise SteerError(f"--plot {path}: expected a file name that ends in {', '.join(_FORMATS)}")
-    if not path.resolve().parent.is_dir():
-        raise SteerError(f"--plot {path}: no such folder")
+    check_output(path, "--plot")
 
 
 def accuracy_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:

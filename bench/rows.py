@@ -20,7 +20,8 @@ def machine() -> str:
     if info.is_file():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    return f"{name}, {len(usable(0)) if usable else os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:
@@ -42,9 +43,13 @@ def commit() -> str:
     here = Path(__file__)
 
     def git(*command: str) -> str:
-        found = subprocess.run(
-            ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=False
-        )
+        try:
+            found = subprocess.run(
+                ["git", "-C", str(here.parent), *command],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        except FileNotFoundError:
+            return ""
         return found.stdout.strip()
 
     tracked = git("ls-files", here.name) == here.name

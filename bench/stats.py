@@ -35,7 +35,10 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[fl
     shares = hits / count, others / count
     (low1, high1), (low2, high2) = wilson(hits, count), wilson(others, count)
     margins = hits * (count - hits) * others * (count - others)
-    phi = (both * neither - (hits - both) * (others - both)) / math.sqrt(margins) if margins else 0
+    lean: float = both * neither - (hits - both) * (others - both)
+    if lean > 0:
+        lean = max(lean - count / 2, 0)  # the method's continuity correction
+    phi = lean / math.sqrt(margins) if margins else 0
     difference = shares[0] - shares[1]
 
     def reach(a: float, b: float) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.config import NAMED_MODELS, NAMED_PAIRS
 from engine.engine import Engine
 from engine.errors import SteerError
+from engine.files import check_output
 from engine.request import Completion, SamplingParams
 
 
@@ -32,8 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         default="steer",
-        help="small, large, threshold, threshold:SIGNAL:VALUE, random or steer (default: steer)",
+        help="small, large, steer, random:SHARE, threshold:SIGNAL:VALUE, entropy:VALUE or "
+        "query:SIGNAL:VALUE (default: steer)",
     )
+    add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--seed", type=int, help="of the random draws (default: a fresh one)")
@@ -47,7 +50,7 @@ def show(completion: Completion) -> str:
     lines = [f"{s.model:5}  {s.text.strip() or '(empty)':32}  {s.reason}" for s in completion.steps]
     counts = ", ".join(
         f"{role} {completion.usage.count(role, 'sampled')} sampled"
-        f" + {completion.usage.rows[i, :, 0].sum() - completion.usage.count(role, 'sampled')} read"
+        f" of {completion.usage.rows[i, :, 0].sum()} computed"
         for i, role in enumerate(("small", "large"))
     )
     return "\n".join([*lines, f"-- {completion.finish_reason}; rows: {counts}"])
@@ -58,21 +61,23 @@ def run_generate(options: argparse.Namespace) -> int:
     params = SamplingParams(
         max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
     )
-    engine = Engine(options.pair, small=options.small, large=options.large)
+    check_output(options.trace, "--trace")
+    engine = Engine(options.pair, small=options.small, large=options.large, dtype=options.dtype)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]
-    for prompt, completion in zip(
-        prompts,
-        engine.generate(prompts, params, options.policy, trace=options.trace),
-        strict=True,
-    ):
+    completions = engine.generate(prompts, params, options.policy, trace=options.trace)
+    for prompt, completion in zip(prompts, completions, strict=True):
         print(f"{prompt.strip()}\n{show(completion)}")
+    failed = sum(c.finish_reason == "error" for c in completions)
+    if failed:
+        raise SteerError(f"{failed} answers ended in an error: a model's logits were unusable")
     return 0
 
 
 def run_pairs() -> int:
     """``steer pairs``."""
     print("tiny: the embedded pair, weights included")
-    for name in NAMED_PAIRS[1:]:
+    print("custom: any two folders")
+    for name in NAMED_PAIRS[2:]:
         small, _, large = name.partition("/")
         parts = [
             f"{m}: {NAMED_MODELS[m].layers} layers of {NAMED_MODELS[m].hidden_size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,43 +60,97 @@ class ModelConfig:
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
         """Read a Hugging Face ``config.json``. Raises SteerError on what is not supported."""
-        architecture = (raw.get("architectures") or ["none named"])[0]
-        if architecture not in ARCHITECTURES:
+        fields = _Fields(raw, where)
+        architectures = raw.get("architectures")
+        found = architectures[0] if isinstance(architectures, list) and architectures else None
+        if found not in ARCHITECTURES:
             raise SteerError(
-                f"{where}: architecture {architecture} is not supported; "
+                f"{where}: architecture {found or 'none named'} is not supported; "
                 f"supported: {', '.join(ARCHITECTURES)}"
             )
-        try:
-            return cls._from_qwen2(raw, where)
-        except KeyError as missing:
-            raise SteerError(f"{where}: {missing} is missing") from None
-
-    @classmethod
-    def _from_qwen2(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
-        rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise SteerError(f"{where}: rope type {kind!r} is not supported; supported: default")
-        if raw.get("use_sliding_window"):
-            raise SteerError(f"{where}: sliding windows are not supported; set it to false")
-        if raw.get("hidden_act", "silu") != "silu":
-            raise SteerError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported: silu is")
-        eos = raw.get("eos_token_id")
-        heads = raw["num_attention_heads"]
+        fields.check_supported()
+        heads = fields.integer("num_attention_heads")
+        hidden = fields.integer("hidden_size")
         return cls(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            layers=raw["num_hidden_layers"],
+            vocab_size=fields.integer("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=fields.integer("intermediate_size"),
+            layers=fields.integer("num_hidden_layers"),
             heads=heads,
-            kv_heads=raw.get("num_key_value_heads", heads),
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            max_position=raw.get("max_position_embeddings", 32768),
-            rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-            norm_eps=raw.get("rms_norm_eps", 1e-6),
-            tied=raw.get("tie_word_embeddings", False),
-            eos_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+            kv_heads=fields.integer("num_key_value_heads", heads),
+            head_dim=fields.integer("head_dim", hidden // heads),
+            max_position=fields.integer("max_position_embeddings", 32768),
+            rope_theta=fields.number("rope_theta", fields.rope_theta()),
+            norm_eps=fields.number("rms_norm_eps", 1e-6),
+            tied=fields.boolean("tie_word_embeddings", False),
+            eos_ids=fields.token_ids("eos_token_id"),
         )
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """Typed access to a config.json; errors name the file and the field."""
+
+    raw: Mapping[str, Any]
+    where: str
+
+    def _wrong(self, name: str, expected: str) -> SteerError:
+        found = self.raw.get(name)
+        if found is None:
+            return SteerError(f"{self.where}: {name!r} is missing")
+        return SteerError(f"{self.where}: {name} must be {expected}, found {found!r}")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self._wrong(name, "a whole number above 0")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(name, "a number above 0")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.raw.get(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        value = self.raw.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(i, int) and i >= 0 for i in ids):
+            raise self._wrong(name, "a token id or a list of them")
+        return tuple(ids)
+
+    def _rope(self) -> Mapping[str, Any]:
+        for name in ("rope_scaling", "rope_parameters"):
+            found = self.raw.get(name)
+            if found and not isinstance(found, Mapping):
+                raise self._wrong(name, "an object")
+            if found:
+                return dict(found)
+        return {}
+
+    def rope_theta(self) -> float:
+        return _Fields(self._rope(), self.where).number("rope_theta", 10000.0)
+
+    def check_supported(self) -> None:
+        rope = self._rope()
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        activation = self.raw.get("hidden_act", "silu")
+        if kind != "default":
+            raise SteerError(
+                f"{self.where}: rope type {kind!r} is not supported; supported: default"
+            )
+        if self.raw.get("use_sliding_window"):
+            raise SteerError(f"{self.where}: sliding windows are not supported; set it to false")
+        if activation != "silu":
+            raise SteerError(f"{self.where}: hidden_act {activation!r} is not supported: silu is")
 
 
 def _qwen25(
@@ -117,6 +172,7 @@ NAMED_MODELS: dict[str, ModelConfig] = {
 }
 NAMED_PAIRS: tuple[str, ...] = (
     "tiny",
+    "custom",  # any two folders
     "qwen-0.5b/qwen-7b",
     "qwen-1.5b/qwen-7b",
     "qwen-1.5b/qwen-14b",
@@ -146,6 +202,8 @@ class Pair:
         if (small is None) != (large is None):
             missing = "small" if small is None else "large"
             raise SteerError(f"pair {name}: the folder of the {missing} model is missing")
+        if name == "custom" and small is None:
+            raise SteerError("pair custom: pass the folders of both models")
         return cls(name, Path(small) if small else None, Path(large) if large else None)
 
     @property
@@ -153,8 +211,20 @@ class Pair:
         """The named shapes of small and large; SteerError for a pair without (tiny)."""
         small, slash, large = self.name.partition("/")
         if not slash:
-            raise SteerError(f"pair {self.name!r} has no named shapes: it comes with its weights")
+            raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
         return NAMED_MODELS[small], NAMED_MODELS[large]
+
+    def check_shapes(self, found: tuple[ModelConfig, ModelConfig]) -> None:
+        """SteerError if folders do not hold what the pair's name says."""
+        if "/" not in self.name:
+            return
+        for name, shape, named in zip(self.name.split("/"), found, self.shapes, strict=True):
+            for field in ("layers", "hidden_size", "heads", "kv_heads", "intermediate_size"):
+                if getattr(shape, field) != getattr(named, field):
+                    raise SteerError(
+                        f"this is not {name}: {field} is {getattr(shape, field)}, expected "
+                        f"{getattr(named, field)}; use the pair custom for other models"
+                    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +254,9 @@ class EngineConfig:
     check_every: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in ("delimiters", "prefix_cache") and not isinstance(value, int):
+                raise SteerError(f"{name} must be a whole number, got {value!r}")
         for name in ("block_tokens", "arena_tokens", "max_sequences"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -178,6 +178,8 @@ class Engine:
             )
         except OverflowError as error:
             raise QueueFullError(str(error)) from None
+        except TypeError:
+            raise SteerError(f"priority must be a whole number, got {priority!r}") from None
         except ValueError as error:
             raise SteerError(str(error)) from None
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -232,6 +234,8 @@ class Engine:
         An exception (Ctrl-C among them) ends the requests of this call; the engine and its other
         requests go on.
         """
+        if isinstance(prompts, str):
+            raise SteerError("generate() takes a list of prompts, got one text")
         chosen = self.policy(policy)
         waiting = deque(self._prompt_ids(prompt) for prompt in prompts)
         order: list[int] = []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from engine.errors import SteerError
 
@@ -13,7 +14,7 @@ from engine.errors import SteerError
 def read_text(path: Path, what: str) -> str:
     """The file's text. SteerError that names the file where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SteerError(f"{path}: no such {what}") from None
     except UnicodeDecodeError as error:
@@ -23,10 +24,14 @@ def read_text(path: Path, what: str) -> str:
 
 
 class JsonLines:
-    """Writes one JSON object a line, flushed at once; without a path it writes nothing."""
+    """Writes one JSON object a line, flushed at once; without a path it writes nothing.
+
+    The file is opened with the first row: a run that comes to nothing leaves an old file alone.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("w", encoding="utf-8") if path else None
+        self._path = path
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> Any:
         return self
@@ -42,6 +47,21 @@ class JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row."""
-        if self._file:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+        if self._path is None:
+            return
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8")
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def check_output(path: Path | None, what: str) -> None:
+    """SteerError if no file can be written there: said before the work is done."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise SteerError(f"{what} {path}: is a folder, expected a file")
+    if not path.resolve().parent.is_dir():
+        raise SteerError(f"{what} {path}: no such folder")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise SteerError(f"{what} {path}: no permission to write there")

@@ -10,7 +10,7 @@ from engine.runner import Draw, ModelRunner, TickResult
 
 
 class Lane:
-    """Drives one model through the scheduler. The other lane never waits for this one's tick."""
+    """Drives one model through the scheduler. On a CPU the engine ticks its lanes in turn."""
 
     def __init__(self, scheduler: _core.Scheduler, runner: ModelRunner) -> None:
         self.runner = runner

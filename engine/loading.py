@@ -19,7 +19,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class LoadedPair:
-    """Both models, small first. ``fingerprint`` changes with weights, shapes or tokenizer."""
+    """Both models, small first.
+
+    ``fingerprint`` changes with anything that gives signals another meaning: weights, shapes, the
+    tokenizer, the delimiters.
+    """
 
     decoders: tuple[Decoder, Decoder]
     tokenizer: Tokenizer
@@ -37,17 +41,25 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     if pair.small is None or pair.large is None:
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
     shapes = load_config(pair.small), load_config(pair.large)
+    pair.check_shapes(shapes)
     context = _context(config, shapes)
     tokenizer = _shared_tokenizer((pair.small, pair.large), shapes)
     small, large = (
         Decoder(shape, load_weights(folder, shape, dtype), context)
         for folder, shape in zip((pair.small, pair.large), shapes, strict=True)
     )
-    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
     for decoder in (small, large):
         digest.update(repr(decoder.config).encode())
-        digest.update(decoder.norm.float().numpy().tobytes())
+        for tensor in decoder.tensors():
+            digest.update(_sample(tensor))
     return LoadedPair((small, large), tokenizer, context, f"{pair.name}-{digest.hexdigest()[:12]}")
+
+
+def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
+    """Evenly spaced elements: any training changes nearly all, and 64 GB need not be read."""
+    flat = tensor.flatten()
+    return flat[:: max(1, flat.numel() // count)].float().numpy().tobytes()
 
 
 def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig, ModelConfig
+from engine.errors import SteerError
 from kernels.ops import KVLayout
 
 
@@ -46,7 +47,13 @@ class KVArena:
 
     def __init__(self, geometry: ArenaGeometry, dtype: torch.dtype) -> None:
         self.geometry = geometry
-        self._memory = torch.zeros(geometry.slabs * geometry.slab_bytes, dtype=torch.uint8)
+        size = geometry.slabs * geometry.slab_bytes
+        try:
+            self._memory = torch.zeros(size, dtype=torch.uint8)
+        except (RuntimeError, MemoryError):
+            raise SteerError(
+                f"no memory for an arena of {size / 2**30:.1f} GiB; lower arena_tokens"
+            ) from None
         self._dtype = dtype
 
     @property

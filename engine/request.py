@@ -41,28 +41,34 @@ class SamplingParams:
     max_step_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise SteerError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise SteerError(f"temperature must be 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise SteerError(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise SteerError(f"top_p must be in (0, 1], got {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise SteerError(f"min_p must be in [0, 1], got {self.min_p}")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise SteerError(
-                f"min_tokens must be in 0..max_tokens ({self.max_tokens}), got {self.min_tokens}"
-            )
-        if self.max_step_tokens < 0:
-            raise SteerError(f"max_step_tokens must be 0 (off) or more, got {self.max_step_tokens}")
-        if isinstance(self.stop, str) or not all(self.stop):
-            raise SteerError(
-                f"stop must be a tuple of strings that are not empty, got {self.stop!r}"
-            )
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise SteerError(f"seed must be in 0..2**64-1, got {self.seed}")
+        self._check_types()
+        for name, holds, expected in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "in 0..max_tokens"),
+            ("max_step_tokens", self.max_step_tokens >= 0, "0 (off) or more"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**64, "in 0..2**64-1"),
+        ):
+            if not holds:
+                raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+    def _check_types(self) -> None:
+        for name in ("max_tokens", "top_k", "min_tokens", "max_step_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or abs(value) >= 2**31:
+                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
+        for name in ("temperature", "top_p", "min_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise SteerError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.seed, int | None):
+            raise SteerError(f"seed must be a whole number or None, got {self.seed!r}")
+        if not all(isinstance(i, int) and 0 <= i < 2**31 for i in self.stop_token_ids):
+            raise SteerError(f"stop_token_ids must be token ids, got {self.stop_token_ids!r}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise SteerError(f"stop must be strings that are not empty, got {self.stop!r}")
 
 
 @dataclass(frozen=True)

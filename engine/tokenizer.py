@@ -27,12 +27,29 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
         self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise SteerError(f"{path}: the vocabulary is empty")
+        self.size = 1 + max(vocabulary.values())
+        self._unknown = self._tokenizer.token_to_id(
+            self._definition["model"].get("unk_token") or ""
+        )
         self.bytes = self._token_bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written in it are recognised, none are added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Ids of a text; special tokens written in it are recognised, none are added.
+
+        SteerError on text that the tokenizer cannot write.
+        """
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        except TypeError:  # lone surrogates, as undecodable bytes on a command line become
+            raise SteerError("the text holds characters that are not valid Unicode") from None
+        if self._unknown in encoding.ids:
+            begin, end = encoding.offsets[encoding.ids.index(self._unknown)]
+            if text[begin:end] != self._tokenizer.id_to_token(self._unknown):
+                raise SteerError(f"the tokenizer does not know {text[begin:end]!r}")
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and padding ids have none."""
@@ -64,9 +81,9 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever an id means something else."""
-        vocabulary = sorted(self._tokenizer.get_vocab(with_added_tokens=True).items())
-        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+        """Changes with whatever changes ids or text."""
+        definition = json.dumps(self._definition, sort_keys=True)
+        return hashlib.sha256(definition.encode()).hexdigest()[:16]
 
     def _token_bytes(self) -> list[bytes]:
         special = {t["id"] for t in self._definition["added_tokens"] if t["special"]}

@@ -97,7 +97,7 @@ class Trace:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path, "trace file").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "trace file").rstrip("\n").split("\n"), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -53,9 +54,27 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path):
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); import engine; "
         f"assert engine.__file__.startswith({str(site)!r}); "
-        "from bench.flops import main; sys.exit(main(['--problems', '5', '--policies', 'steer']))"
+        "from bench.flops import main; priced = main(['--model-pair', 'qwen-1.5b/qwen-32b']); "
+        "sys.exit(priced or main(['--problems', '5', '--policies', 'steer']))"
     )
-    assert "STEER minus large" in run(sys.executable, "-P", "-c", code, cwd=elsewhere).stdout
+    out = run(sys.executable, "-P", "-c", code, cwd=elsewhere).stdout
+    assert "Nothing was run" in out and "STEER minus large" in out
+
+
+def test_the_source_archive_is_complete():
+    """What a build from it needs is listed: the core's sources and the weights."""
+    code = (
+        "from setuptools.build_meta import build_sdist; import sys, tarfile; "
+        "folder = sys.argv[1]; name = build_sdist(folder); "
+        "print(*tarfile.open(folder + '/' + name).getnames(), sep='\\n')"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        names = run(sys.executable, "-c", code, folder).stdout
+    for wanted in (
+        "csrc/tick.cpp", "csrc/scheduler.h", "CMakeLists.txt", "engine/tiny/trace.jsonl",
+        "engine/tiny/large/model.safetensors",
+    ):  # fmt: skip
+        assert wanted in names, wanted
 
 
 def test_the_command_explains_itself():

@@ -48,6 +48,11 @@ class Problem:
     answer: str
 
     @property
+    def where(self) -> str:
+        """What error messages call it."""
+        return self.prompt.strip()
+
+    @property
     def trace(self) -> str:
         """The gold completion, delimiters included, without the end-of-sequence token."""
         return DELIMITER.join(self.steps)

@@ -75,7 +75,10 @@ def _shards(folder: Path) -> list[Path]:
         if not single.is_file():
             raise SteerError(f"{folder}: model.safetensors is missing (pickles are never loaded)")
         return [single]
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SteerError(f"{index}: expected a weight_map from tensor names to files")
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise SteerError(f"{index}: shard {name!r} is not a safetensors file of this folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class Decoder:
             gate_up=fused("mlp", ("gate", "up"), "weight"),
             down=weights[f"{prefix}.mlp.down_proj.weight"],
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All weights, in a fixed order."""
+        layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
+        return [self.embedding, self.norm, self.head, *layers]
 
     @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:

@@ -31,6 +31,13 @@ class Calibration:
     window: str = "boundary"
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_signal(self.signal)
+        if not 0 <= self.tau <= 1:
+            raise SteerError(f"tau must be in [0, 1], got {self.tau}")
+        if self.window != "boundary":
+            raise SteerError(f"unknown window {self.window!r}; known: boundary")
+
     def posterior(self, signals: Signals) -> float:
         """Probability that the boundary is one of the confident ones."""
         return self.mixture.posterior(confidence_scale(self.signal, signals))
@@ -74,14 +81,14 @@ class Calibration:
             weights, means, deviations = (_two(raw["mixture"][name]) for name in _PARTS)
             found = cls(
                 pair=raw["pair"],
-                signal=check_signal(raw["signal"]),
+                signal=raw["signal"],
                 mixture=Mixture(weights, means, deviations),
                 tau=float(raw["tau"]),
                 window=raw["window"],
                 provenance=raw["provenance"],
             )
-        except SteerError:
-            raise
+        except SteerError as error:
+            raise SteerError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SteerError(f"{path}: not a calibration file: {error}") from None
         if found.pair != pair:

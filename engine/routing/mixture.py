@@ -23,6 +23,15 @@ class Mixture:
     means: tuple[float, float]
     deviations: tuple[float, float]
 
+    def __post_init__(self) -> None:
+        numbers = (*self.weights, *self.means, *self.deviations)
+        if not all(map(math.isfinite, numbers)):
+            raise SteerError("a mixture needs finite numbers")
+        if min(self.weights) <= 0 or min(self.deviations) <= 0:
+            raise SteerError("a mixture needs weights and deviations above 0")
+        if self.means[0] >= self.means[1]:
+            raise SteerError("a mixture needs the lower mean first")
+
     def posterior(self, value: float) -> float:
         """Probability that ``value`` belongs to the confident component; rises with value."""
         if math.isnan(value):

@@ -196,19 +196,19 @@ def make_policy(
 ) -> Policy:
     """A policy from its name, from a function, or the policy itself.
 
-    Names: small, large, random (``share``), steer (``calibration``, ``tau``), and with a signal and
-    a value of their own: threshold:SIGNAL:VALUE, query:SIGNAL:VALUE (one decision, at the prompt's
-    end) and entropy:VALUE (the first token's entropy in nats).
+    Names: small, large, steer (``calibration``, ``tau``), random or random:SHARE (``share``), and
+    with a signal and a value of their own threshold:SIGNAL:VALUE, query:SIGNAL:VALUE (one decision,
+    at the prompt's end) and entropy:VALUE (the first token's entropy in nats).
     """
     if not isinstance(policy, str):
         return policy if isinstance(policy, Policy) else Call(policy)
     name, *arguments = policy.split(":")
-    if name not in POLICIES or (arguments and name not in ("threshold", "query", "entropy")):
+    if name not in POLICIES or (arguments and name not in _FORMS):
         raise SteerError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
     if name in ROLES:
         return Always(name)
     if name == "random":
-        return Random(share)
+        return Random(_share(policy, arguments) if arguments else share)
     if name == "threshold":
         return _threshold(policy, arguments)
     if name == "query":
@@ -219,6 +219,14 @@ def make_policy(
     if calibration is None:
         raise SteerError("policy steer needs a calibration of this pair")
     return Steer(calibration, tau)
+
+
+def _share(policy: str, arguments: list[str]) -> float:
+    try:
+        (share,) = arguments
+        return float(share)
+    except ValueError:
+        raise SteerError(f"policy {policy!r}: expected {_FORMS['random']}") from None
 
 
 def _threshold(policy: str, arguments: list[str]) -> Threshold:
@@ -236,6 +244,7 @@ def _threshold(policy: str, arguments: list[str]) -> Threshold:
 
 
 _FORMS = {
+    "random": "random:SHARE",
     "threshold": "threshold:SIGNAL:VALUE",
     "query": "query:SIGNAL:VALUE",
     "entropy": "entropy:VALUE",

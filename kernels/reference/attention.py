@@ -82,8 +82,10 @@ class AttentionPlan:
         block = torch.div(slots, tokens, rounding_mode="floor")
         base = layout.first_row(block) + slots - block * tokens
         spans = starts[1:] - starts[:-1]
-        # Decodes apart, longer spans by powers of two: padding at most doubles a group's queries.
-        bucket = torch.where(spans == 1, 0, (spans - 1).clamp(min=1).log2().floor().long() + 1)
+        # Decodes apart, longer spans by powers of two, and so are contexts above 64: padding at
+        # most doubles a group's queries and keys, and a long sequence costs its neighbours nothing.
+        width = torch.where(spans == 1, 0, (spans - 1).clamp(min=1).log2().floor().long() + 1)
+        bucket = width * 64 + (contexts - 1).clamp(min=63).log2().floor().long()
         groups = tuple(
             cls._group(layout, members, starts, spans, contexts, blocks)
             for members in (torch.nonzero(bucket == b).flatten() for b in bucket.unique())

@@ -61,7 +61,9 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows) -> Tensor:
     if bool(greedy.all()):
         return z.argmax(-1)
     warm = torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)
-    ordered, ids = (z / warm[:, None]).sort(dim=-1, descending=True, stable=True)
+    # The maximum goes first: a tiny temperature must not overflow.
+    z = (z - z.amax(-1, keepdim=True)) / warm[:, None]
+    ordered, ids = z.sort(dim=-1, descending=True, stable=True)
     mass = ordered.softmax(-1)
     rank = torch.arange(vocabulary)
     top_k = torch.where(rows.top_k > 0, rows.top_k, vocabulary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from bench.flops import main
 from engine import Calibration, Engine
@@ -101,8 +104,10 @@ def test_a_dataset_runs_on_any_pair(tmp_path: Path, capsys):
     lines = [json.dumps({"prompt": p.prompt, "answer": p.answer}) for p in problems]
     data.write_text("\n".join(lines))
     folders = [f"--small={TINY / 'small'}", f"--large={TINY / 'large'}"]
-    arguments = ["--model-pair=qwen-1.5b/qwen-7b", *folders, f"--dataset={data}"]
+    arguments = ["--model-pair=custom", *folders, f"--dataset={data}"]
     rows = tmp_path / "rows.jsonl"
+    assert main([*arguments, "--max-tokens=400"]) == 2
+    assert "d.jsonl:1: the prompt's" in capsys.readouterr().err
     assert main([*arguments, "--max-tokens=80", f"--json={rows}"]) == 0
     assert read(rows)["large"]["n"] == 40 and read(rows)["large"]["accuracy"] > 0.9
     assert "STEER minus large, paired" in capsys.readouterr().out
@@ -123,7 +128,16 @@ def test_a_dataset_runs_on_any_pair(tmp_path: Path, capsys):
         (["--dataset=nowhere.jsonl"], "no such dataset file"),
         (["--plot=x.gif2"], "expected a file name that ends in .png, .svg, .pdf"),
         (["--plot=nowhere/x.png"], "no such folder"),
-        (["--json=nowhere/x.jsonl", "--problems=2"], "No such file or directory"),
+        (["--json=nowhere/x.jsonl"], "--json nowhere/x.jsonl: no such folder"),
+        (["--json=."], "is a folder, expected a file"),
+        (["--save-calibration=nowhere/c.json"], "no such folder"),
+        (["--policies= , "], "names no policy"),
+        (["--max-tokens=9"], "--max-tokens goes with --dataset"),
+        (["--model-pair=qwen-1.5b/qwen-7b", "--problems=0"], "--problems must be at least 1"),
+        (["--model-pair=qwen-1.5b/qwen-7b", "--policies=luck"], "unknown policy 'luck'"),
+        (["--model-pair=custom"], "pass the folders of both models"),
+        (["--dtype=int3"], "unknown dtype 'int3'"),
+        (["--arena-tokens=10000000000000"], "no memory for an arena of"),
         (["--calibration=nowhere.json", "--problems=2"], "no such calibration file"),
     ],
 )
@@ -170,3 +184,35 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path):
     rows = read(path)
     assert "large" in rows and "steer" not in rows
     assert "large" in out
+
+
+def test_a_name_is_not_given_to_other_weights(tmp_path: Path, capsys):
+    """Rows must not call a tiny model Qwen."""
+    (tmp_path / "d.jsonl").write_text('{"prompt": "1", "answer": 1}\n' * 2)
+    folders = [f"--small={TINY / 'small'}", f"--large={TINY / 'large'}"]
+    arguments = ["--model-pair=qwen-1.5b/qwen-7b", *folders, f"--dataset={tmp_path / 'd.jsonl'}"]
+    assert main(arguments) == 2
+    assert "this is not qwen-1.5b: layers is 2, expected 28" in capsys.readouterr().err
+
+
+def test_a_broken_baseline_is_refused(tmp_path: Path, capsys):
+    """Unusable logits of the large model: no row pretends to be relative to it."""
+    shutil.copytree(TINY / "large", tmp_path / "large")
+    path = tmp_path / "large" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, path)
+    rows = tmp_path / "rows.jsonl"
+    arguments = [f"--large={tmp_path / 'large'}", "--problems=3", f"--json={rows}"]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "3 of 3 answers of the large model alone ended in an error" in captured.err
+    assert not rows.exists()
+
+
+def test_an_interrupted_run_leaves_an_old_file_alone(tmp_path: Path):
+    """Nothing is opened before there is a row to write."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old\n")
+    assert main([f"--json={path}", "--calibration=nowhere.json", "--policies=luck"]) == 2
+    assert path.read_text() == "old\n"

@@ -72,6 +72,13 @@ def test_tokenizer_round_trip():
         ("12 and then 1,234", "1234", True),
         ("the answer is Paris", "the answer is paris", True),
         ("it is 41", "42", False),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", True),
+        ("so 18.0", "18", True),
+        ("... #### 18", "18", True),
+        ("18", "a, b and then #### 18", True),
+        ("take 9-7", "7", True),
+        ("it is -7", "7", False),
+        ("The answer is B", "B", True),
         ("", "42", False),
     ],
 )
@@ -101,3 +108,11 @@ def test_empty_and_missing_datasets(tmp_path):
     (tmp_path / "d.jsonl").write_text("\n")
     with pytest.raises(SteerError, match="no problem in this file"):
         dataset.read_problems(tmp_path / "d.jsonl")
+
+
+def test_line_separators_inside_a_string_are_text(tmp_path):
+    """JSON allows them unescaped; a byte order mark does no harm either."""
+    path = tmp_path / "d.jsonl"
+    path.write_text('\ufeff{"prompt": "a\u2028b", "answer": 2}\n', encoding="utf-8")
+    (problem,) = dataset.read_problems(path)
+    assert problem.prompt == "a\u2028b" and problem.answer == "2"

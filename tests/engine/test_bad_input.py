@@ -291,3 +291,71 @@ def test_a_callable_that_answers_nonsense(engine: Engine, answer: object):
     with pytest.raises(SteerError, match="a policy must answer 'small', 'large' or a Decision"):
         engine.generate([PROMPT], policy=lambda boundary: answer)
     assert engine.generate([PROMPT])[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "48"), ("hidden_size", 48.0), ("num_attention_heads", 0),
+        ("num_hidden_layers", None), ("max_position_embeddings", "256"), ("rms_norm_eps", "1e-6"),
+        ("rms_norm_eps", -1.0), ("num_key_value_heads", True), ("rope_parameters", "x"),
+        ("rope_theta", "ten"), ("tie_word_embeddings", "no"), ("architectures", 3),
+        ("eos_token_id", -1),
+    ],
+)  # fmt: skip
+def test_config_with_a_wrong_value(folder: Path, field: str, value: object):
+    """The error names the file and the field."""
+    (folder / "generation_config.json").unlink()
+    edit_json(folder / "config.json", **{field: value})
+    with pytest.raises(SteerError, match=r"config\.json: .*") as error:
+        load(folder)
+    assert field.rstrip("s") in str(error.value) or "architecture" in str(error.value)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}])
+def test_an_index_without_a_map(folder: Path, weight_map: object):
+    index = {"weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SteerError, match="expected a weight_map"):
+        load(folder)
+
+
+def test_text_that_the_tokenizer_cannot_write(engine: Engine):
+    with pytest.raises(SteerError, match="the tokenizer does not know 'h'"):
+        engine.generate(["47+1hello"])
+    with pytest.raises(SteerError, match="not valid Unicode"):
+        engine.generate(["47\udcff"])
+
+
+def test_one_text_is_no_list_of_prompts(engine: Engine):
+    with pytest.raises(SteerError, match="takes a list of prompts"):
+        engine.generate(PROMPT)
+
+
+@pytest.mark.parametrize(
+    "field", [{"max_tokens": 5.5}, {"top_k": 2**70}, {"stop_token_ids": ("a",)}, {"seed": "x"},
+              {"temperature": "hot"}, {"max_tokens": 99999999999}],
+)  # fmt: skip
+def test_sampling_params_of_the_wrong_type(field: dict[str, object]):
+    with pytest.raises(SteerError, match=next(iter(field))):
+        SamplingParams(**field)
+
+
+def test_a_priority_that_is_no_number(engine: Engine):
+    with pytest.raises(SteerError, match="priority must be a whole number"):
+        engine.submit(PROMPT, priority="high")
+
+
+def test_a_tiny_temperature_is_nearly_greedy(engine: Engine):
+    """Dividing by it must not overflow."""
+    greedy = engine.generate([PROMPT])[0].text
+    assert engine.generate([PROMPT], SamplingParams(temperature=1e-310))[0].text == greedy
+
+
+def test_other_weights_are_another_pair(engine: Engine, folder: Path):
+    """A calibration must not survive a change of any tensor, or of the delimiters."""
+    edit_tensors(folder, lambda t: t["model.layers.1.mlp.down_proj.weight"].mul_(0.5))
+    assert load(folder).fingerprint != engine.fingerprint
+    other = Engine("tiny", config=EngineConfig(delimiters=("\n",)))
+    assert other.fingerprint != engine.fingerprint
+    assert Engine("tiny", config=EngineConfig(block_tokens=4)).fingerprint == engine.fingerprint

@@ -166,3 +166,25 @@ def test_a_function_is_a_policy():
 def test_steer_by_name_needs_a_calibration():
     with pytest.raises(SteerError, match="policy steer needs a calibration of this pair"):
         make_policy("steer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tau": 5}, "tau must be in"),
+        ({"tau": float("nan")}, "tau must be in"),
+        ({"window": "probe:8"}, "unknown window 'probe:8'"),
+        ({"signal": "mood"}, "unknown signal 'mood'"),
+        ({"mixture": {"weights": [1, 0], "means": [0, 1], "deviations": [1, 1]}}, "above 0"),
+        ({"mixture": {"weights": [1, 1], "means": [0, 1], "deviations": [0, 1]}}, "above 0"),
+        ({"mixture": {"weights": [1, 1], "means": [2, 1], "deviations": [1, 1]}}, "lower mean"),
+        ({"mixture": {"weights": [1, 1], "means": [0], "deviations": [1, 1]}}, "calibration file"),
+    ],
+)
+def test_calibration_files_are_checked(tmp_path: Path, change: dict, message: str):
+    path = tmp_path / "c.json"
+    calibration().save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SteerError, match=message) as error:
+        Calibration.load(path, "pair-a")
+    assert str(error.value).startswith(str(path))
