@@ -52,8 +52,12 @@ def commit() -> str:
             return ""
         return found.stdout.strip()
 
-    tracked = git("ls-files", here.name) == here.name
-    return (git("describe", "--always", "--dirty") if tracked else "") or "unknown"
+    if git("ls-files", here.name) != here.name:
+        return "unknown"
+    # Rows that were written a moment ago do not make the code another one.
+    changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/")
+    changed = git(*changes, ":(exclude,top)bench/results")
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def provenance() -> dict[str, Any]:
