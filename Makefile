@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= passive
 
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test lint setup pair clean
+.PHONY: help demo test sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,13 +20,22 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 	python -m bench.flops --json out/flops.jsonl --plot out/flops.png --save-traces out/traces
 	@echo "rows: out/flops.jsonl   plot: out/flops.png   traces: out/traces"
 
-test: setup lint ## lint, format, types, then all tests
+test: setup lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest
+
+sanitize: setup ## random operations on the core under ASan and UBSan
+	cmake -S . -B build/sanitize -DSTEER_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null
+	cmake --build build/sanitize --target random_workload --parallel 2 > /dev/null
+	build/sanitize/random_workload 16 10000
+
+soak: sanitize ## the same, 10 million operations
+	build/sanitize/random_workload 100 100000
 
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp tests/csrc/*.cpp
 	mypy
 
 pair: setup ## train the embedded pair again (about half an hour on two cores)

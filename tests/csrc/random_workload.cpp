@@ -1,0 +1,131 @@
+// Random operations on the core without Python, for the sanitizers: `random_workload SEEDS STEPS`.
+// What is right is proved by check_integrity() after every operation and by everything coming to
+// its end; the tokens themselves are checked by tests/csrc/test_random.py.
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "scheduler.h"
+
+using namespace steer;
+
+namespace {
+
+class Workload {
+ public:
+  explicit Workload(unsigned seed)
+      : random_(seed),
+        scheduler_(config(seed), {"\n\n", "c."},
+                   {"a", "b", "c", "\n", "\n\n", ".\n\n", "\n\n\n", ""}) {}
+
+  void run(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      operation(below(100));
+      check();
+    }
+    for (int round = 0; !alive_.empty(); ++round) {
+      if (round > 100000) throw std::runtime_error("the sequences do not come to an end");
+      operation(20 + round % 3 * 20);
+      check();
+    }
+    const auto& counters = scheduler_.counters();
+    std::printf("preemptions %lld, lent slabs %lld, hits %lld + %lld\n",
+                static_cast<long long>(counters.preemptions),
+                static_cast<long long>(scheduler_.pool().lent()),
+                static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]));
+  }
+
+ private:
+  static SchedulerConfig config(unsigned seed) {
+    SchedulerConfig made;
+    made.slots = seed % 2 ? std::array<std::int32_t, kModels>{9, 1}
+                          : std::array<std::int32_t, kModels>{7, 2};
+    made.slabs = seed % 2 ? 11 : 5;
+    made.block_tokens = 4;
+    made.max_context = 40;
+    made.max_sequences = 7;
+    made.max_tick_tokens = seed % 3 ? 64 : 9;
+    made.recompute_cost = {1.0, 15.0};
+    made.prefix_cache = seed % 4 < 2;
+    return made;
+  }
+
+  int below(int limit) { return std::uniform_int_distribution<int>(0, limit - 1)(random_); }
+
+  void operation(int draw) {
+    if (draw < 10) return add();
+    if (draw < 40) return lane(draw % 2);
+    if (draw < 60) return lane(1 - draw % 2);
+    if (draw < 90) return answer();
+    if (alive_.empty()) return;
+    const SequenceId id = alive_[below(static_cast<int>(alive_.size()))];
+    const Sequence& sequence = scheduler_.sequence(id);
+    if (sequence.phase == Phase::finished) return;  // its event has not been taken yet
+    if (draw < 93) {
+      scheduler_.preempt(id);
+    } else if (draw < 94) {
+      scheduler_.abort(id);
+    } else if (draw < 97 && truncations_++ % 3 == 0) {
+      scheduler_.truncate(id, sequence.settled + below(sequence.length() - sequence.settled + 1));
+    } else if (sequence.truncate_pending < 0) {
+      scheduler_.settle(id, (sequence.settled + sequence.length()) / 2);
+    }
+  }
+
+  void add() {
+    if (alive_.size() >= 10) return;
+    Request request;
+    for (int i = below(14) + 1, family = below(3); i > 0; --i)
+      request.prompt.push_back((family + i) % 7);
+    request.max_tokens = 1 + below(40 - static_cast<int>(request.prompt.size()));
+    request.stop_ids = {7};
+    if (below(3) == 0) request.stop_strings = {"ab\n", "cc"};
+    request.min_tokens = below(4);
+    request.max_step_tokens = below(2) * 5;
+    request.reader = below(3) - 1;
+    request.priority = below(3) - 1;
+    request.settle_at_once = below(2) == 0;
+    alive_.push_back(scheduler_.add(request));
+  }
+
+  void lane(int lane) {
+    const Plan& plan = scheduler_.buffers(lane);
+    if (!plan.in_flight) {
+      scheduler_.plan(lane);
+      return;
+    }
+    std::vector<std::int32_t> tokens(plan.sequences);
+    for (auto& token : tokens) token = below(200) == 0 ? -1 : below(40) == 0 ? 7 : below(7);
+    scheduler_.commit(lane, tokens.data(), plan.sequences);
+  }
+
+  void answer() {
+    for (const Event& event : scheduler_.take_events()) {
+      if (event.kind == EventKind::finished) {
+        std::erase(alive_, event.sequence);
+        scheduler_.forget(event.sequence);
+      } else if (scheduler_.sequence(event.sequence).awaits_route) {
+        scheduler_.route(event.sequence, below(2), below(8) == 0);
+      }
+    }
+  }
+
+  void check() { scheduler_.check_integrity(); }
+
+  std::mt19937 random_;
+  Scheduler scheduler_;
+  std::vector<SequenceId> alive_;
+  int truncations_ = 0;
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int seeds = count > 1 ? std::atoi(arguments[1]) : 8;
+  const int steps = count > 2 ? std::atoi(arguments[2]) : 5000;
+  for (int seed = 0; seed < seeds; ++seed) {
+    std::printf("seed %d: ", seed);
+    Workload(static_cast<unsigned>(seed)).run(steps);
+  }
+}
