@@ -1,5 +1,6 @@
 """steer-engine: a small and a large language model that write one answer together."""
 
+from engine.aio import AsyncEngine
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
@@ -10,6 +11,7 @@ from engine.routing.signals import Signals
 from engine.stream import StreamEvent
 
 __all__ = [
+    "AsyncEngine",
     "Boundary",
     "Calibration",
     "Completion",

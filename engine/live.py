@@ -47,7 +47,7 @@ class LiveRequest:
         return Completion(
             request_id=sequence.id,
             prompt_token_ids=tuple(tokens[: sequence.prompt_length]),
-            text=_text(generated, sequence.cut_bytes, tokenizer),
+            text=tokenizer.text_of(generated, cut=sequence.cut_bytes),
             token_ids=tuple(generated),
             finish_reason=FINISH_REASONS[sequence.finish],
             steps=steps,
@@ -71,9 +71,3 @@ class LiveRequest:
             signals=found[0].signals if found else None,
             posterior=decision.posterior if found else None,
         )
-
-
-def _text(ids: list[int], cut: int, tokenizer: Tokenizer) -> str:
-    if not cut:
-        return tokenizer.decode(ids)
-    return tokenizer.bytes_of(ids)[:-cut].decode(errors="replace")

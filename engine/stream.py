@@ -63,12 +63,11 @@ class StreamedText:
 
     def finish(self, completion: Completion) -> Iterator[StreamEvent]:
         """The rest of the text and the done event."""
-        sent, steps = self._sent, completion.steps
-        for step in steps[max(0, self._steps - 1) :]:
-            begin = sum(len(s.text) for s in steps[: step.index])
-            if step.index >= self._steps:
-                self._model = step.model
-                yield StreamEvent("step", model=step.model)
-            end = min(begin + len(step.text), len(completion.text))
-            yield from self._text(completion.text[max(begin, sent) : end])
+        text, first = completion.text, len(completion.prompt_token_ids)
+        for step in completion.steps[self._steps :]:
+            before = self._tokenizer.text_of(completion.token_ids[: step.position - first])
+            yield from self._text(text[self._sent : len(before)])
+            self._model = step.model
+            yield StreamEvent("step", model=step.model)
+        yield from self._text(text[self._sent :])
         yield StreamEvent("done", completion=completion)

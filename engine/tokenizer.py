@@ -56,9 +56,10 @@ class Tokenizer:
         known = [i for i in ids if 0 <= i < self.size]
         return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """Text of a piece of a sequence, from the bytes of its ids: pieces join to the whole."""
-        return self.bytes_of(ids).decode(errors="replace")
+    def text_of(self, ids: Sequence[int], cut: int = 0) -> str:
+        """Text of a piece of a sequence, less the last ``cut`` bytes. Pieces join to the whole."""
+        joined = self.bytes_of(ids)
+        return joined[: len(joined) - cut].decode(errors="replace")
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of ids, joined; special tokens and padding ids have none."""

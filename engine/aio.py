@@ -1,0 +1,135 @@
+"""The asyncio face: one engine, one thread that drives it, any number of coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from engine.engine import AnyPolicy, Engine
+from engine.request import Completion, SamplingParams
+from engine.stream import StreamedText, StreamEvent
+
+_log = logging.getLogger(__name__)
+_Queue = asyncio.Queue[StreamEvent]
+
+
+class AsyncEngine:
+    """Serves coroutines of one event loop from one engine.
+
+    The engine must not be used otherwise while this is open. Close it with :meth:`aclose` or use it
+    as an async context manager. A policy that raises ends its request with the reason "abort"; the
+    exception goes to the log.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._thread = ThreadPoolExecutor(1, "steer-engine")
+        self._open: dict[int, tuple[StreamedText, _Queue]] = {}
+        self._driving: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> AsyncEngine:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End what runs and stop the thread. The engine itself stays usable."""
+        for request in list(self._open):
+            await self._call(self._engine.abort, request)
+        while self._open:
+            self._ensure_driving()
+            await asyncio.wait([self._driving] if self._driving else [])
+        self._thread.shutdown()
+
+    async def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        policy: AnyPolicy = "steer",
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Completion:
+        """Answer one prompt. Arguments and errors as for ``Engine.submit``."""
+        events = self.stream(prompt, params, policy, priority=priority, timeout=timeout)
+        async for event in events:
+            if event.completion is not None:
+                return event.completion
+        raise RuntimeError("a stream ended without its completion")
+
+    async def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        policy: AnyPolicy = "steer",
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[StreamEvent]:
+        """Events as of ``Engine.stream``. Leaving early, or cancellation, ends the request."""
+
+        queue: _Queue = asyncio.Queue()
+
+        def submit() -> int:
+            request = self._engine.submit(
+                prompt, params, policy, priority=priority, timeout=timeout
+            )
+            # In the engine's thread, so that no step comes in between.
+            self._open[request] = StreamedText(self._engine.tokenizer), queue
+            return request
+
+        submitted = asyncio.get_running_loop().run_in_executor(self._thread, submit)
+        try:
+            request = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._drop)
+            raise
+        self._ensure_driving()
+        try:
+            while True:
+                event = await queue.get()
+                yield event
+                if event.kind == "done":
+                    return
+        finally:
+            if request in self._open:  # nobody listens any more
+                self._thread.submit(self._engine.abort, request)
+
+    def _drop(self, submitted: asyncio.Future[int]) -> None:
+        if submitted.exception() is None:
+            self._thread.submit(self._engine.abort, submitted.result())
+            self._ensure_driving()
+
+    def _ensure_driving(self) -> None:
+        if self._driving is None or self._driving.done():
+            self._driving = asyncio.create_task(self._drive())
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    async def _drive(self) -> None:
+        while self._open:
+            for request, event in await self._call(self._advance):
+                self._open[request][1].put_nowait(event)
+                if event.kind == "done":
+                    del self._open[request]
+
+    def _advance(self) -> list[tuple[int, StreamEvent]]:
+        """One step, in the engine's thread; what is new for each open stream."""
+        try:
+            done = {c.request_id: c for c in self._engine.step()}
+        except Exception:
+            _log.exception("a step failed; the request that caused it is aborted")
+            done = {}
+        news: list[tuple[int, StreamEvent]] = []
+        for request, (text, _) in list(self._open.items()):
+            if request in done:
+                news += [(request, event) for event in text.finish(done[request])]
+            else:
+                sequence = self._engine.scheduler.sequence(request)
+                news += [(request, event) for event in text.grow(sequence)]
+        return news

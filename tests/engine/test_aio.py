@@ -1,0 +1,134 @@
+"""The asyncio face: many coroutines, one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from bench.tasks import arithmetic
+from engine import AsyncEngine, Boundary, Engine, EngineConfig, SamplingParams, SteerError
+
+PARAMS = SamplingParams(max_tokens=80)
+PROMPTS = [p.prompt for p in arithmetic.problems("test", 12, seed=7)]
+POLICY = "threshold:max_prob:0.9"
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine("tiny", config=EngineConfig(check_every=1))
+
+
+def test_coroutines_run_as_one_batch(engine: Engine):
+    expected = [c.text for c in engine.generate(PROMPTS, PARAMS, POLICY)]
+    before = engine.scheduler.counters()["ticks"][0]
+
+    async def main() -> list[str]:
+        async with AsyncEngine(engine) as served:
+            answers = await asyncio.gather(*(served.generate(p, PARAMS, POLICY) for p in PROMPTS))
+        return [a.text for a in answers]
+
+    assert asyncio.run(main()) == expected
+    ticks = engine.scheduler.counters()["ticks"][0] - before
+    assert ticks < sum(len(t) for t in expected) / 4, "the requests ran one after the other"
+
+
+def test_a_stream_joins_to_the_text(engine: Engine):
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            events = [e async for e in served.stream(PROMPTS[0], PARAMS, POLICY)]
+        completion = events[-1].completion
+        assert completion is not None and len(events) > 10
+        assert "".join(e.text for e in events) == completion.text
+        assert [e.model for e in events if e.kind == "step"] == [s.model for s in completion.steps]
+
+    asyncio.run(main())
+
+
+def test_cancellation_ends_the_request_and_no_other(engine: Engine):
+    expected = engine.generate(PROMPTS[:1], PARAMS, POLICY)[0].text
+
+    async def main() -> str:
+        async with AsyncEngine(engine) as served:
+            kept = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, POLICY))
+            dropped = asyncio.create_task(served.generate(PROMPTS[1], PARAMS, POLICY))
+            await asyncio.sleep(0)
+            dropped.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await dropped
+            return (await kept).text
+
+    assert asyncio.run(main()) == expected
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+    engine.scheduler.check_integrity()
+
+
+def test_cancellation_at_any_moment_leaves_nothing_behind(engine: Engine):
+    """After so many turns of the loop, from before the request is queued to its end."""
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            for turns in range(40):
+                task = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, POLICY))
+                for _ in range(turns):
+                    await asyncio.sleep(0.0005 * (turns > 10))
+                task.cancel()
+                await asyncio.wait([task])
+
+    asyncio.run(main())
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+    engine.scheduler.check_integrity()
+
+
+def test_short_answers_are_never_missed(engine: Engine):
+    """A request of one token may be over in the very step after it was queued."""
+
+    async def main() -> list[str]:
+        short = SamplingParams(max_tokens=1)
+        async with AsyncEngine(engine) as served:
+
+            async def some(count: int) -> list[str]:
+                return [
+                    (await served.generate(p, short, "small")).finish_reason
+                    for p in PROMPTS[:count]
+                ]
+
+            answers = await asyncio.gather(*(some(n) for n in range(1, 9)))
+            return [reason for reasons in answers for reason in reasons]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["length"] * 36
+
+
+def test_closing_ends_what_runs(engine: Engine):
+    async def main() -> str:
+        served = AsyncEngine(engine)
+        task = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, POLICY))
+        while not engine.scheduler.running:
+            await asyncio.sleep(0.001)
+        await served.aclose()
+        return (await task).finish_reason
+
+    assert asyncio.run(main()) in ("abort", "stop")
+    assert engine.generate(PROMPTS[:1], PARAMS, POLICY)[0].finish_reason == "stop"
+
+
+def test_errors_reach_their_caller(engine: Engine, caplog: pytest.LogCaptureFixture):
+    """A refused request raises; a policy that raises aborts its own request."""
+
+    def broken(boundary: Boundary) -> str:
+        raise ZeroDivisionError
+
+    async def main() -> list[str]:
+        async with AsyncEngine(engine) as served:
+            with pytest.raises(SteerError, match="the prompt is empty"):
+                await served.generate("", PARAMS)
+            answers = await asyncio.gather(
+                served.generate(PROMPTS[0], PARAMS, broken),
+                served.generate(PROMPTS[1], PARAMS, POLICY),
+            )
+        return [a.finish_reason for a in answers]
+
+    with caplog.at_level(logging.ERROR):
+        assert asyncio.run(main()) == ["abort", "stop"]
+    assert "ZeroDivisionError" in caplog.text
