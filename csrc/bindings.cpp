@@ -206,6 +206,7 @@ void bind_scheduler(py::module_& m) {
       .def("plan", &Scheduler::plan, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"),
            py::return_value_policy::reference_internal)
+      .def("fail", &Scheduler::fail, py::arg("lane"))
       .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
       .def("route", &Scheduler::route, py::arg("id"), py::arg("model"), py::arg("rest") = false)
       .def("truncate", &Scheduler::truncate, py::arg("id"), py::arg("length"))

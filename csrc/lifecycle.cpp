@@ -137,7 +137,7 @@ void Scheduler::append(Sequence& sequence, Token token) {
   sequence.tokens.push_back(token);
   const bool delimited = detector_.feed(sequence.cursor, token);
   const bool stopped = stops_at(sequence, token);
-  if (sequence.request.settle_at_once) settle_open(sequence);
+  if (sequence.request.settle_at_once && !stopped) settle_open(sequence);
   const std::int32_t limit = sequence.request.max_step_tokens;
   const bool too_long = limit > 0 && sequence.length() - sequence.steps.back().start >= limit;
   if (stopped) {
@@ -149,20 +149,20 @@ void Scheduler::append(Sequence& sequence, Token token) {
   }
 }
 
-// Does the text end with the token that was just appended? Not before `min_tokens`.
+// Does the text end with the token that was just appended? Not before `min_tokens`. What stopped it
+// is cut from the text.
 bool Scheduler::stops_at(Sequence& sequence, Token token) {
-  const bool matched = match_stop(sequence, token);
-  if (sequence.generated() <= sequence.request.min_tokens) {
-    sequence.cut_bytes = 0;
-    return false;
-  }
+  const bool early = sequence.generated() <= sequence.request.min_tokens;
+  if (match_stop(sequence, token, early)) return true;
   const auto& ids = sequence.request.stop_ids;
-  return matched || std::find(ids.begin(), ids.end(), token) != ids.end();
+  if (early || std::find(ids.begin(), ids.end(), token) == ids.end()) return false;
+  sequence.cut_bytes = static_cast<std::int32_t>(detector_.text(token).size());
+  return true;
 }
 
-// Moves the search for stop strings over a token. The first match counts; what follows it in the
-// token is cut with it.
-bool Scheduler::match_stop(Sequence& sequence, Token token) const {
+// Moves the search for stop strings over a token. The first match counts, unless matches are to be
+// ignored; what follows it in the token is cut with it.
+bool Scheduler::match_stop(Sequence& sequence, Token token, bool ignored) const {
   if (!sequence.stops) return false;
   const std::string& text = detector_.text(token);
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -170,6 +170,7 @@ bool Scheduler::match_stop(Sequence& sequence, Token token) const {
     const std::int32_t match = sequence.stops->match(sequence.stop_node);
     if (match == 0) continue;
     sequence.stop_node = Automaton::kStart;
+    if (ignored) continue;
     sequence.cut_bytes = match + static_cast<std::int32_t>(text.size() - i - 1);
     return true;
   }
@@ -293,8 +294,7 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   sequence.stop_node = Automaton::kStart;
   for (std::int32_t i = sequence.prompt_length(); i < length; ++i)
-    match_stop(sequence, sequence.tokens[i]);
-  sequence.cut_bytes = 0;
+    match_stop(sequence, sequence.tokens[i], true);
   sequence.reading = sequence.awaits_route = false;
   if (first_taken.start == length) {
     sequence.cursor = first_taken.cursor;

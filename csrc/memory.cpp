@@ -49,23 +49,31 @@ Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
   return pool_.available(lane) + pool_.reclaimable(lane) > 0 ? Found::now : Found::later;
 }
 
-// The last block of each sequence that may lose one; the newest sequence stands first. A block that
-// several sequences share is taken from all of them.
+// The last block of each sequence that may be taken, with all behind it; the newest sequence stands
+// first. A block that several sequences share is taken from all of them. Blocks behind it that an
+// earlier sequence shares only lose a reference: so whatever the first sequence does not hold
+// itself can be had.
 std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, int lane) const {
   std::vector<Victim> tails;
   for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
     const Sequence& from = **it;
     const auto& blocks = from.blocks[lane];
-    if (blocks.empty() || !pool_.open_to(pool_.slab_of(lane, blocks.back()), lane)) continue;
-    const auto kept = static_cast<std::int32_t>(blocks.size() - 1) * config_.block_tokens;
-    Victim victim{pool_.slab_of(lane, blocks.back()), &from, false, 0};
-    bool takeable = true;
-    for (const Sequence* holder : holders(lane, blocks.back(), blocks.size() - 1)) {
-      takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
-                  may_take(*holder, lane, requester);
-      victim.cost += (holder->computed[lane] - kept) * config_.recompute_cost[lane];
+    if (&from == &requester || from.in_flight[lane] > 0 || !may_take(from, lane, requester))
+      continue;
+    for (std::size_t index = blocks.size(); index-- > 0;) {
+      if (!pool_.open_to(pool_.slab_of(lane, blocks[index]), lane)) continue;
+      const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
+      Victim victim{pool_.slab_of(lane, blocks[index]), &from, index, false, 0};
+      bool takeable = true;
+      for (const Sequence* holder : holders(lane, blocks[index], index)) {
+        takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
+                    may_take(*holder, lane, requester);
+        victim.cost += (holder->computed[lane] - kept) * config_.recompute_cost[lane];
+      }
+      if (!takeable) continue;
+      tails.push_back(victim);
+      break;
     }
-    if (takeable) tails.push_back(victim);
   }
   return tails;
 }
@@ -85,7 +93,7 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
     for (const auto& [slab, index] : first) {
       if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, false, 0}).first->second;
+      Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, 0, false, 0}).first->second;
       victim.in_flight |= from->in_flight[other] > 0;
       const std::int32_t rows = from->computed[other] + from->in_flight[other];
       victim.cost += std::max(0, rows - kept) * unit;
@@ -100,8 +108,8 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
 void Scheduler::evacuate(const Victim& victim, int lane) {
   if (victim.tail_of != nullptr) {
     const auto& blocks = victim.tail_of->blocks[lane];
-    const auto kept = static_cast<std::int32_t>(blocks.size() - 1) * config_.block_tokens;
-    for (Sequence* holder : holders(lane, blocks.back(), blocks.size() - 1))
+    const auto kept = static_cast<std::int32_t>(victim.index) * config_.block_tokens;
+    for (Sequence* holder : holders(lane, blocks[victim.index], victim.index))
       take_rows(*holder, lane, kept);
     return;
   }

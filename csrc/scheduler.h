@@ -68,6 +68,9 @@ class Scheduler {
   // its logits were unusable (ends that request with an error); ignored where samples[i] is 0.
   void commit(int lane, const std::int32_t* sampled, std::int32_t count);
 
+  // Retires a plan whose forward pass gave nothing at all: its sequences end with Finish::error.
+  void fail(int lane);
+
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
   // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
   // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
@@ -106,6 +109,7 @@ class Scheduler {
   struct Victim {  // blocks that could be taken, see memory.cpp
     SlabId slab = -1;
     const Sequence* tail_of = nullptr;
+    std::size_t index = 0;  // of the block in its table
     bool in_flight = false;
     double cost = 0;
   };
@@ -116,7 +120,7 @@ class Scheduler {
   // lifecycle.cpp
   void append(Sequence& sequence, Token token);
   bool stops_at(Sequence& sequence, Token token);
-  bool match_stop(Sequence& sequence, Token token) const;
+  bool match_stop(Sequence& sequence, Token token, bool ignored) const;
   void settle_open(Sequence& sequence);
   void reach_boundary(Sequence& sequence);
   void finish(Sequence& sequence, Finish reason);
@@ -129,6 +133,7 @@ class Scheduler {
   // sharing.cpp
   void reuse_prefix(Sequence& sequence, int lane);
   void register_blocks(Sequence& sequence, int model);
+  void forget_blocks(Sequence& sequence, int model);
   void give_back(int model, BlockId block);
   void evict(int model, BlockId block);
   std::optional<BlockId> take_block(int lane);

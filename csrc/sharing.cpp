@@ -47,6 +47,11 @@ void Scheduler::register_blocks(Sequence& sequence, int model) {
   }
 }
 
+// What these blocks hold is not to be trusted: no later sequence finds them.
+void Scheduler::forget_blocks(Sequence& sequence, int model) {
+  for (const BlockId block : sequence.blocks[model]) cache_.forget(model, block);
+}
+
 // One reference less. The last one leaves a known block cached, unless its slab is being emptied
 // for the other model.
 void Scheduler::give_back(int model, BlockId block) {

@@ -8,8 +8,10 @@
 
 namespace steer {
 
-// New sequences never push others out: they are admitted in order while free memory holds their
-// prompt. The first one always runs, so an arena that holds one request serves all of them.
+// New sequences wait until memory that nobody uses would hold their prompt on the model that they
+// start on, in order. It is counted for each model by itself, so two that start on different models
+// may still meet in the same slabs; then the progress rule decides. The first one always runs, so
+// an arena that holds one request serves all of them.
 void Scheduler::admit() {
   if (waiting_.empty()) return;
   std::array<std::int64_t, kModels> room{};
@@ -41,13 +43,14 @@ std::int32_t Scheduler::plan(int lane) {
     throw std::logic_error("lane " + std::to_string(lane) + " has a plan in flight: commit first");
   admit();
   plan.clear();
+  for (Sequence* sequence : running_)
+    if (sequence->runnable(lane)) reuse_prefix(*sequence, lane);
   const auto decodes = std::count_if(running_.begin(), running_.end(), [lane](const Sequence* s) {
     return s->runnable(lane) && s->span(lane) == 1;
   });
   std::int32_t prefill = config_.max_tick_tokens - static_cast<std::int32_t>(decodes);
   for (Sequence* sequence : running_) {
     if (!sequence->runnable(lane)) continue;
-    reuse_prefix(*sequence, lane);
     const std::int32_t span = sequence->span(lane);
     const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
     const std::int32_t before = plan.rows;
@@ -84,6 +87,22 @@ void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count
     retire(*plan.members[row], lane, row, plan.samples[row] != 0, sampled[row]);
 }
 
+void Scheduler::fail(int lane) {
+  Plan& plan = lanes_.at(lane);
+  if (!plan.in_flight)
+    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
+  plan.in_flight = false;
+  pool_.retire(lane, plan.tick);
+  for (Sequence* sequence : plan.members) {
+    sequence->in_flight[lane] = 0;
+    sequence->keep_pending[lane] = -1;
+    sequence->end_pending = Finish::error;
+    if (sequence->busy()) continue;  // the other lane's batch ends it
+    sequence->truncate_pending = -1;
+    finish(*sequence, std::exchange(sequence->end_pending, Finish::none));
+  }
+}
+
 void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token) {
   const std::int32_t first = sequence.computed[lane];
   const std::int32_t last = first + sequence.in_flight[lane];
@@ -96,6 +115,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
   if (keep >= 0) take_rows(sequence, lane, keep);
 
   const bool unusable = sampled && token < 0;
+  if (unusable) forget_blocks(sequence, lane);  // nobody else shall live on what gave this
   if (sequence.end_pending != Finish::none || sequence.truncate_pending >= 0 || unusable) {
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
     if (sequence.busy()) return;

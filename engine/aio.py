@@ -13,7 +13,7 @@ from engine.request import Completion, SamplingParams
 from engine.stream import StreamedText, StreamEvent
 
 _log = logging.getLogger(__name__)
-_Queue = asyncio.Queue[StreamEvent]
+_Queue = asyncio.Queue[StreamEvent | Exception]
 
 
 class AsyncEngine:
@@ -29,6 +29,7 @@ class AsyncEngine:
         self._thread = ThreadPoolExecutor(1, "steer-engine")
         self._open: dict[int, tuple[StreamedText, _Queue]] = {}
         self._driving: asyncio.Task[None] | None = None
+        self._failures = 0  # steps in a row
 
     async def __aenter__(self) -> AsyncEngine:
         return self
@@ -92,6 +93,8 @@ class AsyncEngine:
         try:
             while True:
                 event = await queue.get()
+                if isinstance(event, Exception):
+                    raise event
                 yield event
                 if event.kind == "done":
                     return
@@ -115,21 +118,27 @@ class AsyncEngine:
         while self._open:
             for request, event in await self._call(self._advance):
                 self._open[request][1].put_nowait(event)
-                if event.kind == "done":
+                if isinstance(event, Exception) or event.kind == "done":
                     del self._open[request]
 
-    def _advance(self) -> list[tuple[int, StreamEvent]]:
+    def _advance(self) -> list[tuple[int, StreamEvent | Exception]]:
         """One step, in the engine's thread; what is new for each open stream."""
+        done: dict[int, Completion] = {}
         try:
             done = {c.request_id: c for c in self._engine.step()}
-        except Exception:
-            _log.exception("a step failed; the request that caused it is aborted")
-            done = {}
-        news: list[tuple[int, StreamEvent]] = []
+            self._failures = 0
+        except Exception as error:  # of a policy: its request is aborted, the others go on
+            _log.exception("a step failed")
+            self._failures += 1
+            if self._failures > len(self._open) + 2:  # more than policies can account for
+                for request in self._open:
+                    self._engine.abort(request)
+                return [(request, error) for request in list(self._open)]
+        news: list[tuple[int, StreamEvent | Exception]] = []
         for request, (text, _) in list(self._open.items()):
             if request in done:
                 news += [(request, event) for event in text.finish(done[request])]
-            else:
+            elif self._engine.is_live(request):
                 sequence = self._engine.scheduler.sequence(request)
                 news += [(request, event) for event in text.grow(sequence)]
         return news

@@ -6,17 +6,26 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from engine import _core
 from engine.config import ROLES
 from engine.lane import Lane
 from engine.live import LiveRequest
-from engine.request import Completion
-from engine.routing.policies import Boundary
+from engine.request import Completion, SamplingParams
+from engine.routing.policies import Always, Boundary
 from engine.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 _DECIDE = 0
+
+
+class _Live(dict[int, LiveRequest]):
+    """Requests by id. One that was queued by a call cut short before start() runs greedily until
+    its first decision, where it is ended."""
+
+    def __missing__(self, request: int) -> LiveRequest:
+        return LiveRequest(SamplingParams(), 0, Always("small"))
 
 
 class Driver:
@@ -26,7 +35,7 @@ class Driver:
         self, scheduler: _core.Scheduler, lanes: tuple[Lane, Lane], tokenizer: Tokenizer, check: int
     ) -> None:
         """``check``: ticks between proofs of the core's books, 0 only when idle."""
-        self.live: dict[int, LiveRequest] = {}
+        self.live: dict[int, LiveRequest] = _Live()
         self.finished: dict[int, Completion] = {}
         self._scheduler = scheduler
         self._lanes = lanes
@@ -35,13 +44,18 @@ class Driver:
         self._ticks = 0
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
+        self._dropped: set[int] = set()
         self._deadlines: list[tuple[float, int]] = []
 
     def start(self, request: int, live: LiveRequest, timeout: float | None) -> None:
         """Take over a request that the scheduler has just queued."""
         self.live[request] = live
-        if timeout is not None:
-            heapq.heappush(self._deadlines, (time.monotonic() + timeout, request))
+        if timeout is None:
+            return
+        heapq.heappush(self._deadlines, (time.monotonic() + timeout, request))
+        if len(self._deadlines) > 2 * len(self.live) + 16:  # most of them were met
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self.live]
+            heapq.heapify(self._deadlines)
 
     def advance(self) -> None:
         """One tick of each lane.
@@ -65,16 +79,20 @@ class Driver:
             self._scheduler.check_integrity()
 
     def cancel(self, requests: Iterable[int]) -> None:
-        """End requests and drop their completions, whatever state an exception left them in."""
-        requests = list(requests)
+        """End requests and drop their completions, whatever state an exception left them in.
+
+        Never raises: what goes wrong on the way concerns other requests and comes up again when
+        they move on.
+        """
         for request in requests:
             if request in self.live:
+                self._dropped.add(request)
                 self._scheduler.abort(request)
-        for lane in self._lanes:
-            lane.land(self.live)
-        self._answer()
-        for request in requests:
             self.finished.pop(request, None)
+        with suppress(Exception):
+            for lane in self._lanes:
+                lane.land(self.live)
+            self._answer()
 
     def _expire(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
@@ -95,7 +113,9 @@ class Driver:
                 sequence = self._scheduler.sequence(request)
                 self._scheduler.forget(request)
                 live = self.live.pop(request, None)
-                if live:
+                if request in self._dropped:
+                    self._dropped.discard(request)
+                elif live:
                     self.finished[request] = live.complete(sequence, self._tokenizer)
 
     def _route(self, request: int, row: int) -> None:
@@ -116,7 +136,9 @@ class Driver:
         )
         try:
             decision = self.live[request].decide(boundary)
+            if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
+                self._scheduler.route(request, ROLES.index(decision.model), decision.rest)
         except BaseException:
             self._scheduler.abort(request)
             raise
-        return self._scheduler.route(request, ROLES.index(decision.model), decision.rest)
+        return None

@@ -6,6 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from operator import index
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from engine import _core
 from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.driver import Driver
 from engine.errors import QueueFullError, SteerError
+from engine.files import check_output
 from engine.lane import Lane
 from engine.live import LiveRequest
 from engine.loading import DTYPES, load_pair
@@ -158,12 +160,14 @@ class Engine:
         settle_at_once: bool = True,
     ) -> int:
         params = params or SamplingParams()
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         ids = self._prompt_ids(prompt)
-        stops = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            stops |= {*self.shapes[0].eos_ids, *self.shapes[1].eos_ids}
+        self._check_ids(params.stop_token_ids)
+        eos = () if params.ignore_eos else self.shapes[0].eos_ids + self.shapes[1].eos_ids
+        stops = {*params.stop_token_ids, *(i for i in eos if i < self.tokenizer.size)}
+        if not isinstance(priority, int) or abs(priority) >= 2**31:
+            raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
         try:
             request = self.scheduler.add(
                 ids,
@@ -178,8 +182,6 @@ class Engine:
             )
         except OverflowError as error:
             raise QueueFullError(str(error)) from None
-        except TypeError:
-            raise SteerError(f"priority must be a whole number, got {priority!r}") from None
         except ValueError as error:
             raise SteerError(str(error)) from None
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -188,17 +190,30 @@ class Engine:
         return request
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        try:
+            ids = (
+                self.tokenizer.encode(prompt) if isinstance(prompt, str) else [*map(index, prompt)]
+            )
+        except TypeError:
+            raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
         if not ids:
             raise SteerError("the prompt is empty")
-        wrong = next((i for i in ids if not 0 <= i < self.tokenizer.size), None)
-        if wrong is not None:
-            raise SteerError(f"token id {wrong} is not in 0..{self.tokenizer.size - 1}")
+        self._check_ids(ids)
         return ids
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        size = self.tokenizer.size
+        for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
+            raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
+
     def abort(self, request: int) -> None:
-        """End a request; its completion comes with the next :meth:`step`."""
-        self.scheduler.abort(request)
+        """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""
+        if request in self._driver.live:
+            self.scheduler.abort(request)
+
+    def is_live(self, request: int) -> bool:
+        """Whether a request is queued or running."""
+        return request in self._driver.live
 
     def step(self) -> list[Completion]:
         """One tick of each lane. Returns the submitted requests that are finished.
@@ -236,6 +251,8 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise SteerError("generate() takes a list of prompts, got one text")
+        if trace:
+            check_output(Path(trace), "trace")
         chosen = self.policy(policy)
         waiting = deque(self._prompt_ids(prompt) for prompt in prompts)
         order: list[int] = []

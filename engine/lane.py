@@ -17,16 +17,33 @@ class Lane:
         self._scheduler = scheduler
         self._plan = scheduler.buffers(runner.model)
         self._result: TickResult | None = None
+        self._running = False
+        self._failed = False
 
     def tick(self, requests: Mapping[int, Draw]) -> bool:
         """One plan, one forward pass, one commit. False if there was nothing to do now.
 
-        A plan whose forward pass an exception cut short is run again: it writes the same rows.
+        A plan whose forward pass an exception cut short is run again: it writes the same rows. If
+        it fails twice its requests end with an error, and the exception passes through again.
         """
-        if not self._plan.in_flight and self._scheduler.plan(self.runner.model) == 0:
+        if self._running:  # called from within its own forward pass
             return False
-        self._result = self.runner.execute(self._plan, requests)
-        self._scheduler.commit(self.runner.model, self._result.tokens)
+        if not self._plan.in_flight:
+            self._failed = False
+            if self._scheduler.plan(self.runner.model) == 0:
+                return False
+        self._running = True
+        try:
+            result = self.runner.execute(self._plan, requests)
+        except Exception:
+            if self._failed:
+                self._scheduler.fail(self.runner.model)
+            self._failed = True
+            raise
+        finally:
+            self._running = False
+        self._result = result
+        self._scheduler.commit(self.runner.model, result.tokens)
         return True
 
     def land(self, requests: Mapping[int, Draw]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine import _core
 from engine.config import ROLES
+from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.request import FINISH_REASONS, Completion, SamplingParams, Step
 from engine.routing.policies import Boundary, Decision, Policy
@@ -30,6 +31,10 @@ class LiveRequest:
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
         decision = self.policy.decide(boundary)
+        if not isinstance(decision, Decision) or decision.model not in ROLES:
+            raise SteerError(
+                f"a policy must answer 'small', 'large' or a Decision, got {decision!r}"
+            )
         self.decisions[boundary.position] = (boundary, decision)
         return decision
 

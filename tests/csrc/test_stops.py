@@ -180,3 +180,18 @@ def test_bad_requests():
     for wrong in ({"stop_strings": [b""]}, {"min_tokens": -1}, {"max_step_tokens": -1}):
         with pytest.raises(ValueError):
             scheduler.add([0], max_tokens=4, **wrong)
+
+
+def test_an_ignored_match_does_not_hide_the_next_one():
+    """The rest of the token is searched on."""
+    scheduler = build([b"aSTO", b"P", b"x"])
+    id = start(scheduler, stop_strings=[b"a", b"STOP"], min_tokens=1)
+    assert [feed(scheduler, id, token) for token in (0, 1)] == [False, True]
+    assert scheduler.sequence(id).cut_bytes == 4
+
+
+def test_a_stop_token_is_cut_from_the_text():
+    scheduler = build([b"a", b"end"])
+    id = start(scheduler, stop_ids=[1])
+    assert not feed(scheduler, id, 0) and feed(scheduler, id, 1)
+    assert scheduler.sequence(id).cut_bytes == 3

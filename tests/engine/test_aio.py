@@ -132,3 +132,34 @@ def test_errors_reach_their_caller(engine: Engine, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.ERROR):
         assert asyncio.run(main()) == ["abort", "stop"]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_neighbour_that_finishes_in_the_tick_of_an_error(engine: Engine):
+    """Its completion is not lost with the exception."""
+
+    def broken(boundary: Boundary) -> str:
+        raise ZeroDivisionError
+
+    async def main() -> list[str]:
+        short = SamplingParams(max_tokens=1)
+        async with AsyncEngine(engine) as served:
+            answers = await asyncio.gather(
+                *(served.generate(PROMPTS[0], short, p) for p in ("small", broken) * 3)
+            )
+        return [a.finish_reason for a in answers]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["length", "abort"] * 3
+
+
+def test_an_engine_that_fails_for_good_tells_its_callers(engine: Engine, monkeypatch):
+    """Their requests end with the reason; nothing spins."""
+    monkeypatch.setattr(engine.lanes[0].runner.decoder, "forward", lambda *_: 1 / 0)
+
+    async def main() -> list[str]:
+        async with AsyncEngine(engine) as served:
+            answers = await asyncio.gather(
+                *(served.generate(p, PARAMS, "small") for p in PROMPTS[:3])
+            )
+        return [a.finish_reason for a in answers]
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == ["error"] * 3

@@ -6,6 +6,7 @@ import pytest
 
 from bench.tasks import arithmetic
 from engine import (
+    Decision,
     Engine,
     EngineConfig,
     Query,
@@ -182,3 +183,129 @@ def test_a_stream_that_is_closed_ends_its_request(engine: Engine):
 def test_bad_parameters(field: str, value: object):
     with pytest.raises(SteerError, match=field):
         SamplingParams(**{field: value})
+
+
+def test_a_stop_token_is_cut_from_the_text(engine: Engine):
+    (plain,) = engine.generate(PROMPTS[:1], PARAMS, "small")
+    digit = plain.token_ids[2]
+    params = SamplingParams(max_tokens=80, stop_token_ids=(digit,))
+    (done,) = engine.generate(PROMPTS[:1], params, "small")
+    assert done.text == plain.text[: plain.token_ids.index(digit)]
+    events = list(engine.stream(PROMPTS[0], params, "small"))
+    assert "".join(e.text for e in events) == done.text
+
+
+def test_a_forward_pass_that_fails_for_good_ends_its_requests(engine: Engine, monkeypatch):
+    """Twice the same error: these requests end with it, the engine serves the next ones."""
+    decoder = engine.lanes[0].runner.decoder
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "forward", lambda *_: 1 / 0)
+        request = engine.submit(PROMPTS[0], PARAMS, "small")
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                engine.step()
+        (done,) = engine.step()
+    assert (done.request_id, done.finish_reason) == (request, "error")
+    assert engine.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "stop"
+
+
+def test_nan_weights_do_not_outlive_their_repair(engine: Engine):
+    """What bad weights computed is in no cache."""
+    small = Engine("tiny", config=EngineConfig(block_tokens=4, check_every=1))
+    decoder = small.lanes[0].runner.decoder
+    good = decoder.embedding
+    decoder.embedding = good * float("nan")
+    assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "error"
+    decoder.embedding = good
+    assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "stop"
+
+
+def test_stop_tokens_that_do_not_exist_are_refused(engine: Engine):
+    params = SamplingParams(max_tokens=8, min_tokens=1, stop_token_ids=(500,))
+    with pytest.raises(SteerError, match=r"token id 500 is not in 0\.\.16"):
+        engine.generate(PROMPTS[:1], params, "small")
+
+
+class Answers:
+    """A policy object whose answer is whatever it was given."""
+
+    reads = False
+    name = "answers"
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def decide(self, boundary):
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", ["large", Decision("medium", ""), None])
+def test_a_policy_object_that_answers_nonsense(engine: Engine, answer: object):
+    """Its request ends, others go on."""
+    good = engine.submit(PROMPTS[0], PARAMS, "small")
+    bad = engine.submit(PROMPTS[1], PARAMS, Answers(answer))
+    with pytest.raises(SteerError, match="a policy must answer"):
+        engine.step()
+    found = {}
+    while len(found) < 2:
+        found |= {c.request_id: c.finish_reason for c in engine.step()}
+    assert found == {good: "stop", bad: "abort"}
+
+
+def test_a_policy_may_end_its_own_request(engine: Engine):
+    def end(boundary):
+        engine.abort(boundary.request)
+        return "small"
+
+    assert engine.generate(PROMPTS[:1], PARAMS, end)[0].finish_reason == "abort"
+
+
+def test_aborting_what_is_finished_does_nothing(engine: Engine):
+    request = engine.submit(PROMPTS[0], SamplingParams(max_tokens=1), "small")
+    engine.generate(PROMPTS[1:2], PARAMS, "small")
+    engine.abort(request)
+    assert [c.finish_reason for c in engine.step()] == ["length"]
+
+
+def test_errors_of_others_neither_leak_nor_mask(engine: Engine):
+    """generate() raises the first error; nothing of its requests stays behind."""
+
+    def first(boundary):
+        raise ZeroDivisionError
+
+    def second(boundary):
+        raise KeyError
+
+    for policy in (first, second):
+        engine.submit(PROMPTS[0], PARAMS, policy)
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(PROMPTS[:2], PARAMS, "large")
+    found = []
+    while len(found) < 2:
+        try:
+            found += engine.step()
+        except KeyError:
+            continue
+    assert {c.finish_reason for c in found} == {"abort"}
+    assert not engine._driver.finished and not engine._driver.live
+
+
+def test_a_request_cut_short_while_it_is_queued(engine: Engine, monkeypatch):
+    """An interrupt between the core and the driver leaves an orphan that ends by itself."""
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._driver, "start", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.submit(PROMPTS[0], PARAMS, "threshold:max_prob:0.9")
+    assert engine.generate(PROMPTS[:2], PARAMS, "small")[1].finish_reason == "stop"
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+
+
+def test_met_deadlines_are_forgotten(engine: Engine):
+    for _ in range(60):
+        engine.generate(PROMPTS[:1], SamplingParams(max_tokens=1), "small", timeout=86400)
+    assert len(engine._driver._deadlines) <= 20
+
+
+def test_a_trace_that_cannot_be_written_is_refused_first(engine: Engine, tmp_path):
+    with pytest.raises(SteerError, match="no such folder"):
+        engine.generate(PROMPTS[:1], PARAMS, "small", trace=tmp_path / "nowhere" / "t.jsonl")
