@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.stats import paired_difference, wilson
+from bench.tasks import arithmetic
 from engine import Completion, Engine, Policy, SamplingParams
 from engine.ledger import Usage
 from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
@@ -32,6 +33,12 @@ class TestSet:
     max_tokens: int
 
     __test__ = False  # not a test class
+
+
+def arithmetic_tests(split: str, count: int, seed: int = 0, mix: str = "mixed") -> TestSet:
+    """Problems of the embedded task; no right answer is as long as the limit."""
+    problems = arithmetic.problems(split, count, seed, mix)
+    return TestSet(problems, arithmetic.is_correct, max_tokens=80)
 
 
 @dataclass(frozen=True)

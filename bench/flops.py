@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import dataset
 from bench.calibrate import calibrate
-from bench.evaluate import Evaluation, TestSet, evaluate
+from bench.evaluate import Evaluation, TestSet, arithmetic_tests, evaluate
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
 from bench.rows import RowWriter
@@ -27,7 +27,6 @@ from engine.files import check_output
 from engine.routing.policies import POLICIES, make_policy
 
 INTERRUPTED = 130
-_TINY_MAX_TOKENS = 80
 _NOTES = """\
 FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
   decode        rows that gave a token, kept or dropped: the field's habit
@@ -94,6 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _named(options: argparse.Namespace) -> list[str]:
+    return [p.strip() for p in options.policies.split(",") if p.strip()]
+
+
 def _check(options: argparse.Namespace) -> list[str]:
     """The policies to run, large first and random last; SteerError on a bad combination."""
     if options.problems is not None and options.problems < 1:
@@ -102,7 +105,7 @@ def _check(options: argparse.Namespace) -> list[str]:
     check_output(options.save_calibration, "--save-calibration")
     if options.plot:
         check_plot(options.plot)
-    policies = [p.strip() for p in options.policies.split(",") if p.strip()]
+    policies = _named(options)
     if not policies:
         raise SteerError("--policies names no policy")
     for policy in policies:
@@ -137,9 +140,10 @@ def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
         return first, second
     _refuse(options, ("max_tokens",), "goes with --dataset")
     count = options.problems or 500
+    seed, mix = options.seed or 0, options.mix or "mixed"
     return (
-        _arithmetic("calibration", min(400, max(50, count)), options),
-        _arithmetic("test", count, options),
+        arithmetic_tests("calibration", min(400, max(50, count)), seed, mix),
+        arithmetic_tests("test", count, seed, mix),
     )
 
 
@@ -155,11 +159,6 @@ def _check_lengths(engine: Engine, tests: TestSet) -> None:
                 f"{problem.where}: the prompt's {tokens} tokens and --max-tokens "
                 f"{tests.max_tokens} exceed the context of {engine.max_context}"
             )
-
-
-def _arithmetic(split: str, count: int, options: argparse.Namespace) -> TestSet:
-    problems = arithmetic.problems(split, count, options.seed or 0, options.mix or "mixed")
-    return TestSet(problems, arithmetic.is_correct, _TINY_MAX_TOKENS)
 
 
 class Run:
@@ -237,7 +236,7 @@ class Run:
         ]
 
     def _ordered(self) -> list[str]:
-        asked = dict.fromkeys([*map(str.strip, self.options.policies.split(",")), "large"])
+        asked = dict.fromkeys([*_named(self.options), "large"])
         return [name for name in asked if name in self.evaluations]
 
     def _verdict(self) -> str:
@@ -315,9 +314,10 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     print(f"Nothing was run and accuracy is not measured: {pair.name} is priced from {what}.")
     print(f"{rows[0]['n']} requests, {rows[-1]['trace']}.\n")
     print(priced_table(rows))
+    tokens, steps = rows[0]["tokens"], max(1, rows[0]["steps"])
     print(
-        "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: the\n"
-        "embedded pair writes some 45 tokens a problem in steps of 6; reasoning traces are longer."
+        "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: it\n"
+        f"has {tokens / rows[0]['n']:.1f} tokens a request and {tokens / steps:.1f} a step."
     )
     with RowWriter(options.json) as writer:
         for row in rows:

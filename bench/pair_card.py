@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.calibrate import calibrate
-from bench.evaluate import TestSet, evaluate
+from bench.evaluate import arithmetic_tests, evaluate
 from bench.rows import provenance
 from bench.table import render
-from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, Steer
 
-MAX_TOKENS = 80
 CALIBRATION_PROBLEMS = 400
 TRACE_PROBLEMS = 100
 _CARD = """\
@@ -33,7 +31,7 @@ line an operation (`bench/tasks/arithmetic.py`):
 `+` and `-` by 10..99 are easy, `*` by 3, 7 or 9 medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard.
 Problems are drawn at random and split by a hash of the prompt (1/16 test, 1/16 calibration, the
 rest training), so held-out problems never occur in training. Single steps do: there are only some
-24,000 (value, operation) facts. The pair is for studying routing, not generalisation.
+22,000 (value, operation) facts. The pair is for studying routing, not generalisation.
 
 The small model saw few hard multiplications on purpose: it must not know everything.
 
@@ -72,10 +70,12 @@ def finish(output: Path, gate: float) -> None:
     """Write calibration, trace and card for the pair in ``output``."""
     off = EngineConfig(prefix_cache=False)
     engine = Engine("tiny", small=output / "small", large=output / "large", config=off)
-    calibration = calibrate(engine, _tests("calibration", CALIBRATION_PROBLEMS), progress=True)
+    calibration = calibrate(
+        engine, arithmetic_tests("calibration", CALIBRATION_PROBLEMS), progress=True
+    )
     calibration.save(output / "calibration.json")
     trace = output / "trace.jsonl"
-    evaluate(engine, Steer(calibration), _tests("test", TRACE_PROBLEMS), trace=trace)
+    evaluate(engine, Steer(calibration), arithmetic_tests("test", TRACE_PROBLEMS), trace=trace)
     records = [json.loads((output / f"{r}-training.json").read_text()) for r in ("small", "large")]
     where = provenance()
     card = _CARD.format(
@@ -92,10 +92,6 @@ def finish(output: Path, gate: float) -> None:
         date=where["date"][:10],
     )
     (output / "MODEL_CARD.md").write_text(card)
-
-
-def _tests(split: str, count: int) -> TestSet:
-    return TestSet(arithmetic.problems(split, count), arithmetic.is_correct, MAX_TOKENS)
 
 
 def _indent(table: str) -> str:

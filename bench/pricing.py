@@ -51,6 +51,7 @@ def price_trace(pair: Pair, path: Path | None, problems: int | None) -> list[dic
                 "seconds": None,
                 "tokens_per_second": None,
                 "tokens": sum(c for _, c in lengths),
+                "steps": steps,
                 "flops_absolute": flops,
                 "pair": pair.name,
                 "priced": True,

@@ -22,13 +22,6 @@ SchedulerConfig checked(SchedulerConfig config) {
   return config;
 }
 
-void insert_in_order(auto& list, Sequence* sequence) {
-  list.insert(
-      std::upper_bound(list.begin(), list.end(), sequence,
-                       [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); }),
-      sequence);
-}
-
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
@@ -90,8 +83,8 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
   return const_cast<Scheduler*>(this)->find(id);
 }
 
-// Who writes the rest is not asked again. With a reader, the reader computes the boundary first and
-// the event follows in commit().
+// After a decision for the rest nobody is asked. With a reader, the reader computes the boundary
+// first and the event follows in commit().
 void Scheduler::reach_boundary(Sequence& sequence) {
   if (sequence.rest_from >= 0) {
     sequence.cursor = StepDetector::open_step(sequence.cursor);

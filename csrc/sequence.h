@@ -6,6 +6,7 @@
 //   settled    ────────────────────────┤       can no longer be taken back
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -87,6 +88,14 @@ struct Sequence {
 inline bool goes_before(const Sequence& a, const Sequence& b) {
   return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
                                                   : a.id < b.id;
+}
+
+// Puts a sequence in its place of a list that is in order.
+void insert_in_order(auto& list, Sequence* sequence) {
+  list.insert(
+      std::upper_bound(list.begin(), list.end(), sequence,
+                       [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); }),
+      sequence);
 }
 
 }  // namespace steer

@@ -26,10 +26,7 @@ void Scheduler::admit() {
     if (!running_.empty() && room[next->active] < needed) return;
     room[next->active] -= needed;
     waiting_.pop_front();
-    running_.insert(
-        std::upper_bound(running_.begin(), running_.end(), next,
-                         [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); }),
-        next);
+    insert_in_order(running_, next);
     next->phase = Phase::running;
     ++counters_.admitted;
   }

@@ -81,8 +81,8 @@ class Driver:
     def cancel(self, requests: Iterable[int]) -> None:
         """End requests and drop their completions, whatever state an exception left them in.
 
-        Never raises: what goes wrong on the way concerns other requests and comes up again when
-        they move on.
+        Never raises. A forward pass that fails here stays in flight and fails again, and questions
+        about other requests are left to the next :meth:`advance`: their errors come up there.
         """
         for request in requests:
             if request in self.live:
@@ -92,7 +92,6 @@ class Driver:
         with suppress(Exception):
             for lane in self._lanes:
                 lane.land(self.live)
-            self._answer()
 
     def _expire(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():

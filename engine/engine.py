@@ -255,18 +255,19 @@ class Engine:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
         waiting = deque(self._prompt_ids(prompt) for prompt in prompts)
-        order: list[int] = []
+        order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
+        finished = self._driver.finished
         writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
         with writer or nullcontext(), tqdm(total=len(prompts), disable=not progress) as bar:
             try:
                 while len(done) < len(prompts):
                     while waiting and self._has_room():
-                        order.append(self._queue(waiting[0], params, chosen, timeout=timeout))
+                        order[self._queue(waiting[0], params, chosen, timeout=timeout)] = None
                         waiting.popleft()
                     self._driver.advance()
-                    for request in set(order) & self._driver.finished.keys():
-                        done[request] = self._driver.finished.pop(request)
+                    for request in [r for r in finished if r in order]:
+                        done[request] = finished.pop(request)
                         bar.update()
                         if writer:
                             writer.add(done[request])

@@ -75,7 +75,8 @@ class SamplingParams:
 class Step:
     """One step of a trace: who wrote it and why.
 
-    ``position`` is its first token's place in the sequence; ``signals`` are None where the policy
+    ``position`` is its first token's place in the sequence; ``text`` is that of all its tokens, a
+    stop that ends the completion's text included; ``signals`` are None where the policy
     did not read the boundary; ``posterior`` is the probability of the confident component.
     """
 

@@ -96,7 +96,7 @@ class ModelRunner:
         early = [
             i
             for i, (draw, context) in enumerate(zip(draws, plan.contexts[wanted], strict=True))
-            if context - draw.prompt_tokens < draw.params.min_tokens
+            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
         ]
         if not early and all(d.params.temperature == 0 for d in draws):
             chosen = confidence.argmax
