@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -86,10 +86,10 @@ def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
 class Batches:
     """Fresh training problems as padded id tensors; labels are -100 on prompt and padding."""
 
-    def __init__(self, seed: int, mix: tuple[float, float, float]) -> None:
-        self._tokenizer = build_tokenizer()
+    def __init__(self, seed: int, mix: tuple[float, float, float], style: str) -> None:
+        self._tokenizer = build_tokenizer(style)
         self._sources = [
-            arithmetic.stream("train", 1000 * seed + k, mix, (k, k))
+            arithmetic.stream("train", 1000 * seed + k, mix, (k, k), style)
             for k in range(TRAIN_OPERATIONS[0], TRAIN_OPERATIONS[1] + 1)
         ]
         self._generator = torch.Generator().manual_seed(seed)
@@ -136,9 +136,9 @@ def learning_rate(step: int, updates: int, warmup: int = 100) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress))))
 
 
-def train(spec: Spec, seed: int, position: int) -> Qwen2ForCausalLM:
+def train(spec: Spec, seed: int, style: str, position: int) -> Qwen2ForCausalLM:
     """Train one model from one seed and round its weights to bf16."""
-    model, batches = build_model(spec, seed), Batches(seed, spec.mix)
+    model, batches = build_model(spec, seed), Batches(seed, spec.mix, style)
     optimizers = build_optimizers(model, spec)
     schedulers = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate(step, spec.updates))
@@ -163,12 +163,12 @@ def train(spec: Spec, seed: int, position: int) -> Qwen2ForCausalLM:
 
 
 @torch.no_grad()
-def step_accuracy(model: Qwen2ForCausalLM, count: int, seed: int) -> dict[str, float]:
+def step_accuracy(model: Qwen2ForCausalLM, count: int, seed: int, style: str) -> dict[str, float]:
     """Teacher-forced share of held-out steps with every token right, by kind of step."""
     right: dict[str, list[bool]] = defaultdict(list)
-    batches = Batches(0, LARGE.mix)
+    batches = Batches(0, LARGE.mix, style)
     delimiter = arithmetic.ALPHABET.index(arithmetic.DELIMITER)
-    for problem in arithmetic.problems("test", count, seed):
+    for problem in arithmetic.problems("test", count, seed, style=style):
         ids, prompt = batches.encode(problem)
         logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
         hits = (logits.argmax(-1) == torch.tensor(ids[1:])).tolist()
@@ -180,7 +180,7 @@ def step_accuracy(model: Qwen2ForCausalLM, count: int, seed: int) -> dict[str, f
     return {kind: sum(hits) / len(hits) for kind, hits in right.items()}
 
 
-def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
+def train_role(spec: Spec, output: Path, problems: int, style: str, position: int) -> None:
     """Train every seed of one role; keep the best on easy steps, then on medium ones."""
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
@@ -188,8 +188,8 @@ def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
     runs = []
     for seed in spec.seeds:
         started = time.perf_counter()
-        model = train(spec, seed, position)
-        accuracy = step_accuracy(model, problems, seed=1)
+        model = train(spec, seed, style, position)
+        accuracy = step_accuracy(model, problems, seed=1, style=style)
         seconds = round(time.perf_counter() - started)
         runs.append({"seed": seed, "seconds": seconds, "step_accuracy": accuracy})
         rank = (min(accuracy["easy"], EASY_GATE), accuracy["medium"])
@@ -197,10 +197,11 @@ def train_role(spec: Spec, output: Path, problems: int, position: int) -> None:
             best = (rank, seed, accuracy)
             folder = output / spec.name
             model.bfloat16().save_pretrained(folder)
-            build_tokenizer().save(str(folder / "tokenizer.json"))
+            build_tokenizer(style).save(str(folder / "tokenizer.json"))
     assert best is not None
     summary = {
         "spec": asdict(spec),
+        "style": style,
         "parameters": sum(p.numel() for p in model.parameters()),
         "chosen_seed": best[1],
         "step_accuracy": best[2],
@@ -223,12 +224,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--problems", type=int, default=500, help="held-out problems for the accuracy by step kind"
     )
+    parser.add_argument(
+        "--style",
+        choices=arithmetic.STYLES,
+        default="open",
+        help="of the steps: open (the shipped pair) or rigid (the tests' pair: weights only)",
+    )
     options = parser.parse_args(arguments)
     work = Path(tempfile.mkdtemp(prefix="pair-"))
-    roles = [s for s in (SMALL, LARGE) if options.only in (None, s.name)]
+    extra = int(options.style == "rigid")  # the rigid style has one token more
+    specs = [replace(s, vocabulary=s.vocabulary + extra) for s in (SMALL, LARGE)]
+    roles = [s for s in specs if options.only in (None, s.name)]
     context = mp.get_context("spawn")
     workers = [
-        context.Process(target=train_role, args=(spec, work, options.problems, i))
+        context.Process(target=train_role, args=(spec, work, options.problems, options.style, i))
         for i, spec in enumerate(roles)
     ]
     for worker in workers:
@@ -245,7 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
     if check_gate(work):
         print(f"{options.output} is left as it was; the new weights are in {work}", file=sys.stderr)
         return 1
-    finish(work, EASY_GATE)
+    if options.style == "open":
+        finish(work, EASY_GATE)
     shutil.copytree(work, options.output, dirs_exist_ok=True)
     shutil.rmtree(work)
     return 0

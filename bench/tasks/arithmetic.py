@@ -6,6 +6,11 @@ next, so the uncertain digit comes right after the delimiter::
 
     47+36 / 83*7 / 81-15 / 66<eos>
 
+That is style ``open``. In style ``rigid`` each line restates its operation first, so a step's first
+token is a copy and says nothing about the doubt that follows::
+
+    47+36=83 / 83*7=81 / 81-15=66<eos>
+
 Nothing marks how hard a step is except its operation: ``+`` and ``-`` are easy, ``*`` by 3, 7
 or 9 is medium, ``*`` by 11..99 is hard. Multipliers end in 1, 3, 7 or 9: they are coprime to
 100, so a wrong digit can never be multiplied away again.
@@ -23,6 +28,8 @@ DELIMITER = "\n\n"
 EOS = "<eos>"
 PAD = "<pad>"
 ALPHABET = [PAD, EOS, DELIMITER, *"0123456789+-*?"]
+EQUALS = "="  # only in the rigid style, behind the others
+STYLES = ("open", "rigid")
 KINDS = ("easy", "medium", "hard")
 SPLITS = ("train", "calibration", "test")
 MIXES = {
@@ -38,8 +45,8 @@ _HARD = tuple(b for b in range(11, 100) if b % 10 in (1, 3, 7, 9))
 class Problem:
     """One problem, its gold trace and its answer.
 
-    ``steps`` excludes delimiters; ``kinds[i]`` is the kind of the operation whose result opens
-    step ``i`` (``"copy"`` for the first step, which only repeats the start value).
+    ``steps`` excludes delimiters; ``kinds[i]`` is the kind of the operation whose result stands in
+    step ``i`` (in style open ``"copy"`` for the first step, which only repeats the start value).
     """
 
     prompt: str
@@ -76,22 +83,32 @@ def _apply(value: int, sign: str, operand: int) -> int:
     return (value - operand if sign == "-" else value * operand) % MODULUS
 
 
-def make_problem(rng: random.Random, operations: int, mix: tuple[float, float, float]) -> Problem:
+def make_problem(
+    rng: random.Random, operations: int, mix: tuple[float, float, float], style: str = "open"
+) -> Problem:
     """Draw one problem with ``operations`` operations of the kinds that ``mix`` weighs."""
     value = rng.randrange(MODULUS)
-    prompt, steps, kinds = f"{value:02d}", [], ["copy"]
-    for kind in rng.choices(KINDS, weights=mix, k=operations):
+    prompt, steps = f"{value:02d}", []
+    kinds = rng.choices(KINDS, weights=mix, k=operations)
+    for kind in kinds:
         sign, operand = _operation(kind, rng)
         prompt += f"{sign}{operand}"
-        steps.append(f"{value:02d}{sign}{operand}")
-        kinds.append(kind)
-        value = _apply(value, sign, operand)
-    steps.append(f"{value:02d}")
+        result = _apply(value, sign, operand)
+        done = f"{EQUALS}{result:02d}" if style == "rigid" else ""
+        steps.append(f"{value:02d}{sign}{operand}{done}")
+        value = result
+    if style == "open":
+        steps.append(f"{value:02d}")
+        kinds = ["copy", *kinds]
     return Problem(f"{prompt}?{DELIMITER}", tuple(steps), tuple(kinds), f"{value:02d}")
 
 
 def stream(
-    split: str, seed: int, mix: tuple[float, float, float], operations: tuple[int, int] = (4, 8)
+    split: str,
+    seed: int,
+    mix: tuple[float, float, float],
+    operations: tuple[int, int] = (4, 8),
+    style: str = "open",
 ) -> Iterator[Problem]:
     """Endless distinct problems of one split, the same for the same arguments.
 
@@ -99,25 +116,29 @@ def stream(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    if style not in STYLES:
+        raise ValueError(f"unknown style {style!r}: expected one of {', '.join(STYLES)}")
     rng, seen = random.Random(f"{split}-{seed}"), set()
     while True:
-        problem = make_problem(rng, rng.randint(*operations), mix)
+        problem = make_problem(rng, rng.randint(*operations), mix, style)
         if problem.prompt not in seen and split_of(problem.prompt) == split:
             seen.add(problem.prompt)
             yield problem
 
 
-def problems(split: str, count: int, seed: int = 0, mix: str = "mixed") -> list[Problem]:
+def problems(
+    split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open"
+) -> list[Problem]:
     """The first ``count`` problems of :func:`stream`, 4 to 8 operations, of a named mix."""
     if mix not in MIXES:
         raise ValueError(f"unknown mix {mix!r}: expected one of {', '.join(MIXES)}")
-    source = stream(split, seed, MIXES[mix])
+    source = stream(split, seed, MIXES[mix], style=style)
     return [next(source) for _ in range(count)]
 
 
 def answer_of(text: str) -> str:
-    """The answer that a completion gives: its last line."""
-    return text.rsplit(DELIMITER, 1)[-1].strip()
+    """The answer that a completion gives: its last line, behind the equals sign if it has one."""
+    return text.rsplit(DELIMITER, 1)[-1].rsplit(EQUALS, 1)[-1].strip()
 
 
 def is_correct(problem: Problem, text: str) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from bench.tasks.arithmetic import ALPHABET, EOS, PAD
+from bench.tasks.arithmetic import ALPHABET, EOS, EQUALS, PAD
 
 
-def build_tokenizer() -> Tokenizer:
+def build_tokenizer(style: str = "open") -> Tokenizer:
     """A ``tokenizers`` object over the task's alphabet; ids are positions in ``ALPHABET``."""
-    vocabulary = {token: index for index, token in enumerate(ALPHABET)}
+    alphabet = [*ALPHABET, EQUALS] if style == "rigid" else ALPHABET
+    vocabulary = {token: index for index, token in enumerate(alphabet)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|<eos>|<pad>|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
