@@ -108,6 +108,13 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("samples", buffer(&Plan::samples))
       .def_property_readonly("attempts", buffer(&Plan::attempts))
       .def_property_readonly("ids", buffer(&Plan::ids))
+      .def_readonly("copied", &Plan::copied)
+      .def_property_readonly("copies",
+                             [](py::object self) {
+                               const auto& copies = self.cast<const Plan&>().copies;
+                               return view(copies, {static_cast<py::ssize_t>(copies.size()) / 2, 2},
+                                           self);
+                             })
       .def_property_readonly("blocks", [](py::object self) {
         const auto& plan = self.cast<const Plan&>();
         const py::ssize_t width = plan.table_width;
@@ -132,6 +139,12 @@ void bind_sequence(py::module_& m) {
       .def_readonly("reading", &Sequence::reading)
       .def_readonly("candidate", &Sequence::candidate)
       .def_readonly("attempt", &Sequence::attempt)
+      .def_readonly("sample", &Sequence::sample)
+      .def_readonly("trial_from", &Sequence::trial_from)
+      .def_readonly("thinking", &Sequence::thinking)
+      .def_readonly("forced", &Sequence::forced)
+      .def_property_readonly("decision_wait",
+                             [](const Sequence& s) { return s.usage.decision_wait; })
       .def_readonly("cut_bytes", &Sequence::cut_bytes)
       .def_property_readonly("phase", [](const Sequence& s) { return static_cast<int>(s.phase); })
       .def_property_readonly("finish", [](const Sequence& s) { return static_cast<int>(s.finish); })
@@ -147,23 +160,32 @@ void bind_sequence(py::module_& m) {
       .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
 }
 
-Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
-                         std::int32_t block_tokens, std::int32_t max_context,
-                         std::int32_t max_sequences, std::int32_t max_waiting,
-                         std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost,
-                         bool prefix_cache, const std::vector<std::string>& delimiters,
-                         std::vector<std::string> token_bytes) {
+Scheduler make_scheduler(
+    SlabId slabs, std::array<std::int32_t, kModels> slots, std::int32_t block_tokens,
+    std::int32_t max_context, std::int32_t max_sequences, std::int32_t max_waiting,
+    std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost, bool prefix_cache,
+    std::array<std::int32_t, kModels> background, const std::string& lane_policy,
+    std::int32_t gather, std::int32_t hold_ticks, std::int32_t automatic_from,
+    std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
+    const std::vector<std::string>& delimiters, std::vector<std::string> token_bytes) {
+  const LaneSettings lanes{
+      lane_policy_named(lane_policy), gather, hold_ticks, automatic_from, tick_cost, lane_weight};
   return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
-                    max_tick_tokens, recompute_cost, prefix_cache},
+                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes},
                    delimiters, std::move(token_bytes));
 }
 
 SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
                        std::vector<Token> stop_ids, int reader, std::int32_t priority,
                        bool settle_at_once, std::vector<std::string> stop_strings,
-                       std::int32_t min_tokens, std::int32_t max_step_tokens) {
+                       std::int32_t min_tokens, std::int32_t max_step_tokens,
+                       std::int32_t trial_tokens, std::vector<Token> think_end,
+                       std::int32_t max_think_tokens, std::int32_t max_repeats,
+                       std::int32_t samples) {
   return self.add({std::move(prompt), max_tokens, std::move(stop_ids), reader, priority,
-                   settle_at_once, std::move(stop_strings), min_tokens, max_step_tokens});
+                   settle_at_once, std::move(stop_strings), min_tokens, max_step_tokens,
+                   trial_tokens, std::move(think_end), max_think_tokens, max_repeats},
+                  samples);
 }
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
@@ -187,6 +209,10 @@ py::dict counters(const Scheduler& self) {
   out["ticks"] = c.ticks;
   out["hits"] = c.hits;
   out["evictions"] = c.evictions;
+  out["shared"] = c.shared;
+  out["copied"] = c.copied;
+  out["background"] = c.background;
+  out["held"] = c.held;
   out["lent_slabs"] = self.pool().lent();
   return out;
 }
@@ -197,12 +223,20 @@ void bind_scheduler(py::module_& m) {
            py::arg("block_tokens"), py::arg("max_context"), py::arg("max_sequences"),
            py::arg("max_waiting") = 0, py::arg("max_tick_tokens"),
            py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0},
-           py::arg("prefix_cache") = false, py::arg("delimiters"), py::arg("token_bytes"))
+           py::arg("prefix_cache") = false,
+           py::arg("background") = std::array<std::int32_t, kModels>{0, 0},
+           py::arg("lane_policy") = "latency", py::arg("gather") = 0, py::arg("hold_ticks") = 64,
+           py::arg("automatic_from") = 8,
+           py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
+           py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0}, py::arg("delimiters"),
+           py::arg("token_bytes"))
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
            py::arg("priority") = 0, py::arg("settle_at_once") = true,
            py::arg("stop_strings") = std::vector<std::string>{}, py::arg("min_tokens") = 0,
-           py::arg("max_step_tokens") = 0)
+           py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
+           py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
+           py::arg("max_repeats") = 0, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"),
            py::return_value_policy::reference_internal)

@@ -25,6 +25,8 @@ void check_counts(const Sequence& s) {
   }
   expect(s.busy() || (s.end_pending == Finish::none && s.truncate_pending < 0), s,
          "pending without a batch");
+  expect(s.trial_from < 0 || (s.settled <= s.trial_from && s.trial_from <= s.length()), s,
+         "a trial was settled");
   expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
   if (s.phase == Phase::running && !s.awaits_route)
     expect(s.computed[s.active] < s.length(), s, "no row to sample from");
@@ -56,6 +58,9 @@ void Scheduler::check_integrity() const {
     }
   }
   for (int model = 0; model < kModels; ++model) {
+    const Plan& plan = lanes_[model];
+    for (std::int32_t copy = 0; plan.in_flight && copy < plan.copied; ++copy)
+      ++held[model][plan.copies[2 * copy]];
     for (const auto& [block, count] : held[model])
       if (pool_.references(model, block) != count)
         throw std::logic_error("references of block " + std::to_string(block) + " are wrong");

@@ -14,15 +14,22 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
       attempts(max_sequences),
       blocks(static_cast<std::size_t>(max_sequences) * width),
       ids(max_sequences),
+      copies(2 * static_cast<std::size_t>(max_sequences)),
       table_width(width) {
   members.reserve(max_sequences);
 }
 
 void Plan::clear() {
-  sequences = rows = 0;
+  sequences = rows = copied = 0;
   short_of_memory = false;
   starts[0] = 0;
   members.clear();
+}
+
+void Plan::add_copy(BlockId from, BlockId to) {
+  copies[2 * copied] = from;
+  copies[2 * copied + 1] = to;
+  ++copied;
 }
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {

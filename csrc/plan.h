@@ -26,12 +26,16 @@ struct Plan {
   std::vector<std::int32_t> attempts;   // [sequences] keys the random draw
   std::vector<std::int32_t> blocks;     // [sequences, table_width] block ids, padded with 0
   std::vector<std::int64_t> ids;        // [sequences] sequence ids
+  std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in order,
+  std::int32_t copied = 0;              // before the pass; `from` is held until the commit
   std::vector<Sequence*> members;       // [sequences] owned by the scheduler
 
   Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width);
   void clear();
   // Appends `span` rows of `sequence` from its computed count on. Capacity is the caller's duty.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
+  // At most one a sequence.
+  void add_copy(BlockId from, BlockId to);
 
   std::int32_t table_width;
 };

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "block_pool.h"
+#include "lane_policy.h"
 #include "plan.h"
 #include "prefix_cache.h"
 #include "sequence.h"
@@ -36,15 +37,23 @@ struct SchedulerConfig {
   std::int32_t max_tick_tokens = 512;                    // rows of one plan
   std::array<double, kModels> recompute_cost{1.0, 1.0};  // of one token, in any common unit
   bool prefix_cache = false;                             // share full settled blocks of prefixes
+  // A lane reads along with a sequence that the other one writes once it lags so many settled
+  // tokens behind, with the rows and the free blocks that nobody else needs; 0: it does not.
+  std::array<std::int32_t, kModels> background{0, 0};
+  LaneSettings lanes = {};
 };
 
 struct Counters {
   std::int64_t admitted = 0;
-  std::int64_t preemptions = 0;                   // sequences that lost KV to others or by force
-  std::array<std::int64_t, kModels> lost_rows{};  // rows of KV they lost
-  std::array<std::int64_t, kModels> ticks{};      // plans that were not empty
-  std::array<std::int64_t, kModels> hits{};       // blocks found in the prefix cache
-  std::array<std::int64_t, kModels> evictions{};  // cached blocks dropped for room
+  std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
+  std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
+  std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
+  std::array<std::int64_t, kModels> hits{};        // blocks found in the prefix cache
+  std::array<std::int64_t, kModels> evictions{};   // cached blocks dropped for room
+  std::array<std::int64_t, kModels> shared{};      // blocks of a prompt taken over from a sample
+  std::array<std::int64_t, kModels> copied{};      // the same, partly filled: copied
+  std::array<std::int64_t, kModels> background{};  // rows that were read along
+  std::array<std::int64_t, kModels> held{};        // plans put off by the lane policy
 };
 
 class Scheduler {
@@ -57,7 +66,9 @@ class Scheduler {
   // max_tokens past the context, or more KV than the arena holds for either model alone.
   // Throws std::overflow_error when the queue is full: try again later.
   // The sequence stands at boundary 0. Without a reader, route() it before it can run.
-  SequenceId add(Request request);
+  // With `samples` > 1 as many sequences are queued, all or none; their ids follow each other and
+  // the first is returned. They share what they compute of the prompt while they run.
+  SequenceId add(Request request, std::int32_t samples = 1);
 
   // Plans the next tick of a lane; returns the number of sequences in it, 0 when there is nothing
   // to do now. Throws std::logic_error while the lane's last plan is in flight.
@@ -74,12 +85,14 @@ class Scheduler {
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
   // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
   // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
+  // What stands on trial is kept if the reader goes on, and taken back if not.
   void route(SequenceId id, int model, bool rest = false);
 
-  // Takes back tokens[length:]; not below the prompt or `settled`. If that ends at a step's first
-  // token the sequence stands at that boundary again: its reader, if any, reads it once more, and a
-  // decide event follows; older ones are void. In flight: when it retires, and the token in flight
-  // goes too. With nothing to take back, length == the sequence's, it does nothing.
+  // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
+  // that ends at a step's first token the sequence stands at that boundary again: its reader, if
+  // any, reads it once more, and a decide event follows; older ones are void. In flight: when it
+  // retires, and the token in flight goes too. With nothing to take back, length == the sequence's,
+  // it does nothing.
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 
@@ -118,20 +131,37 @@ class Scheduler {
   std::int32_t blocks_for(std::int32_t rows) const;
 
   // lifecycle.cpp
+  void check_request(const Request& request, std::int32_t samples) const;
+  void reach_boundary(Sequence& sequence);
+  void open_step(Sequence& sequence);
+  void drop_candidate(Sequence& sequence);
+  void keep_trial(Sequence& sequence, bool rest);
+  void end(Sequence& sequence, Finish reason);
+  void finish(Sequence& sequence, Finish reason);
+
+  // text.cpp
   void append(Sequence& sequence, Token token);
+  Outcome read(Sequence& sequence, Token token);
+  void try_on(Sequence& sequence, Outcome outcome);
+  void conclude(Sequence& sequence, Outcome outcome);
+  Outcome end_thinking(Sequence& sequence);
+  bool must_stop_thinking(const Sequence& sequence) const;
   bool stops_at(Sequence& sequence, Token token);
   bool match_stop(Sequence& sequence, Token token, bool ignored) const;
   void settle_open(Sequence& sequence);
-  void reach_boundary(Sequence& sequence);
-  void finish(Sequence& sequence, Finish reason);
-  void drop_candidate(Sequence& sequence);
-  void discard_tokens(Sequence& sequence, std::int32_t length);
+  void read_again(Sequence& sequence);
+
+  // rollback.cpp
+  Step take_back(Sequence& sequence, std::int32_t length, std::array<std::int32_t, kModels> rows);
   void truncate_now(Sequence& sequence, std::int32_t length);
+  void discard_tokens(Sequence& sequence, std::int32_t length);
   void keep_rows(Sequence& sequence, int model, std::int32_t rows);
   void take_rows(Sequence& sequence, int model, std::int32_t rows);
 
   // sharing.cpp
   void reuse_prefix(Sequence& sequence, int lane);
+  bool follows_sample(const Sequence& sequence, int lane) const;
+  void share_prompt(Sequence& sequence, int lane);
   void register_blocks(Sequence& sequence, int model);
   void forget_blocks(Sequence& sequence, int model);
   void give_back(int model, BlockId block);
@@ -141,7 +171,11 @@ class Scheduler {
 
   // tick.cpp
   void admit();
+  bool holds(int lane);
+  std::int32_t runnable(int lane) const;
   void add_span(int lane, Sequence& sequence, std::int32_t wanted);
+  void read_along(int lane, Sequence& sequence);
+  void land(int lane);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
   void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
   void retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token);
@@ -164,6 +198,7 @@ class Scheduler {
   std::vector<Sequence*> running_;  // in order
   std::deque<Sequence*> waiting_;   // in order
   std::vector<Event> events_;
+  LaneTurns turns_;
   Counters counters_;
   SequenceId next_id_ = 1;
 };

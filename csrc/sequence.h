@@ -13,11 +13,15 @@
 #include <string>
 #include <vector>
 
+#include "loop_guard.h"
 #include "prefix_cache.h"
 #include "step_detector.h"
 #include "types.h"
 
 namespace steer {
+
+// A trial of so many tokens goes on to the end of the answer, whatever boundaries it meets.
+inline constexpr std::int32_t kWholeAnswer = -1;
 
 // What a caller asks for.
 struct Request {
@@ -30,6 +34,18 @@ struct Request {
   std::vector<std::string> stop_strings = {};  // the text ends before the first of them
   std::int32_t min_tokens = 0;                 // tokens before the first stop of any kind
   std::int32_t max_step_tokens = 0;            // a boundary is forced after so many; 0: never
+  // Tokens that the reader writes, or to the step's end, before the decision keeps them or takes
+  // them back; 0: it only reads. None of them settles before.
+  std::int32_t trial_tokens = 0;
+  std::vector<Token> think_end = {};  // tokens that end the thinking part: a boundary follows
+  std::int32_t max_think_tokens = 0;  // think_end is written after so many; 0: never
+  std::int32_t max_repeats = 0;       // of a piece of text in a row that end it; 0: any number
+};
+
+// What the text asks for behind a token: its end, or the end of a step.
+struct Outcome {
+  Finish end = Finish::none;
+  bool boundary = false;
 };
 
 struct Step {
@@ -42,6 +58,9 @@ enum class Phase : int { waiting, running, finished };
 
 struct Sequence {
   SequenceId id = 0;
+  SequenceId group = 0;  // the first of the samples that share a prompt
+  std::int32_t samples = 1;
+  std::int32_t sample = 0;  // which of them this is
   Request request;
   std::vector<Token> tokens;
   std::int32_t settled = 0;
@@ -63,8 +82,13 @@ struct Sequence {
   StepDetector::Cursor cursor;
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
-  std::int32_t cut_bytes = 0;   // of the text's end, from where a stop string began
-  std::int32_t rest_from = -1;  // from here on the active model writes on without a question
+  std::int32_t cut_bytes = 0;        // of the text's end, from where a stop string began
+  std::int32_t rest_from = -1;       // from here on the active model writes on without a question
+  std::int32_t trial_from = -1;      // what follows is on trial; -1: nothing is
+  Outcome trial;                     // how the trial ended, while the decision is out
+  bool thinking = false;             // think_end has not come yet
+  std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
+  LoopGuard loops;
   std::vector<Step> steps;
   Usage usage;
 
@@ -79,8 +103,11 @@ struct Sequence {
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }
+  // Something has to happen first that waits for the batch in flight.
+  bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && active == lane && in_flight[lane] == 0;
+    return phase == Phase::running && !awaits_route && active == lane && in_flight[lane] == 0 &&
+           !pending();
   }
 };
 

@@ -33,6 +33,53 @@ void Scheduler::reuse_prefix(Sequence& sequence, int lane) {
   }
 }
 
+// Waits a sample for an earlier one that is about to compute the prompt that they share? Both would
+// compute the same rows. Only who stands before it in the order is waited for.
+bool Scheduler::follows_sample(const Sequence& sequence, int lane) const {
+  const std::int32_t last = sequence.prompt_length() - 1;
+  if (sequence.sample == 0 || sequence.computed[lane] >= last) return false;
+  for (const Sequence* other : running_) {
+    if (other == &sequence) return false;
+    if (other->group == sequence.group && other->active == lane && other->computed[lane] < last &&
+        (other->in_flight[lane] > 0 || other->runnable(lane)))
+      return true;
+  }
+  return false;
+}
+
+// Takes over what another sample has computed of the prompt: full blocks are shared, the one that
+// is partly filled is copied, as this sample is about to write to it. The prompt's last row is left
+// to compute. To be called for a sequence that gets at least one row of this plan.
+void Scheduler::share_prompt(Sequence& sequence, int lane) {
+  const std::int32_t size = config_.block_tokens, last = sequence.prompt_length() - 1;
+  std::int32_t& computed = sequence.computed[lane];
+  auto& blocks = sequence.blocks[lane];
+  if (computed >= last || computed % size != 0) return;
+  const Sequence* from = nullptr;
+  for (const Sequence* other : running_)
+    if (other != &sequence && other->group == sequence.group &&
+        other->computed[lane] > (from ? from->computed[lane] : computed))
+      from = other;
+  if (from == nullptr) return;
+  const std::int32_t before = computed, rows = std::min(from->computed[lane], last);
+  for (; computed + size <= rows; computed += size, ++counters_.shared[lane]) {
+    blocks.push_back(from->blocks[lane][computed / size]);
+    pool_.retain(lane, blocks.back());
+  }
+  Plan& plan = lanes_[lane];
+  if (const auto to = rows == last && computed < rows && !plan.short_of_memory ? take_block(lane)
+                                                                               : std::nullopt) {
+    const BlockId source = from->blocks[lane][computed / size];
+    pool_.retain(lane, source);  // until the commit
+    plan.add_copy(source, *to);
+    blocks.push_back(*to);
+    computed = rows;
+    ++counters_.copied[lane];
+  }
+  sequence.highest[lane] = std::max(sequence.highest[lane], computed);
+  sequence.usage.cached[lane] += computed - before;
+}
+
 // Makes the sequence's full blocks known, as far as their tokens are settled.
 void Scheduler::register_blocks(Sequence& sequence, int model) {
   if (!config_.prefix_cache) return;

@@ -40,6 +40,7 @@ std::int32_t Scheduler::plan(int lane) {
     throw std::logic_error("lane " + std::to_string(lane) + " has a plan in flight: commit first");
   admit();
   plan.clear();
+  if (holds(lane)) return 0;
   for (Sequence* sequence : running_)
     if (sequence->runnable(lane)) reuse_prefix(*sequence, lane);
   const auto decodes = std::count_if(running_.begin(), running_.end(), [lane](const Sequence* s) {
@@ -47,7 +48,7 @@ std::int32_t Scheduler::plan(int lane) {
   });
   std::int32_t prefill = config_.max_tick_tokens - static_cast<std::int32_t>(decodes);
   for (Sequence* sequence : running_) {
-    if (!sequence->runnable(lane)) continue;
+    if (!sequence->runnable(lane) || follows_sample(*sequence, lane)) continue;
     const std::int32_t span = sequence->span(lane);
     const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
     const std::int32_t before = plan.rows;
@@ -55,6 +56,10 @@ std::int32_t Scheduler::plan(int lane) {
     if (span > 1) prefill -= plan.rows - before;
   }
   if (!plan.short_of_memory) pool_.unreserve(lane);
+  if (config_.background[lane] > 0 && !plan.short_of_memory)
+    for (Sequence* sequence : running_) read_along(lane, *sequence);
+  if (config_.lanes.policy != LanePolicy::latency)
+    turns_.planned(lane, plan.sequences == 0, lane == kSmall && runnable(kLarge) > 0);
   if (plan.sequences == 0) return 0;
   plan.tick = clock_[lane]++;
   plan.in_flight = true;
@@ -64,11 +69,53 @@ std::int32_t Scheduler::plan(int lane) {
   return plan.sequences;
 }
 
+std::int32_t Scheduler::runnable(int lane) const {
+  return static_cast<std::int32_t>(std::count_if(
+      running_.begin(), running_.end(), [lane](const Sequence* s) { return s->runnable(lane); }));
+}
+
+// Does the lane policy put this plan off?
+bool Scheduler::holds(int lane) {
+  const auto running = static_cast<std::int32_t>(running_.size());
+  const bool held = config_.lanes.policy != LanePolicy::latency &&
+                    turns_.holds(lane, lanes_[1 - lane].in_flight, running, runnable(kLarge));
+  counters_.held[lane] += held;
+  return held;
+}
+
 void Scheduler::add_span(int lane, Sequence& sequence, std::int32_t wanted) {
   Plan& plan = lanes_[lane];
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
-  const std::int32_t rows = wanted > 0 ? reserve(sequence, lane, wanted) : 0;
+  if (wanted <= 0) return;
+  if (sequence.samples > 1) share_prompt(sequence, lane);
+  const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
+}
+
+// Reads what the other model writes, with rows and blocks that nobody else needs: nothing is
+// evicted for it, and what was taken away once is left alone. One settled token is left, so that
+// there is a row to sample from whatever is taken back.
+void Scheduler::read_along(int lane, Sequence& sequence) {
+  Plan& plan = lanes_[lane];
+  if (sequence.active == lane || sequence.in_flight[lane] > 0 || sequence.pending() ||
+      sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
+      sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
+    return;
+  reuse_prefix(sequence, lane);
+  const std::int32_t first = sequence.computed[lane];
+  if (first < sequence.highest[lane]) return;
+  std::int32_t rows = std::min(sequence.settled - 1 - first, config_.max_tick_tokens - plan.rows);
+  auto& blocks = sequence.blocks[lane];
+  while (static_cast<std::int32_t>(blocks.size()) < blocks_for(first + std::max(rows, 0))) {
+    const auto block = pool_.allocate(lane);
+    if (!block) break;
+    blocks.push_back(*block);
+  }
+  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
+  rows = std::min(rows, room - first);
+  if (rows <= 0) return;
+  counters_.background[lane] += rows;
+  plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
 void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count) {
@@ -78,8 +125,7 @@ void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count
   if (count != plan.sequences)
     throw std::invalid_argument("commit needs one token a sequence: expected " +
                                 std::to_string(plan.sequences) + ", got " + std::to_string(count));
-  plan.in_flight = false;
-  pool_.retire(lane, plan.tick);
+  land(lane);
   for (std::int32_t row = 0; row < plan.sequences; ++row)
     retire(*plan.members[row], lane, row, plan.samples[row] != 0, sampled[row]);
 }
@@ -88,16 +134,21 @@ void Scheduler::fail(int lane) {
   Plan& plan = lanes_.at(lane);
   if (!plan.in_flight)
     throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
-  plan.in_flight = false;
-  pool_.retire(lane, plan.tick);
+  land(lane);
   for (Sequence* sequence : plan.members) {
     sequence->in_flight[lane] = 0;
     sequence->keep_pending[lane] = -1;
-    sequence->end_pending = Finish::error;
-    if (sequence->busy()) continue;  // the other lane's batch ends it
-    sequence->truncate_pending = -1;
-    finish(*sequence, std::exchange(sequence->end_pending, Finish::none));
+    end(*sequence, Finish::error);
   }
+}
+
+// A plan is no longer in flight: what its copies read from is given back.
+void Scheduler::land(int lane) {
+  Plan& plan = lanes_[lane];
+  plan.in_flight = false;
+  pool_.retire(lane, plan.tick);
+  turns_.changed();
+  for (std::int32_t copy = 0; copy < plan.copied; ++copy) give_back(lane, plan.copies[2 * copy]);
 }
 
 void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token) {
@@ -113,14 +164,14 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 
   const bool unusable = sampled && token < 0;
   if (unusable) forget_blocks(sequence, lane);  // nobody else shall live on what gave this
-  if (sequence.end_pending != Finish::none || sequence.truncate_pending >= 0 || unusable) {
+  if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
+  if (sequence.pending()) {
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
     if (sequence.busy()) return;
     const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    const Finish end = std::exchange(sequence.end_pending, Finish::none);
-    if (end != Finish::none) return finish(sequence, end);
-    if (length >= 0) return truncate_now(sequence, length);
-    return finish(sequence, Finish::error);
+    const Finish reason = std::exchange(sequence.end_pending, Finish::none);
+    if (reason != Finish::none) return finish(sequence, reason);
+    return truncate_now(sequence, length);
   }
   if (!sampled) return;
   if (sequence.reading) {

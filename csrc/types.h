@@ -29,7 +29,7 @@ inline constexpr int kNobody = -1;
 enum class RowKind : int { prompt, catchup, sampled, discarded, recompute };
 inline constexpr int kRowKinds = 5;
 
-enum class Finish : int { none, stop, length, abort, error, deadline };
+enum class Finish : int { none, stop, length, abort, error, deadline, repetition };
 
 // `rows` computed and the sum of `keys` that those rows attend to, each row itself included.
 struct RowCount {
@@ -50,10 +50,13 @@ struct Usage {
   std::array<std::array<RowCount, kRowKinds>, kModels> rows{};
   std::array<RowCount, kModels> entries{};
   std::array<std::int64_t, kModels> cached{};  // rows that were found and not computed
+  // Rows that the reader still had to read when it was asked about a boundary past the prompt,
+  // the boundary's own row not counted: what decisions waited for.
+  std::int64_t decision_wait = 0;
 };
 
 // A decide event asks the caller to route a sequence. `row` is the plan row whose logits describe
-// the boundary, or -1 where the sequence has no reader.
+// the boundary, or -1 where the sequence has no reader or was written on in trial.
 enum class EventKind : int { decide, finished };
 
 struct Event {

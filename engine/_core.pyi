@@ -67,6 +67,10 @@ class Plan:
     def blocks(self) -> Int32: ...
     @property
     def ids(self) -> Int64: ...
+    @property
+    def copied(self) -> int: ...
+    @property
+    def copies(self) -> Int32: ...
 
 class Sequence:
     @property
@@ -93,6 +97,16 @@ class Sequence:
     def candidate(self) -> int: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def sample(self) -> int: ...
+    @property
+    def trial_from(self) -> int: ...
+    @property
+    def thinking(self) -> bool: ...
+    @property
+    def forced(self) -> list[int]: ...
+    @property
+    def decision_wait(self) -> int: ...
     @property
     def cut_bytes(self) -> int: ...
     @property
@@ -121,6 +135,13 @@ class Scheduler:
         max_tick_tokens: int,
         recompute_cost: tuple[float, float] = ...,
         prefix_cache: bool = ...,
+        background: tuple[int, int] = ...,
+        lane_policy: str = ...,
+        gather: int = ...,
+        hold_ticks: int = ...,
+        automatic_from: int = ...,
+        tick_cost: tuple[float, float] = ...,
+        lane_weight: tuple[float, float] = ...,
         delimiters: list[bytes],
         token_bytes: list[bytes],
     ) -> None: ...
@@ -136,6 +157,11 @@ class Scheduler:
         stop_strings: list[bytes] = ...,
         min_tokens: int = ...,
         max_step_tokens: int = ...,
+        trial_tokens: int = ...,
+        think_end: list[int] = ...,
+        max_think_tokens: int = ...,
+        max_repeats: int = ...,
+        samples: int = ...,
     ) -> int: ...
     def plan(self, lane: int) -> int: ...
     def buffers(self, lane: int) -> Plan: ...

@@ -1,0 +1,56 @@
+// Which lane may run: both models live off one memory bandwidth.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "types.h"
+
+namespace steer {
+
+// latency     every lane runs whenever it can
+// weighted    the lanes share the time: who has used more than its weight waits for the other
+// throughput  one lane at a time: large steps gather, then run until none is left
+// automatic   latency while few sequences run, throughput above
+enum class LanePolicy { latency, weighted, throughput, automatic };
+
+struct LaneSettings {
+  LanePolicy policy = LanePolicy::latency;
+  std::int32_t gather = 0;          // sequences that end a turn of the small lane; 0: half of all
+  std::int32_t hold_ticks = 64;     // small ticks that a waiting large step is held at most
+  std::int32_t automatic_from = 8;  // running sequences above which steps gather
+  std::array<double, kModels> tick_cost{1, 1};    // time of a tick, in any common unit
+  std::array<double, kModels> lane_weight{1, 1};  // share of the time, relative
+};
+
+// Throws std::invalid_argument on settings that make no sense.
+void check(const LaneSettings& settings);
+// "latency", "weighted", "throughput" or "auto"; throws std::invalid_argument on others.
+LanePolicy lane_policy_named(const std::string& name);
+
+// Decides before each plan. A lane that is held plans nothing now and asks again; it is never held
+// while the other one can do nothing, so both must be asked in turn.
+class LaneTurns {
+ public:
+  explicit LaneTurns(const LaneSettings& settings) : settings_(settings) {}
+
+  // `running` sequences in all, `runnable` on the large lane.
+  bool holds(int lane, bool other_in_flight, std::int32_t running, std::int32_t runnable);
+  // A lane has planned; an empty plan means that it can do nothing until something changes.
+  void planned(int lane, bool empty, bool large_waits);
+  // Something may have given a lane work or room.
+  void changed() { stalled_ = {}; }
+
+ private:
+  bool gathers(int lane, bool other_in_flight, std::int32_t running, std::int32_t runnable);
+
+  LaneSettings settings_;
+  int turn_ = kSmall;
+  std::int32_t held_ticks_ = 0;
+  std::array<bool, kModels> stalled_{};
+  std::array<bool, kModels> rested_{};  // had nothing to do when it last planned
+  std::array<double, kModels> used_{};
+};
+
+}  // namespace steer

@@ -1,0 +1,134 @@
+// Taking back: tokens that were not settled, and KV that others need.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "scheduler.h"
+
+namespace steer {
+
+void Scheduler::settle(SequenceId id, std::int32_t length) {
+  Sequence& sequence = find(id);
+  // What is about to be taken back, or on trial, cannot be settled.
+  std::int32_t end = sequence.length();
+  if (sequence.trial_from >= 0) end = sequence.trial_from;
+  if (sequence.truncate_pending >= 0) end = std::min(end, sequence.truncate_pending);
+  if (length < sequence.settled || length > end)
+    throw std::invalid_argument("settled must grow from " + std::to_string(sequence.settled) +
+                                " and stay within the " + std::to_string(end) +
+                                " tokens that stand; got " + std::to_string(length));
+  turns_.changed();
+  sequence.settled = length;
+  for (int model = 0; model < kModels; ++model) register_blocks(sequence, model);
+}
+
+void Scheduler::truncate(SequenceId id, std::int32_t length) {
+  Sequence& sequence = find(id);
+  if (sequence.phase == Phase::finished)
+    throw std::logic_error("sequence " + std::to_string(id) + " is finished");
+  if (length < sequence.settled || length > sequence.length())
+    throw std::invalid_argument("cannot truncate to " + std::to_string(length) + ": tokens up to " +
+                                std::to_string(sequence.settled) + " are settled and there are " +
+                                std::to_string(sequence.length()));
+  if (length == sequence.length()) return;  // nothing to take back
+  turns_.changed();
+  if (!sequence.busy()) return truncate_now(sequence, length);
+  std::int32_t& pending = sequence.truncate_pending;
+  pending = pending < 0 ? length : std::min(pending, length);
+}
+
+// The detector is restored by reading the open step again from where it began.
+void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
+  // The last token's logits are gone with its successor: its row is computed again.
+  const Step first_taken = take_back(sequence, length, {length - 1, length - 1});
+  if (first_taken.start == length) {
+    sequence.cursor = first_taken.cursor;
+    sequence.active = first_taken.model;  // of the step that a trial opens here without a question
+    return reach_boundary(sequence);
+  }
+  sequence.active = sequence.steps.back().model;
+  sequence.cursor = sequence.steps.back().cursor;
+  for (std::int32_t i = sequence.steps.back().start; i < length; ++i)
+    detector_.feed(sequence.cursor, sequence.tokens[i]);
+}
+
+// Takes back tokens[length:] and the KV past `rows` of each model; what is in flight lies before.
+// Returns the first step that was taken, or the last one if that was only cut.
+Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
+                          std::array<std::int32_t, kModels> rows) {
+  drop_candidate(sequence);
+  discard_tokens(sequence, length);
+  // A question about what is taken back needs no answer any more.
+  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
+  ++sequence.attempt;
+  sequence.tokens.resize(length);
+  for (int model = 0; model < kModels; ++model) {
+    if (sequence.in_flight[model] == 0) keep_rows(sequence, model, rows[model]);
+    sequence.highest[model] = std::min(sequence.highest[model], length);
+  }
+  auto& steps = sequence.steps;
+  Step first_taken = steps.back();
+  for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
+    first_taken = steps.back();
+  if (sequence.rest_from >= length) sequence.rest_from = -1;
+  if (sequence.trial_from >= length) sequence.trial_from = -1;
+  sequence.trial = Outcome{};
+  sequence.reading = sequence.awaits_route = false;
+  read_again(sequence);
+  return first_taken;
+}
+
+// What gave tokens[length:] has given tokens that are dropped: booked so. The row of a token stands
+// one position before it; forced tokens have none.
+void Scheduler::discard_tokens(Sequence& sequence, std::int32_t length) {
+  std::int32_t last = sequence.length();
+  for (auto step = sequence.steps.rbegin(); last > length; last = (step++)->start) {
+    const std::int32_t first = std::max(step->start, length);
+    RowCount dropped, forced;
+    dropped.add(first - 1, last - 1);
+    for (const std::int32_t at : sequence.forced)
+      if (at >= first && at < last) forced.add(at - 1, at);
+    dropped -= forced;
+    auto& rows = sequence.usage.rows[step->model];
+    rows[static_cast<int>(RowKind::sampled)] -= dropped;
+    rows[static_cast<int>(RowKind::discarded)] += dropped;
+  }
+}
+
+// Frees the KV past the first `rows` rows. The batch in flight must not hold the sequence.
+void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
+  auto& blocks = sequence.blocks[model];
+  auto& nodes = sequence.nodes[model];
+  rows = std::min(sequence.computed[model], rows);
+  const auto full = static_cast<std::size_t>(rows / config_.block_tokens);
+  // A block that others may read is never written again: it is left whole or given back.
+  if (rows % config_.block_tokens != 0 &&
+      (full < nodes.size() || pool_.references(model, blocks[full]) > 1))
+    rows = static_cast<std::int32_t>(full) * config_.block_tokens;
+  sequence.computed[model] = rows;
+  for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;
+       blocks.pop_back())
+    give_back(model, blocks.back());
+  nodes.resize(std::min(nodes.size(), full));
+}
+
+// As keep_rows, for KV that will be missed: counted, and deferred while in flight.
+void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
+  std::int32_t& pending = sequence.keep_pending[model];
+  if (sequence.in_flight[model] > 0) {
+    pending = pending < 0 ? rows : std::min(pending, rows);
+    return;
+  }
+  if (sequence.computed[model] <= rows) return;
+  counters_.lost_rows[model] += sequence.computed[model] - rows;
+  ++counters_.preemptions;
+  keep_rows(sequence, model, rows);
+}
+
+void Scheduler::preempt(SequenceId id) {
+  Sequence& sequence = find(id);
+  turns_.changed();
+  for (int model = 0; model < kModels; ++model) take_rows(sequence, model, 0);
+}
+
+}  // namespace steer
