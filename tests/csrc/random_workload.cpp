@@ -43,6 +43,10 @@ class Workload {
                           : std::array<std::int32_t, kModels>{7, 2};
     made.slabs = seed % 2 ? 11 : 5;
     made.block_tokens = 4;
+    made.background = {static_cast<int>(seed % 3), static_cast<int>(seed % 5)};
+    made.lanes.policy = static_cast<LanePolicy>(seed % 4);
+    made.lanes.hold_ticks = 5;
+    made.lanes.automatic_from = 3;
     made.max_context = 40;
     made.max_sequences = 7;
     made.max_tick_tokens = seed % 3 ? 64 : 9;
@@ -68,7 +72,7 @@ class Workload {
       scheduler_.abort(id);
     } else if (draw < 97 && truncations_++ % 3 == 0) {
       scheduler_.truncate(id, sequence.settled + below(sequence.length() - sequence.settled + 1));
-    } else if (sequence.truncate_pending < 0) {
+    } else if (sequence.truncate_pending < 0 && sequence.trial_from < 0) {
       scheduler_.settle(id, (sequence.settled + sequence.length()) / 2);
     }
   }
@@ -86,7 +90,13 @@ class Workload {
     request.reader = below(3) - 1;
     request.priority = below(3) - 1;
     request.settle_at_once = below(2) == 0;
-    alive_.push_back(scheduler_.add(request));
+    if (request.reader != kNobody)
+      request.trial_tokens = std::min(below(8) - 1, request.max_tokens);
+    if (below(3) == 0) request.think_end = {0, 1}, request.max_think_tokens = below(3) * 4;
+    if (below(3) == 0) request.max_repeats = 9;
+    const int samples = below(4) == 0 ? 1 + below(3) : 1;
+    const SequenceId first = scheduler_.add(request, samples);
+    for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
   }
 
   void lane(int lane) {
