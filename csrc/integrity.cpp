@@ -28,7 +28,7 @@ void check_counts(const Sequence& s) {
   expect(s.trial_from < 0 || (s.settled <= s.trial_from && s.trial_from <= s.length()), s,
          "a trial was settled");
   expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
-  if (s.phase == Phase::running && !s.awaits_route)
+  if (s.phase == Phase::running && !s.awaits_route && !s.pending())
     expect(s.computed[s.active] < s.length(), s, "no row to sample from");
   for (std::size_t i = 1; i < s.steps.size(); ++i)
     expect(s.steps[i - 1].start < s.steps[i].start, s, "steps out of order");
