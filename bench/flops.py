@@ -24,7 +24,7 @@ from bench.tasks import arithmetic
 from engine import Calibration, Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
-from engine.routing.policies import POLICIES, make_policy
+from engine.routing.names import POLICIES, make_policy
 
 INTERRUPTED = 130
 _NOTES = """\

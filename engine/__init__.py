@@ -6,14 +6,27 @@ from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
 from engine.request import Completion, SamplingParams, Step
 from engine.routing.calibration import Calibration
-from engine.routing.policies import Boundary, Decision, Policy, Query, Random, Steer, Threshold
+from engine.routing.policies import (
+    AfterThinking,
+    Boundary,
+    Cascade,
+    Decision,
+    Policy,
+    Query,
+    Random,
+    Steer,
+    Threshold,
+)
 from engine.routing.signals import Signals
+from engine.routing.windows import Window
 from engine.stream import StreamEvent
 
 __all__ = [
+    "AfterThinking",
     "AsyncEngine",
     "Boundary",
     "Calibration",
+    "Cascade",
     "Completion",
     "Decision",
     "Engine",
@@ -30,4 +43,5 @@ __all__ = [
     "Step",
     "StreamEvent",
     "Threshold",
+    "Window",
 ]

@@ -12,6 +12,7 @@ from engine.errors import SteerError
 
 ARCHITECTURES = ("Qwen2ForCausalLM",)
 ROLES = ("small", "large")
+LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
 TINY = Path(__file__).parent / "tiny"
 
 
@@ -240,6 +241,13 @@ class EngineConfig:
     delimiters: what ends a step.
     prefix_cache: keep the KV of full settled blocks and share it among requests with the same
         beginning, until the room is needed.
+    lane_policy: which lane may run: "latency", each whenever it can; "weighted", the lanes share
+        the time; "throughput", one at a time, large steps gather; "auto", latency while few run.
+    gather: large steps that end the small lane's turn under throughput; 0 takes half of what runs.
+    hold_ticks: small ticks that a large step waits at most to gather.
+    eager_backlog: the large model reads along once it lags so many settled tokens behind what the
+        small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
+    read_along: likewise the small model, where it will read the next boundary.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     """
 
@@ -251,16 +259,28 @@ class EngineConfig:
     max_tick_tokens: int = 2048
     delimiters: tuple[str, ...] = ("\n\n",)
     prefix_cache: bool = True
+    lane_policy: str = "latency"
+    gather: int = 0
+    hold_ticks: int = 64
+    eager_backlog: int = 0
+    read_along: int = 0
     check_every: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name not in ("delimiters", "prefix_cache") and not isinstance(value, int):
+            texts = ("delimiters", "prefix_cache", "lane_policy")
+            if name not in texts and not isinstance(value, int):
                 raise SteerError(f"{name} must be a whole number, got {value!r}")
-        for name in ("block_tokens", "arena_tokens", "max_sequences"):
+        if self.lane_policy not in LANE_POLICIES:
+            raise SteerError(
+                f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        for name in ("block_tokens", "arena_tokens", "max_sequences", "hold_ticks"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_context", "max_waiting", "check_every"):
+        for name in (
+            "max_context", "max_waiting", "check_every", "gather", "eager_backlog", "read_along",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_tick_tokens <= self.max_sequences:

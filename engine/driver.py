@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from engine import _core
-from engine.config import ROLES
+from engine.config import ROLES, ModelConfig
 from engine.lane import Lane
+from engine.ledger import ROW_KINDS, Usage, span_counts
 from engine.live import LiveRequest
+from engine.pricing import pair_flops
 from engine.request import Completion, SamplingParams
-from engine.routing.policies import Always, Boundary
+from engine.routing.policies import Always
 from engine.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
@@ -32,7 +34,12 @@ class Driver:
     """Drives both lanes of one engine. Completions wait in ``finished`` until they are taken."""
 
     def __init__(
-        self, scheduler: _core.Scheduler, lanes: tuple[Lane, Lane], tokenizer: Tokenizer, check: int
+        self,
+        scheduler: _core.Scheduler,
+        lanes: tuple[Lane, Lane],
+        tokenizer: Tokenizer,
+        shapes: tuple[ModelConfig, ModelConfig],
+        check: int,
     ) -> None:
         """``check``: ticks between proofs of the core's books, 0 only when idle."""
         self.live: dict[int, LiveRequest] = _Live()
@@ -40,6 +47,7 @@ class Driver:
         self._scheduler = scheduler
         self._lanes = lanes
         self._tokenizer = tokenizer
+        self._shapes = shapes
         self._check = check
         self._ticks = 0
         self._idle = 0
@@ -69,10 +77,13 @@ class Driver:
         progressed = False
         for lane in self._lanes:
             progressed |= lane.tick(self.live)
+            if lane is self._lanes[_SMALL]:
+                self._collect()
             self._answer()
         progressed |= len(self.finished) > before
         self._idle = 0 if progressed or not self.live else self._idle + 1
-        if self._idle > 1:  # one empty round may only have given a reservation back
+        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        if self._idle > 2:
             raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
         self._ticks += 1
         if not self.live or (self._check and self._ticks % self._check == 0):
@@ -117,27 +128,34 @@ class Driver:
                 elif live:
                     self.finished[request] = live.complete(sequence, self._tokenizer)
 
+    def _collect(self) -> None:
+        """Keep the signals of the small model's tokens where a policy's window wants them."""
+        if not any(live.collects for live in self.live.values()):
+            return
+        for request, position, signals in self._lanes[_SMALL].drawn():
+            live = self.live.get(request)
+            if live and live.collects:
+                live.signals[position] = signals()
+
     def _route(self, request: int, row: int) -> None:
         sequence = self._scheduler.sequence(request)
         if request not in self.live:  # queued by a call that was interrupted before start()
             return self._scheduler.abort(request)
         if not sequence.awaits_route:
             return None  # ended since the event
-        steps = sequence.steps
-        boundary = Boundary(
-            request=request,
-            step=len(steps),
-            position=sequence.length,
-            prompt_tokens=sequence.prompt_length,
-            previous=ROLES[steps[-1][1]] if steps else None,
-            catch_up=sequence.length - sequence.computed[_LARGE],
-            signals=self._lanes[_SMALL].signals(row) if row >= 0 else None,
-        )
+        live = self.live[request]
+        boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if row >= 0 else None)
         try:
-            decision = self.live[request].decide(boundary)
+            decision = live.decide(boundary, lambda: self._flops(sequence, boundary.position))
             if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
                 self._scheduler.route(request, ROLES.index(decision.model), decision.rest)
         except BaseException:
             self._scheduler.abort(request)
             raise
         return None
+
+    def _flops(self, sequence: _core.Sequence, position: int) -> int:
+        """What a request has cost, and what the large model would have to read now."""
+        usage, first = Usage.of(sequence), sequence.computed[_LARGE]
+        usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, position)
+        return pair_flops(usage, self._shapes, "catchup")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from operator import index
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,23 +12,21 @@ from tqdm import tqdm
 from engine import _core
 from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.driver import Driver
-from engine.errors import QueueFullError, SteerError
+from engine.errors import SteerError
 from engine.files import check_output
+from engine.intake import Intake
 from engine.lane import Lane
-from engine.live import LiveRequest
 from engine.loading import DTYPES, load_pair
 from engine.memory import ArenaGeometry, KVArena
 from engine.models.decoder import Decoder
 from engine.pricing import Executed, Price
 from engine.request import Completion, SamplingParams
 from engine.routing.calibration import Calibration
-from engine.routing.policies import Boundary, Decision, Policy, make_policy
+from engine.routing.names import make_policy
+from engine.routing.policies import Boundary, Decision, Policy
 from engine.runner import ModelRunner
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
-
-_SMALL = 0
-_NOBODY = -1
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
@@ -80,10 +76,15 @@ class Engine:
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
         self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
         self._submitted: set[int] = set()  # whose completions step() returns
-        self._driver = Driver(self.scheduler, self.lanes, self.tokenizer, self.config.check_every)
+        self._driver = Driver(
+            self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
+        )
+        eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
+        self._intake = Intake(self.scheduler, self.tokenizer, self._driver, eos_ids)
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
+        row = Price.of(self.shapes[0]).row, Price.of(self.shapes[1]).row
         return _core.Scheduler(
             slabs=geometry.slabs,
             slots=geometry.slots,
@@ -92,8 +93,13 @@ class Engine:
             max_sequences=config.max_sequences,
             max_waiting=config.max_waiting,
             max_tick_tokens=config.max_tick_tokens,
-            recompute_cost=(Price.of(self.shapes[0]).row, Price.of(self.shapes[1]).row),
+            recompute_cost=row,
             prefix_cache=config.prefix_cache,
+            background=(config.read_along, config.eager_backlog),
+            lane_policy=config.lane_policy,
+            gather=config.gather,
+            hold_ticks=config.hold_ticks,
+            tick_cost=row,  # a tick reads all weights, and a row multiplies by each
             delimiters=[d.encode() for d in config.delimiters],
             token_bytes=self.tokenizer.bytes,
         )
@@ -131,7 +137,7 @@ class Engine:
         timeout: float | None = None,
         settle_at_once: bool = True,
     ) -> int:
-        """Queue a request and return its id; :meth:`step` moves it on.
+        """Queue a request for one answer and return its id; :meth:`step` moves it on.
 
         Args:
             prompt: text or token ids.
@@ -145,66 +151,29 @@ class Engine:
             QueueFullError: if ``max_waiting`` requests wait already; try again later.
             SteerError: if the request can never run.
         """
-        chosen = self.policy(policy)
-        request = self._queue(prompt, params, chosen, priority, timeout, settle_at_once)
-        self._submitted.add(request)
-        return request
+        if params and params.n > 1:
+            raise SteerError(f"submit() queues one answer, not n={params.n}: use submit_samples()")
+        return self.submit_samples(
+            prompt, params, policy,
+            priority=priority, timeout=timeout, settle_at_once=settle_at_once,
+        )[0]  # fmt: skip
 
-    def _queue(
+    def submit_samples(
         self,
         prompt: str | Sequence[int],
-        params: SamplingParams | None,
-        policy: Policy,
+        params: SamplingParams | None = None,
+        policy: AnyPolicy = "steer",
+        *,
         priority: int = 0,
         timeout: float | None = None,
         settle_at_once: bool = True,
-    ) -> int:
-        params = params or SamplingParams()
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-            raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
-        ids = self._prompt_ids(prompt)
-        self._check_ids(params.stop_token_ids)
-        eos = () if params.ignore_eos else self.shapes[0].eos_ids + self.shapes[1].eos_ids
-        stops = {*params.stop_token_ids, *(i for i in eos if i < self.tokenizer.size)}
-        if not isinstance(priority, int) or abs(priority) >= 2**31:
-            raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
-        try:
-            request = self.scheduler.add(
-                ids,
-                max_tokens=params.max_tokens,
-                stop_ids=sorted(stops),
-                reader=_SMALL if policy.reads else _NOBODY,
-                priority=priority,
-                settle_at_once=settle_at_once,
-                stop_strings=[s.encode() for s in params.stop],
-                min_tokens=params.min_tokens,
-                max_step_tokens=params.max_step_tokens,
-            )
-        except OverflowError as error:
-            raise QueueFullError(str(error)) from None
-        except ValueError as error:
-            raise SteerError(str(error)) from None
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        live = LiveRequest(params, seed, policy, len(ids), tuple(sorted(stops)))
-        self._driver.start(request, live, timeout)
-        return request
-
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        try:
-            ids = (
-                self.tokenizer.encode(prompt) if isinstance(prompt, str) else [*map(index, prompt)]
-            )
-        except TypeError:
-            raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
-        if not ids:
-            raise SteerError("the prompt is empty")
-        self._check_ids(ids)
-        return ids
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        size = self.tokenizer.size
-        for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
-            raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
+    ) -> list[int]:
+        """As :meth:`submit`, for ``params.n`` answers to one prompt: all are queued, or none."""
+        requests = self._intake.queue(
+            prompt, params, self.policy(policy), priority, timeout, settle_at_once
+        )
+        self._submitted.update(requests)
+        return list(requests)
 
     def abort(self, request: int) -> None:
         """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""
@@ -238,6 +207,8 @@ class Engine:
     ) -> list[Completion]:
         """Answer many prompts at once; completions come in the order of the prompts.
 
+        With ``params.n`` > 1 each prompt has so many completions, next to each other.
+
         Args:
             prompts: texts or lists of token ids.
             params: how to sample, the same for all.
@@ -254,16 +225,18 @@ class Engine:
         if trace:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
-        waiting = deque(self._prompt_ids(prompt) for prompt in prompts)
+        waiting = deque(self._intake.prompt_ids(prompt) for prompt in prompts)
+        count = params.n if params else 1
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
         writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
-        with writer or nullcontext(), tqdm(total=len(prompts), disable=not progress) as bar:
+        with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
             try:
-                while len(done) < len(prompts):
-                    while waiting and self._has_room():
-                        order[self._queue(waiting[0], params, chosen, timeout=timeout)] = None
+                while len(done) < count * len(prompts):
+                    while waiting and self._has_room(count):
+                        queued = self._intake.queue(waiting[0], params, chosen, timeout=timeout)
+                        order |= dict.fromkeys(queued)
                         waiting.popleft()
                     self._driver.advance()
                     for request in [r for r in finished if r in order]:
@@ -276,9 +249,10 @@ class Engine:
                 raise
         return [done[request] for request in order]
 
-    def _has_room(self) -> bool:
+    def _has_room(self, count: int) -> bool:
+        """Whether the queue takes so many; what it never takes is left to its error."""
         limit = self.config.max_waiting
-        return not limit or self.scheduler.waiting < limit
+        return not limit or self.scheduler.waiting + min(count, limit) <= limit
 
     def stream(
         self,
@@ -293,7 +267,9 @@ class Engine:
         The last event is ``done`` and carries the completion. Other requests move on meanwhile.
         Closing the iterator early ends the request.
         """
-        request = self._queue(prompt, params, self.policy(policy), timeout=timeout)
+        if params and params.n > 1:
+            raise SteerError(f"a stream is one answer, not n={params.n}")
+        request = self._intake.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
         text = StreamedText(self.tokenizer)
         finished = self._driver.finished
         try:

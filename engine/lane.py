@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from engine import _core
 from engine.routing.signals import Signals
@@ -17,6 +18,7 @@ class Lane:
         self._scheduler = scheduler
         self._plan = scheduler.buffers(runner.model)
         self._result: TickResult | None = None
+        self._drawn: list[tuple[int, int, int]] = []  # sequence, position, row of the last tick
         self._running = False
         self._failed = False
 
@@ -43,6 +45,8 @@ class Lane:
         finally:
             self._running = False
         self._result = result
+        plan = self._plan
+        self._drawn = [(int(plan.ids[row]), int(plan.contexts[row]), row) for row in result.sampled]
         self._scheduler.commit(self.runner.model, result.tokens)
         return True
 
@@ -50,6 +54,12 @@ class Lane:
         """Bring home a plan that an exception left in flight."""
         if self._plan.in_flight:
             self.tick(requests)
+
+    def drawn(self) -> Iterator[tuple[int, int, Callable[[], Signals]]]:
+        """Sequence, position and signals of each token that the last tick drew; told once."""
+        drawn, self._drawn = self._drawn, []
+        for request, position, row in drawn:
+            yield request, position, partial(self.signals, row)
 
     def signals(self, row: int) -> Signals:
         """Boundary statistics of a row of the last tick."""

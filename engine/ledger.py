@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine import _core
 from engine.config import ROLES
 
 ROW_KINDS = ("prompt", "catchup", "sampled", "discarded", "recompute")
@@ -25,6 +26,8 @@ class Usage:
         gave a token that was kept, ``discarded`` gave one that was dropped, ``recompute`` had
         been there before.
     cached: int64 [model]: no work either: rows found in the prefix cache and not computed.
+    decision_wait: rows that the small model still had to read when a boundary was reached, before
+        it could be decided; all of them are among ``rows``.
     entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
         without memory of the request would read again at each entry of a model.
     """
@@ -32,11 +35,21 @@ class Usage:
     rows: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
     entries: Counts = field(default_factory=lambda: np.zeros((2, 2), np.int64))
     cached: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
+    decision_wait: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
-            self.rows + other.rows, self.entries + other.entries, self.cached + other.cached
+            self.rows + other.rows,
+            self.entries + other.entries,
+            self.cached + other.cached,
+            self.decision_wait + other.decision_wait,
         )
+
+    @classmethod
+    def of(cls, sequence: _core.Sequence) -> Usage:
+        """What a sequence of the core has cost so far."""
+        cached = np.array(sequence.cached)
+        return cls(sequence.rows, sequence.entries, cached, sequence.decision_wait)
 
     def count(self, role: str, kind: str) -> int:
         """Rows of one kind on the ``small`` or ``large`` model."""
@@ -46,9 +59,9 @@ class Usage:
     def alone(cls, role: str, prompt: int, generated: int) -> Usage:
         """What one model alone books for a prompt and ``generated`` tokens, nothing lost."""
         usage, model, last = cls(), ROLES.index(role), prompt + generated - 1
-        usage.rows[model, ROW_KINDS.index("prompt")] = _span(0, prompt - 1)
-        usage.rows[model, ROW_KINDS.index("sampled")] = _span(prompt - 1, last)
-        usage.entries[model] = _span(0, prompt - 1)
+        usage.rows[model, ROW_KINDS.index("prompt")] = span_counts(0, prompt - 1)
+        usage.rows[model, ROW_KINDS.index("sampled")] = span_counts(prompt - 1, last)
+        usage.entries[model] = span_counts(0, prompt - 1)
         return usage
 
     @classmethod
@@ -65,6 +78,7 @@ class Usage:
             },
             "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
             "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
+            "decision_wait": self.decision_wait,
         }
 
     @classmethod
@@ -73,12 +87,13 @@ class Usage:
         rows = [[raw["rows"][role][kind] for kind in ROW_KINDS] for role in ROLES]
         entries = [raw["entries"][role] for role in ROLES]
         cached = [int(raw["cached"][role]) for role in ROLES]
-        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached))
+        wait = int(raw.get("decision_wait", 0))  # older traces have none
+        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait)
         if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage
 
 
-def _span(first: int, last: int) -> tuple[int, int]:
+def span_counts(first: int, last: int) -> tuple[int, int]:
     """Rows and keys of the positions [first, last)."""
     return last - first, (last * (last + 1) - first * (first + 1)) // 2

@@ -2,41 +2,105 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from engine import _core
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.request import FINISH_REASONS, Completion, SamplingParams, Step
-from engine.routing.policies import Boundary, Decision, Policy
+from engine.routing.budget import Budget
+from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.routing.signals import Signals
+from engine.routing.windows import Window
 from engine.tokenizer import Tokenizer
+
+_SMALL, _LARGE = range(2)
 
 
 @dataclass
 class LiveRequest:
-    """What the engine keeps beside the core's sequence: the policy and its decisions."""
+    """What the engine keeps beside the core's sequence: the policy, its decisions, its signals."""
 
     params: SamplingParams
     seed: int
     policy: Policy
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
+    sample: int = 0
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
+    signals: dict[int, Signals] = field(default_factory=dict)  # of small's tokens, by position
+    _rest: tuple[Boundary, Decision] | None = None
 
-    def decide(self, boundary: Boundary) -> Decision:
-        """Ask the policy; decisions that a truncation took back are forgotten."""
+    def __post_init__(self) -> None:
+        self.window: Window = window_of(self.policy)
+        self.collects = self.window.kind != "boundary"
+        self._budget = Budget(self.params.max_large_share, self.params.max_flops)
+
+    def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
+        """The boundary at which ``sequence`` waits; ``read``: the signals of its first token."""
+        trial = sequence.trial_from >= 0
+        position = sequence.trial_from if trial else sequence.length
+        steps = [step for step in sequence.steps if step[0] < position]
+        ends = [*(start for start, _ in steps[1:]), position]
+        large = (
+            sum(
+                end - start
+                for (start, model), end in zip(steps, ends, strict=True)
+                if model == _LARGE
+            )
+            if steps
+            else 0
+        )
+        if self.collects:
+            first = position if trial else steps[-1][0] if steps else position
+            wanted = range(first, sequence.length)
+            tokens = [self.signals[i] for i in wanted if i in self.signals]
+            judged = trial or bool(steps and steps[-1][1] == _SMALL)
+            read = self.window.summary(tokens) if judged else None
+        return Boundary(
+            request=sequence.id,
+            step=len(steps),
+            position=position,
+            prompt_tokens=sequence.prompt_length,
+            previous=ROLES[steps[-1][1]] if steps else None,
+            catch_up=position - sequence.computed[_LARGE],
+            signals=read,
+            tried=sequence.length - position,
+            large_tokens=large,
+            thinking=sequence.thinking,
+        )
+
+    def decide(self, boundary: Boundary, flops: Callable[[], int]) -> Decision:
+        """Ask the policy; decisions that a truncation took back are forgotten.
+
+        ``rest`` of the answer tells whether nobody needs to be asked again: a policy's own word
+        for the rest ends with the thinking part and is capped by a budget step by step.
+        """
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
-        decision = self.policy.decide(boundary)
+        decision = self._standing(boundary) or self.policy.decide(boundary)
         if not isinstance(decision, Decision) or decision.model not in ROLES:
             raise SteerError(
                 f"a policy must answer 'small', 'large' or a Decision, got {decision!r}"
             )
+        if decision.rest:
+            self._rest = self._rest or (boundary, decision)
+        decision = self._budget.cap(decision, boundary, flops)
         self.decisions[boundary.position] = (boundary, decision)
-        return decision
+        asked_again = boundary.thinking or not self._budget.unlimited
+        return replace(decision, rest=decision.rest and not asked_again)
+
+    def _standing(self, boundary: Boundary) -> Decision | None:
+        """The decision for the rest, if it still holds."""
+        if self._rest is None:
+            return None
+        made, decision = self._rest
+        if made.position < boundary.position and made.thinking == boundary.thinking:
+            return decision
+        self._rest = None
+        return None
 
     def complete(self, sequence: _core.Sequence, tokenizer: Tokenizer) -> Completion:
         """The completion of a finished sequence."""
@@ -56,23 +120,25 @@ class LiveRequest:
             token_ids=tuple(generated),
             finish_reason=FINISH_REASONS[sequence.finish],
             steps=steps,
-            usage=Usage(sequence.rows, sequence.entries, np.array(sequence.cached)),
+            usage=Usage.of(sequence),
             seed=self.seed,
+            sample=self.sample,
         )
 
     def _step(
         self, index: int, position: int, ids: list[int], model: str, tokenizer: Tokenizer
     ) -> Step:
-        # After a decision for the rest, later boundaries ask nobody and stand on that decision.
-        found = self.decisions.get(position)
-        decision = found[1] if found else self.decisions[max(self.decisions)][1]
+        # After a decision for the rest, or on a whole answer, later steps stand on that decision.
+        made = max((p for p in self.decisions if p <= position), default=None)
+        boundary, decision = (None, None) if made is None else self.decisions[made]
+        here = made == position
         return Step(
             index=index,
             position=position,
             model=model,
             text=tokenizer.text_of(ids),
             token_ids=tuple(ids),
-            reason=decision.reason,
-            signals=found[0].signals if found else None,
-            posterior=decision.posterior if found else None,
+            reason=decision.reason if decision else "on trial, not decided",
+            signals=boundary.signals if boundary and here else None,
+            posterior=decision.posterior if decision and here else None,
         )

@@ -9,7 +9,8 @@ from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.routing.signals import Signals
 
-FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline")
+FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline", "repetition")
+THINK_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class SamplingParams:
     ignore_eos: end-of-sequence tokens do not end the text.
     min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
     max_step_tokens: a step that is longer is closed and a boundary forced; 0 sets no limit.
+    n: answers to the prompt, drawn apart; they share what is computed of the prompt.
+    max_think_tokens: tokens after which ``think_end`` is written if no model has; 0 sets no limit.
+    think_end: text that ends the thinking part, and its step; by default ``</think>`` where the
+        limit or the policy needs one.
+    max_repeats: ends the text with the reason "repetition" once the same piece of it (up to 256
+        tokens) stands so many times in a row, over 32 tokens or more; 0 switches it off.
+    max_large_share: no step is handed over while the large model has written more than this share
+        of the answer.
+    max_flops: no step is handed over that would bring the request past so many FLOPs.
     """
 
     max_tokens: int = 128
@@ -39,6 +49,12 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
     max_step_tokens: int = 0
+    n: int = 1
+    max_think_tokens: int = 0
+    think_end: str = ""
+    max_repeats: int = 0
+    max_large_share: float = 1.0
+    max_flops: float = math.inf
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -50,19 +66,29 @@ class SamplingParams:
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
             ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "in 0..max_tokens"),
             ("max_step_tokens", self.max_step_tokens >= 0, "0 (off) or more"),
+            ("n", self.n >= 1, "at least 1"),
+            ("max_think_tokens", self.max_think_tokens >= 0, "0 (off) or more"),
+            ("max_repeats", self.max_repeats == 0 or self.max_repeats > 1, "0 (off) or 2 or more"),
+            ("max_large_share", 0 <= self.max_large_share <= 1, "in [0, 1]"),
+            ("max_flops", self.max_flops >= 0, "0 or more"),
             ("seed", self.seed is None or 0 <= self.seed < 2**64, "in 0..2**64-1"),
         ):
             if not holds:
                 raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}")
 
     def _check_types(self) -> None:
-        for name in ("max_tokens", "top_k", "min_tokens", "max_step_tokens"):
+        for name in (
+            "max_tokens", "top_k", "min_tokens", "max_step_tokens", "n", "max_think_tokens",
+            "max_repeats",
+        ):  # fmt: skip
             value = getattr(self, name)
             if not isinstance(value, int) or abs(value) >= 2**31:
                 raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
-        for name in ("temperature", "top_p", "min_p"):
+        for name in ("temperature", "top_p", "min_p", "max_large_share", "max_flops"):
             if not isinstance(getattr(self, name), int | float):
                 raise SteerError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.think_end, str):
+            raise SteerError(f"think_end must be text, got {self.think_end!r}")
         if not isinstance(self.seed, int | None):
             raise SteerError(f"seed must be a whole number or None, got {self.seed!r}")
         if not all(isinstance(i, int) and 0 <= i < 2**31 for i in self.stop_token_ids):
@@ -92,7 +118,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not."""
+    """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not.
+
+    ``sample`` counts the answers to one prompt from 0.
+    """
 
     request_id: int
     prompt_token_ids: tuple[int, ...]
@@ -102,6 +131,7 @@ class Completion:
     steps: tuple[Step, ...]
     usage: Usage = field(repr=False)
     seed: int = 0
+    sample: int = 0
 
     @property
     def large_step_share(self) -> float:

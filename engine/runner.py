@@ -26,6 +26,7 @@ class Draw(Protocol):
     seed: int
     prompt_tokens: int
     stop_ids: tuple[int, ...]
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class TickResult:
     tokens: npt.NDArray[np.int32]
     confidence: ops.Confidence
     _order: dict[int, int]  # plan row -> row of the confidence
+
+    @property
+    def sampled(self) -> list[int]:
+        """The plan rows whose logits were sampled."""
+        return list(self._order)
 
     def signals(self, row: int) -> Signals:
         """The boundary statistics of one plan row that was sampled."""
@@ -68,6 +74,8 @@ class ModelRunner:
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan; ``requests`` by sequence id give the sampling parameters."""
+        if plan.copied:
+            ops.copy_blocks(self._arena, self._layout, torch.from_numpy(plan.copies[: plan.copied]))
         n, rows = plan.sequences, plan.rows
         starts, contexts, blocks, tokens, positions, slots = (
             torch.from_numpy(a.astype(np.int64))
@@ -114,8 +122,8 @@ class ModelRunner:
         self, plan: _core.Plan, wanted: npt.NDArray[np.intp], draws: list[Draw]
     ) -> Tensor:
         seeds = np.array([d.seed for d in draws], np.uint64)
-        # Keyed by (seed, sample, position, model, attempt); one sample a request so far.
         counter = np.zeros((len(draws), 4), np.uint64)
+        counter[:, 0] = [d.sample for d in draws]
         counter[:, 1] = plan.contexts[wanted]
         counter[:, 2] = self.model
         counter[:, 3] = plan.attempts[wanted]

@@ -1,6 +1,12 @@
 """The one face of the kernels for callers: nothing above this module knows which version runs."""
 
-from kernels.reference.attention import AttentionPlan, KVLayout, paged_attention, write_kv
+from kernels.reference.attention import (
+    AttentionPlan,
+    KVLayout,
+    copy_blocks,
+    paged_attention,
+    write_kv,
+)
 from kernels.reference.confidence import Confidence, confidence
 from kernels.reference.layers import apply_rope, rms_norm, rope_tables, silu_mul
 from kernels.reference.sampling import SamplingRows, philox_uniform, sample
@@ -12,6 +18,7 @@ __all__ = [
     "SamplingRows",
     "apply_rope",
     "confidence",
+    "copy_blocks",
     "paged_attention",
     "philox_uniform",
     "rms_norm",

@@ -12,6 +12,7 @@ from engine.errors import SteerError
 from engine.files import read_text
 from engine.routing.mixture import Mixture, fit_mixture
 from engine.routing.signals import Signals, check_signal, confidence_scale
+from engine.routing.windows import Window
 
 SCHEMA = "steer-calibration/1"
 
@@ -35,8 +36,7 @@ class Calibration:
         check_signal(self.signal)
         if not 0 <= self.tau <= 1:
             raise SteerError(f"tau must be in [0, 1], got {self.tau}")
-        if self.window != "boundary":
-            raise SteerError(f"unknown window {self.window!r}; known: boundary")
+        Window.parse(self.window)
 
     def posterior(self, signals: Signals) -> float:
         """Probability that the boundary is one of the confident ones."""
@@ -44,12 +44,18 @@ class Calibration:
 
     @classmethod
     def fit(
-        cls, pair: str, signal: str, boundaries: Sequence[Signals], tau: float = 0.5
+        cls,
+        pair: str,
+        signal: str,
+        boundaries: Sequence[Signals],
+        tau: float = 0.5,
+        window: str = "boundary",
     ) -> Calibration:
-        """Fit the mixture to the signal at many boundaries. No labels."""
+        """Fit the mixture to the signal of a window at many boundaries. No labels."""
         check_signal(signal)
         values = [confidence_scale(signal, s) for s in boundaries]
-        return cls(pair, signal, fit_mixture(values), tau, provenance={"boundaries": len(values)})
+        provenance = {"boundaries": len(values)}
+        return cls(pair, signal, fit_mixture(values), tau, window, provenance)
 
     def save(self, path: Path) -> None:
         """Write the file."""

@@ -12,18 +12,20 @@ from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.signals import Signals, check_signal
-
-POLICIES = ("small", "large", "random", "threshold", "entropy", "query", "steer")
+from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
 
 @dataclass(frozen=True)
 class Boundary:
     """What is known where a step may begin. Boundary 0 is the end of the prompt.
 
-    position: tokens so far, prompt included.
+    position: tokens so far, prompt included; none that stands on trial.
     previous: who wrote the last step, None at boundary 0.
     catch_up: tokens that the large model would have to read now.
-    signals: None where the policy does not read.
+    signals: those of the policy's window; None where it does not read, or nothing is there yet.
+    tried: tokens that stand on trial.
+    large_tokens: of the answer so far, written by the large model.
+    thinking: whether the text that ends the thinking part is still to come.
     """
 
     request: int
@@ -33,6 +35,9 @@ class Boundary:
     previous: str | None
     catch_up: int
     signals: Signals | None
+    tried: int = 0
+    large_tokens: int = 0
+    thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Decision:
 class Policy(Protocol):
     """Where a policy ``reads``, the small model computes each boundary before the decision.
 
-    A policy that does not read gets no signals and costs no reading.
+    A policy that does not read costs no reading. It gets no signals, unless it has an attribute
+    ``window`` (a :class:`Window`) whose tokens are there anyway; without one it is the boundary's.
     """
 
     @property
@@ -62,12 +68,20 @@ class Policy(Protocol):
 
     @property
     def reads(self) -> bool:
-        """Whether its decisions need signals."""
+        """Whether its decisions need the small model at the boundary."""
         ...
 
     def decide(self, boundary: Boundary) -> Decision:
         """Who writes the step that opens here."""
         ...
+
+
+def window_of(policy: Policy) -> Window:
+    """The policy's window."""
+    found = getattr(policy, "window", BOUNDARY)
+    if not isinstance(found, Window):
+        raise SteerError(f"a policy's window must be a Window, got {found!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,16 +129,24 @@ class Threshold:
     signal: str = "max_prob"
     value: float = 0.9
     name: str = "threshold"
-    reads: bool = True
+    window: Window = BOUNDARY
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
         if not math.isfinite(self.value):
             raise SteerError(f"a threshold must be a finite number, got {self.value}")
 
+    @property
+    def reads(self) -> bool:
+        """As its window does."""
+        return self.window.reads
+
     def decide(self, boundary: Boundary) -> Decision:
         """Compares one number."""
-        found = float(getattr(_read(boundary), self.signal))
+        signals = _read(boundary, self.window)
+        if signals is None:
+            return _NOTHING_TO_JUDGE
+        found = float(getattr(signals, self.signal))
         sure = found <= self.value if self.signal == "entropy" else found >= self.value
         sign = "<=" if found <= self.value else ">"
         chosen = "small" if sure else "large"
@@ -145,24 +167,96 @@ class Query:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """The small model solves; the large one solves again where the small one's answer is unsure.
+
+    Nothing settles before: a stream shows no token until the answer is kept. By default the answer
+    counts as sure as its least sure token.
+    """
+
+    signal: str = "max_prob"
+    value: float = 0.9
+    name: str = "cascade"
+    window: Window = LEAST_OF_ANSWER
+    reads: bool = True
+
+    def __post_init__(self) -> None:
+        Threshold(self.signal, self.value)
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Asks once, when the small model's answer is there."""
+        found = Threshold(self.signal, self.value, window=self.window).decide(boundary)
+        return replace(found, rest=True)
+
+
+@dataclass(frozen=True)
 class Steer:
     """The large model writes where the posterior of the confident component is below tau."""
 
     calibration: Calibration
     tau: float | None = None  # None: the calibration's
     name: str = "steer"
-    reads: bool = True
 
     def __post_init__(self) -> None:
         if self.tau is not None and not 0 <= self.tau <= 1:
             raise SteerError(f"tau must be in [0, 1], got {self.tau}")
 
+    @property
+    def window(self) -> Window:
+        """The one that the calibration was fitted on."""
+        return Window.parse(self.calibration.window)
+
+    @property
+    def reads(self) -> bool:
+        """As its window does."""
+        return self.window.reads
+
     def decide(self, boundary: Boundary) -> Decision:
         """Mixture posterior against tau."""
-        posterior = self.calibration.posterior(_read(boundary))
+        signals = _read(boundary, self.window)
+        if signals is None:
+            return _NOTHING_TO_JUDGE
+        posterior = self.calibration.posterior(signals)
         tau = self.calibration.tau if self.tau is None else self.tau
         chosen, sign = ("small", ">=") if posterior >= tau else ("large", "<")
         return Decision(chosen, f"posterior {posterior:.4f} {sign} {tau:.4g}", posterior)
+
+
+@dataclass(frozen=True)
+class AfterThinking:
+    """One policy up to the text that ends the thinking part, another for the answer behind it."""
+
+    thinking: Policy
+    answer: Policy
+
+    def __post_init__(self) -> None:
+        if self.thinking.reads and self.answer.reads:
+            windows = window_of(self.thinking), window_of(self.answer)
+            if windows[0] != windows[1]:
+                raise SteerError(
+                    f"both policies must read the same window, got {windows[0]} and {windows[1]}"
+                )
+        if "answer" in (window_of(self.thinking).kind, window_of(self.answer).kind):
+            raise SteerError("the window answer spans the whole text: it cannot end with thinking")
+
+    @property
+    def name(self) -> str:
+        """Both names."""
+        return f"{self.thinking.name}, then {self.answer.name}"
+
+    @property
+    def window(self) -> Window:
+        """Of the one that reads."""
+        return window_of(self.thinking if self.thinking.reads else self.answer)
+
+    @property
+    def reads(self) -> bool:
+        """Whether one of them does."""
+        return self.thinking.reads or self.answer.reads
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Asks the one in charge."""
+        return (self.thinking if boundary.thinking else self.answer).decide(boundary)
 
 
 @dataclass(frozen=True)
@@ -172,6 +266,7 @@ class Call:
     function: Callable[[Boundary], str | Decision]
     reads: bool = True
     name: str = "callable"
+    window: Window = BOUNDARY
 
     def decide(self, boundary: Boundary) -> Decision:
         """Asks the function."""
@@ -182,70 +277,11 @@ class Call:
         return decision
 
 
-def _read(boundary: Boundary) -> Signals:
-    if boundary.signals is None:
+_NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")
+
+
+def _read(boundary: Boundary, window: Window) -> Signals | None:
+    """The signals; None where a window of the last step has none to offer."""
+    if boundary.signals is None and window.reads:
         raise SteerError("this policy needs signals, but the boundary was not read")
     return boundary.signals
-
-
-def make_policy(
-    policy: str | Policy | Callable[[Boundary], str | Decision],
-    calibration: Calibration | None = None,
-    tau: float | None = None,
-    share: float = 0.2,
-) -> Policy:
-    """A policy from its name, from a function, or the policy itself.
-
-    Names: small, large, steer (``calibration``, ``tau``), random or random:SHARE (``share``), and
-    with a signal and a value of their own threshold:SIGNAL:VALUE, query:SIGNAL:VALUE (one decision,
-    at the prompt's end) and entropy:VALUE (the first token's entropy in nats).
-    """
-    if not isinstance(policy, str):
-        return policy if isinstance(policy, Policy) else Call(policy)
-    name, *arguments = policy.split(":")
-    if name not in POLICIES or (arguments and name not in _FORMS):
-        raise SteerError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
-    if name in ROLES:
-        return Always(name)
-    if name == "random":
-        return Random(_share(policy, arguments) if arguments else share)
-    if name == "threshold":
-        return _threshold(policy, arguments)
-    if name == "query":
-        return Query(_threshold(policy, arguments))
-    if name == "entropy":
-        found = _threshold(policy, ["entropy", *(arguments or ["1.0"])])
-        return replace(found, name="entropy")
-    if calibration is None:
-        raise SteerError("policy steer needs a calibration of this pair")
-    return Steer(calibration, tau)
-
-
-def _share(policy: str, arguments: list[str]) -> float:
-    try:
-        (share,) = arguments
-        return float(share)
-    except ValueError:
-        raise SteerError(f"policy {policy!r}: expected {_FORMS['random']}") from None
-
-
-def _threshold(policy: str, arguments: list[str]) -> Threshold:
-    if not arguments:
-        return Threshold()
-    try:
-        signal, value = arguments
-        return Threshold(signal, float(value))
-    except ValueError as error:
-        if isinstance(error, SteerError):
-            raise
-        raise SteerError(
-            f"policy {policy!r}: expected {_FORMS[policy.partition(':')[0]]}"
-        ) from None
-
-
-_FORMS = {
-    "random": "random:SHARE",
-    "threshold": "threshold:SIGNAL:VALUE",
-    "query": "query:SIGNAL:VALUE",
-    "entropy": "entropy:VALUE",
-}

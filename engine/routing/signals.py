@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from engine.errors import SteerError
 
 
 @dataclass(frozen=True)
 class Signals:
-    """Statistics of the distribution of a step's first token. Natural logarithms."""
+    """Statistics of the distribution of a token, or of several in one. Natural logarithms."""
 
     max_prob: float
     entropy: float
@@ -18,6 +20,27 @@ class Signals:
     margin: float
     max_logit: float
     logsumexp: float
+
+    @classmethod
+    def mean(cls, tokens: Sequence[Signals]) -> Signals:
+        """The mean of each statistic; the log-odds are those of the mean probability."""
+        sure = fmean(s.max_prob for s in tokens)
+        # 1 - p is lost near p = 1: it is taken from the log-odds.
+        unsure = fmean(1 / (1 + math.exp(min(s.log_odds, 700.0))) for s in tokens)
+        return cls(
+            max_prob=sure,
+            entropy=fmean(s.entropy for s in tokens),
+            log_odds=math.log(sure) - math.log(unsure) if unsure > 1e-300 else math.inf,
+            margin=fmean(s.margin for s in tokens),
+            max_logit=fmean(s.max_logit for s in tokens),
+            logsumexp=fmean(s.logsumexp for s in tokens),
+        )
+
+    @classmethod
+    def least(cls, tokens: Sequence[Signals]) -> Signals:
+        """Each statistic where it is least sure: the highest entropy, the lowest of the rest."""
+        lowest = {name: min(getattr(s, name) for s in tokens) for name in SIGNAL_NAMES}
+        return cls(**lowest | {"entropy": max(s.entropy for s in tokens)})
 
     def to_json(self) -> dict[str, float]:
         """Plain numbers; infinities become the largest finite value, JSON has none."""

@@ -114,6 +114,17 @@ class AttentionPlan:
         return AttentionGroup(starts[members][:, None] + row, keys, mask[:, None, None])
 
 
+def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
+    """Copy whole blocks of one model, one pair after the other.
+
+    Args:
+        arena: [arena_rows, head_dim], written in place.
+        copies: [pairs, (from, to)] block ids, any integer dtype.
+    """
+    for source, target in layout.first_row(copies.long()).tolist():
+        arena[target : target + layout.block_rows] = arena[source : source + layout.block_rows]
+
+
 def write_kv(arena: Tensor, plan: AttentionPlan, layer: int, key: Tensor, value: Tensor) -> None:
     """Store the batch's keys and values [rows, kv_heads, head_dim] of one layer."""
     offset = 2 * layer * plan.layout.plane_rows

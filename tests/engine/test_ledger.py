@@ -20,9 +20,9 @@ ROLES = ("small", "large")
 AB = [2, 3]  # the ring pair goes on: c, double newline, a, b, c, double newline, ...
 
 
-def book(**models):
+def book(decision_wait=0, **models):
     """A usage from ``small={kind: (rows, keys), ..., "entries": (rows, keys)}``."""
-    usage = Usage()
+    usage = Usage(decision_wait=decision_wait)
     for role, counts in models.items():
         for kind, count in counts.items():
             if kind == "entries":
@@ -179,6 +179,7 @@ def test_rule_discarded_boundary_token(plain):
     """As above, but the small model reads: its token at position 4 is dropped, at 8 kept."""
     policy = forced({4: "large"}, reads=True)
     expected = book(
+        decision_wait=3,  # it had not seen 4, 5 and 6 when 7 ended the step
         small={
             "prompt": (1, 1), "sampled": (5, 2 + 3 + 8 + 9 + 10), "discarded": (1, 4),
             "catchup": (3, 5 + 6 + 7), "entries": (1 + 7, 1 + 28),
@@ -195,6 +196,7 @@ def test_rule_reading_is_an_entry(plain):
     """Two large steps, each read first: a server without memory would enter both models twice."""
     policy = forced({2: "large", 4: "large"}, reads=True)
     expected = book(
+        decision_wait=1,
         small={
             "prompt": (1, 1), "catchup": (1, 3), "discarded": (2, 2 + 4),
             "entries": (1 + 3, 1 + 6),

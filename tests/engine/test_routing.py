@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine import Boundary, Calibration, Decision, Random, Signals, Steer, SteerError, Threshold
 from engine.routing.mixture import Mixture, fit_mixture
-from engine.routing.policies import make_policy
+from engine.routing.names import make_policy
 from engine.routing.signals import confidence_scale
 
 
@@ -173,7 +173,7 @@ def test_steer_by_name_needs_a_calibration():
     [
         ({"tau": 5}, "tau must be in"),
         ({"tau": float("nan")}, "tau must be in"),
-        ({"window": "probe:8"}, "unknown window 'probe:8'"),
+        ({"window": "paragraph"}, "unknown window 'paragraph'"),
         ({"signal": "mood"}, "unknown signal 'mood'"),
         ({"mixture": {"weights": [1, 0], "means": [0, 1], "deviations": [1, 1]}}, "above 0"),
         ({"mixture": {"weights": [1, 1], "means": [0, 1], "deviations": [0, 1]}}, "above 0"),

@@ -1,0 +1,126 @@
+"""Where requests come in: a prompt, its parameters and a policy become sequences of the core."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from operator import index
+
+from engine import _core
+from engine.driver import Driver
+from engine.errors import QueueFullError, SteerError
+from engine.live import LiveRequest
+from engine.request import THINK_END, SamplingParams
+from engine.routing.policies import AfterThinking, Policy, window_of
+from engine.tokenizer import Tokenizer
+
+_SMALL = 0
+_NOBODY = -1
+
+
+class Intake:
+    """Checks requests and queues them; SteerError in one line on what can never run."""
+
+    def __init__(
+        self,
+        scheduler: _core.Scheduler,
+        tokenizer: Tokenizer,
+        driver: Driver,
+        eos_ids: Sequence[int],
+    ) -> None:
+        """``eos_ids`` end a text unless a request ignores them."""
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._driver = driver
+        self._eos_ids = tuple(i for i in eos_ids if i < tokenizer.size)
+
+    def queue(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        policy: Policy,
+        priority: int = 0,
+        timeout: float | None = None,
+        settle_at_once: bool = True,
+    ) -> range:
+        """Queue ``params.n`` samples, all or none; their ids."""
+        params = params or SamplingParams()
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
+        if not isinstance(priority, int) or abs(priority) >= 2**31:
+            raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
+        ids = self.prompt_ids(prompt)
+        self.check_ids(params.stop_token_ids)
+        eos = () if params.ignore_eos else self._eos_ids
+        stops = tuple(sorted({*params.stop_token_ids, *eos}))
+        first = self._add(ids, params, policy, priority, settle_at_once, stops)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        requests = range(first, first + params.n)
+        for sample, request in enumerate(requests):
+            live = LiveRequest(params, seed, policy, len(ids), stops, sample)
+            self._driver.start(request, live, timeout)
+        return requests
+
+    def _add(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        policy: Policy,
+        priority: int,
+        settle_at_once: bool,
+        stops: tuple[int, ...],
+    ) -> int:
+        window = window_of(policy)
+        if window.tokens > params.max_tokens:
+            raise SteerError(
+                f"a probe of {window.tokens} tokens is longer than max_tokens ({params.max_tokens})"
+            )
+        try:
+            return self._scheduler.add(
+                ids,
+                max_tokens=params.max_tokens,
+                stop_ids=list(stops),
+                reader=_SMALL if policy.reads else _NOBODY,
+                priority=priority,
+                settle_at_once=settle_at_once,
+                stop_strings=[s.encode() for s in params.stop],
+                min_tokens=params.min_tokens,
+                max_step_tokens=params.max_step_tokens,
+                trial_tokens=window.trial_tokens if policy.reads else 0,
+                think_end=self._think_end(params, policy),
+                max_think_tokens=params.max_think_tokens,
+                max_repeats=params.max_repeats,
+                samples=params.n,
+            )
+        except OverflowError as error:
+            raise QueueFullError(str(error)) from None
+        except ValueError as error:
+            raise SteerError(str(error)) from None
+
+    def _think_end(self, params: SamplingParams, policy: Policy) -> list[int]:
+        text = params.think_end
+        if not text and (params.max_think_tokens or isinstance(policy, AfterThinking)):
+            text = THINK_END
+        try:
+            return self._tokenizer.encode(text) if text else []
+        except SteerError as error:
+            raise SteerError(f"think_end {text!r}: {error}") from None
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt."""
+        try:
+            ids = (
+                self._tokenizer.encode(prompt) if isinstance(prompt, str) else [*map(index, prompt)]
+            )
+        except TypeError:
+            raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
+        if not ids:
+            raise SteerError("the prompt is empty")
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """SteerError for the first id that is no token."""
+        size = self._tokenizer.size
+        for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
+            raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
