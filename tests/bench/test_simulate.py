@@ -424,6 +424,21 @@ def test_the_same_seed_gives_the_same_rows(tmp_path: Path):
         assert once("third", load, "--seed=1") != first
 
 
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    run, path = Simulation.run, tmp_path / "rows.jsonl"
+
+    def interrupted(simulation: Simulation) -> dict[str, Any]:
+        if simulation.case.handoff > 0:
+            raise KeyboardInterrupt
+        return run(simulation)
+
+    monkeypatch.setattr(Simulation, "run", interrupted)
+    assert main([*QUICK, "--concurrency=1", "--handoff=0,1", f"--json={path}"]) == 130
+    assert len(path.read_text().splitlines()) == 1
+    out, error = capsys.readouterr()
+    assert "Simulated, not measured" in out and "interrupted" in error
+
+
 def test_a_saved_table_is_read_again(tmp_path: Path):
     table, path = tmp_path / "times.csv", tmp_path / "rows.jsonl"
     flags = (*QUICK, "--rate=4", "--handoff=0.2")
