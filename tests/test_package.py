@@ -55,10 +55,13 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path):
         f"import sys; sys.path.insert(0, {str(site)!r}); import engine; "
         f"assert engine.__file__.startswith({str(site)!r}); "
         "from bench.flops import main; priced = main(['--model-pair', 'qwen-1.5b/qwen-32b']); "
-        "sys.exit(priced or main(['--problems', '5', '--policies', 'steer']))"
+        "from bench.simulate import main as simulate; "
+        "simulated = simulate(['--requests', '2', '--concurrency', '1']); "
+        "sys.exit(priced or simulated or main(['--problems', '5', '--policies', 'steer']))"
     )
     out = run(sys.executable, "-P", "-c", code, cwd=elsewhere).stdout
     assert "Nothing was run" in out and "STEER minus large" in out
+    assert "Simulated, not measured" in out
 
 
 def test_the_source_archive_is_complete():

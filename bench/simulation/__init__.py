@@ -1,0 +1,1 @@
+"""The parts of ``python -m bench.simulate``: the real scheduler with modelled tick times."""

@@ -1,0 +1,94 @@
+"""What is simulated, and the scheduler that it asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.simulation.ticktimes import TickTimes
+from bench.simulation.workload import DELIMITERS, TOKEN_BYTES
+from engine import _core
+from engine.config import ModelConfig
+from engine.errors import SteerError
+from engine.memory import ArenaGeometry
+from engine.pricing import Price
+
+BLOCK_TOKENS = 64  # as on a GPU
+LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+_IN_THE_CORE = ("latency",)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all simulations of a grid share.
+
+    together: see :class:`bench.simulation.clock.SharedClock`.
+    max_sequences, max_tick_tokens: see :class:`engine.config.EngineConfig`.
+    ticks: end a simulation after so many, of both lanes; 0: when every request is finished.
+    """
+
+    shapes: tuple[ModelConfig, ModelConfig]
+    geometry: ArenaGeometry
+    times: TickTimes
+    together: float = 1.0
+    max_sequences: int = 256
+    max_tick_tokens: int = 2048
+    ticks: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination: a closed loop of ``concurrency`` requests, or ``rate`` arrivals a second.
+
+    handoff: share of boundaries that go to the large model; at 1 it writes alone.
+    """
+
+    lanes: str
+    handoff: float
+    concurrency: int | None = None
+    rate: float | None = None
+
+
+def check_lanes(name: str) -> None:
+    """SteerError unless the core has a lane policy of that name."""
+    if name not in LANE_POLICIES:
+        known = ", ".join(LANE_POLICIES)
+        raise SteerError(f"--lanes: unknown lane policy {name!r}; known: {known}")
+    if name not in _IN_THE_CORE:
+        found = ", ".join(_IN_THE_CORE)
+        raise SteerError(f"--lanes: lane policy {name!r} is not in this core; it has: {found}")
+
+
+def check_fits(setting: Setting, longest: int) -> None:
+    """SteerError if a request of ``longest`` tokens could never run."""
+    limit = min(shape.max_position for shape in setting.shapes)
+    geometry = setting.geometry
+    room = geometry.slabs * min(geometry.slots) * BLOCK_TOKENS
+    advice = "lower --prompt, --answer or --spread"
+    if longest > limit:
+        raise SteerError(
+            f"a request was drawn with {longest} tokens, the context is {limit}: {advice}"
+        )
+    if longest > room:
+        raise SteerError(
+            f"a request was drawn with {longest} tokens, the arena of "
+            f"{geometry.slabs * geometry.slab_bytes / 2**30:.2f} GiB holds {room} of the large "
+            f"model: raise --memory or {advice}"
+        )
+
+
+def build_scheduler(setting: Setting, case: Case, longest: int) -> _core.Scheduler:
+    """The one place where a case becomes a scheduler; ``longest`` in tokens, prompt and answer."""
+    check_lanes(case.lanes)
+    small, large = (Price.of(shape).row for shape in setting.shapes)
+    return _core.Scheduler(
+        slabs=setting.geometry.slabs,
+        slots=setting.geometry.slots,
+        block_tokens=BLOCK_TOKENS,
+        max_context=max(2, longest),
+        max_sequences=setting.max_sequences,
+        max_tick_tokens=setting.max_tick_tokens,
+        recompute_cost=(small, large),
+        prefix_cache=False,  # all prompts hold the same token: they would share everything
+        delimiters=DELIMITERS,
+        token_bytes=TOKEN_BYTES,
+    )

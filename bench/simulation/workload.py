@@ -1,0 +1,74 @@
+"""Made-up requests: how long they are, when they come, where their steps end, who goes on.
+
+All of it is drawn once and depends on the seed and the means alone. Whether a step ends at a token
+is fixed by the request and the place in its text, and a boundary that goes to the large model at
+one share also does at every greater one: so lane policies, loads, cards and shares are compared on
+the same text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+TEXT, DELIMITER = 1, 0
+# The delimiter's token holds text as well, so that a step may be a single token.
+TOKEN_BYTES = [b".\n\n", b"text"]
+DELIMITERS = [b"\n\n"]
+LONGEST = 8  # times the mean; what is drawn longer is cut
+
+_PLACES = 1 << 20  # each request reads the drawn numbers from a place of its own on
+
+
+@dataclass(frozen=True)
+class Means:
+    """Tokens of a prompt, an answer and a step, on average.
+
+    Prompts and answers are log-normal with a standard deviation of ``spread`` means, rounded, at
+    least 1 and at most ``LONGEST`` means; 0 makes them all alike. Steps are geometric.
+    """
+
+    prompt: float
+    answer: float
+    step: float
+    spread: float
+
+
+class Workload:
+    """``requests`` requests; the core numbers them from 1 on.
+
+    prompts, answers: tokens of each request, in the order in which they come.
+    offsets: int64 [requests + 1], by number: where its text begins in ``tokens``.
+    tokens: int32; the token behind ``context`` tokens stands at offset + context.
+    """
+
+    def __init__(self, requests: int, means: Means, seed: int) -> None:
+        draws = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
+        lengths, places, delimiters, decisions, arrivals = draws
+        self.prompts = _lengths(lengths, requests, means.prompt, means.spread)
+        self.answers = _lengths(lengths, requests, means.answer, means.spread)
+        self.longest = max(p + a for p, a in zip(self.prompts, self.answers, strict=True))
+        self.offsets = places.integers(0, _PLACES, requests + 1)
+        size = _PLACES + self.longest + 1
+        ends = delimiters.random(size) < 1 / means.step
+        self.tokens = np.where(ends, DELIMITER, TEXT).astype(np.int32)
+        self._decisions = decisions.random(size)
+        self._gaps = arrivals.exponential(1.0, requests)
+
+    def handoffs(self, share: float) -> bytes:
+        """1 where a boundary goes to the large model, by place as in ``tokens``."""
+        return (self._decisions < share).tobytes()
+
+    def arrivals(self, rate: float) -> list[float]:
+        """Moments of arrival in seconds: a Poisson process of ``rate`` requests a second."""
+        return list((np.cumsum(self._gaps) / rate).tolist())
+
+
+def _lengths(draw: np.random.Generator, count: int, mean: float, spread: float) -> list[int]:
+    variance = np.log1p(spread**2)
+    drawn: npt.NDArray[np.float64] = np.exp(
+        draw.normal(np.log(mean) - variance / 2, np.sqrt(variance), count)
+    )
+    return [int(n) for n in np.clip(np.rint(drawn), 1, max(1, int(LONGEST * mean)))]
