@@ -156,6 +156,10 @@ def _setting(options: argparse.Namespace, shapes: Shapes, card: str | None) -> S
         together=real("--together", options.together, 0.01, 2),
         max_sequences=sequences,
         max_tick_tokens=rows,
+        gather=whole("--gather", options.gather, 0),
+        hold_ticks=whole("--hold-ticks", options.hold_ticks, 1),
+        eager_backlog=whole("--eager-backlog", options.eager_backlog, 0),
+        read_along=whole("--read-along", options.read_along, 0),
         ticks=whole("--ticks", options.ticks, 0),
     )
 
@@ -206,5 +210,9 @@ def _setting_fields(setting: Setting) -> dict[str, Any]:
         "block_tokens": BLOCK_TOKENS,
         "max_sequences": setting.max_sequences,
         "max_tick_tokens": setting.max_tick_tokens,
+        "gather": setting.gather,
+        "hold_ticks": setting.hold_ticks,
+        "eager_backlog": setting.eager_backlog,
+        "read_along": setting.read_along,
         "ticks_limit": setting.ticks,
     }

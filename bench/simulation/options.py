@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.simulation.cards import CARDS, RESERVE_GIB, WEIGHTS
-from bench.simulation.setting import LANE_POLICIES
 from bench.simulation.table import COLUMNS
 from bench.simulation.workload import LONGEST
-from engine.config import NAMED_PAIRS, EngineConfig
+from engine.config import LANE_POLICIES, NAMED_PAIRS, EngineConfig
 from engine.errors import SteerError
 
 EFFICIENCY = 0.7  # assumed, as is the overhead
@@ -135,6 +134,32 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         default="latency",
         metavar="LIST",
         help="lane policies: " + ", ".join(LANE_POLICIES) + " (default: %(default)s)",
+    )
+    add(
+        "--gather",
+        default=str(EngineConfig.gather),
+        metavar="N",
+        help="large steps that end a turn of the small lane under throughput; 0: half of what runs "
+        "(default: %(default)s)",
+    )
+    add(
+        "--hold-ticks",
+        default=str(EngineConfig.hold_ticks),
+        metavar="N",
+        help="small ticks that a large step waits at most to gather (default: %(default)s)",
+    )
+    add(
+        "--eager-backlog",
+        default=str(EngineConfig.eager_backlog),
+        metavar="N",
+        help="the large model reads along once it lags N tokens; 0: at the handoff only "
+        "(default: %(default)s)",
+    )
+    add(
+        "--read-along",
+        default=str(EngineConfig.read_along),
+        metavar="N",
+        help="likewise the small model while the large one writes (default: %(default)s)",
     )
 
 

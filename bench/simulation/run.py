@@ -83,7 +83,8 @@ class Simulation:
 
     def _plan(self, due: float) -> None:
         """Ask both lanes: one that has nothing to do now is asked again after each event."""
-        for _ in range(2):  # an empty round may only have given a reservation back
+        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        for _ in range(3):
             for lane in LANES:
                 if self.clock.idle(lane):
                     self._plan_lane(lane)

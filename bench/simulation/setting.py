@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from bench.simulation.ticktimes import TickTimes
 from bench.simulation.workload import DELIMITERS, TOKEN_BYTES
 from engine import _core
-from engine.config import ModelConfig
+from engine.config import LANE_POLICIES, ModelConfig
 from engine.errors import SteerError
 from engine.memory import ArenaGeometry
 from engine.pricing import Price
 
 BLOCK_TOKENS = 64  # as on a GPU
-LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
-_IN_THE_CORE = ("latency",)
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,8 @@ class Setting:
     """What all simulations of a grid share.
 
     together: see :class:`bench.simulation.clock.SharedClock`.
-    max_sequences, max_tick_tokens: see :class:`engine.config.EngineConfig`.
+    max_sequences, max_tick_tokens, gather, hold_ticks, eager_backlog, read_along: see
+        :class:`engine.config.EngineConfig`.
     ticks: end a simulation after so many, of both lanes; 0: when every request is finished.
     """
 
@@ -32,6 +31,10 @@ class Setting:
     together: float = 1.0
     max_sequences: int = 256
     max_tick_tokens: int = 2048
+    gather: int = 0
+    hold_ticks: int = 64
+    eager_backlog: int = 0
+    read_along: int = 0
     ticks: int = 0
 
 
@@ -53,9 +56,6 @@ def check_lanes(name: str) -> None:
     if name not in LANE_POLICIES:
         known = ", ".join(LANE_POLICIES)
         raise SteerError(f"--lanes: unknown lane policy {name!r}; known: {known}")
-    if name not in _IN_THE_CORE:
-        found = ", ".join(_IN_THE_CORE)
-        raise SteerError(f"--lanes: lane policy {name!r} is not in this core; it has: {found}")
 
 
 def check_fits(setting: Setting, longest: int) -> None:
@@ -88,6 +88,11 @@ def build_scheduler(setting: Setting, case: Case, longest: int) -> _core.Schedul
         max_sequences=setting.max_sequences,
         max_tick_tokens=setting.max_tick_tokens,
         recompute_cost=(small, large),
+        background=(setting.read_along, setting.eager_backlog),
+        lane_policy=case.lanes,
+        gather=setting.gather,
+        hold_ticks=setting.hold_ticks,
+        tick_cost=(small, large),
         prefix_cache=False,  # all prompts hold the same token: they would share everything
         delimiters=DELIMITERS,
         token_bytes=TOKEN_BYTES,
