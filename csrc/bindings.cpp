@@ -225,8 +225,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("recompute_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("prefix_cache") = false,
            py::arg("background") = std::array<std::int32_t, kModels>{0, 0},
-           py::arg("lane_policy") = "latency", py::arg("gather") = 0, py::arg("hold_ticks") = 64,
-           py::arg("automatic_from") = 8,
+           py::arg("lane_policy") = "latency", py::arg("gather") = 0, py::arg("hold_ticks") = 32,
+           py::arg("automatic_from") = 4,
            py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0}, py::arg("delimiters"),
            py::arg("token_bytes"))

@@ -1,6 +1,7 @@
 #include "lane_policy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 namespace steer {
@@ -23,7 +24,8 @@ LanePolicy lane_policy_named(const std::string& name) {
                               "'; known: latency, weighted, throughput, auto");
 }
 
-bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running, std::int32_t runnable) {
+bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running,
+                      std::array<std::int32_t, kModels> runnable) {
   const int other = 1 - lane;
   const bool other_can = other_in_flight || !stalled_[other];
   switch (settings_.policy) {
@@ -35,34 +37,48 @@ bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running, std:
       if (running <= settings_.automatic_from) return false;
       [[fallthrough]];
     case LanePolicy::throughput:
-      return gathers(lane, other_in_flight, running, runnable);
+      return other_can && (other_in_flight || lane != turn(running, runnable));
   }
   return false;
 }
 
-// The small lane's turn ends when enough large steps wait, one has waited long enough, or nothing
-// is left to do there; the large lane's when its batch of steps has run out.
-bool LaneTurns::gathers(int lane, bool other_in_flight, std::int32_t running,
-                        std::int32_t runnable) {
-  if (other_in_flight) return true;
-  const std::int32_t enough = settings_.gather > 0 ? settings_.gather : std::max(1, running / 2);
-  const bool full = !stalled_[kLarge] && runnable > 0 &&
-                    (runnable >= enough || held_ticks_ >= settings_.hold_ticks);
-  if (turn_ == kSmall && full) turn_ = kLarge;
-  if (lane != turn_ && stalled_[turn_]) turn_ = lane;
-  if (turn_ == kLarge) held_ticks_ = 0;
-  return lane != turn_;
+// A large tick costs about the same however many sequences share it: it is worth its time while
+// enough of them do. Otherwise the small lane brings on more. Whoever has been held for long goes.
+int LaneTurns::turn(std::int32_t running, std::array<std::int32_t, kModels> runnable) const {
+  if (runnable[kLarge] == 0) return kSmall;
+  if (runnable[kSmall] > 0 && waited_[kSmall] >= settings_.hold_ticks) return kSmall;
+  if (waited_[kLarge] >= settings_.hold_ticks) return kLarge;
+  return runnable[kLarge] >= enough(running) ? kLarge : kSmall;
 }
 
-void LaneTurns::planned(int lane, bool empty, bool large_waits) {
+// Of n sequences let x n share the large ticks and the rest the small ones. W tokens of a lane at
+// a cost of c a tick take W_large c_large / (x n) + W_small c_small / ((1 - x) n): least where
+// x : (1 - x) is the square root of W_large c_large : W_small c_small.
+std::int32_t LaneTurns::enough(std::int32_t running) const {
+  if (settings_.gather > 0) return std::min(settings_.gather, running);
+  const auto weight = [this](int lane) {
+    return std::sqrt((drawn_[lane] + 1) * settings_.tick_cost[lane]);
+  };
+  const double share = weight(kLarge) / (weight(kLarge) + weight(kSmall));
+  return std::max(1, static_cast<std::int32_t>(std::lround(share * running)));
+}
+
+void LaneTurns::planned(int lane, std::int32_t sequences,
+                        std::array<std::int32_t, kModels> runnable) {
+  const bool empty = sequences == 0;
   stalled_[lane] = empty;
   const bool rested = rested_[lane];
   rested_[lane] = empty;
   if (empty) return;
+  const int other = 1 - lane;
   // Time that a lane had no use for is not saved up.
-  if (rested) used_[lane] = std::max(used_[lane], used_[1 - lane]);
+  if (rested) used_[lane] = std::max(used_[lane], used_[other]);
   used_[lane] += settings_.tick_cost[lane] / settings_.lane_weight[lane];
-  if (lane == kSmall && large_waits) ++held_ticks_;
+  drawn_[lane] += sequences;
+  if (drawn_[lane] > kMemory)
+    for (double& drawn : drawn_) drawn /= 2;
+  waited_[lane] = 0;
+  waited_[other] = runnable[other] > 0 ? waited_[other] + 1 : 0;
 }
 
 }  // namespace steer

@@ -11,15 +11,15 @@ namespace steer {
 
 // latency     every lane runs whenever it can
 // weighted    the lanes share the time: who has used more than its weight waits for the other
-// throughput  one lane at a time: large steps gather, then run until none is left
+// throughput  one lane at a time: the large one while enough sequences share its ticks
 // automatic   latency while few sequences run, throughput above
 enum class LanePolicy { latency, weighted, throughput, automatic };
 
 struct LaneSettings {
   LanePolicy policy = LanePolicy::latency;
-  std::int32_t gather = 0;          // sequences that end a turn of the small lane; 0: half of all
-  std::int32_t hold_ticks = 64;     // small ticks that a waiting large step is held at most
-  std::int32_t automatic_from = 8;  // running sequences above which steps gather
+  std::int32_t gather = 0;          // sequences that are worth a large tick; 0: worked out
+  std::int32_t hold_ticks = 32;     // ticks of the other lane that one with work is held at most
+  std::int32_t automatic_from = 4;  // running sequences above which steps gather
   std::array<double, kModels> tick_cost{1, 1};    // time of a tick, in any common unit
   std::array<double, kModels> lane_weight{1, 1};  // share of the time, relative
 };
@@ -35,22 +35,26 @@ class LaneTurns {
  public:
   explicit LaneTurns(const LaneSettings& settings) : settings_(settings) {}
 
-  // `running` sequences in all, `runnable` on the large lane.
-  bool holds(int lane, bool other_in_flight, std::int32_t running, std::int32_t runnable);
+  // `running` sequences in all, `runnable` now on each lane.
+  bool holds(int lane, bool other_in_flight, std::int32_t running,
+             std::array<std::int32_t, kModels> runnable);
   // A lane has planned; an empty plan means that it can do nothing until something changes.
-  void planned(int lane, bool empty, bool large_waits);
+  void planned(int lane, std::int32_t sequences, std::array<std::int32_t, kModels> runnable);
   // Something may have given a lane work or room.
   void changed() { stalled_ = {}; }
 
  private:
-  bool gathers(int lane, bool other_in_flight, std::int32_t running, std::int32_t runnable);
+  static constexpr double kMemory = 16384;  // tokens of a lane after which older ones count half
+
+  int turn(std::int32_t running, std::array<std::int32_t, kModels> runnable) const;
+  std::int32_t enough(std::int32_t running) const;
 
   LaneSettings settings_;
-  int turn_ = kSmall;
-  std::int32_t held_ticks_ = 0;
   std::array<bool, kModels> stalled_{};
   std::array<bool, kModels> rested_{};  // had nothing to do when it last planned
   std::array<double, kModels> used_{};
+  std::array<double, kModels> drawn_{};         // tokens of late
+  std::array<std::int32_t, kModels> waited_{};  // ticks of the other lane since its last one
 };
 
 }  // namespace steer

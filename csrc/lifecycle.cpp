@@ -10,6 +10,8 @@ namespace steer {
 
 namespace {
 
+constexpr double kRecent = 32;  // sequences over which shares are averaged
+
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);
 }
@@ -194,7 +196,11 @@ void Scheduler::end(Sequence& sequence, Finish reason) {
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
-  for (int model = 0; model < kModels; ++model) keep_rows(sequence, model, 0);
+  for (int model = 0; model < kModels; ++model) {
+    keep_rows(sequence, model, 0);
+    if (sequence.rest_from != sequence.prompt_length())  // else nobody had a choice
+      entered_[model] += ((sequence.highest[model] > 0) - entered_[model]) / kRecent;
+  }
   if (sequence.phase == Phase::running)
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   else

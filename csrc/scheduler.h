@@ -171,6 +171,7 @@ class Scheduler {
 
   // tick.cpp
   void admit();
+  double expected_slabs(const Sequence& sequence) const;
   bool holds(int lane);
   std::int32_t runnable(int lane) const;
   void add_span(int lane, Sequence& sequence, std::int32_t wanted);
@@ -200,6 +201,7 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
+  std::array<double, kModels> entered_{0, 0};  // share of late sequences that a model worked on
   SequenceId next_id_ = 1;
 };
 

@@ -8,28 +8,49 @@
 
 namespace steer {
 
-// New sequences wait until memory that nobody uses would hold their prompt on the model that they
-// start on, in order. It is counted for each model by itself, so two that start on different models
-// may still meet in the same slabs; then the progress rule decides. The first one always runs, so
-// an arena that holds one request serves all of them.
+// New sequences wait, in order, until the memory that nobody uses would hold their prompt on the
+// model that they start on, and until all that run are likely to find room on both models: those
+// who still have to enter one would else take the KV that others have there, over and over. The
+// first one always runs, so an arena that holds one request serves all of them.
 void Scheduler::admit() {
   if (waiting_.empty()) return;
   std::array<std::int64_t, kModels> room{};
-  for (int model = 0; model < kModels; ++model)
+  double slabs = config_.slabs;
+  for (int model = 0; model < kModels; ++model) {
     room[model] = pool_.available(model) + pool_.reclaimable(model);
-  for (const Sequence* other : running_)
+    slabs -= static_cast<double>(pool_.live(model)) / config_.slots[model];
+  }
+  for (const Sequence* other : running_) {
     room[other->active] -= blocks_for(other->length() + 1) -
                            static_cast<std::int64_t>(other->blocks[other->active].size());
+    slabs -= expected_slabs(*other);
+  }
   while (!waiting_.empty() && static_cast<std::int32_t>(running_.size()) < config_.max_sequences) {
     Sequence* next = waiting_.front();
     const std::int64_t needed = blocks_for(next->length() + 1);
-    if (!running_.empty() && room[next->active] < needed) return;
+    const double expected = expected_slabs(*next);
+    if (!running_.empty() && (room[next->active] < needed || slabs < expected)) return;
     room[next->active] -= needed;
+    slabs -= expected;
     waiting_.pop_front();
     insert_in_order(running_, next);
     next->phase = Phase::running;
     ++counters_.admitted;
   }
+}
+
+// What a sequence is likely to need beyond what it holds, to stand where it does on both models.
+double Scheduler::expected_slabs(const Sequence& sequence) const {
+  double slabs = 0;
+  for (int model = 0; model < kModels; ++model) {
+    const bool sure = model == sequence.active || sequence.highest[model] > 0;
+    const double likely = model != sequence.active && sequence.rest_from >= 0 ? 0
+                          : sure                                              ? 1
+                                                                              : entered_[model];
+    const auto held = static_cast<std::int32_t>(sequence.blocks[model].size());
+    slabs += likely * std::max(0, blocks_for(sequence.length() + 1) - held) / config_.slots[model];
+  }
+  return slabs;
 }
 
 // Decoding sequences come first in the row budget and prefills share what they leave, but memory
@@ -59,7 +80,7 @@ std::int32_t Scheduler::plan(int lane) {
   if (config_.background[lane] > 0 && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
   if (config_.lanes.policy != LanePolicy::latency)
-    turns_.planned(lane, plan.sequences == 0, lane == kSmall && runnable(kLarge) > 0);
+    turns_.planned(lane, plan.sequences, {runnable(kSmall), runnable(kLarge)});
   if (plan.sequences == 0) return 0;
   plan.tick = clock_[lane]++;
   plan.in_flight = true;
@@ -77,8 +98,9 @@ std::int32_t Scheduler::runnable(int lane) const {
 // Does the lane policy put this plan off?
 bool Scheduler::holds(int lane) {
   const auto running = static_cast<std::int32_t>(running_.size());
-  const bool held = config_.lanes.policy != LanePolicy::latency &&
-                    turns_.holds(lane, lanes_[1 - lane].in_flight, running, runnable(kLarge));
+  const bool held =
+      config_.lanes.policy != LanePolicy::latency &&
+      turns_.holds(lane, lanes_[1 - lane].in_flight, running, {runnable(kSmall), runnable(kLarge)});
   counters_.held[lane] += held;
   return held;
 }

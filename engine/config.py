@@ -261,7 +261,7 @@ class EngineConfig:
     prefix_cache: bool = True
     lane_policy: str = "latency"
     gather: int = 0
-    hold_ticks: int = 64
+    hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
     check_every: int = 0

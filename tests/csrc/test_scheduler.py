@@ -910,7 +910,9 @@ def test_memory_in_flight_is_awaited(make_scheduler: Make) -> None:
     """The lane plans nothing until the other commits; what comes free is then kept for it."""
     scheduler = make_scheduler(slabs=4)
     first = start(scheduler, 3, SMALL, max_tokens=5)
-    second = start(scheduler, 14, LARGE, max_tokens=2)
+    second = start(scheduler, 10, LARGE, max_tokens=5)
+    for _ in range(3):
+        tick(scheduler, LARGE, B)
     assert scheduler.plan(LARGE) == 1  # takes every slab
     assert scheduler.plan(SMALL) == 0
     assert scheduler.buffers(SMALL).short_of_memory
@@ -925,7 +927,9 @@ def test_a_promise_to_nobody_is_dropped(make_scheduler: Make) -> None:
     """If whom memory was kept for is gone, its lane's next plan gives the memory back."""
     scheduler = make_scheduler(slabs=4)
     first = start(scheduler, 3, SMALL, max_tokens=5)
-    second = start(scheduler, 14, LARGE, max_tokens=2)
+    second = start(scheduler, 10, LARGE, max_tokens=5)
+    for _ in range(3):
+        tick(scheduler, LARGE, B)
     assert (scheduler.plan(LARGE), scheduler.plan(SMALL)) == (1, 0)
     scheduler.abort(first)
     commit(scheduler, LARGE, B)
