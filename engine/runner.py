@@ -75,7 +75,8 @@ class ModelRunner:
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan; ``requests`` by sequence id give the sampling parameters."""
         if plan.copied:
-            ops.copy_blocks(self._arena, self._layout, torch.from_numpy(plan.copies[: plan.copied]))
+            copies = torch.from_numpy(plan.copies[: plan.copied].astype(np.int64))
+            ops.copy_blocks(self._arena, self._layout, copies)
         n, rows = plan.sequences, plan.rows
         starts, contexts, blocks, tokens, positions, slots = (
             torch.from_numpy(a.astype(np.int64))

@@ -119,9 +119,9 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
 
     Args:
         arena: [arena_rows, head_dim], written in place.
-        copies: [pairs, (from, to)] block ids, any integer dtype.
+        copies: int64 [pairs, (from, to)], block ids.
     """
-    for source, target in layout.first_row(copies.long()).tolist():
+    for source, target in layout.first_row(copies).tolist():
         arena[target : target + layout.block_rows] = arena[source : source + layout.block_rows]
 
 
