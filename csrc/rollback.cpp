@@ -107,8 +107,12 @@ void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
     rows = static_cast<std::int32_t>(full) * config_.block_tokens;
   sequence.computed[model] = rows;
   for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;
-       blocks.pop_back())
+       blocks.pop_back()) {
+    // Another lane may have the slab only when the last tick that used the block has retired.
+    if (sequence.last_tick[model] >= 0)
+      pool_.fence(model, blocks.back(), sequence.last_tick[model]);
     give_back(model, blocks.back());
+  }
   nodes.resize(std::min(nodes.size(), full));
 }
 

@@ -57,45 +57,45 @@ struct Step {
 enum class Phase : int { waiting, running, finished };
 
 struct Sequence {
-  SequenceId id = 0;
-  SequenceId group = 0;  // the first of the samples that share a prompt
-  std::int32_t samples = 1;
-  std::int32_t sample = 0;  // which of them this is
-  Request request;
-  std::vector<Token> tokens;
-  std::int32_t settled = 0;
-  std::array<std::int32_t, kModels> computed{};   // rows of KV that are there
+  // What every plan looks at stands together.
+  Phase phase = Phase::waiting;
+  int active = kSmall;                 // who samples the next token
+  bool awaits_route = true;            // at a boundary: the caller decides who goes on
+  bool reading = false;                // the reader computes it before the decision
+  Finish end_pending = Finish::none;   // these three take effect when the batch in
+  std::int32_t truncate_pending = -1;  // flight retires
+  std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
+  std::array<std::int32_t, kModels> computed{};            // rows of KV that are there
   std::array<std::int32_t, kModels> highest{};    // rows of KV that ever were: below is recompute
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
+  std::array<Tick, kModels> last_tick{-1, -1};    // that it was planned in
+  std::int32_t settled = 0;
+  std::int32_t attempt = 0;      // truncations so far: keys the draws that follow
+  std::int32_t samples = 1;      // that share the prompt
+  std::int32_t sample = 0;       // which of them this is
+  std::int32_t rest_from = -1;   // from here on the active model writes on without a question
+  std::int32_t trial_from = -1;  // what follows is on trial; -1: nothing is
+  SequenceId id = 0;
+  SequenceId group = 0;  // the first of the samples
+  std::vector<Token> tokens;
   std::array<std::vector<BlockId>, kModels> blocks;
   std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
 
-  Phase phase = Phase::waiting;
+  Request request;
   Finish finish = Finish::none;
-  int active = kSmall;       // who samples the next token
-  bool awaits_route = true;  // at a boundary: the caller decides who goes on
-  bool reading = false;      // the reader computes the boundary before the decision
-  Token candidate = -1;      // sampled from the boundary's logits; kept if the reader goes on
+  Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
   std::int64_t candidate_keys = 0;
   int last_sampler = kNobody;  // to count entries of a model
-  std::int32_t attempt = 0;    // truncations so far: keys the draws that follow
   StepDetector::Cursor cursor;
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
   std::int32_t cut_bytes = 0;        // of the text's end, from where a stop string began
-  std::int32_t rest_from = -1;       // from here on the active model writes on without a question
-  std::int32_t trial_from = -1;      // what follows is on trial; -1: nothing is
   Outcome trial;                     // how the trial ended, while the decision is out
   bool thinking = false;             // think_end has not come yet
   std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
   LoopGuard loops;
   std::vector<Step> steps;
   Usage usage;
-
-  // What takes effect when the batch in flight retires.
-  Finish end_pending = Finish::none;
-  std::int32_t truncate_pending = -1;
-  std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }

@@ -62,12 +62,12 @@ std::int32_t Scheduler::plan(int lane) {
   admit();
   plan.clear();
   if (holds(lane)) return 0;
-  for (Sequence* sequence : running_)
-    if (sequence->runnable(lane)) reuse_prefix(*sequence, lane);
-  const auto decodes = std::count_if(running_.begin(), running_.end(), [lane](const Sequence* s) {
-    return s->runnable(lane) && s->span(lane) == 1;
-  });
-  std::int32_t prefill = config_.max_tick_tokens - static_cast<std::int32_t>(decodes);
+  std::int32_t prefill = config_.max_tick_tokens;
+  for (Sequence* sequence : running_) {
+    if (!sequence->runnable(lane)) continue;
+    reuse_prefix(*sequence, lane);
+    prefill -= sequence->span(lane) == 1;
+  }
   for (Sequence* sequence : running_) {
     if (!sequence->runnable(lane) || follows_sample(*sequence, lane)) continue;
     const std::int32_t span = sequence->span(lane);
@@ -84,8 +84,7 @@ std::int32_t Scheduler::plan(int lane) {
   if (plan.sequences == 0) return 0;
   plan.tick = clock_[lane]++;
   plan.in_flight = true;
-  for (const Sequence* sequence : plan.members)
-    for (const BlockId block : sequence->blocks[lane]) pool_.fence(lane, block, plan.tick);
+  for (Sequence* sequence : plan.members) sequence->last_tick[lane] = plan.tick;
   ++counters_.ticks[lane];
   return plan.sequences;
 }
