@@ -9,19 +9,22 @@ from tqdm import tqdm
 from bench.evaluate import TestSet, evaluate
 from engine import Calibration, Engine, SamplingParams, Steer
 from engine.routing.policies import Call
+from engine.routing.windows import Window
 
 SIGNAL = "max_prob"
 TAUS = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # 0.5 is the Bayes split
 MAX_LOSS = 0.005
 
 
-def fit(engine: Engine, tests: TestSet, signal: str = SIGNAL) -> Calibration:
+def fit(
+    engine: Engine, tests: TestSet, signal: str = SIGNAL, window: str = "boundary"
+) -> Calibration:
     """The mixture of ``signal`` over the boundaries of the small model's own traces. No labels."""
-    read_all = Call(lambda boundary: "small", name="small, reading")
+    read_all = Call(lambda boundary: "small", name="small, reading", window=Window.parse(window))
     params = SamplingParams(max_tokens=tests.max_tokens)
     completions = engine.generate([p.prompt for p in tests.problems], params, read_all)
     signals = [s.signals for c in completions for s in c.steps if s.signals is not None]
-    return Calibration.fit(engine.fingerprint, signal, signals)
+    return Calibration.fit(engine.fingerprint, signal, signals, window=window)
 
 
 def choose_tau(
@@ -52,6 +55,8 @@ def choose_tau(
     return replace(calibration, tau=tau, provenance=provenance)
 
 
-def calibrate(engine: Engine, tests: TestSet, progress: bool = False) -> Calibration:
+def calibrate(
+    engine: Engine, tests: TestSet, progress: bool = False, window: str = "boundary"
+) -> Calibration:
     """Fit, then choose tau."""
-    return choose_tau(engine, fit(engine, tests), tests, progress=progress)
+    return choose_tau(engine, fit(engine, tests, window=window), tests, progress=progress)

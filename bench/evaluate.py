@@ -35,10 +35,12 @@ class TestSet:
     __test__ = False  # not a test class
 
 
-def arithmetic_tests(split: str, count: int, seed: int = 0, mix: str = "mixed") -> TestSet:
+def arithmetic_tests(
+    split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open"
+) -> TestSet:
     """Problems of the embedded task; no right answer is as long as the limit."""
-    problems = arithmetic.problems(split, count, seed, mix)
-    return TestSet(problems, arithmetic.is_correct, max_tokens=80)
+    problems = arithmetic.problems(split, count, seed, mix, style)
+    return TestSet(problems, arithmetic.is_correct, max_tokens=80 if style == "open" else 120)
 
 
 @dataclass(frozen=True)

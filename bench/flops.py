@@ -10,28 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from bench import dataset
-from bench.calibrate import calibrate
-from bench.evaluate import Evaluation, TestSet, arithmetic_tests, evaluate
+from bench.comparison import Comparison, named
+from bench.evaluate import TestSet, arithmetic_tests
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
 from bench.rows import RowWriter
-from bench.stats import paired_difference
-from bench.table import policies_table, trace_lines
 from bench.tasks import arithmetic
-from engine import Calibration, Engine, EngineConfig, SteerError
+from engine import Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
-from engine.routing.names import POLICIES, make_policy
+from engine.routing.names import HELP, POLICIES, make_policy
+from engine.routing.windows import FORMS, Window
 
 INTERRUPTED = 130
-_NOTES = """\
-FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
-  decode        rows that gave a token, kept or dropped: the field's habit
-  with catch-up all rows, incremental prefills included: what this engine does
-  re-prefill    the whole prefix again at each entry of a model: what stateless servers do"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,8 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--policies",
         default="small,large,random,threshold,steer",
         metavar="LIST",
-        help="comma-separated: " + ", ".join(POLICIES) + " or threshold:SIGNAL:VALUE; large always "
-        "runs, as the baseline; random takes its share from steer (default: all)",
+        help="comma-separated: " + ", ".join(POLICIES) + f"; in full {HELP}; large always "
+        "runs, as the baseline; random takes its share from steer (default: %(default)s)",
     )
     add(
         "--mix",
@@ -62,6 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="shares of easy, medium and hard operations in the embedded task (default: mixed)",
     )
     add("--seed", type=int, help="of the embedded problems (default: 0)")
+    add(
+        "--style",
+        choices=arithmetic.STYLES,
+        help="how the steps of the embedded task are written; rigid needs a pair that was trained "
+        "on it: --model-pair custom with --small and --large (default: open)",
+    )
+    add(
+        "--window",
+        default="boundary",
+        help=f"what steer's calibration is fitted on: {FORMS} (default: boundary)",
+    )
     add("--small", type=Path, metavar="DIR", help="weights of the small model")
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
     add(
@@ -93,19 +97,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _named(options: argparse.Namespace) -> list[str]:
-    return [p.strip() for p in options.policies.split(",") if p.strip()]
-
-
 def _check(options: argparse.Namespace) -> list[str]:
     """The policies to run, large first and random last; SteerError on a bad combination."""
     if options.problems is not None and options.problems < 1:
         raise SteerError(f"--problems must be at least 1, got {options.problems}")
+    Window.parse(options.window)
     check_output(options.json, "--json")
     check_output(options.save_calibration, "--save-calibration")
     if options.plot:
         check_plot(options.plot)
-    policies = _named(options)
+    policies = named(options)
     if not policies:
         raise SteerError("--policies names no policy")
     for policy in policies:
@@ -128,7 +129,9 @@ def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
     """The calibration and the test problems, disjoint."""
     if options.dataset:
         _refuse(
-            options, ("mix", "seed"), "is about the embedded task; --dataset has its own problems"
+            options,
+            ("mix", "seed", "style"),
+            "is about the embedded task; --dataset has its own problems",
         )
         problems = dataset.read_problems(options.dataset)[: options.problems]
         if len(problems) < 2:
@@ -140,10 +143,10 @@ def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
         return first, second
     _refuse(options, ("max_tokens",), "goes with --dataset")
     count = options.problems or 500
-    seed, mix = options.seed or 0, options.mix or "mixed"
+    drawn = options.seed or 0, options.mix or "mixed", options.style or "open"
     return (
-        arithmetic_tests("calibration", min(400, max(50, count)), seed, mix),
-        arithmetic_tests("test", count, seed, mix),
+        arithmetic_tests("calibration", min(400, max(50, count)), *drawn),
+        arithmetic_tests("test", count, *drawn),
     )
 
 
@@ -161,114 +164,6 @@ def _check_lengths(engine: Engine, tests: TestSet) -> None:
             )
 
 
-class Run:
-    """One comparison: rows appear in the JSON file as soon as their policy is done."""
-
-    def __init__(self, options: argparse.Namespace, engine: Engine, rows: RowWriter) -> None:
-        self.options = options
-        self.engine = engine
-        self.calibration: Calibration | None = None
-        self.evaluations: dict[str, Evaluation] = {}
-        self._rows = rows
-
-    def prepare(self, tests: TestSet) -> None:
-        """Load or fit the calibration."""
-        path = self.options.calibration
-        if path:
-            self.calibration = Calibration.load(path, self.engine.fingerprint)
-        else:
-            self.calibration = calibrate(self.engine, tests, progress=True)
-        if self.options.save_calibration:
-            self.calibration.save(self.options.save_calibration)
-
-    def policy(self, name: str, tests: TestSet) -> None:
-        """Run one policy and write its row."""
-        share = self.evaluations["steer"].large_step_share if name == "random" else 0.0
-        policy = make_policy(name, self.calibration, share=share)
-        folder = self.options.save_traces
-        trace = folder / f"{name.replace(':', '-')}.jsonl" if folder else None
-        done = evaluate(self.engine, policy, tests, name, progress=True, trace=trace)
-        if name == "large" and done.ended("error"):
-            raise SteerError(
-                f"{done.ended('error')} of {len(done.correct)} answers of the large model alone "
-                "ended in an error (unusable logits): nothing can be compared with it"
-            )
-        self.evaluations[name] = done
-        self._rows.write(self.row(name))
-
-    def row(self, name: str) -> dict[str, Any]:
-        """The result row of a policy that is done."""
-        row = self.evaluations[name].row(self.evaluations["large"])
-        if name == "steer" and self.calibration:
-            row |= {"tau": self.calibration.tau, "signal": self.calibration.signal}
-        return {
-            **row,
-            "pair": self.options.model_pair,
-            "fingerprint": self.engine.fingerprint,
-            "dtype": self.options.dtype,
-            "problems": self._problems(),
-        }
-
-    def _problems(self) -> str:
-        options = self.options
-        task = f"arithmetic {options.mix or 'mixed'}, seed {options.seed or 0}"
-        return str(options.dataset or task)
-
-    def report(self) -> str:
-        """The table, the paired difference, and what STEER saved."""
-        if "large" not in self.evaluations:
-            return "no policy was finished"
-        rows = [self.row(name) for name in self._ordered()]
-        parts = [policies_table(rows), *self._troubles(), "", _NOTES]
-        if "steer" in self.evaluations:
-            parts += ["", self._verdict()]
-        return "\n".join(parts)
-
-    def _troubles(self) -> list[str]:
-        return [
-            f"{name}: {found.ended(reason)} of {len(found.correct)} answers {what}"
-            for name, found in self.evaluations.items()
-            for reason, what in (
-                ("error", "ended in an error (unusable logits)"),
-                ("length", "were cut off at the token limit"),
-            )
-            if found.ended(reason)
-        ]
-
-    def _ordered(self) -> list[str]:
-        asked = dict.fromkeys([*_named(self.options), "large"])
-        return [name for name in asked if name in self.evaluations]
-
-    def _verdict(self) -> str:
-        steer, large = self.evaluations["steer"], self.evaluations["large"]
-        points = [100 * d for d in paired_difference(steer.correct, large.correct)]
-        saved = {a: _saved(steer.flops[a] / large.flops[a]) for a in steer.flops}
-        tau = self.calibration.tau if self.calibration else float("nan")
-        return (
-            f"STEER minus large, paired: {points[0]:+.2f} points, 95% interval "
-            f"{points[1]:+.2f} to {points[2]:+.2f} (n={len(steer.correct)}, tau {tau:g})\n"
-            f"STEER's FLOPs against large: {saved['decode']} decode-only, "
-            f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill"
-        )
-
-    def example(self) -> str:
-        """One trace in which both models wrote."""
-        both = [
-            c
-            for c in self.evaluations["steer"].completions
-            if {s.model for s in c.steps} == {"small", "large"}
-        ]
-        if not both:
-            return "no trace in which both models wrote"
-        prompt = self.engine.tokenizer.decode(both[0].prompt_token_ids).strip()
-        colour = sys.stdout.isatty()
-        return f"A trace that both models wrote: {prompt}\n{trace_lines(both[0], colour)}"
-
-
-def _saved(relative: float) -> str:
-    return f"{abs(1 - relative):.1%} {'fewer' if relative <= 1 else 'more'}"
-
-
 def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Run the policies on a pair whose weights are here."""
     order = _check(options)
@@ -283,7 +178,7 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
         options.save_traces.mkdir(parents=True, exist_ok=True)
     code = 0
     with RowWriter(options.json) as rows:
-        run = Run(options, engine, rows)
+        run = Comparison(options, engine, rows)
         try:
             for name in order:
                 if name == "steer":
@@ -306,7 +201,9 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
 
 def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Price a trace at a pair's shapes."""
-    needy = ("dataset", "calibration", "save_calibration", "save_traces", "plot", "mix", "seed")
+    needy = (
+        "dataset", "calibration", "save_calibration", "save_traces", "plot", "mix", "seed", "style",
+    )  # fmt: skip
     _refuse(options, needy, "needs weights: pass --small DIR and --large DIR")
     _check(options)
     rows = price_trace(pair, options.trace, options.problems)
@@ -334,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
             return price_pair(options, pair)
         if options.trace:
             raise SteerError("--trace prices a pair without weights; this pair can be run")
-        if pair.name != "tiny" and not options.dataset:
+        if pair.name != "tiny" and not options.dataset and not options.style:
             raise SteerError(f"pair {pair.name} needs problems: pass --dataset FILE.jsonl")
         return run_pair(options, pair)
     except (SteerError, OSError) as error:

@@ -1,0 +1,137 @@
+"""One run of ``bench.flops``: every policy on the same problems, and what they say about it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bench.calibrate import calibrate
+from bench.evaluate import Evaluation, TestSet, evaluate
+from bench.rows import RowWriter
+from bench.stats import paired_difference
+from bench.table import policies_table, trace_lines
+from engine import Calibration, Engine, SteerError
+from engine.routing.names import make_policy
+
+_NOTES = """\
+FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
+  decode        rows that gave a token, kept or dropped: the field's habit
+  with catch-up all rows, incremental prefills included: what this engine does
+  re-prefill    the whole prefix again at each entry of a model: what stateless servers do"""
+
+
+def named(options: argparse.Namespace) -> list[str]:
+    """The policies that --policies lists."""
+    return [p.strip() for p in options.policies.split(",") if p.strip()]
+
+
+class Comparison:
+    """Policies on the same problems; a row is written as soon as its policy is done."""
+
+    def __init__(self, options: argparse.Namespace, engine: Engine, rows: RowWriter) -> None:
+        self.options = options
+        self.engine = engine
+        self.calibration: Calibration | None = None
+        self.evaluations: dict[str, Evaluation] = {}
+        self._rows = rows
+
+    def prepare(self, tests: TestSet) -> None:
+        """Load or fit the calibration."""
+        path = self.options.calibration
+        if path:
+            self.calibration = Calibration.load(path, self.engine.fingerprint)
+        else:
+            window = self.options.window
+            self.calibration = calibrate(self.engine, tests, progress=True, window=window)
+        if self.options.save_calibration:
+            self.calibration.save(self.options.save_calibration)
+
+    def policy(self, name: str, tests: TestSet) -> None:
+        """Run one policy and write its row."""
+        share = self.evaluations["steer"].large_step_share if name == "random" else 0.0
+        policy = make_policy(name, self.calibration, share=share)
+        folder = self.options.save_traces
+        trace = folder / f"{name.replace(':', '-')}.jsonl" if folder else None
+        done = evaluate(self.engine, policy, tests, name, progress=True, trace=trace)
+        if name == "large" and done.ended("error"):
+            raise SteerError(
+                f"{done.ended('error')} of {len(done.correct)} answers of the large model alone "
+                "ended in an error (unusable logits): nothing can be compared with it"
+            )
+        self.evaluations[name] = done
+        self._rows.write(self.row(name))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The result row of a policy that is done."""
+        row = self.evaluations[name].row(self.evaluations["large"])
+        if name == "steer" and self.calibration:
+            found = self.calibration
+            row |= {"tau": found.tau, "signal": found.signal, "window": found.window}
+        return {
+            **row,
+            "pair": self.options.model_pair,
+            "fingerprint": self.engine.fingerprint,
+            "dtype": self.options.dtype,
+            "problems": self._problems(),
+        }
+
+    def _problems(self) -> str:
+        options = self.options
+        task = f"arithmetic {options.mix or 'mixed'}, seed {options.seed or 0}"
+        task += ", rigid style" if options.style == "rigid" else ""
+        return str(options.dataset or task)
+
+    def report(self) -> str:
+        """The table, the paired difference, and what STEER saved."""
+        if "large" not in self.evaluations:
+            return "no policy was finished"
+        rows = [self.row(name) for name in self._ordered()]
+        parts = [policies_table(rows), *self._troubles(), "", _NOTES]
+        if "steer" in self.evaluations:
+            parts += ["", self._verdict()]
+        return "\n".join(parts)
+
+    def _troubles(self) -> list[str]:
+        return [
+            f"{name}: {found.ended(reason)} of {len(found.correct)} answers {what}"
+            for name, found in self.evaluations.items()
+            for reason, what in (
+                ("error", "ended in an error (unusable logits)"),
+                ("length", "were cut off at the token limit"),
+            )
+            if found.ended(reason)
+        ]
+
+    def _ordered(self) -> list[str]:
+        asked = dict.fromkeys([*named(self.options), "large"])
+        return [name for name in asked if name in self.evaluations]
+
+    def _verdict(self) -> str:
+        steer, large = self.evaluations["steer"], self.evaluations["large"]
+        points = [100 * d for d in paired_difference(steer.correct, large.correct)]
+        saved = {a: _saved(steer.flops[a] / large.flops[a]) for a in steer.flops}
+        tau = self.calibration.tau if self.calibration else float("nan")
+        return (
+            f"STEER minus large, paired: {points[0]:+.2f} points, 95% interval "
+            f"{points[1]:+.2f} to {points[2]:+.2f} (n={len(steer.correct)}, tau {tau:g})\n"
+            f"STEER's FLOPs against large: {saved['decode']} decode-only, "
+            f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill"
+        )
+
+    def example(self) -> str:
+        """One trace in which both models wrote."""
+        both = [
+            c
+            for c in self.evaluations["steer"].completions
+            if {s.model for s in c.steps} == {"small", "large"}
+        ]
+        if not both:
+            return "no trace in which both models wrote"
+        prompt = self.engine.tokenizer.decode(both[0].prompt_token_ids).strip()
+        colour = sys.stdout.isatty()
+        return f"A trace that both models wrote: {prompt}\n{trace_lines(both[0], colour)}"
+
+
+def _saved(relative: float) -> str:
+    return f"{abs(1 - relative):.1%} {'fewer' if relative <= 1 else 'more'}"
