@@ -23,14 +23,18 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 test: setup lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest
 
-sanitize: setup ## random operations on the core under ASan and UBSan
-	cmake -S . -B build/sanitize -DSTEER_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	  -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null
-	cmake --build build/sanitize --target random_workload --parallel 2 > /dev/null
-	build/sanitize/random_workload 16 10000
+sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
+	@for kind in address thread; do \
+	  cmake -S . -B build/$$kind -DSTEER_SANITIZE=$$kind \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null && \
+	  cmake --build build/$$kind --target random_workload --parallel 2 > /dev/null || exit 1; \
+	done
+	build/address/random_workload 16 10000
+	build/thread/random_workload 4 3000 2
 
 soak: sanitize ## the same, 10 million operations
-	build/sanitize/random_workload 100 100000
+	build/address/random_workload 100 100000
 
 lint: setup ## lint, format and type checks
 	ruff check .

@@ -1,9 +1,11 @@
-// Random operations on the core without Python, for the sanitizers: `random_workload SEEDS STEPS`.
+// Random operations on the core without Python, for the sanitizers:
+// `random_workload SEEDS STEPS [THREADS]`.
 // What is right is proved by check_integrity() after every operation and by everything coming to
 // its end; the tokens themselves are checked by tests/csrc/test_random.py.
 #include <cstdio>
 #include <cstdlib>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "scheduler.h"
@@ -15,7 +17,8 @@ namespace {
 class Workload {
  public:
   explicit Workload(unsigned seed)
-      : random_(seed),
+      : seed_(seed),
+        random_(seed),
         scheduler_(config(seed), {"\n\n", "c."},
                    {"a", "b", "c", "\n", "\n\n", ".\n\n", "\n\n\n", ""}) {}
 
@@ -30,7 +33,7 @@ class Workload {
       check();
     }
     const auto& counters = scheduler_.counters();
-    std::printf("preemptions %lld, lent slabs %lld, hits %lld + %lld\n",
+    std::printf("seed %u: preemptions %lld, lent slabs %lld, hits %lld + %lld\n", seed_,
                 static_cast<long long>(counters.preemptions),
                 static_cast<long long>(scheduler_.pool().lent()),
                 static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]));
@@ -123,6 +126,7 @@ class Workload {
 
   void check() { scheduler_.check_integrity(); }
 
+  unsigned seed_;
   std::mt19937 random_;
   Scheduler scheduler_;
   std::vector<SequenceId> alive_;
@@ -132,10 +136,16 @@ class Workload {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int seeds = count > 1 ? std::atoi(arguments[1]) : 8;
-  const int steps = count > 2 ? std::atoi(arguments[2]) : 5000;
-  for (int seed = 0; seed < seeds; ++seed) {
-    std::printf("seed %d: ", seed);
-    Workload(static_cast<unsigned>(seed)).run(steps);
-  }
+  const auto argument = [&](int index, int missing) {
+    return count > index ? std::atoi(arguments[index]) : missing;
+  };
+  const int seeds = argument(1, 8), steps = argument(2, 5000), threads = argument(3, 1);
+  std::vector<std::thread> running;
+  // Each thread has schedulers of its own: what they would share, a thread sanitizer sees.
+  for (int thread = 0; thread < threads; ++thread)
+    running.emplace_back([=] {
+      for (int seed = thread; seed < seeds; seed += threads)
+        Workload(static_cast<unsigned>(seed)).run(steps);
+    });
+  for (auto& thread : running) thread.join();
 }
