@@ -11,6 +11,9 @@ from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.request import Completion, SamplingParams
+from engine.routing.names import HELP
+from engine.routing.policies import AfterThinking
+from engine.routing.windows import FORMS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,11 +36,32 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         default="steer",
-        help="small, large, steer, random:SHARE, threshold:SIGNAL:VALUE, entropy:VALUE or "
-        "query:SIGNAL:VALUE (default: steer)",
+        help=f"{HELP}; WINDOW is {FORMS} (default: steer)",
+    )
+    add(
+        "--answer-policy",
+        metavar="POLICY",
+        help="who writes what follows the text that ends thinking (default: as before it)",
     )
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
+    add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
+    add(
+        "--max-think-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write --think-end after N tokens if no model has (default: 0, never)",
+    )
+    add("--think-end", default="", metavar="TEXT", help="what ends thinking (default: </think>)")
+    add(
+        "--max-large-share",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="hand no step over while the large model has written more than this share "
+        "(default: 1)",
+    )
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--seed", type=int, help="of the random draws (default: a fresh one)")
     add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
@@ -59,14 +83,23 @@ def show(completion: Completion) -> str:
 def run_generate(options: argparse.Namespace) -> int:
     """``steer generate``."""
     params = SamplingParams(
-        max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        n=options.n,
+        max_think_tokens=options.max_think_tokens,
+        think_end=options.think_end,
+        max_large_share=options.max_large_share,
     )
     check_output(options.trace, "--trace")
     engine = Engine(options.pair, small=options.small, large=options.large, dtype=options.dtype)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]
-    completions = engine.generate(prompts, params, options.policy, trace=options.trace)
-    for prompt, completion in zip(prompts, completions, strict=True):
-        print(f"{prompt.strip()}\n{show(completion)}")
+    policy = engine.policy(options.policy)
+    if options.answer_policy:
+        policy = AfterThinking(policy, engine.policy(options.answer_policy))
+    completions = engine.generate(prompts, params, policy, trace=options.trace)
+    for i, completion in enumerate(completions):
+        print(f"{prompts[i // options.n].strip()}\n{show(completion)}")
     failed = sum(c.finish_reason == "error" for c in completions)
     if failed:
         raise SteerError(f"{failed} answers ended in an error: a model's logits were unusable")

@@ -47,6 +47,7 @@ class TraceWriter(JsonLines):
             {
                 "type": "request",
                 "request": completion.request_id,
+                "sample": completion.sample,
                 "prompt_tokens": len(completion.prompt_token_ids),
                 "completion_tokens": len(completion.token_ids),
                 "finish_reason": completion.finish_reason,
