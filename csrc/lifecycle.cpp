@@ -198,7 +198,8 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
   for (int model = 0; model < kModels; ++model) {
     keep_rows(sequence, model, 0);
-    if (sequence.rest_from != sequence.prompt_length())  // else nobody had a choice
+    // Unless it never ran, or nobody had a choice.
+    if (sequence.phase == Phase::running && sequence.rest_from != sequence.prompt_length())
       entered_[model] += ((sequence.highest[model] > 0) - entered_[model]) / kRecent;
   }
   if (sequence.phase == Phase::running)

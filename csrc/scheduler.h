@@ -171,6 +171,7 @@ class Scheduler {
 
   // tick.cpp
   void admit();
+  std::int32_t missing_blocks(const Sequence& sequence, int model) const;
   double expected_slabs(const Sequence& sequence) const;
   bool holds(int lane);
   std::int32_t runnable(int lane) const;

@@ -21,13 +21,12 @@ void Scheduler::admit() {
     slabs -= static_cast<double>(pool_.live(model)) / config_.slots[model];
   }
   for (const Sequence* other : running_) {
-    room[other->active] -= blocks_for(other->length() + 1) -
-                           static_cast<std::int64_t>(other->blocks[other->active].size());
+    room[other->active] -= missing_blocks(*other, other->active);
     slabs -= expected_slabs(*other);
   }
   while (!waiting_.empty() && static_cast<std::int32_t>(running_.size()) < config_.max_sequences) {
     Sequence* next = waiting_.front();
-    const std::int64_t needed = blocks_for(next->length() + 1);
+    const std::int64_t needed = missing_blocks(*next, next->active);
     const double expected = expected_slabs(*next);
     if (!running_.empty() && (room[next->active] < needed || slabs < expected)) return;
     room[next->active] -= needed;
@@ -39,6 +38,17 @@ void Scheduler::admit() {
   }
 }
 
+// Blocks that a sequence lacks to sample its next token. What a sample finds with another one that
+// runs is not counted twice.
+std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) const {
+  auto held = static_cast<std::int32_t>(sequence.blocks[model].size());
+  if (held == 0 && sequence.sample > 0 && std::ranges::any_of(running_, [&](const Sequence* other) {
+        return other != &sequence && other->group == sequence.group;
+      }))
+    held = (sequence.prompt_length() - 1) / config_.block_tokens;
+  return std::max(0, blocks_for(sequence.length() + 1) - held);
+}
+
 // What a sequence is likely to need beyond what it holds, to stand where it does on both models.
 double Scheduler::expected_slabs(const Sequence& sequence) const {
   double slabs = 0;
@@ -47,8 +57,7 @@ double Scheduler::expected_slabs(const Sequence& sequence) const {
     const double likely = model != sequence.active && sequence.rest_from >= 0 ? 0
                           : sure                                              ? 1
                                                                               : entered_[model];
-    const auto held = static_cast<std::int32_t>(sequence.blocks[model].size());
-    slabs += likely * std::max(0, blocks_for(sequence.length() + 1) - held) / config_.slots[model];
+    slabs += likely * missing_blocks(sequence, model) / config_.slots[model];
   }
   return slabs;
 }
