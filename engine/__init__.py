@@ -4,7 +4,7 @@ from engine.aio import AsyncEngine
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
-from engine.request import Completion, SamplingParams, Step
+from engine.request import Completion, SamplingParams, Step, TokenLogprobs
 from engine.routing.calibration import Calibration
 from engine.routing.policies import Boundary, Decision, Policy, Query, Random, Steer, Threshold
 from engine.routing.signals import Signals
@@ -30,4 +30,5 @@ __all__ = [
     "Step",
     "StreamEvent",
     "Threshold",
+    "TokenLogprobs",
 ]

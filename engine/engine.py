@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from operator import index
 from pathlib import Path
@@ -26,6 +26,7 @@ from engine.request import Completion, SamplingParams
 from engine.routing.calibration import Calibration
 from engine.routing.policies import Boundary, Decision, Policy, make_policy
 from engine.runner import ModelRunner
+from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
 
@@ -101,7 +102,9 @@ class Engine:
     def _build_runner(self, model: int, decoder: Decoder) -> ModelRunner:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config)
-        return ModelRunner(model, decoder, rows, layout, self.tokenizer.size)
+        scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
+        sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
+        return ModelRunner(model, decoder, rows, layout, sampler)
 
     @property
     def executed(self) -> dict[str, Executed]:
@@ -163,7 +166,8 @@ class Engine:
         if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         ids = self._prompt_ids(prompt)
-        self._check_ids(params.stop_token_ids)
+        self._check_ids(params.stop_token_ids, "stop_token_ids: ")
+        self._check_ids(params.logit_bias, "logit_bias: ")
         eos = () if params.ignore_eos else self.shapes[0].eos_ids + self.shapes[1].eos_ids
         stops = {*params.stop_token_ids, *(i for i in eos if i < self.tokenizer.size)}
         if not isinstance(priority, int) or abs(priority) >= 2**31:
@@ -201,10 +205,10 @@ class Engine:
         self._check_ids(ids)
         return ids
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+    def _check_ids(self, ids: Iterable[int], where: str = "") -> None:
         size = self.tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
-            raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
+            raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
 
     def abort(self, request: int) -> None:
         """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""

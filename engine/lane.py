@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from engine import _core
 from engine.routing.signals import Signals
-from engine.runner import Draw, ModelRunner, TickResult
+from engine.runner import ModelRunner, TickResult
+from engine.sampler import Draw
 
 
 class Lane:
@@ -43,6 +44,8 @@ class Lane:
         finally:
             self._running = False
         self._result = result
+        for request, drawn in result.drawn.items():
+            requests[request].drawn.add(drawn)
         self._scheduler.commit(self.runner.model, result.tokens)
         return True
 

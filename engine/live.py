@@ -10,6 +10,7 @@ from engine import _core
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.ledger import Usage
+from engine.logprobs import DrawLog
 from engine.request import FINISH_REASONS, Completion, SamplingParams, Step
 from engine.routing.policies import Boundary, Decision, Policy
 from engine.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ class LiveRequest:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
+    drawn: DrawLog = field(default_factory=DrawLog)
 
     def decide(self, boundary: Boundary) -> Decision:
         """Ask the policy; decisions that a truncation took back are forgotten."""
@@ -58,6 +60,7 @@ class LiveRequest:
             steps=steps,
             usage=Usage(sequence.rows, sequence.entries, np.array(sequence.cached)),
             seed=self.seed,
+            logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
         )
 
     def _step(
