@@ -4,7 +4,8 @@ from engine.aio import AsyncEngine
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
-from engine.request import Completion, SamplingParams, Step
+from engine.params import SamplingParams
+from engine.request import Completion, Step, TokenLogprobs
 from engine.routing.calibration import Calibration
 from engine.routing.policies import (
     AfterThinking,
@@ -43,5 +44,6 @@ __all__ = [
     "Step",
     "StreamEvent",
     "Threshold",
+    "TokenLogprobs",
     "Window",
 ]

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engine.engine import AnyPolicy, Engine
-from engine.request import Completion, SamplingParams
+from engine.params import SamplingParams
+from engine.request import Completion
 from engine.stream import StreamedText, StreamEvent
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from engine.config import NAMED_MODELS, NAMED_PAIRS
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.request import Completion, SamplingParams
+from engine.params import SamplingParams
+from engine.request import Completion
 from engine.routing.names import HELP
 from engine.routing.policies import AfterThinking
 from engine.routing.windows import FORMS

@@ -13,8 +13,9 @@ from engine.config import ROLES, ModelConfig
 from engine.lane import Lane
 from engine.ledger import ROW_KINDS, Usage, span_counts
 from engine.live import LiveRequest
+from engine.params import SamplingParams
 from engine.pricing import pair_flops
-from engine.request import Completion, SamplingParams
+from engine.request import Completion
 from engine.routing.policies import Always
 from engine.tokenizer import Tokenizer
 

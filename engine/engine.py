@@ -19,12 +19,14 @@ from engine.lane import Lane
 from engine.loading import DTYPES, load_pair
 from engine.memory import ArenaGeometry, KVArena
 from engine.models.decoder import Decoder
+from engine.params import SamplingParams
 from engine.pricing import Executed, Price
-from engine.request import Completion, SamplingParams
+from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import make_policy
 from engine.routing.policies import Boundary, Decision, Policy
 from engine.runner import ModelRunner
+from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
 
@@ -107,7 +109,9 @@ class Engine:
     def _build_runner(self, model: int, decoder: Decoder) -> ModelRunner:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config)
-        return ModelRunner(model, decoder, rows, layout, self.tokenizer.size)
+        scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
+        sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
+        return ModelRunner(model, decoder, rows, layout, sampler)
 
     @property
     def executed(self) -> dict[str, Executed]:

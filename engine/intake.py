@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import index
 
 from engine import _core
 from engine.driver import Driver
 from engine.errors import QueueFullError, SteerError
 from engine.live import LiveRequest
-from engine.request import THINK_END, SamplingParams
+from engine.params import THINK_END, SamplingParams
 from engine.routing.policies import AfterThinking, Policy, window_of
 from engine.tokenizer import Tokenizer
 
@@ -50,7 +50,8 @@ class Intake:
         if not isinstance(priority, int) or abs(priority) >= 2**31:
             raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
         ids = self.prompt_ids(prompt)
-        self.check_ids(params.stop_token_ids)
+        self.check_ids(params.stop_token_ids, "stop_token_ids: ")
+        self.check_ids(params.logit_bias, "logit_bias: ")
         eos = () if params.ignore_eos else self._eos_ids
         stops = tuple(sorted({*params.stop_token_ids, *eos}))
         first = self._add(ids, params, policy, priority, settle_at_once, stops)
@@ -119,8 +120,8 @@ class Intake:
         self.check_ids(ids)
         return ids
 
-    def check_ids(self, ids: Sequence[int]) -> None:
+    def check_ids(self, ids: Iterable[int], where: str = "") -> None:
         """SteerError for the first id that is no token."""
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
-            raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
+            raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")

@@ -7,7 +7,8 @@ from functools import partial
 
 from engine import _core
 from engine.routing.signals import Signals
-from engine.runner import Draw, ModelRunner, TickResult
+from engine.runner import ModelRunner, TickResult
+from engine.sampler import Draw
 
 
 class Lane:
@@ -47,6 +48,8 @@ class Lane:
         self._result = result
         plan = self._plan
         self._drawn = [(int(plan.ids[row]), int(plan.contexts[row]), row) for row in result.sampled]
+        for request, drawn in result.drawn.items():
+            requests[request].drawn.add(drawn)
         self._scheduler.commit(self.runner.model, result.tokens)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,9 @@ from engine import _core
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.ledger import Usage
-from engine.request import FINISH_REASONS, Completion, SamplingParams, Step
+from engine.logprobs import DrawLog
+from engine.params import SamplingParams
+from engine.request import FINISH_REASONS, Completion, Step
 from engine.routing.budget import Budget
 from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.routing.signals import Signals
@@ -32,27 +35,23 @@ class LiveRequest:
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
     signals: dict[int, Signals] = field(default_factory=dict)  # of small's tokens, by position
     _rest: tuple[Boundary, Decision] | None = None
+    drawn: DrawLog = field(default_factory=DrawLog)
 
     def __post_init__(self) -> None:
         self.window: Window = window_of(self.policy)
         self.collects = self.window.kind != "boundary"
-        self._budget = Budget(self.params.max_large_share, self.params.max_flops)
+        self._budget = Budget(
+            self.params.max_large_share,
+            math.inf if self.params.max_flops is None else self.params.max_flops,
+        )
 
     def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
         """The boundary at which ``sequence`` waits; ``read``: the signals of its first token."""
         trial = sequence.trial_from >= 0
         position = sequence.trial_from if trial else sequence.length
         steps = [step for step in sequence.steps if step[0] < position]
-        ends = [*(start for start, _ in steps[1:]), position]
-        large = (
-            sum(
-                end - start
-                for (start, model), end in zip(steps, ends, strict=True)
-                if model == _LARGE
-            )
-            if steps
-            else 0
-        )
+        ends = [start for start, _ in steps[1:]] + [position] * bool(steps)
+        lengths = [end - start for (start, _), end in zip(steps, ends, strict=True)]
         if self.collects:
             first = position if trial else steps[-1][0] if steps else position
             wanted = range(first, sequence.length)
@@ -68,7 +67,9 @@ class LiveRequest:
             catch_up=position - sequence.computed[_LARGE],
             signals=read,
             tried=sequence.length - position,
-            large_tokens=large,
+            large_tokens=sum(
+                n for (_, model), n in zip(steps, lengths, strict=True) if model == _LARGE
+            ),
             thinking=sequence.thinking,
         )
 
@@ -123,6 +124,7 @@ class LiveRequest:
             usage=Usage.of(sequence),
             seed=self.seed,
             sample=self.sample,
+            logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
         )
 
     def _step(

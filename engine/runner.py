@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +11,12 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine.logprobs import Drawn
 from engine.models.decoder import Batch, Decoder
 from engine.pricing import Executed
-from engine.request import SamplingParams
 from engine.routing.signals import Signals
+from engine.sampler import Draw, SampledRows, Sampler
 from kernels import ops
-
-
-class Draw(Protocol):
-    """What keys a request's random draws."""
-
-    params: SamplingParams
-    seed: int
-    prompt_tokens: int
-    stop_ids: tuple[int, ...]
-    sample: int
 
 
 @dataclass(frozen=True)
@@ -34,10 +24,12 @@ class TickResult:
     """What a forward pass gave for each sequence of a plan.
 
     tokens: int32 [sequences]; -1 where the logits were unusable, 0 where none were wanted.
+    drawn: by sequence id, where log-probabilities are asked for and the logits were usable.
     """
 
     tokens: npt.NDArray[np.int32]
     confidence: ops.Confidence
+    drawn: dict[int, Drawn]
     _order: dict[int, int]  # plan row -> row of the confidence
 
     @property
@@ -62,15 +54,15 @@ class ModelRunner:
     """One model and its view of the arena. Owns neither the arena nor the plans."""
 
     def __init__(
-        self, model: int, decoder: Decoder, arena: Tensor, layout: ops.KVLayout, vocabulary: int
+        self, model: int, decoder: Decoder, arena: Tensor, layout: ops.KVLayout, sampler: Sampler
     ) -> None:
-        """``arena`` is ``KVArena.rows`` of this model; ids from ``vocabulary`` on are padding."""
+        """``arena`` is ``KVArena.rows`` of this model."""
         self.model = model
         self.decoder = decoder
         self.executed = Executed()
         self._arena = arena
         self._layout = layout
-        self._vocabulary = vocabulary
+        self._sampler = sampler
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan; ``requests`` by sequence id give the sampling parameters."""
@@ -100,43 +92,10 @@ class ModelRunner:
         wanted: npt.NDArray[np.intp],
         requests: Mapping[int, Draw],
     ) -> TickResult:
-        confidence = ops.confidence(logits, self._vocabulary)
-        draws = [requests[i] for i in plan.ids[wanted].tolist()]
-        early = [
-            i
-            for i, (draw, context) in enumerate(zip(draws, plan.contexts[wanted], strict=True))
-            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
-        ]
-        if not early and all(d.params.temperature == 0 for d in draws):
-            chosen = confidence.argmax
-        else:
-            usable = torch.where(confidence.valid[:, None], logits, 0.0)
-            for i in early:
-                usable[i, list(draws[i].stop_ids)] = -torch.inf
-            keys = self._uniforms(plan, wanted, draws)
-            chosen = ops.sample(usable, self._vocabulary, _sampling_rows(draws, keys))
+        rows = SampledRows.of(plan, wanted, requests)
+        confidence = ops.confidence(logits, self._sampler.vocabulary)
+        chosen = self._sampler.choose(logits, confidence, rows)
         tokens = np.zeros(plan.sequences, np.int32)
-        tokens[wanted] = torch.where(confidence.valid, chosen, -1).numpy()
-        return TickResult(tokens, confidence, {int(row): i for i, row in enumerate(wanted)})
-
-    def _uniforms(
-        self, plan: _core.Plan, wanted: npt.NDArray[np.intp], draws: list[Draw]
-    ) -> Tensor:
-        seeds = np.array([d.seed for d in draws], np.uint64)
-        counter = np.zeros((len(draws), 4), np.uint64)
-        counter[:, 0] = [d.sample for d in draws]
-        counter[:, 1] = plan.contexts[wanted]
-        counter[:, 2] = self.model
-        counter[:, 3] = plan.attempts[wanted]
-        return ops.philox_uniform(seeds, counter)
-
-
-def _sampling_rows(draws: list[Draw], uniform: Tensor) -> ops.SamplingRows:
-    params = [d.params for d in draws]
-    return ops.SamplingRows(
-        temperature=torch.tensor([p.temperature for p in params], dtype=torch.float64),
-        top_k=torch.tensor([p.top_k for p in params]),
-        top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64),
-        min_p=torch.tensor([p.min_p for p in params], dtype=torch.float64),
-        uniform=uniform,
-    )
+        tokens[wanted] = chosen.numpy()
+        order = {int(row): i for i, row in enumerate(wanted)}
+        return TickResult(tokens, confidence, self._sampler.logprobs(logits, chosen, rows), order)

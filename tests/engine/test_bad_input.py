@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -251,6 +252,17 @@ def test_prompt_longer_than_the_arena():
         ("top_k", -1, r"top_k must be 0 \(off\) or more"),
         ("min_p", 2.0, r"min_p must be in \[0, 1\]"),
         ("seed", -1, "seed must be in"),
+        ("repetition_penalty", 0, "repetition_penalty must be above 0 and finite, got 0"),
+        ("repetition_penalty", -1.5, "repetition_penalty must be above 0 and finite, got -1.5"),
+        ("repetition_penalty", float("nan"), "repetition_penalty must be above 0 and finite"),
+        ("repetition_penalty", float("inf"), "repetition_penalty must be above 0 and finite"),
+        ("repetition_penalty", 10**400, "repetition_penalty must be above 0 and finite"),
+        ("presence_penalty", 2.1, r"presence_penalty must be in \[-2, 2\], got 2.1"),
+        ("presence_penalty", float("nan"), r"presence_penalty must be in \[-2, 2\], got nan"),
+        ("frequency_penalty", -2.1, r"frequency_penalty must be in \[-2, 2\], got -2.1"),
+        ("frequency_penalty", float("nan"), r"frequency_penalty must be in \[-2, 2\], got nan"),
+        ("logprobs", -1, r"logprobs must be None or in 0\.\.20, got -1"),
+        ("logprobs", 21, r"logprobs must be None or in 0\.\.20, got 21"),
     ],
 )
 def test_sampling_params(field: str, value: float, message: str):
@@ -334,11 +346,30 @@ def test_one_text_is_no_list_of_prompts(engine: Engine):
 
 @pytest.mark.parametrize(
     "field", [{"max_tokens": 5.5}, {"top_k": 2**70}, {"stop_token_ids": ("a",)}, {"seed": "x"},
-              {"temperature": "hot"}, {"max_tokens": 99999999999}],
+              {"temperature": "hot"}, {"max_tokens": 99999999999}, {"repetition_penalty": "1"},
+              {"repetition_penalty": True}, {"repetition_penalty": None}, {"presence_penalty": "a"},
+              {"presence_penalty": False}, {"frequency_penalty": [1.0]}, {"logprobs": True},
+              {"frequency_penalty": None}, {"logprobs": 2.0}, {"logprobs": "5"}, {"logprobs": []}],
 )  # fmt: skip
 def test_sampling_params_of_the_wrong_type(field: dict[str, object]):
-    with pytest.raises(SteerError, match=next(iter(field))):
+    with pytest.raises(SteerError, match=f"^{next(iter(field))} must be .*"):
         SamplingParams(**field)
+
+
+@pytest.mark.parametrize(
+    ("biases", "found"),
+    [
+        ([(3, 1.0)], "a list"), (None, "a NoneType"), ("3", "a str"), ({3}, "a set"),
+        ({"3": 1.0}, "1.0 for '3'"), ({3.0: 1.0}, "1.0 for 3.0"), ({True: 1.0}, "1.0 for True"),
+        ({-1: 1.0}, "1.0 for -1"), ({2**31: 1}, "1 for 2147483648"), ({3: "1"}, "'1' for 3"),
+        ({3: True}, "True for 3"), ({3: None}, "None for 3"), ({3: float("nan")}, "nan for 3"),
+        ({3: 100.5}, "100.5 for 3"), ({1: 5, 3: -101}, "-101 for 3"),
+    ],
+)  # fmt: skip
+def test_biases_that_are_none(biases: object, found: str):
+    expected = "logit_bias must map token ids to numbers in [-100, 100], got " + found
+    with pytest.raises(SteerError, match=f"^{re.escape(expected)}$"):
+        SamplingParams(logit_bias=biases)
 
 
 def test_a_priority_that_is_no_number(engine: Engine):

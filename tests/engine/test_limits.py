@@ -41,6 +41,14 @@ def test_thinking_ends_at_its_limit(engine: Engine, policy: str, limit: int):
         assert drawn == len(found.token_ids) - len(mark)
 
 
+def test_forced_tokens_have_no_log_probability(engine: Engine):
+    params = SamplingParams(max_tokens=30, max_think_tokens=5, think_end=MARK, logprobs=0)
+    for done in engine.generate(PROMPTS, params, "threshold:max_prob:0.9@probe:3"):
+        assert done.logprobs is not None and len(done.logprobs) == len(done.token_ids)
+        forced = range(5, 5 + len(engine.tokenizer.encode(MARK)))
+        assert [i for i, p in enumerate(done.logprobs) if p.logprob is None] == list(forced)
+
+
 def test_a_model_that_ends_thinking_itself_is_not_forced(ring):
     """c follows b by itself: the limit is never reached."""
     engine = ring.engine(check_every=1)

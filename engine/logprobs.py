@@ -1,0 +1,50 @@
+"""Log-probabilities from the draw of a token to the completion that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.config import ROLES
+from engine.request import Step, TokenLogprobs
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token that a model drew for a place in a sequence. It may yet be dropped or taken back."""
+
+    position: int
+    model: int
+    token: int
+    logprobs: TokenLogprobs
+
+
+class DrawLog:
+    """The last draw of each position of one request.
+
+    A position is drawn again after a truncation, and where the model that read a boundary does not
+    write on. The last draw is then the one whose token was kept, if any was.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, Drawn] = {}  # in the order of positions
+
+    def add(self, drawn: Drawn) -> None:
+        """Keep a draw. What was drawn behind it stood on tokens that were taken back."""
+        while self._last and next(reversed(self._last)) >= drawn.position:
+            self._last.popitem()
+        self._last[drawn.position] = drawn
+
+    def of(self, steps: Sequence[Step]) -> tuple[TokenLogprobs, ...]:
+        """One entry for each token of a finished trace."""
+        return tuple(
+            self._entry(position, step.model, token)
+            for step in steps
+            for position, token in enumerate(step.token_ids, step.position)
+        )
+
+    def _entry(self, position: int, model: str, token: int) -> TokenLogprobs:
+        drawn = self._last.get(position)
+        if drawn and (ROLES[drawn.model], drawn.token) == (model, token):
+            return drawn.logprobs
+        return TokenLogprobs(None)  # it did not come from a draw

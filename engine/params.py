@@ -1,0 +1,192 @@
+"""What a request asks for, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from engine.errors import SteerError
+
+THINK_END = "</think>"
+_LARGEST = sys.float_info.max
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+class _Biases(Mapping[int, float]):
+    """A copy of a caller's biases. Unlike a proxy of a dict it has a hash and can be pickled."""
+
+    def __init__(self, given: Mapping[int, float]) -> None:
+        self._of = {token: float(bias) for token, bias in given.items()}
+
+    def __getitem__(self, token: int) -> float:
+        return self._of[token]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._of.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._of)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What a request asks for. The same for both models.
+
+    What changes logits is applied in this order: repetition penalty, frequency and presence
+    penalty, logit bias, the ban of stop tokens by ``min_tokens``, temperature, then ``top_k``,
+    ``top_p`` and ``min_p``. Greedy sampling obeys it too; a policy's signals and ``logprobs`` are
+    taken from the logits as the model gave them.
+
+    max_tokens: generated tokens at most.
+    temperature: 0 is greedy.
+    top_k, top_p, min_p: applied in this order; 0, 1 and 0 switch them off.
+    seed: of the random draws; None takes a fresh one. The same seed, prompt and routing give the
+        same text, whatever else runs beside it.
+    stop_token_ids: end the text, as the models' end-of-sequence tokens do.
+    stop: strings that end the text; it is cut before the first of them.
+    ignore_eos: end-of-sequence tokens do not end the text.
+    min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
+    max_step_tokens: a step that is longer is closed and a boundary forced; 0 sets no limit.
+    n: answers to the prompt, drawn apart; they share what is computed of the prompt.
+    max_think_tokens: tokens after which ``think_end`` is written if no model has; 0 sets no limit.
+    think_end: text that ends the thinking part, and its step; by default ``</think>`` where the
+        limit or the policy needs one.
+    max_repeats: ends the text with the reason "repetition" once the same piece of it (up to 256
+        tokens) stands so many times in a row, over 32 tokens or more; 0 switches it off.
+    max_large_share: no step is handed over while the large model has written more than this share
+        of the answer.
+    max_flops: no step is handed over that would bring the request past so many FLOPs; None sets no
+        limit.
+    repetition_penalty: divides the positive logits of tokens that the prompt or the generated text
+        holds and multiplies the others; above 0, 1 switches it off.
+    presence_penalty: taken from the logits of generated tokens, once; in [-2, 2].
+    frequency_penalty: the same for each time that the token was generated; in [-2, 2].
+    logit_bias: token id -> what is added to its logit, in [-100, 100]. A copy is kept.
+    logprobs: how many of the likeliest tokens come back with each generated token and its own
+        log-probability, 0 to 20; None gives no log-probabilities.
+
+    SteerError on a value out of its range or of the wrong type, naming the field.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    max_step_tokens: int = 0
+    n: int = 1
+    max_think_tokens: int = 0
+    think_end: str = ""
+    max_repeats: int = 0
+    max_large_share: float = 1.0
+    max_flops: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name, (holds, expected) in _RANGES.items():
+            if not holds(getattr(self, name)):
+                raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}")
+        if self.min_tokens > self.max_tokens:
+            raise SteerError(f"min_tokens must be in 0..max_tokens, got {self.min_tokens}")
+        object.__setattr__(self, "logit_bias", _Biases(self.logit_bias))
+
+    def _check_types(self) -> None:
+        for name in _WHOLE:
+            value = getattr(self, name)
+            if not _is_whole(value) or abs(value) >= 2**31:
+                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if not (_is_number(value) or (value is None and name == "max_flops")):
+                raise SteerError(f"{name} must be a number, got {value!r}")
+        for name in ("seed", "logprobs"):
+            value = getattr(self, name)
+            if not (value is None or _is_whole(value)):
+                raise SteerError(f"{name} must be a whole number or None, got {value!r}")
+        if not isinstance(self.think_end, str):
+            raise SteerError(f"think_end must be text, got {self.think_end!r}")
+        if not all(_is_whole(i) and 0 <= i < 2**31 for i in self.stop_token_ids):
+            raise SteerError(f"stop_token_ids must be token ids, got {self.stop_token_ids!r}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise SteerError(f"stop must be strings that are not empty, got {self.stop!r}")
+        self._check_biases()
+
+    def _check_biases(self) -> None:
+        expected = "logit_bias must map token ids to numbers in [-100, 100]"
+        if not isinstance(self.logit_bias, Mapping):
+            raise SteerError(f"{expected}, got a {type(self.logit_bias).__name__}")
+        for token, bias in self.logit_bias.items():
+            known = _is_whole(token) and 0 <= token < 2**31
+            if not (known and _is_number(bias) and -100 <= bias <= 100):
+                raise SteerError(f"{expected}, got {bias!r} for {token!r}")
+
+    @cached_property
+    def looks_back(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    @cached_property
+    def edits_logits(self) -> bool:
+        """Whether penalties or biases change the logits."""
+        return self.looks_back or bool(self.logit_bias)
+
+
+_WHOLE = (
+    "max_tokens",
+    "top_k",
+    "min_tokens",
+    "max_step_tokens",
+    "n",
+    "max_think_tokens",
+    "max_repeats",
+)
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "max_large_share", "max_flops",
+    "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_tokens": (lambda v: v >= 1, "at least 1"),
+    "temperature": (lambda v: 0 <= v < math.inf, "0 or more"),
+    "top_k": (lambda v: v >= 0, "0 (off) or more"),
+    "top_p": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "min_p": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "seed": (lambda v: v is None or 0 <= v < 2**64, "in 0..2**64-1"),
+    "min_tokens": (lambda v: v >= 0, "in 0..max_tokens"),
+    "max_step_tokens": (lambda v: v >= 0, "0 (off) or more"),
+    "n": (lambda v: v >= 1, "at least 1"),
+    "max_think_tokens": (lambda v: v >= 0, "0 (off) or more"),
+    "max_repeats": (lambda v: v == 0 or v > 1, "0 (off) or 2 or more"),
+    "max_large_share": (lambda v: 0 <= v <= 1, "in [0, 1]"),
+    "max_flops": (lambda v: v is None or v >= 0, "0 or more, or None"),
+    "repetition_penalty": (lambda v: 0 < v <= _LARGEST, "above 0 and finite"),
+    "presence_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
+    "frequency_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
+    "logprobs": (lambda v: v is None or 0 <= v <= 20, "None or in 0..20"),
+}

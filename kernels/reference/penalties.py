@@ -1,0 +1,60 @@
+"""What a request wants changed in its logits: penalties on earlier tokens, then biases.
+
+The repetition penalty is that of Keskar et al. (CTRL, arXiv 1909.05858) with the sign rule of
+transformers' RepetitionPenaltyLogitsProcessor; presence, frequency and bias are those of OpenAI's
+completions API.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PenaltyRows:
+    """Penalties of each row, [rows], and three lists of (row, token id) pairs, int64 [2, pairs].
+
+    repetition: fp64, above 0; 1 is off.
+    presence, frequency: fp64, in logits; 0 is off.
+    prompt: a pair for each token of a row's prompt, in any order.
+    generated: a pair for each token that was generated, as often as it was.
+    biased: each pair at most once.
+    bias: fp64 [pairs of ``biased``], in logits.
+    """
+
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+    prompt: Tensor
+    generated: Tensor
+    biased: Tensor
+    bias: Tensor
+
+
+def penalise(logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:
+    """The logits to sample from, fp64 [rows, vocabulary]; ``logits`` stay as they are.
+
+    In this order: a token of the prompt or of the generated text has a positive logit divided by
+    ``repetition``, another one multiplied; a generated token loses ``frequency`` for each time that
+    it was generated, and ``presence`` once; ``bias`` is added. A row hangs on its own pairs only.
+
+    Args:
+        logits: [rows, head_rows], any float dtype, without NaN and +inf; -inf stays -inf.
+        vocabulary: ids from here on are padding of the head and are cut off.
+        rows: see above; ids below ``vocabulary``.
+    """
+    z = logits[:, :vocabulary].double()
+    count = torch.zeros_like(z)
+    count.index_put_(tuple(rows.generated), torch.ones((), dtype=z.dtype), accumulate=True)
+    seen = count > 0
+    seen[tuple(rows.prompt)] = True
+    rule = rows.repetition[:, None]
+    # An extreme penalty stops at the largest number: infinities would not leave a distribution.
+    limit = torch.finfo(z.dtype).max
+    repeated = torch.where(z > 0, z / rule, z * rule).clamp(-limit, limit)
+    z = torch.where(seen & z.isfinite(), repeated, z)
+    z = z - rows.frequency[:, None] * count - rows.presence[:, None] * (count > 0)
+    return z.index_put_(tuple(rows.biased), rows.bias, accumulate=True)

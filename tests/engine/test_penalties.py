@@ -1,0 +1,323 @@
+"""Penalties and biases against a slow version of the rules, and what they must leave alone."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+import zlib
+from collections import Counter
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+from engine import Engine, SamplingParams, SteerError
+from engine.config import TINY
+from engine.routing.policies import Call
+from kernels import ops
+
+VOCABULARY = 38  # ids of the test pair's tokenizer; its large model's head has 48 rows
+TIE = 1e-4
+BIAS = {3: 1.5, 9: -2.0, 20: 0.75, 35: -100.0}
+SETTINGS = {
+    "repetition": {"repetition_penalty": 1.6},
+    "repetition wanted": {"repetition_penalty": 0.8},
+    "presence": {"presence_penalty": 1.5},
+    "frequency": {"frequency_penalty": 0.4},
+    "bias": {"logit_bias": BIAS},
+    "all": {
+        "repetition_penalty": 1.3, "presence_penalty": -0.6, "frequency_penalty": 0.7,
+        "logit_bias": BIAS,
+    },
+}  # fmt: skip
+LOUD = SamplingParams(max_tokens=40, repetition_penalty=3.0, frequency_penalty=2.0)
+GREEDY = SamplingParams(max_tokens=40)
+
+
+def slow(row, prompt, text, params):
+    """A row of logits with one rule after the other, a token at a time."""
+    row = list(row)
+    for token in {*prompt, *text}:
+        rule = params.repetition_penalty
+        row[token] = row[token] / rule if row[token] > 0 else row[token] * rule
+    for token, times in Counter(text).items():
+        row[token] -= params.frequency_penalty * times + params.presence_penalty
+    for token, bias in params.logit_bias.items():
+        row[token] += bias
+    return row
+
+
+def penalties(histories, params):
+    """The op's rows; a history is a prompt and a generated text."""
+
+    def pairs(lists):
+        found = [(row, token) for row, tokens in enumerate(lists) for token in tokens]
+        return torch.tensor(found, dtype=torch.int64).view(-1, 2).T
+
+    def column(values):
+        return torch.tensor(list(values), dtype=torch.float64)
+
+    return ops.PenaltyRows(
+        column(p.repetition_penalty for p in params), column(p.presence_penalty for p in params),
+        column(p.frequency_penalty for p in params), pairs([h[0] for h in histories]),
+        pairs([h[1] for h in histories]), pairs([p.logit_bias for p in params]),
+        column(b for p in params for b in p.logit_bias.values()),
+    )  # fmt: skip
+
+
+def drawn(boundary):
+    """A schedule that changes model at about every second boundary."""
+    return ("small", "large")[zlib.crc32(str(boundary.position).encode()) % 2]
+
+
+def check(pair, done, params, ties):
+    """Each token leads in the oracle's penalised logits; how many would not lead without."""
+    prompt, tokens = done.prompt_token_ids, [*done.prompt_token_ids, *done.token_ids]
+    says = {r: pair.oracles[r].logits(tokens)[:, :VOCABULARY].tolist() for r in pair.oracles}
+    moved = 0
+    for step in done.steps:
+        for place, token in enumerate(step.token_ids, step.position):
+            raw = says[step.model][place - 1]
+            row = slow(raw, prompt, tokens[len(prompt) : place], params)
+            ties.compared += 1
+            moved += raw[token] < max(raw) - TIE
+            if row[token] != max(row):
+                assert row[token] > max(row) - TIE, f"token {place}: {max(row)} over {row[token]}"
+                ties.count += 1
+    return moved
+
+
+def finish(engine, ids, between=lambda alive: None):
+    """Step until all are finished; completions by id."""
+    done = {}
+    while len(done) < len(ids):
+        done |= {c.request_id: c for c in engine.step()}
+        between([i for i in ids if i not in done])
+    return done
+
+
+@pytest.fixture
+def engine(pair, delimiters):
+    """A fresh engine with room for all."""
+    return pair.engine(delimiters=delimiters, block_tokens=4, arena_tokens=8192, check_every=1)
+
+
+def test_the_rules_by_hand():
+    """Signs, repeats, zero and what is impossible; the prompt counts for the first rule only."""
+    logits = torch.tensor([[4.0, -4.0, 0.0, 2.0, 1.0, -math.inf, 3.0, 9.0]])
+    params = SamplingParams(
+        repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25,
+        logit_bias={4: -3.0, 5: 100.0, 0: 1.0},
+    )  # fmt: skip
+    rows = penalties([([0, 1, 0], [1, 3, 3, 2, 5])], [params])
+    # 0: 4/2 + 1.  1: -4*2 - 0.75.  2: 0 - 0.75.  3: 2/2 - 2*0.25 - 0.5.  4: 1 - 3.  6: untouched.
+    expected = [3.0, -8.75, -0.75, 0.0, -2.0, -math.inf, 3.0]
+    assert ops.penalise(logits, 7, rows).tolist() == [expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_op_equals_the_slow_version(dtype):
+    """Ragged histories and every setting at once; each row as if it were alone."""
+    torch.manual_seed(3)
+    rng = random.Random(3)
+    logits = (torch.randn(12, 31) * 4).to(dtype)
+    logits[:, 27:] = math.nan  # padding of the head
+    before = logits.clone()
+    chosen = [SamplingParams(), *(SamplingParams(**s) for s in SETTINGS.values())]
+    params = [replace(chosen[i % 7], logit_bias={5: 0.5 * i, i: -1.0}) for i in range(12)]
+    histories = [[rng.choices(range(27), k=rng.choice([0, 3, 40])) for _ in "pt"] for _ in params]
+    found = ops.penalise(logits, 27, penalties(histories, params))
+    assert found.dtype == torch.float64 and torch.equal(logits.isnan(), before.isnan())
+    assert torch.equal(logits[:, :27], before[:, :27])
+    for i, (history, p) in enumerate(zip(histories, params, strict=True)):
+        row = logits[i : i + 1, :27]
+        expected = slow(row[0].double().tolist(), *history, p)
+        assert found[i].tolist() == pytest.approx(expected, rel=1e-14, abs=1e-14)
+        assert torch.equal(ops.penalise(row, 27, penalties([history], [p]))[0], found[i])
+
+
+@pytest.mark.parametrize("rule", [5e-324, 1e-300, 1e308])
+def test_extreme_penalties_leave_a_distribution(rule):
+    """Numbers stay finite, what was impossible stays so, and the right token is greedy's."""
+    logits = torch.tensor([[1.0, 30.0, -30.0, -math.inf, 0.0]])
+    params = SamplingParams(repetition_penalty=rule)
+    found = ops.penalise(logits, 5, penalties([([0, 1, 2, 3, 4], [0])], [params]))
+    assert found.isfinite().tolist() == [[True, True, True, False, True]]
+    assert not found.softmax(-1).isnan().any()
+    best = int(found.argmax())
+    assert best in (0, 1) if rule < 1 else best == 1
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_greedy_text_obeys_the_rules(pair, engine, prompts, ties, setting, reads):
+    """Both models under handoffs, each token against the oracle's logits and the slow rules."""
+    params = SamplingParams(max_tokens=48, **SETTINGS[setting])
+    done = engine.generate(prompts(8, seed=1), params, Call(drawn, reads=reads))
+    assert sum(check(pair, c, params, ties) for c in done) > 20
+    assert {s.model for c in done for s in c.steps} == {"small", "large"}
+    assert all(s.model == drawn(s) for c in done for s in c.steps)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_is_taken_back_is_no_history(pair, engine, prompts, ties, reads):
+    """Truncations and lost KV at random moments; the text is that of the rules all the same."""
+    rng, policy, taken = random.Random(2), Call(drawn, reads=reads), []
+    ids = [engine.submit(p, LOUD, policy, settle_at_once=False) for p in prompts(8, seed=2)]
+
+    def disturb(alive):
+        for request in [i for i in alive if len(taken) < 40 and rng.random() < 0.15]:
+            sequence = engine.scheduler.sequence(request)
+            length = rng.randint(sequence.prompt_length, sequence.length)
+            taken.append(sequence.length - length)
+            engine.scheduler.truncate(request, length)
+            if rng.random() < 0.3:
+                engine.scheduler.preempt(request)
+
+    for completion in finish(engine, ids, disturb).values():
+        assert check(pair, completion, LOUD, ties) > 5
+    assert len(taken) >= 40 and sum(taken) > 100
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("role", ["small", "large"])
+def test_a_bias_bans_and_forces(engine, prompts, role, temperature):
+    """-100 keeps the commonest tokens out, +100 lets in nothing else."""
+    batch, warm = prompts(4, seed=4), {"temperature": temperature, "seed": 1, "max_tokens": 30}
+    plain = engine.generate(batch, SamplingParams(**warm), role)
+    common = [t for t, _ in Counter(t for c in plain for t in c.token_ids).most_common(5)]
+    banned = SamplingParams(**warm, logit_bias=dict.fromkeys(common, -100))
+    for done in engine.generate(batch, banned, role):
+        assert not {*common} & {*done.token_ids}
+    for done in engine.generate(batch, SamplingParams(**warm, logit_bias={17: 100}), role):
+        assert {*done.token_ids} == {17}
+
+
+def test_warm_rows_are_penalised_before_truncation(engine, prompts):
+    """Of one likeliest token the penalised greedy text is left, however warm."""
+    batch, policy = prompts(6, seed=5), Call(drawn, reads=True)
+    warm = replace(LOUD, temperature=1.5, top_k=1, seed=9)
+    greedy = [c.token_ids for c in engine.generate(batch, LOUD, policy)]
+    assert [c.token_ids for c in engine.generate(batch, warm, policy)] == greedy
+    assert greedy != [c.token_ids for c in engine.generate(batch, GREEDY, policy)]
+
+
+def test_min_tokens_wins_over_a_bias(engine):
+    """A stop token that a bias forces comes as soon as it may, and not before."""
+    params = SamplingParams(
+        max_tokens=20, min_tokens=6, stop_token_ids=(4,), logit_bias={4: 100}, presence_penalty=2
+    )
+    (done,) = engine.generate(["abc"], params, "small")
+    assert done.token_ids.index(4) == 6 and len(done.token_ids) == 7
+    assert done.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_neighbours_do_not_notice(engine, prompts, reads):
+    """Greedy and warm texts beside one penalised request are those beside a plain one."""
+    batch, policy = prompts(12, seed=6), Call(drawn, reads=reads)
+    own = [replace(GREEDY, temperature=i % 2, seed=i) for i in range(12)]
+    texts = []
+    for odd in (own[5], replace(LOUD, logit_bias=BIAS), replace(GREEDY, logprobs=5)):
+        params = [*own[:5], odd, *own[6:]]
+        ids = [engine.submit(p, q, policy) for p, q in zip(batch, params, strict=True)]
+        done = finish(engine, ids)
+        texts.append([done[i].token_ids for i in ids if i != ids[5]])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_other_rows_keep_every_bit(engine, prompts, monkeypatch):
+    """What is sampled from in rows without penalties are the model's own logits."""
+    raw, compared = [], []
+    confidence, sample = ops.confidence, ops.sample
+
+    def spy_on_confidence(logits, vocabulary):
+        raw.append(logits)
+        return confidence(logits, vocabulary)
+
+    def spy_on_sample(logits, vocabulary, rows):
+        changed = (logits != raw[-1][:, :vocabulary].double()).any(-1)
+        compared.append(changed.tolist())
+        return sample(logits, vocabulary, rows)
+
+    monkeypatch.setattr(ops, "confidence", spy_on_confidence)
+    monkeypatch.setattr(ops, "sample", spy_on_sample)
+    params = [GREEDY, replace(GREEDY, temperature=1), LOUD, replace(GREEDY, logprobs=3), GREEDY]
+    ids = [engine.submit(p, q, "small") for p, q in zip(prompts(5, seed=7), params, strict=True)]
+    finish(engine, ids)
+    assert len(compared) >= 40
+    assert all(rows == [False, False, True, False, False] for rows in compared[1:39])
+
+
+def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
+    """Without penalties greedy tokens come straight from the confidence pass."""
+    for name in ("sample", "penalise", "philox_uniform", "token_logprobs"):
+        monkeypatch.setattr(ops, name, lambda *_: pytest.fail("not needed"))
+    plain = SamplingParams(max_tokens=8, repetition_penalty=1, logit_bias={})
+    assert len(engine.generate(prompts(3, seed=8), plain, Call(drawn, reads=True))) == 3
+    with pytest.raises(pytest.fail.Exception):
+        engine.generate(["abc"], replace(plain, presence_penalty=0.1), "small")
+
+
+def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
+    """A bias needs none."""
+    asked = []
+    for lane in engine.lanes:
+        tokens_of = lane.runner._sampler._tokens_of
+        spy = lambda i, tokens_of=tokens_of: asked.append(i) or tokens_of(i)  # noqa: E731
+        monkeypatch.setattr(lane.runner._sampler, "_tokens_of", spy)
+    params = [GREEDY, replace(GREEDY, logit_bias=BIAS), LOUD]
+    ids = [engine.submit(p, q, "large") for p, q in zip(prompts(3, seed=9), params, strict=True)]
+    finish(engine, ids)
+    assert {*asked} == {ids[2]} and len(asked) == 40
+
+
+@pytest.mark.parametrize("setting", ["repetition", "all"])
+def test_signals_are_the_models_own(pair, prompts, delimiters, setting):
+    """A boundary's numbers and the decision on them are those of the raw logits of its text."""
+    params, policy = SamplingParams(max_tokens=48, **SETTINGS[setting]), "threshold:max_prob:0.2"
+    batch, config = prompts(8, seed=10), {"delimiters": delimiters, "prefix_cache": False}
+    plain, done = (pair.engine(**config).generate(batch, p, policy) for p in (GREEDY, params))
+    for before, completion in zip(plain, done, strict=True):
+        assert before.steps[0].signals == completion.steps[0].signals
+        assert before.steps[0].model == completion.steps[0].model
+        tokens = [*completion.prompt_token_ids, *completion.token_ids]
+        says = pair.oracles["small"].logits(tokens)[:, :VOCABULARY]
+        for step in completion.steps:
+            row = says[step.position - 1]
+            top = float(row.softmax(-1).max())
+            assert step.signals.max_prob == pytest.approx(top, abs=1e-4)
+            assert step.signals.max_logit == pytest.approx(float(row.max()), abs=1e-4)
+            assert step.signals.logsumexp == pytest.approx(float(row.logsumexp(-1)), abs=1e-4)
+            if abs(top - 0.2) > 1e-3:
+                assert step.model == ("small" if top > 0.2 else "large")
+    assert {s.model for c in done for s in c.steps} == {"small", "large"}
+    assert [c.token_ids for c in plain] != [c.token_ids for c in done]
+
+
+def test_params_are_values():
+    """A caller's dict does not leak in, nobody changes the copy, equal ones are equal."""
+    given = {3: 1, 5: -2.5}
+    params = SamplingParams(logit_bias=given)
+    given[3] = 50
+    given[9] = 1
+    assert params.logit_bias == {3: 1.0, 5: -2.5} and isinstance(params.logit_bias[3], float)
+    with pytest.raises(TypeError):
+        params.logit_bias[3] = 2.0
+    with pytest.raises(FrozenInstanceError):
+        params.logit_bias = {}
+    same = SamplingParams(logit_bias={5: -2.5, 3: 1.0})
+    assert params == same and hash(params) == hash(same) and params != SamplingParams()
+    assert replace(params, top_k=3).logit_bias == params.logit_bias
+    assert pickle.loads(pickle.dumps(params)) == params
+    assert eval(repr(params)) == params
+
+
+def test_a_bias_of_a_foreign_token_is_refused():
+    """Ids are checked when the request is queued, and nothing of it stays behind."""
+    engine = Engine("tiny", small=TINY / "small", large=TINY / "large")
+    params = SamplingParams(logit_bias={16: 1.0, 17: 1.0})
+    with pytest.raises(SteerError, match=r"^logit_bias: token id 17 is not in 0\.\.16$"):
+        engine.submit("1+1?\n\n", params)
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
