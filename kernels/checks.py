@@ -1,0 +1,51 @@
+"""Argument checks of the launchers: one clear error that names the argument, before any launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    like: Tensor | None = None,
+    contiguous: bool = True,
+) -> None:
+    """ValueError unless ``tensor`` is what a kernel expects.
+
+    Args:
+        name: of the argument.
+        shape: expected sizes; None accepts any.
+        dtypes: accepted.
+        like: a tensor on whose device it must be.
+        contiguous: whether all of it must be; otherwise only its last dimension.
+    """
+    wanted = ", ".join("*" if size is None else str(size) for size in shape)
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(
+        w is not None and w != s for w, s in zip(shape, sizes, strict=True)
+    ):
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(sizes)}")
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise ValueError(f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+    if contiguous and not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {list(tensor.stride())}")
+    if not contiguous and tensor.ndim and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{name} must have stride 1 in its last dimension, got {tensor.stride(-1)}"
+        )
+
+
+def check_choice(name: str, value: int, known: Sequence[int]) -> None:
+    """ValueError unless a number is one that the kernel was built for."""
+    if value not in known:
+        expected = ", ".join(map(str, known))
+        raise ValueError(f"{name} must be one of {expected}, got {value}")
