@@ -8,4 +8,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+if not torch.cuda.is_available():  # read where kernels are decorated
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
