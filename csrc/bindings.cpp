@@ -206,6 +206,7 @@ py::dict counters(const Scheduler& self) {
   out["admitted"] = c.admitted;
   out["preemptions"] = c.preemptions;
   out["lost_rows"] = c.lost_rows;
+  out["recomputed"] = c.recomputed;
   out["ticks"] = c.ticks;
   out["hits"] = c.hits;
   out["evictions"] = c.evictions;

@@ -47,6 +47,7 @@ struct Counters {
   std::int64_t admitted = 0;
   std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
   std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
+  std::array<std::int64_t, kModels> recomputed{};  // rows computed again
   std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
   std::array<std::int64_t, kModels> hits{};        // blocks found in the prefix cache
   std::array<std::int64_t, kModels> evictions{};   // cached blocks dropped for room

@@ -224,6 +224,7 @@ void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::i
   const std::int32_t fresh = std::max(first, sequence.highest[lane]);
   const std::int32_t prompt = sequence.prompt_length();
   book(RowKind::recompute, first, std::min(last, fresh));
+  counters_.recomputed[lane] += std::max(0, std::min(last, fresh) - first);
   book(RowKind::prompt, fresh, std::min(last, prompt));
   book(RowKind::catchup, std::max(fresh, prompt), last);
 }

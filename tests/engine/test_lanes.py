@@ -8,13 +8,14 @@ import zlib
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import LANE_POLICIES
-from engine.ledger import Usage
+from engine.ledger import ROW_KINDS, Usage
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 
@@ -67,6 +68,8 @@ def test_text_is_that_of_the_schedule(pair, delimiters, prompts, ties, way, room
     counters = engine.scheduler.counters()
     assert (sum(counters["background"]) > 0) == ("read" in way)
     assert (counters["preemptions"] > 0) == (room == "tight")
+    again = sum((c.usage.rows[:, ROW_KINDS.index("recompute"), 0] for c in done), np.zeros(2))
+    assert again.tolist() == counters["recomputed"]
 
 
 def test_the_small_model_reads_along():
