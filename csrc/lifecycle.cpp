@@ -188,8 +188,8 @@ void Scheduler::drop_candidate(Sequence& sequence) {
 
 // Ends a sequence, now or when what is in flight has retired. The first reason counts.
 void Scheduler::end(Sequence& sequence, Finish reason) {
-  if (!sequence.busy()) return finish(sequence, reason);
   if (sequence.end_pending == Finish::none) sequence.end_pending = reason;
+  if (!sequence.busy()) return finish(sequence, std::exchange(sequence.end_pending, Finish::none));
   drop_candidate(sequence);
   sequence.awaits_route = sequence.reading = false;
 }

@@ -16,7 +16,7 @@ A, B, C, NEWLINE, BOTH, SPECIAL, THREE = 0, 1, 2, 6, 7, 9, 10  # see conftest.TO
 PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
 DECIDE, FINISHED = 0, 1
 WAITING, RUNNING, OVER = range(3)
-STOP, LENGTH, ABORT, ERROR = range(1, 5)
+STOP, LENGTH, ABORT, ERROR, DEADLINE = range(1, 6)
 
 
 def keys(first: int, last: int) -> int:
@@ -728,6 +728,18 @@ def test_abort_in_flight_waits_for_the_commit(make_scheduler: Make) -> None:
     after = scheduler.sequence(id)
     assert (after.length, after.finish, kinds(after, SMALL)[DISCARDED]) == (3, ABORT, (1, 3))
     assert scheduler.sequence(other).tokens.tolist() == [A, A, A, C]
+
+
+@pytest.mark.parametrize(("deadline", "reason"), [(False, ABORT), (True, DEADLINE)])
+def test_an_abort_goes_before_a_failure(make_scheduler: Make, deadline: bool, reason: int) -> None:
+    """What ended a sequence first is why it ended, whatever becomes of the batch in flight."""
+    scheduler = make_scheduler()
+    id = start(scheduler, 3, SMALL)
+    scheduler.plan(SMALL)
+    scheduler.abort(id, deadline=deadline)
+    scheduler.fail(SMALL)
+    assert scheduler.sequence(id).finish == reason
+    scheduler.check_integrity()
 
 
 def test_abort_while_a_route_is_awaited(make_scheduler: Make) -> None:
