@@ -69,14 +69,15 @@ bool Scheduler::must_stop_thinking(const Sequence& sequence) const {
   return sequence.thinking && limit > 0 && sequence.generated() >= limit;
 }
 
-// Writes the tokens that end the thinking part. Boundaries within them do not count.
+// Writes the tokens that end the thinking part, until it has ended: what came before may be their
+// beginning. Boundaries within them do not count.
 Outcome Scheduler::end_thinking(Sequence& sequence) {
   Outcome outcome;
   for (const Token token : sequence.request.think_end) {
     sequence.forced.push_back(sequence.length());
     sequence.tokens.push_back(token);
     outcome = read(sequence, token);
-    if (outcome.end != Finish::none) break;
+    if (outcome.end != Finish::none || !sequence.thinking) break;
   }
   return outcome;
 }

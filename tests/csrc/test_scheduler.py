@@ -437,6 +437,17 @@ def test_ends(make_scheduler: Make, tokens: tuple[int, ...], finish: int) -> Non
     assert (scheduler.pool.live(SMALL), scheduler.running) == (0, 0)
 
 
+def test_thinking_that_has_half_ended_is_ended(make_scheduler: Make) -> None:
+    """Only what is missing is written, and a boundary follows as always."""
+    scheduler = make_scheduler()
+    id = start(scheduler, 2, SMALL, think_end=[C, C], max_think_tokens=2)
+    write(scheduler, SMALL, B, C)
+    after = scheduler.sequence(id)
+    assert (after.tokens.tolist(), after.forced) == ([A, A, B, C, C], [4])
+    assert (after.thinking, after.awaits_route) == (False, True)
+    assert scheduler.take_events() == [(DECIDE, id, -1)]
+
+
 @pytest.mark.parametrize("model", [-1, 2])
 def test_routes_that_make_no_sense(make_scheduler: Make, model: int) -> None:
     """There are two models, and the sequence must await a route."""
