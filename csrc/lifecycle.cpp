@@ -78,14 +78,14 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
 
 SequenceId Scheduler::add(Request request, std::int32_t samples) {
   check_request(request, samples);
+  std::shared_ptr<const Automaton> stops;
+  if (!request.stop_strings.empty())
+    stops = std::make_shared<const Automaton>(request.stop_strings);
   const auto queued = static_cast<std::int64_t>(waiting_.size()) + samples;
   if (config_.max_waiting > 0 && queued > config_.max_waiting)
     throw std::overflow_error("the queue is full: " + std::to_string(waiting_.size()) +
                               " requests wait, it holds " + std::to_string(config_.max_waiting));
   turns_.changed();
-  std::shared_ptr<const Automaton> stops;
-  if (!request.stop_strings.empty())
-    stops = std::make_shared<const Automaton>(request.stop_strings);
   const SequenceId first = next_id_;
   for (std::int32_t sample = 0; sample < samples; ++sample) {
     auto sequence = std::make_unique<Sequence>();

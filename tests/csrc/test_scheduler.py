@@ -844,6 +844,24 @@ def test_requests_that_can_never_run(
     assert (scheduler.waiting, scheduler.take_events()) == (0, [])
 
 
+def test_a_refused_request_holds_no_lane(make_scheduler: Make) -> None:
+    """Nothing has come that the other lane might do: no plan is put off for it."""
+    scheduler = make_scheduler(lane_policy="throughput")
+    scheduler.plan(SMALL)
+    with pytest.raises(ValueError, match="must not be empty"):
+        scheduler.add([A], max_tokens=2, stop_strings=[b""])
+    scheduler.plan(LARGE)
+    assert scheduler.counters()["held"] == [0, 0]
+
+
+def test_what_is_impossible_is_not_put_off(make_scheduler: Make) -> None:
+    """A full queue asks to try again later; a request that can never run is told so at once."""
+    scheduler = make_scheduler(max_waiting=1)
+    start(scheduler, 2, SMALL)
+    with pytest.raises(ValueError, match="must not be empty"):
+        scheduler.add([A], max_tokens=2, stop_strings=[b""])
+
+
 @pytest.mark.parametrize(
     "change",
     [
