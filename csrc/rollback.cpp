@@ -35,6 +35,9 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   if (!sequence.busy()) return truncate_now(sequence, length);
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
+  // A question that is out asks about what goes; an answer could settle it, or cut below it.
+  drop_candidate(sequence);
+  sequence.awaits_route = false;
 }
 
 // The detector is restored by reading the open step again from where it began.

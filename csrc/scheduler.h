@@ -92,8 +92,8 @@ class Scheduler {
   // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
   // that ends at a step's first token the sequence stands at that boundary again: its reader, if
   // any, reads it once more, and a decide event follows; older ones are void. In flight: when it
-  // retires, and the token in flight goes too. With nothing to take back, length == the sequence's,
-  // it does nothing.
+  // retires, and the token in flight goes too; a question that is out is void at once. With nothing
+  // to take back, length == the sequence's, it does nothing.
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 

@@ -672,6 +672,32 @@ def test_what_is_to_be_cut_does_not_settle(make_scheduler: Make) -> None:
     assert (scheduler.sequence(id).settled, scheduler.sequence(id).length) == (4, 4)
 
 
+@pytest.mark.parametrize("settle_at_once", [False, True])
+@pytest.mark.parametrize("model", [SMALL, LARGE])
+def test_truncation_in_flight_voids_the_question(
+    make_scheduler: Make, settle_at_once: bool, model: int
+) -> None:
+    """A trial has ended while the other lane reads the prompt along: who answers about tokens that
+    are to go, settling or taking back more than they, comes too late."""
+    scheduler = make_scheduler(background=(0, 1))
+    id = read(scheduler, 6, trial_tokens=3, settle_at_once=settle_at_once)
+    write(scheduler, SMALL, B, B)
+    assert scheduler.plan(LARGE) == 1
+    write(scheduler, SMALL, B)
+    assert scheduler.sequence(id).awaits_route
+    scheduler.truncate(id, 7)
+    with pytest.raises(RuntimeError, match="does not await"):
+        scheduler.route(id, model)
+    commit(scheduler, LARGE, -1)
+    after = scheduler.sequence(id)
+    assert (after.tokens.tolist(), after.settled, after.trial_from) == ([A] * 6 + [B], 6, 6)
+    write(scheduler, SMALL, C, C)
+    assert scheduler.take_events() == [(DECIDE, id, -1)]
+    scheduler.route(id, model)
+    wanted = [A] * 6 + [B, C, C] if model == SMALL else [A] * 6
+    assert scheduler.sequence(id).tokens.tolist() == wanted
+
+
 # -- preemption, abort, errors
 
 
