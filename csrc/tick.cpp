@@ -168,6 +168,7 @@ void Scheduler::fail(int lane) {
   for (Sequence* sequence : plan.members) {
     sequence->in_flight[lane] = 0;
     sequence->keep_pending[lane] = -1;
+    keep_rows(*sequence, lane, sequence->computed[lane]);  // the other lane may still be reading it
     end(*sequence, Finish::error);
   }
 }

@@ -779,6 +779,18 @@ def test_an_abort_goes_before_a_failure(make_scheduler: Make, deadline: bool, re
     scheduler.check_integrity()
 
 
+def test_a_failure_frees_what_was_not_written(make_scheduler: Make) -> None:
+    """The sequence lives on while the other lane reads it along; blocks without rows do not."""
+    scheduler = make_scheduler(background=(0, 1))
+    id = start(scheduler, 9, SMALL)
+    assert (scheduler.plan(SMALL), scheduler.plan(LARGE)) == (1, 1)
+    scheduler.fail(SMALL)
+    scheduler.check_integrity()
+    assert (scheduler.pool.live(SMALL), scheduler.pool.live(LARGE)) == (0, 2)
+    commit(scheduler, LARGE, -1)
+    assert scheduler.sequence(id).finish == ERROR
+
+
 def test_abort_while_a_route_is_awaited(make_scheduler: Make) -> None:
     """The candidate is counted as discarded, and a late route is refused."""
     scheduler = make_scheduler()
