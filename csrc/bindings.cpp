@@ -243,7 +243,8 @@ void bind_scheduler(py::module_& m) {
            py::return_value_policy::reference_internal)
       .def("fail", &Scheduler::fail, py::arg("lane"))
       .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
-      .def("route", &Scheduler::route, py::arg("id"), py::arg("model"), py::arg("rest") = false)
+      .def("route", &Scheduler::route, py::arg("id"), py::arg("model"), py::arg("rest") = false,
+           py::arg("unread") = false)
       .def("truncate", &Scheduler::truncate, py::arg("id"), py::arg("length"))
       .def("settle", &Scheduler::settle, py::arg("id"), py::arg("length"))
       .def("preempt", &Scheduler::preempt, py::arg("id"))

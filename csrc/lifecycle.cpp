@@ -118,10 +118,11 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
 }
 
 // After a decision for the rest, and within a trial, nobody is asked. With a reader, the reader
-// computes the boundary, or writes its trial, first; the event follows in commit().
+// computes the boundary, or writes its trial, first, unless it needs not; the event follows in
+// commit().
 void Scheduler::reach_boundary(Sequence& sequence) {
   if (sequence.rest_from >= 0 || sequence.trial_from >= 0) return open_step(sequence);
-  if (sequence.request.reader == kNobody) {
+  if (sequence.request.reader == kNobody || sequence.unread_from >= 0) {
     sequence.awaits_route = true;
     events_.push_back({EventKind::decide, sequence.id, -1});
     return;
@@ -143,7 +144,7 @@ void Scheduler::open_step(Sequence& sequence) {
   sequence.steps.push_back({sequence.length(), sequence.active, sequence.cursor});
 }
 
-void Scheduler::route(SequenceId id, int model, bool rest) {
+void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
   Sequence& sequence = find(id);
   if (model < 0 || model >= kModels) throw std::invalid_argument("model must be 0 or 1");
   if (!sequence.awaits_route || sequence.phase == Phase::finished)
@@ -151,7 +152,7 @@ void Scheduler::route(SequenceId id, int model, bool rest) {
   turns_.changed();
   const bool reader_goes_on = model == sequence.request.reader;
   if (sequence.trial_from >= 0) {
-    if (reader_goes_on) return keep_trial(sequence, rest);
+    if (reader_goes_on) return keep_trial(sequence, rest, unread);
     // The reader's rows stay: they are those of the text before the trial. The other one needs a
     // row to sample from.
     const std::int32_t from = sequence.trial_from;
@@ -169,15 +170,24 @@ void Scheduler::route(SequenceId id, int model, bool rest) {
   sequence.awaits_route = sequence.reading = false;
   sequence.active = model;
   if (rest) sequence.rest_from = sequence.length();
+  if (unread) sequence.unread_from = sequence.length();
   open_step(sequence);
   if (keep) append(sequence, candidate);
 }
 
-void Scheduler::keep_trial(Sequence& sequence, bool rest) {
+void Scheduler::keep_trial(Sequence& sequence, bool rest, bool unread) {
   const std::int32_t from = std::exchange(sequence.trial_from, -1);
   if (rest) sequence.rest_from = from;
+  if (unread) sequence.unread_from = from;
   sequence.awaits_route = false;
   conclude(sequence, std::exchange(sequence.trial, Outcome{}));
+}
+
+// Nobody needs to answer any more.
+void Scheduler::void_question(Sequence& sequence) {
+  drop_candidate(sequence);
+  sequence.awaits_route = sequence.reading = false;
+  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
 }
 
 void Scheduler::drop_candidate(Sequence& sequence) {
@@ -190,12 +200,11 @@ void Scheduler::drop_candidate(Sequence& sequence) {
 void Scheduler::end(Sequence& sequence, Finish reason) {
   if (sequence.end_pending == Finish::none) sequence.end_pending = reason;
   if (!sequence.busy()) return finish(sequence, std::exchange(sequence.end_pending, Finish::none));
-  drop_candidate(sequence);
-  sequence.awaits_route = sequence.reading = false;
+  void_question(sequence);
 }
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
-  drop_candidate(sequence);
+  void_question(sequence);
   for (int model = 0; model < kModels; ++model) {
     keep_rows(sequence, model, 0);
     // Unless it never ran, or nobody had a choice.
@@ -209,7 +218,6 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.phase = Phase::finished;
   sequence.finish = reason;
   sequence.settled = sequence.length();
-  sequence.awaits_route = sequence.reading = false;
   sequence.trial_from = sequence.truncate_pending = -1;
   turns_.changed();
   events_.push_back({EventKind::finished, sequence.id, -1});

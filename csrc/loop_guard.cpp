@@ -14,7 +14,8 @@ bool LoopGuard::feed(std::span<const Token> text) {
     std::int32_t& run = runs_[piece - 1];
     run = text.back() == text[text.size() - 1 - piece] ? run + 1 : 0;
     const auto length = static_cast<std::int32_t>(piece);  // the first piece is not in the run
-    loop |= run >= (max_repeats_ - 1) * length && run + length >= kShortestLoop;
+    const auto needed = static_cast<std::int64_t>(max_repeats_ - 1) * length;
+    loop |= run >= needed && run + length >= kShortestLoop;
   }
   return loop;
 }

@@ -36,8 +36,7 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
   // A question that is out asks about what goes; an answer could settle it, or cut below it.
-  drop_candidate(sequence);
-  sequence.awaits_route = false;
+  void_question(sequence);
 }
 
 // The detector is restored by reading the open step again from where it began.
@@ -59,10 +58,8 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
 // Returns the first step that was taken, or the last one if that was only cut.
 Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
                           std::array<std::int32_t, kModels> rows) {
-  drop_candidate(sequence);
+  void_question(sequence);
   discard_tokens(sequence, length);
-  // A question about what is taken back needs no answer any more.
-  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
   sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {
@@ -75,8 +72,8 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
     first_taken = steps.back();
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   if (sequence.trial_from >= length) sequence.trial_from = -1;
+  if (sequence.unread_from >= length) sequence.unread_from = -1;
   sequence.trial = Outcome{};
-  sequence.reading = sequence.awaits_route = false;
   read_again(sequence);
   return first_taken;
 }

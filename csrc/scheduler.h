@@ -87,7 +87,9 @@ class Scheduler {
   // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
   // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
   // What stands on trial is kept if the reader goes on, and taken back if not.
-  void route(SequenceId id, int model, bool rest = false);
+  // With `unread` later boundaries are asked about, but neither read nor tried, until the thinking
+  // part ends.
+  void route(SequenceId id, int model, bool rest = false, bool unread = false);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
   // that ends at a step's first token the sequence stands at that boundary again: its reader, if
@@ -136,7 +138,8 @@ class Scheduler {
   void reach_boundary(Sequence& sequence);
   void open_step(Sequence& sequence);
   void drop_candidate(Sequence& sequence);
-  void keep_trial(Sequence& sequence, bool rest);
+  void void_question(Sequence& sequence);
+  void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);
 
@@ -160,7 +163,7 @@ class Scheduler {
   void take_rows(Sequence& sequence, int model, std::int32_t rows);
 
   // sharing.cpp
-  void reuse_prefix(Sequence& sequence, int lane);
+  void reuse_prefix(Sequence& sequence, int lane, std::int32_t end);
   bool follows_sample(const Sequence& sequence, int lane) const;
   void share_prompt(Sequence& sequence, int lane);
   void register_blocks(Sequence& sequence, int model);

@@ -70,11 +70,12 @@ struct Sequence {
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
   std::array<Tick, kModels> last_tick{-1, -1};    // that it was planned in
   std::int32_t settled = 0;
-  std::int32_t attempt = 0;      // truncations so far: keys the draws that follow
-  std::int32_t samples = 1;      // that share the prompt
-  std::int32_t sample = 0;       // which of them this is
-  std::int32_t rest_from = -1;   // from here on the active model writes on without a question
-  std::int32_t trial_from = -1;  // what follows is on trial; -1: nothing is
+  std::int32_t attempt = 0;       // truncations so far: keys the draws that follow
+  std::int32_t samples = 1;       // that share the prompt
+  std::int32_t sample = 0;        // which of them this is
+  std::int32_t rest_from = -1;    // from here on the active model writes on without a question
+  std::int32_t trial_from = -1;   // what follows is on trial; -1: nothing is
+  std::int32_t unread_from = -1;  // boundaries from here on are not read
   SequenceId id = 0;
   SequenceId group = 0;  // the first of the samples
   std::vector<Token> tokens;

@@ -6,14 +6,13 @@
 namespace steer {
 
 // Takes over full blocks that hold what this sequence would compute next, whoever computed them.
-// One row is always left to compute: its logits are needed.
-void Scheduler::reuse_prefix(Sequence& sequence, int lane) {
+// Only rows before `end`: one row is always left to compute, its logits are needed.
+void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
   if (!config_.prefix_cache) return;
   const std::int32_t size = config_.block_tokens;
   auto& nodes = sequence.nodes[lane];
   std::int32_t& computed = sequence.computed[lane];
-  while (computed == static_cast<std::int32_t>(nodes.size()) * size &&
-         computed + size < sequence.length()) {
+  while (computed == static_cast<std::int32_t>(nodes.size()) * size && computed + size <= end) {
     const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
     const auto hit = cache_.find(
         lane, parent, {sequence.tokens.data() + computed, static_cast<std::size_t>(size)});

@@ -24,7 +24,7 @@ Outcome Scheduler::read(Sequence& sequence, Token token) {
   const std::size_t marker = request.think_end.size();
   const bool thought = sequence.thinking && written.size() >= marker &&
                        std::ranges::equal(written.last(marker), request.think_end);
-  if (thought) sequence.thinking = false;
+  if (thought) sequence.thinking = false, sequence.unread_from = -1;
   const std::int32_t step = sequence.length() - sequence.steps.back().start;
   const bool too_long = request.max_step_tokens > 0 && step >= request.max_step_tokens;
   Outcome outcome{Finish::none, delimited || too_long || thought};

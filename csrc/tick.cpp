@@ -74,7 +74,7 @@ std::int32_t Scheduler::plan(int lane) {
   std::int32_t prefill = config_.max_tick_tokens;
   for (Sequence* sequence : running_) {
     if (!sequence->runnable(lane)) continue;
-    reuse_prefix(*sequence, lane);
+    reuse_prefix(*sequence, lane, sequence->length() - 1);
     prefill -= sequence->span(lane) == 1;
   }
   for (Sequence* sequence : running_) {
@@ -131,7 +131,7 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
       sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;
-  reuse_prefix(sequence, lane);
+  reuse_prefix(sequence, lane, sequence.settled - 1);
   const std::int32_t first = sequence.computed[lane];
   if (first < sequence.highest[lane]) return;
   std::int32_t rows = std::min(sequence.settled - 1 - first, config_.max_tick_tokens - plan.rows);

@@ -243,8 +243,8 @@ class EngineConfig:
         beginning, until the room is needed.
     lane_policy: which lane may run: "latency", each whenever it can; "weighted", the lanes share
         the time; "throughput", one at a time, large steps gather; "auto", latency while few run.
-    gather: large steps that end the small lane's turn under throughput; 0 takes half of what runs.
-    hold_ticks: small ticks that a large step waits at most to gather.
+    gather: sequences that are worth a large tick under throughput; 0 works it out from the load.
+    hold_ticks: ticks of the other lane that one with work is held at most under throughput.
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
@@ -268,13 +268,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            texts = ("delimiters", "prefix_cache", "lane_policy")
-            if name not in texts and not isinstance(value, int):
-                raise SteerError(f"{name} must be a whole number, got {value!r}")
-        if self.lane_policy not in LANE_POLICIES:
-            raise SteerError(
-                f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
-            )
+            if name in ("delimiters", "prefix_cache", "lane_policy"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**31:
+                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
+        self._check_choices()
         for name in ("block_tokens", "arena_tokens", "max_sequences", "hold_ticks"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -288,5 +286,17 @@ class EngineConfig:
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "
                 f"max_sequences ({self.max_sequences})"
             )
-        if not self.delimiters or not all(self.delimiters):
-            raise SteerError("delimiters must be one or more strings that are not empty")
+
+    def _check_choices(self) -> None:
+        if not isinstance(self.prefix_cache, bool):
+            raise SteerError(f"prefix_cache must be true or false, got {self.prefix_cache!r}")
+        if self.lane_policy not in LANE_POLICIES:
+            raise SteerError(
+                f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        found = self.delimiters
+        listed = isinstance(found, tuple | list) and bool(found)
+        if not listed or not all(isinstance(d, str) and d for d in found):
+            raise SteerError(
+                f"delimiters must be one or more strings that are not empty, got {found!r}"
+            )

@@ -78,8 +78,6 @@ class Driver:
         progressed = False
         for lane in self._lanes:
             progressed |= lane.tick(self.live)
-            if lane is self._lanes[_SMALL]:
-                self._collect()
             self._answer()
         progressed |= len(self.finished) > before
         self._idle = 0 if progressed or not self.live else self._idle + 1
@@ -129,15 +127,6 @@ class Driver:
                 elif live:
                     self.finished[request] = live.complete(sequence, self._tokenizer)
 
-    def _collect(self) -> None:
-        """Keep the signals of the small model's tokens where a policy's window wants them."""
-        if not any(live.collects for live in self.live.values()):
-            return
-        for request, position, signals in self._lanes[_SMALL].drawn():
-            live = self.live.get(request)
-            if live and live.collects:
-                live.signals[position] = signals()
-
     def _route(self, request: int, row: int) -> None:
         sequence = self._scheduler.sequence(request)
         if request not in self.live:  # queued by a call that was interrupted before start()
@@ -147,9 +136,12 @@ class Driver:
         live = self.live[request]
         boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if row >= 0 else None)
         try:
-            decision = live.decide(boundary, lambda: self._flops(sequence, boundary.position))
+            decision, unread = live.decide(
+                boundary, lambda: self._flops(sequence, boundary.position)
+            )
             if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
-                self._scheduler.route(request, ROLES.index(decision.model), decision.rest)
+                model = ROLES.index(decision.model)
+                self._scheduler.route(request, model, decision.rest, unread)
         except BaseException:
             self._scheduler.abort(request)
             raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 from engine import _core
 from engine.routing.signals import Signals
 from engine.runner import ModelRunner, TickResult
 from engine.sampler import Draw
+
+_SMALL = 0
 
 
 class Lane:
@@ -19,7 +20,6 @@ class Lane:
         self._scheduler = scheduler
         self._plan = scheduler.buffers(runner.model)
         self._result: TickResult | None = None
-        self._drawn: list[tuple[int, int, int]] = []  # sequence, position, row of the last tick
         self._running = False
         self._failed = False
 
@@ -46,23 +46,25 @@ class Lane:
         finally:
             self._running = False
         self._result = result
-        plan = self._plan
-        self._drawn = [(int(plan.ids[row]), int(plan.contexts[row]), row) for row in result.sampled]
-        for request, drawn in result.drawn.items():
-            requests[request].drawn.add(drawn)
+        self._keep(result, requests)
         self._scheduler.commit(self.runner.model, result.tokens)
         return True
+
+    def _keep(self, result: TickResult, requests: Mapping[int, Draw]) -> None:
+        """What requests want to know of their draws, before a commit can end them."""
+        for request, drawn in result.drawn.items():
+            requests[request].drawn.add(drawn)
+        if self.runner.model != _SMALL:
+            return
+        for row in result.sampled:
+            draw = requests[int(self._plan.ids[row])]
+            if draw.collects:
+                draw.signals[int(self._plan.contexts[row])] = result.signals(row)
 
     def land(self, requests: Mapping[int, Draw]) -> None:
         """Bring home a plan that an exception left in flight."""
         if self._plan.in_flight:
             self.tick(requests)
-
-    def drawn(self) -> Iterator[tuple[int, int, Callable[[], Signals]]]:
-        """Sequence, position and signals of each token that the last tick drew; told once."""
-        drawn, self._drawn = self._drawn, []
-        for request, position, row in drawn:
-            yield request, position, partial(self.signals, row)
 
     def signals(self, row: int) -> Signals:
         """Boundary statistics of a row of the last tick."""

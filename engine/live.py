@@ -73,11 +73,12 @@ class LiveRequest:
             thinking=sequence.thinking,
         )
 
-    def decide(self, boundary: Boundary, flops: Callable[[], int]) -> Decision:
+    def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
         """Ask the policy; decisions that a truncation took back are forgotten.
 
-        ``rest`` of the answer tells whether nobody needs to be asked again: a policy's own word
-        for the rest ends with the thinking part and is capped by a budget step by step.
+        ``rest`` of the decision tells whether nobody needs to be asked again: a policy's own word
+        for the rest ends with the thinking part and is capped by a budget step by step. Until then
+        its boundaries need no reading, which is the second answer.
         """
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
@@ -91,7 +92,7 @@ class LiveRequest:
         decision = self._budget.cap(decision, boundary, flops)
         self.decisions[boundary.position] = (boundary, decision)
         asked_again = boundary.thinking or not self._budget.unlimited
-        return replace(decision, rest=decision.rest and not asked_again)
+        return replace(decision, rest=decision.rest and not asked_again), decision.rest
 
     def _standing(self, boundary: Boundary) -> Decision | None:
         """The decision for the rest, if it still holds."""

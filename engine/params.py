@@ -23,6 +23,10 @@ def _is_number(value: Any) -> bool:
     return _is_whole(value) or isinstance(value, float)
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, tuple | list | set | frozenset)
+
+
 class _Biases(Mapping[int, float]):
     """A copy of a caller's biases. Unlike a proxy of a dict it has a hash and can be pickled."""
 
@@ -132,11 +136,19 @@ class SamplingParams:
                 raise SteerError(f"{name} must be a whole number or None, got {value!r}")
         if not isinstance(self.think_end, str):
             raise SteerError(f"think_end must be text, got {self.think_end!r}")
-        if not all(_is_whole(i) and 0 <= i < 2**31 for i in self.stop_token_ids):
-            raise SteerError(f"stop_token_ids must be token ids, got {self.stop_token_ids!r}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise SteerError(f"stop must be strings that are not empty, got {self.stop!r}")
+        self._check_stops()
         self._check_biases()
+
+    def _check_stops(self) -> None:
+        if not isinstance(self.ignore_eos, bool):
+            raise SteerError(f"ignore_eos must be true or false, got {self.ignore_eos!r}")
+        ids, texts = self.stop_token_ids, self.stop
+        if not _is_list(ids) or not all(_is_whole(i) and 0 <= i < 2**31 for i in ids):
+            raise SteerError(f"stop_token_ids must be token ids, got {ids!r}")
+        if not _is_list(texts) or not all(isinstance(s, str) and s for s in texts):
+            raise SteerError(f"stop must be strings that are not empty, got {texts!r}")
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise SteerError(f"stop must be valid Unicode, got {texts!r}")
 
     def _check_biases(self) -> None:
         expected = "logit_bias must map token ids to numbers in [-100, 100]"

@@ -15,6 +15,7 @@ from engine import _core
 from engine.logprobs import DrawLog, Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
+from engine.routing.signals import Signals
 from kernels import ops
 
 Int32 = npt.NDArray[np.int32]
@@ -29,6 +30,8 @@ class Draw(Protocol):
     stop_ids: tuple[int, ...]
     sample: int
     drawn: DrawLog
+    collects: bool
+    signals: dict[int, Signals]
 
 
 @dataclass(frozen=True)

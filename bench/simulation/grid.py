@@ -156,10 +156,10 @@ def _setting(options: argparse.Namespace, shapes: Shapes, card: str | None) -> S
         together=real("--together", options.together, 0.01, 2),
         max_sequences=sequences,
         max_tick_tokens=rows,
-        gather=whole("--gather", options.gather, 0),
-        hold_ticks=whole("--hold-ticks", options.hold_ticks, 1),
-        eager_backlog=whole("--eager-backlog", options.eager_backlog, 0),
-        read_along=whole("--read-along", options.read_along, 0),
+        gather=whole("--gather", options.gather, 0, 2**20),
+        hold_ticks=whole("--hold-ticks", options.hold_ticks, 1, 2**30),
+        eager_backlog=whole("--eager-backlog", options.eager_backlog, 0, 2**30),
+        read_along=whole("--read-along", options.read_along, 0, 2**30),
         ticks=whole("--ticks", options.ticks, 0),
     )
 

@@ -139,14 +139,14 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--gather",
         default=str(EngineConfig.gather),
         metavar="N",
-        help="large steps that end a turn of the small lane under throughput; 0: half of what runs "
+        help="sequences that are worth a large tick under throughput; 0: worked out from the load "
         "(default: %(default)s)",
     )
     add(
         "--hold-ticks",
         default=str(EngineConfig.hold_ticks),
         metavar="N",
-        help="small ticks that a large step waits at most to gather (default: %(default)s)",
+        help="ticks of the other lane that one with work is held at most (default: %(default)s)",
     )
     add(
         "--eager-backlog",

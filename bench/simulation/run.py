@@ -88,9 +88,10 @@ class Simulation:
             for lane in LANES:
                 if self.clock.idle(lane):
                     self._plan_lane(lane)
-            if due < inf or not (self.clock.idle(SMALL) and self.clock.idle(LARGE)):
+            if not (self.clock.idle(SMALL) and self.clock.idle(LARGE)):
                 return
-        raise RuntimeError(f"no lane can move while {len(self.requests.arrived)} requests wait")
+        if due == inf:
+            raise RuntimeError(f"no lane can move while {len(self.requests.arrived)} requests wait")
 
     def _plan_lane(self, lane: int) -> None:
         count = self.scheduler.plan(lane)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bench.simulation.ticktimes import TickTimes
 from bench.simulation.workload import DELIMITERS, TOKEN_BYTES
 from engine import _core
-from engine.config import LANE_POLICIES, ModelConfig
+from engine.config import LANE_POLICIES, EngineConfig, ModelConfig
 from engine.errors import SteerError
 from engine.memory import ArenaGeometry
 from engine.pricing import Price
@@ -31,10 +31,10 @@ class Setting:
     together: float = 1.0
     max_sequences: int = 256
     max_tick_tokens: int = 2048
-    gather: int = 0
-    hold_ticks: int = 64
-    eager_backlog: int = 0
-    read_along: int = 0
+    gather: int = EngineConfig.gather
+    hold_ticks: int = EngineConfig.hold_ticks
+    eager_backlog: int = EngineConfig.eager_backlog
+    read_along: int = EngineConfig.read_along
     ticks: int = 0
 
 

@@ -47,13 +47,16 @@ class Calibration:
         cls,
         pair: str,
         signal: str,
-        boundaries: Sequence[Signals],
+        boundaries: Sequence[Signals | None],
         tau: float = 0.5,
         window: str = "boundary",
     ) -> Calibration:
-        """Fit the mixture to the signal of a window at many boundaries. No labels."""
+        """Fit the mixture to the signal of a window at many boundaries. No labels.
+
+        Boundaries without signals (those that a window of the last step cannot judge) are left out.
+        """
         check_signal(signal)
-        values = [confidence_scale(signal, s) for s in boundaries]
+        values = [confidence_scale(signal, s) for s in boundaries if s is not None]
         provenance = {"boundaries": len(values)}
         return cls(pair, signal, fit_mixture(values), tau, window, provenance)
 

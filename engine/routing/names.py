@@ -48,6 +48,8 @@ def make_policy(
     behind it looks at that window.
     """
     if not isinstance(policy, str):
+        if isinstance(policy, type) or not (isinstance(policy, Policy) or callable(policy)):
+            raise SteerError(f"a policy must be a name, a Policy or a function, got {policy!r}")
         return policy if isinstance(policy, Policy) else Call(policy)
     wanted, at, window = policy.partition("@")
     name, *arguments = wanted.split(":")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.signals import Signals, check_signal
@@ -158,8 +157,17 @@ class Query:
     """One decision a request, at the prompt's end: another policy's answer there, for the rest."""
 
     at_prompt: Policy
-    reads: bool = True
     name: str = "query"
+
+    @property
+    def window(self) -> Window:
+        """Of the policy that it asks."""
+        return window_of(self.at_prompt)
+
+    @property
+    def reads(self) -> bool:
+        """As that policy does."""
+        return self.at_prompt.reads
 
     def decide(self, boundary: Boundary) -> Decision:
         """Asks once."""
@@ -230,14 +238,16 @@ class AfterThinking:
     answer: Policy
 
     def __post_init__(self) -> None:
-        if self.thinking.reads and self.answer.reads:
-            windows = window_of(self.thinking), window_of(self.answer)
-            if windows[0] != windows[1]:
-                raise SteerError(
-                    f"both policies must read the same window, got {windows[0]} and {windows[1]}"
-                )
-        if "answer" in (window_of(self.thinking).kind, window_of(self.answer).kind):
+        found = list(dict.fromkeys(map(str, self._windows())))
+        if len(found) > 1:
+            raise SteerError(f"both policies must look at one window, got {' and '.join(found)}")
+        if found and found[0].startswith("answer"):
             raise SteerError("the window answer spans the whole text: it cannot end with thinking")
+
+    def _windows(self) -> list[Window]:
+        """Of the policies that look at one."""
+        both = self.thinking, self.answer
+        return [window_of(p) for p in both if p.reads or hasattr(p, "window")]
 
     @property
     def name(self) -> str:
@@ -246,8 +256,8 @@ class AfterThinking:
 
     @property
     def window(self) -> Window:
-        """Of the one that reads."""
-        return window_of(self.thinking if self.thinking.reads else self.answer)
+        """The one that they look at."""
+        return next(iter(self._windows()), BOUNDARY)
 
     @property
     def reads(self) -> bool:
@@ -271,10 +281,7 @@ class Call:
     def decide(self, boundary: Boundary) -> Decision:
         """Asks the function."""
         answer = self.function(boundary)
-        decision = Decision(answer, "callable") if isinstance(answer, str) else answer
-        if not isinstance(decision, Decision) or decision.model not in ROLES:
-            raise SteerError(f"a policy must answer 'small', 'large' or a Decision, got {answer!r}")
-        return decision
+        return Decision(answer, "callable") if isinstance(answer, str) else answer
 
 
 _NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")

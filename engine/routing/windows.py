@@ -30,7 +30,9 @@ class Window:
     least: bool = False
 
     def __post_init__(self) -> None:
-        if (self.kind == "probe") != (self.tokens > 0):
+        if self.kind not in ("boundary", "step", "probe", "answer"):
+            raise SteerError(f"unknown window {self.kind!r}; known: {FORMS}")
+        if not isinstance(self.tokens, int) or (self.kind == "probe") != (self.tokens > 0):
             raise SteerError(f"a probe, and only a probe, has 1 or more tokens; got {self.tokens}")
 
     @classmethod

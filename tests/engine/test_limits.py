@@ -87,7 +87,7 @@ def test_a_word_for_the_rest_ends_with_thinking(engine: Engine):
 
 def test_policies_that_cannot_be_joined():
     probe = Threshold(window=Window("probe", 3))
-    with pytest.raises(SteerError, match="must read the same window, got boundary and probe:3"):
+    with pytest.raises(SteerError, match="must look at one window, got boundary and probe:3"):
         AfterThinking(Threshold(), probe)
     with pytest.raises(SteerError, match="cannot end with thinking"):
         AfterThinking(Threshold(window=Window("answer")), Always("large"))
