@@ -54,7 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="write --think-end after N tokens if no model has (default: 0, never)",
     )
-    add("--think-end", default="", metavar="TEXT", help="what ends thinking (default: </think>)")
+    add(
+        "--think-end",
+        default="",
+        metavar="TEXT",
+        help="what ends thinking (default: </think>, which "
+        "the tiny pair cannot write: give it a text of its own there, such as ?)",
+    )
     add(
         "--max-large-share",
         type=float,

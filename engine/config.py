@@ -270,8 +270,9 @@ class EngineConfig:
         for name, value in vars(self).items():
             if name in ("delimiters", "prefix_cache", "lane_policy"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**31:
-                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
+            limit = 2**62 if name == "arena_tokens" else 2**31
+            if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
+                raise SteerError(f"{name} must be a whole number below {limit}, got {value!r}")
         self._check_choices()
         for name in ("block_tokens", "arena_tokens", "max_sequences", "hold_ticks"):
             if getattr(self, name) < 1:

@@ -25,7 +25,8 @@ class Usage:
         ``prompt`` and ``catchup`` were read (a catch-up row lies past the prompt), ``sampled``
         gave a token that was kept, ``discarded`` gave one that was dropped, ``recompute`` had
         been there before.
-    cached: int64 [model]: no work either: rows found in the prefix cache and not computed.
+    cached: int64 [model]: no work either: rows found in the prefix cache, or with another sample
+        of the same prompt, and not computed.
     decision_wait: rows that the small model still had to read when a boundary was reached, before
         it could be decided; all of them are among ``rows``.
     entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server

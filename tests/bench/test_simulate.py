@@ -22,7 +22,7 @@ from bench.simulation.table import TableTimes, read_table, write_table
 from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload
 from engine import SteerError
-from engine.config import EngineConfig, Pair
+from engine.config import LANE_POLICIES, EngineConfig, Pair
 from engine.memory import ArenaGeometry
 
 SMALL, LARGE = range(2)
@@ -287,6 +287,16 @@ def test_an_open_loop_at_low_rate_is_unloaded():
     assert figures["latency_p99"] == pytest.approx(0.05)
     assert figures["ttft_p99"] == pytest.approx(0.01)
     assert 0.005 < figures["requests_per_second"] < 0.02 and figures["small_busy"] < 0.001
+
+
+@pytest.mark.parametrize("lanes", LANE_POLICIES)
+def test_no_lane_policy_waits_for_the_next_arrival(lanes: str):
+    """With one request at a time there is nobody to wait for, whatever is handed over."""
+    means = Means(prompt=20, answer=60, step=5, spread=0)
+    case = Case(lanes, 0.3, rate=0.01)
+    figures = simulate(Constant(0.01, 0.02), case, means, requests=30)
+    assert figures["large_step_share"] > 0.1
+    assert figures["latency_p99"] < 60 * (0.01 + 0.02)  # a tick of each lane a token, at most
 
 
 def test_an_open_loop_above_capacity_queues():

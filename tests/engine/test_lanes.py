@@ -126,6 +126,26 @@ def test_unknown_lane_policies_are_refused():
         EngineConfig(hold_ticks=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gather": 2**40}, "gather must be a whole number below"),
+        ({"prefix_cache": "no"}, "prefix_cache must be true or false"),
+        ({"delimiters": 5}, "delimiters must be one or more strings"),
+        ({"delimiters": "ab"}, "delimiters must be one or more strings"),
+    ],
+)
+def test_bad_settings(changes: dict, message: str):
+    with pytest.raises(SteerError, match=message):
+        EngineConfig(**changes)
+
+
+@pytest.mark.parametrize("policy", [None, 3, SamplingParams])
+def test_what_is_no_policy(policy):
+    with pytest.raises(SteerError, match="a policy must be a name, a Policy or a function"):
+        Engine("tiny").generate(PROMPTS, PARAMS, policy)
+
+
 def test_two_engines_under_load():
     """Two threads, each with an engine of its own, write what one alone writes."""
     expected = [c.text for c in Engine("tiny").generate(PROMPTS, PARAMS, "steer")]

@@ -93,6 +93,17 @@ def test_policies_that_cannot_be_joined():
         AfterThinking(Threshold(window=Window("answer")), Always("large"))
 
 
+def test_a_window_of_the_last_step_before_the_answer(engine: Engine):
+    """It is the thinking part's window, though it reads nothing."""
+    thinking = Threshold("max_prob", 1.1, window=Window("step"))
+    params = SamplingParams(max_tokens=60, max_think_tokens=40, think_end=MARK)
+    joined = engine.generate(PROMPTS, params, AfterThinking(thinking, Always("small")))
+    alone = engine.generate(PROMPTS, params, thinking)
+    assert any(s.model == "large" for c in joined for s in c.steps)
+    texts = [[c.text.split(MARK)[0] for c in done] for done in (joined, alone)]
+    assert texts[0] == texts[1]
+
+
 def test_a_marker_that_cannot_be_written(engine: Engine):
     with pytest.raises(SteerError, match="think_end '</think>': the tokenizer does not know"):
         engine.submit(PROMPTS[0], SamplingParams(max_tokens=9, max_think_tokens=3), "small")
@@ -117,6 +128,12 @@ def test_a_loop_within_a_trial_can_be_taken_back(ring):
     (done,) = engine.generate(["a"], SamplingParams(max_tokens=100, max_repeats=4), policy)
     assert done.finish_reason == "repetition" and {s.model for s in done.steps} == {"large"}
     assert done.usage.count("small", "discarded") == 32
+
+
+def test_the_largest_number_of_repeats(engine: Engine):
+    params = SamplingParams(max_tokens=100, max_repeats=2**31 - 1, ignore_eos=True, temperature=2.0)
+    (done,) = engine.generate(PROMPTS[:1], params, "small")
+    assert done.finish_reason == "length"
 
 
 def test_answers_do_not_loop_by_accident(engine: Engine):
@@ -181,6 +198,11 @@ def test_budgets_by_hand():
         ({"max_flops": math.nan}, "max_flops must be 0 or more"),
         ({"think_end": 3}, "think_end must be text"),
         ({"max_large_share": "0.5"}, "max_large_share must be a number"),
+        ({"stop": 5}, "stop must be strings"),
+        ({"stop": None}, "stop must be strings"),
+        ({"stop": ("\ud800",)}, "stop must be valid Unicode"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be token ids"),
+        ({"ignore_eos": "no"}, "ignore_eos must be true or false"),
     ],
 )
 def test_bad_limits(changes: dict, message: str):

@@ -14,6 +14,7 @@ from engine import (
     Cascade,
     Engine,
     EngineConfig,
+    Query,
     SamplingParams,
     Signals,
     Steer,
@@ -227,3 +228,83 @@ def test_a_probe_longer_than_the_answer_is_refused(engine: Engine):
 def test_bad_policy_names(policy: str, message: str):
     with pytest.raises(SteerError, match=message):
         make_policy(policy)
+
+
+def test_a_query_asks_in_its_own_window(engine: Engine):
+    """What it decides at the prompt is what the policy inside decides there."""
+    inner = Threshold("max_prob", 0.9, window=Window("probe", 4, least=True))
+    seen = []
+
+    def policy(boundary):
+        seen.append(boundary)
+        return inner.decide(boundary)
+
+    engine.generate(PROMPTS, PARAMS, Query(Call(policy, window=inner.window)))
+    assert len(seen) == len(PROMPTS) and all(b.tried == 4 and b.signals for b in seen)
+
+
+@pytest.mark.parametrize("policy", ["cascade:max_prob:1.1", "query:max_prob:1.1"])
+@pytest.mark.parametrize("limit", [{"max_flops": 1e15}, {"max_think_tokens": 60, "think_end": "?"}])
+def test_a_decision_for_the_rest_is_not_paid_for_twice(engine: Engine, policy: str, limit: dict):
+    """A cap or a thinking limit that never bites asks again, but reads and tries nothing."""
+    (plain,) = engine.generate(PROMPTS[:1], PARAMS, policy)
+    (capped,) = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=80, **limit), policy)
+    assert capped.text == plain.text
+    assert capped.usage.to_json() == plain.usage.to_json()
+
+
+def test_signals_of_a_tick_that_a_cancel_brings_home(engine: Engine, monkeypatch):
+    """Another call's interrupt costs a probing request nothing."""
+    policy = "threshold:max_prob:0.9@probe:1"
+    expected = [c.text for c in engine.generate(PROMPTS, PARAMS, policy)]
+    decoder = engine.lanes[0].runner.decoder
+    forward, calls = decoder.forward, []
+
+    def interrupted(batch, arena):
+        calls.append(1)
+        if len(calls) in (3, 7, 12):
+            raise KeyboardInterrupt
+        return forward(batch, arena)
+
+    ids = [engine.submit(p, PARAMS, policy) for p in PROMPTS]
+    monkeypatch.setattr(decoder, "forward", interrupted)
+    done = {}
+    while len(done) < len(ids):
+        try:
+            engine.generate(PROMPTS[:2], PARAMS, "small")
+        except KeyboardInterrupt:
+            continue
+        done |= {c.request_id: c.text for c in engine.step()}
+    assert [done[i] for i in ids] == expected
+
+
+def test_no_trial_is_read_along():
+    """An eager large model with the text in its cache still waits for settled tokens."""
+    config = EngineConfig(block_tokens=1, eager_backlog=1, lane_policy="weighted", check_every=1)
+    engine = Engine("tiny", config=config)
+    engine.generate(PROMPTS, PARAMS, "small")
+    engine.generate(PROMPTS, PARAMS, "large")
+    seen = []
+
+    def policy(boundary):
+        seen.append(boundary)
+        return "small"
+
+    engine.generate(PROMPTS, PARAMS, Call(policy, window=Window("answer")))
+    assert seen and all(b.tried > 0 and b.catch_up >= 1 for b in seen)
+
+
+@pytest.mark.parametrize("arguments", [("bogus",), ("probe", 2.5), ("probe", 0), ("step", 3)])
+def test_windows_that_make_no_sense(arguments: tuple):
+    with pytest.raises(SteerError):
+        Window(*arguments)
+
+
+def test_a_calibration_leaves_out_what_has_no_signals(engine: Engine):
+    """A window of the last step has none where the large model wrote, or nobody yet."""
+    policy = Threshold("max_prob", 0.97, window=Window("step"))
+    done = engine.generate(PROMPTS, PARAMS, policy)
+    signals = [s.signals for c in done for s in c.steps]
+    assert None in signals
+    fitted = Calibration.fit(engine.fingerprint, "max_prob", signals, window="step")
+    assert fitted.provenance["boundaries"] == sum(s is not None for s in signals)
