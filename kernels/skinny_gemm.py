@@ -1,8 +1,8 @@
 """Linear layers of few rows: ``y[M, N] = x[M, K] @ w[N, K]^T (* scale[N]) (+ bias[N])``, M <= 16.
 
 x is fp32, bf16 or fp16; w is of x's type, or fp8 (e4m3) with one fp32 scale a row; y is of x's
-type; sums are fp32. So few rows are bound by streaming w once, so tiles are weights first: w fills the
-long side of the matrix instruction and the rows of x, padded to 16, its short side. One
+type; sums are fp32. So few rows are bound by streaming w once, so tiles are weights first: w fills
+the long side of the matrix instruction and the rows of x, padded to 16, its short side. One
 configuration serves M = 1..16: a row's result is bitwise the same whatever its neighbours are.
 
 Where N gives too few tiles to keep all SMs loading, K is split too: each split stores its partial
