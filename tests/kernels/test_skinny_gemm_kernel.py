@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import skinny_gemm
+from kernels import norm, ops, silu_mul, skinny_gemm
 from kernels.reference import layers
 from kernels.skinny_gemm import FP8, linear, plan, skinny_linear
 
@@ -75,6 +75,7 @@ def test_the_shapes_above_split_and_do_not():
     assert plan(48, 896, 2).splits == 1
     assert plan(130, 2500, 2).splits > 1
     assert plan(70, 2500, 1).splits > 1
+    assert plan(48, 896, 1).config is skinny_gemm.NARROW_BYTES
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -198,3 +199,12 @@ def test_real_shapes(n: int, k: int):
     assert torch.equal(captured, together)
     narrow, scale = fp8(n, k)
     assert_right(skinny_linear(x, narrow, None, scale), x, narrow, None, scale)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_the_face_picks_the_kernels():
+    x, weight = random(4, 256, dtype=torch.bfloat16), random(512, 256, dtype=torch.bfloat16)
+    assert torch.equal(ops.linear(x, weight), skinny_linear(x, weight))
+    assert torch.equal(ops.silu_mul(x), silu_mul.silu_mul(x))
+    assert torch.equal(ops.rms_norm(x, x[0], 1e-6), norm.rms_norm(x, x[0], 1e-6))
