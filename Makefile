@@ -8,10 +8,10 @@ export OMP_WAIT_POLICY ?= passive
 
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test sanitize soak lint setup pair clean
+.PHONY: help demo test bench-kernels gpu-kernels sanitize soak lint setup pair clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(VENV)/.ready ## virtual environment, dependencies, extension
 
@@ -22,6 +22,16 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 
 test: setup lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest
+
+bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
+	@mkdir -p out
+	python -m bench.kernels --quick --json out/kernels.jsonl
+
+gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, then the kernels' rows
+	@python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
+	  { echo "gpu-kernels: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
+	python -m pytest -m gpu
+	python -m bench.kernels --json bench/results/kernels-gpu.jsonl
 
 sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
 	@for kind in address thread; do \

@@ -27,7 +27,7 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Python and the packages that figures depend on."""
     found = {"python": platform.python_version()}
-    for package in ("steer-engine", "torch", "numpy"):
+    for package in ("steer-engine", "torch", "triton", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from engine.config import ModelConfig
 from kernels import ops
@@ -86,20 +85,21 @@ class Decoder:
         cosine, sine = self.rope[:, batch.positions, None]
         for index, layer in enumerate(self.layers):
             h = ops.rms_norm(x, layer.attention_norm, eps)
-            x = x + self._attention(index, layer, h, cosine, sine, batch, arena)
-            h = ops.rms_norm(x, layer.mlp_norm, eps)
-            x = x + linear(ops.silu_mul(linear(h, layer.gate_up)), layer.down)
+            mixed = self._attention(index, layer, h, cosine, sine, batch, arena)
+            h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
+            gated = ops.silu_mul(ops.linear(h, layer.gate_up))
+            x = x + ops.linear(gated, layer.down)
         x = ops.rms_norm(x[batch.sampled], self.norm, eps)
-        return linear(x, self.head).float()
+        return ops.linear(x, self.head).float()
 
     def _attention(
         self, index: int, layer: Layer, h: Tensor, cosine: Tensor, sine: Tensor, batch: Batch,
         arena: Tensor,
     ) -> Tensor:  # fmt: skip
         c = self.config
-        qkv = linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
+        qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
         query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
         query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
         ops.write_kv(arena, batch.attention, index, key, value)
         mixed = ops.paged_attention(arena, batch.attention, index, query)
-        return linear(mixed.flatten(1), layer.output)
+        return ops.linear(mixed.flatten(1), layer.output)

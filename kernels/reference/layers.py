@@ -19,6 +19,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * scale).to(x.dtype)
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add ``residual`` to ``x`` in place and return the norm of the sum."""
+    return rms_norm(x.add_(residual), weight, eps)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """``x @ weight^T * scale + bias`` in x's dtype.
+
+    Args:
+        x: [rows, in].
+        weight: [out, in] of x's dtype, or of a narrower one with ``scale``.
+        bias: [out].
+        scale: [out] fp32, of the weight's rows.
+    """
+    if scale is None:
+        return torch.nn.functional.linear(x, weight, bias)
+    y = torch.nn.functional.linear(x, weight.to(x.dtype)).float() * scale
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
 def rope_tables(length: int, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
     """Cosines and sines of positions 0..length-1: [2, length, head_dim], halves repeated."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)

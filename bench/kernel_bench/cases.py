@@ -1,0 +1,112 @@
+"""What is timed on a GPU: each kernel at a model's shapes, beside the same in plain torch.
+
+A new op gives a function ``(shape, batch) -> list[Case]`` and its line in ``CASES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import norm, silu_mul, skinny_gemm
+from kernels.floor import Floor
+from kernels.reference import layers
+from kernels.variant import ModelShape
+
+EPS = 1e-6
+_DTYPE = torch.bfloat16
+DEVICE = "cuda"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one shape.
+
+    inputs: makes one set of arguments on the GPU; called again for every further set.
+    kernel: ours, on such arguments.
+    baseline: the same in plain torch; it is also what torch.compile gets.
+    rows: tokens in the batch. context: keys of each, where that matters.
+    """
+
+    op: str
+    name: str
+    rows: int
+    floor: Floor
+    inputs: Callable[[], tuple[Any, ...]]
+    kernel: Callable[..., object]
+    baseline: Callable[..., object]
+    context: int = 0
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=_DTYPE)
+
+
+def _norms(shape: ModelShape, batch: int) -> list[Case]:
+    hidden = shape.hidden
+
+    def plain() -> tuple[Tensor, ...]:
+        return _random(batch, hidden), _random(hidden)
+
+    def added() -> tuple[Tensor, ...]:
+        # Nothing is added, so that the sum stays finite over any number of calls.
+        zeros = torch.zeros(batch, hidden, device=DEVICE, dtype=_DTYPE)
+        return _random(batch, hidden), zeros, _random(hidden)
+
+    return [
+        Case(
+            "norm", "rms_norm", batch, norm.floor(batch, hidden), plain,
+            partial(norm.rms_norm, eps=EPS), partial(layers.rms_norm, eps=EPS),
+        ),
+        Case(
+            "norm", "add_rms_norm", batch, norm.floor(batch, hidden, add=True), added,
+            partial(norm.add_rms_norm, eps=EPS), partial(layers.add_rms_norm, eps=EPS),
+        ),
+    ]  # fmt: skip
+
+
+def _silu_muls(shape: ModelShape, batch: int) -> list[Case]:
+    width = shape.feed_forward
+    return [
+        Case(
+            "silu_mul", "silu_mul", batch, silu_mul.floor(batch, width),
+            lambda: (_random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
+        )
+    ]  # fmt: skip
+
+
+def _linears(shape: ModelShape, batch: int) -> list[Case]:
+    """bf16 and fp8; more rows than the kernel takes are the baseline itself, so not timed."""
+    found: list[Case] = []
+    if batch > skinny_gemm.ROWS:
+        return found
+    for layer, (n, k) in skinny_gemm.shapes(shape).items():
+        for kind, size in (("bf16", 2), ("fp8", 1)):
+            found.append(
+                Case(
+                    "skinny_gemm", f"{layer}_{kind}", batch, skinny_gemm.floor(batch, n, k, size),
+                    partial(_linear_inputs, batch, n, k, kind), skinny_gemm.skinny_linear,
+                    layers.linear,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _linear_inputs(batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
+    x, weight = _random(batch, k), _random(n, k)
+    if kind == "bf16":
+        return x, weight
+    scale = torch.rand(n, device=DEVICE) + 0.5
+    return x, weight.to(skinny_gemm.FP8), None, scale
+
+
+CASES: dict[str, Callable[[ModelShape, int], list[Case]]] = {
+    "norm": _norms,
+    "silu_mul": _silu_muls,
+    "skinny_gemm": _linears,
+}

@@ -1,0 +1,219 @@
+"""Times cases on a GPU, inside graphs, against what this very card can do.
+
+Every figure is microseconds a call over the replays of a graph of many calls. ``cold`` goes round
+sets of inputs that together are twice the L2 cache; where a set is so small that this would take
+too many, there is no cold row, and in a model such inputs are hot anyway. ``hot`` repeats one set.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import quantiles
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from tqdm import tqdm
+
+from bench.kernel_bench.cases import CASES, Case
+from bench.table import render
+from kernels.variant import ModelShape
+
+Row = dict[str, Any]
+Call = Callable[[], object]
+BATCHES = (1, 8, 64)
+MOST_SETS = 128
+_GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
+_GIB = 2**30
+
+
+@triton.jit
+def _empty_kernel():  # type: ignore[no-untyped-def]
+    pass
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card did in this run. Bytes and FLOPs a second; the node in microseconds."""
+
+    gpu: str
+    clocks: str
+    copy_bandwidth: float
+    read_bandwidth: float
+    peak_flops: float
+    node_us: float
+    l2_bytes: int
+
+
+def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
+    """Microseconds a call, one figure a replay of a graph of all ``calls``."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:  # compile and allocate outside of the capture
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    spans = [a.elapsed_time(b) for a, b in pairwise(events)]
+    return [1e3 * span / len(calls) for span in spans]
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """20th, 50th and 80th."""
+    tenths = quantiles(values, n=10)
+    return tenths[1], tenths[4], tenths[7]
+
+
+def _median(call: Call, calls: int, replays: int = 10) -> float:
+    return percentiles(graph_times([call] * calls, replays))[1]
+
+
+def calibrate() -> Card:
+    """Measure the card: streaming copy and read, dense bf16 products, an empty graph node."""
+    source = torch.ones(_GIB // 4, device="cuda")
+    target = torch.empty_like(source)
+    copy_us = _median(lambda: target.copy_(source), 5)
+    read_us = _median(lambda: source.sum(), 5)
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product_us = _median(lambda: a @ b, 5)
+    properties = torch.cuda.get_device_properties(0)
+    return Card(
+        gpu=properties.name,
+        clocks=_clocks(),
+        copy_bandwidth=1e6 * 2 * _GIB / copy_us,
+        read_bandwidth=1e6 * _GIB / read_us,
+        peak_flops=1e6 * 2 * size**3 / product_us,
+        node_us=_median(lambda: _empty_kernel[(1,)](), 200),
+        l2_bytes=properties.L2_cache_size,
+    )
+
+
+def _clocks() -> str:
+    """SM and memory clock, if the driver's tool says."""
+    query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def measure(
+    ops: Sequence[str], shapes: Sequence[ModelShape], card: Card, replays: int
+) -> list[Row]:
+    """Rows for every case of the ops and models: our kernel, torch and torch.compile each."""
+    cases = [
+        (shape.name, case)
+        for shape in shapes
+        for op in ops
+        if op in CASES
+        for batch in BATCHES
+        for case in CASES[op](shape, batch)
+    ]
+    rows = []
+    for model, case in tqdm(cases, "bench.kernels"):
+        rows += _measure_case(model, case, card, replays)
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _measure_case(model: str, case: Case, card: Card, replays: int) -> list[Row]:
+    torch._dynamo.reset()
+    inputs = [case.inputs()]
+    size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
+    sets = max(2, -(-2 * card.l2_bytes // size))
+    contestants = {
+        "steer": case.kernel,
+        "torch": case.baseline,
+        "torch.compile": torch.compile(case.baseline, dynamic=False),
+    }
+    rows = []
+    for l2 in ("hot", "cold"):
+        if l2 == "cold":
+            if sets > MOST_SETS:
+                break
+            inputs += [case.inputs() for _ in range(sets - 1)]
+        rounds = -(-_GRAPH_CALLS // len(inputs))
+        for provider, function in contestants.items():
+            calls = [_bind(function, arguments) for arguments in inputs] * rounds
+            times = percentiles(graph_times(calls, replays))
+            rows.append(_row(model, case, card, provider, l2, times))
+    return rows
+
+
+def _bind(function: Callable[..., object], arguments: tuple[Any, ...]) -> Call:
+    return lambda: function(*arguments)
+
+
+def _row(
+    model: str, case: Case, card: Card, provider: str, l2: str, times: tuple[float, float, float]
+) -> Row:
+    p20, p50, p80 = times
+    seconds, floor = 1e-6 * p50, case.floor
+    return {
+        "kind": "gpu",
+        "op": case.op,
+        "kernel": case.name,
+        "model": model,
+        "provider": provider,
+        "rows": case.rows,
+        "context": case.context,
+        "l2": l2,
+        "graph": True,
+        "p20_us": p20,
+        "p50_us": p50,
+        "p80_us": p80,
+        "bytes": floor.bytes,
+        "flops": floor.flops,
+        "bytes_per_second": floor.bytes / seconds,
+        "flops_per_second": floor.flops / seconds,
+        "of_copy_floor": floor.seconds(card.copy_bandwidth, card.peak_flops) / seconds,
+        "of_read_floor": floor.seconds(card.read_bandwidth, card.peak_flops) / seconds,
+        "triton": triton.__version__,
+        **asdict(card),
+    }
+
+
+def show(rows: Sequence[Row], card: Card) -> str:
+    """The card in a line, and the table: a line a case, with the rivals' medians."""
+    head = (
+        f"{card.gpu}, clocks {card.clocks}: copy {card.copy_bandwidth / 1e12:.2f} TB/s, read "
+        f"{card.read_bandwidth / 1e12:.2f} TB/s, bf16 {card.peak_flops / 1e12:.0f} TFLOP/s, "
+        f"empty node {card.node_us:.2f} us"
+    )
+    header = (
+        "op", "kernel", "model", "rows", "context", "L2", "p20 us", "p50 us", "p80 us", "TB/s",
+        "of copy floor", "of read floor", "torch us", "torch.compile us",
+    )  # fmt: skip
+    cases: dict[tuple[object, ...], dict[str, Row]] = {}
+    for r in rows:
+        key = (r["op"], r["kernel"], r["model"], r["rows"], r["context"], r["l2"])
+        cases.setdefault(key, {})[r["provider"]] = r
+    lines = [(*map(str, key), *_figures(found)) for key, found in cases.items()]
+    return f"{head}\n\n{render(header, lines)}"
+
+
+def _figures(found: dict[str, Row]) -> tuple[str, ...]:
+    ours = found["steer"]
+    return (
+        *(f"{ours[p]:.2f}" for p in ("p20_us", "p50_us", "p80_us")),
+        f"{ours['bytes_per_second'] / 1e12:.2f}",
+        f"{ours['of_copy_floor']:.0%}",
+        f"{ours['of_read_floor']:.0%}",
+        *(f"{found[name]['p50_us']:.2f}" for name in ("torch", "torch.compile")),
+    )

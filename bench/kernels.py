@@ -1,0 +1,130 @@
+"""How close are the kernels to the least that they could cost?
+
+    python -m bench.kernels [--op OP] [--pair PAIR] [--json FILE] [--quick]
+    python -m bench.kernels --aot
+
+On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
+L2, beside torch and torch.compile, against the floor as measured on that card.
+
+Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
+ahead of time for sm_90, which needs no GPU, and holds the result to the kernels' limits: spills,
+registers, 16-byte loads, instructions an element. Without --aot it then times the references on the
+CPU. Exit status: 0; 1 if a limit is broken, one line each; 2 on bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.rows import RowWriter
+from engine.errors import SteerError
+from engine.files import check_output
+from kernels.registry import OPS
+
+QUICK_PAIR = "qwen-1.5b/qwen-32b"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--op", help=f"one of {', '.join(OPS)} (default: all)")
+    add("--pair", help=f"whose shapes (default: all to compile, {QUICK_PAIR} to time)")
+    add("--json", type=Path, metavar="FILE", help="write a result row a line")
+    add("--aot", action="store_true", help="only compile and check, also where there is a GPU")
+    add("--quick", action="store_true", help=f"only the shapes of {QUICK_PAIR}, fewer repeats")
+    return parser.parse_args(arguments)
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    if options.op and options.op not in OPS:
+        raise SteerError(f"unknown op {options.op!r}; known: {', '.join(OPS)}")
+    return [options.op] if options.op else list(OPS)
+
+
+def check(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> int:
+    """Compile ahead of time; 1 if a limit is broken."""
+    from bench.kernel_bench import aot
+
+    pair = options.pair or (QUICK_PAIR if options.quick else None)
+    rows = aot.check_models(ops, aot.model_shapes([pair] if pair else []))
+    for row in rows:
+        writer.write(row)
+    print(aot.show(rows))
+    broken = aot.failures(rows)
+    for line in broken:
+        print(f"broken limit: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def time_references(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> None:
+    """The references on the CPU."""
+    from bench.kernel_bench import reference
+
+    rows = reference.time_references(ops, 10 if options.quick else 50)
+    for row in rows:
+        writer.write(row)
+    print(f"\n{reference.show(rows)}")
+
+
+def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> None:
+    """The kernels on the GPU."""
+    from bench.kernel_bench import aot, gpu
+
+    shapes = aot.model_shapes([options.pair or QUICK_PAIR])
+    card = gpu.calibrate()
+    rows = gpu.measure(ops, shapes, card, 20 if options.quick else 100)
+    for row in rows:
+        writer.write(row)
+    print(gpu.show(rows, card))
+    missing = [op for op in ops if op not in gpu.CASES]
+    if missing:
+        print(f"without cases for a GPU yet: {', '.join(missing)}", file=sys.stderr)
+
+
+def _compiled_again(arguments: Sequence[str]) -> int:
+    """The same command without Triton's interpreter, which is chosen where kernels are imported."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.kernels", *arguments]
+    return subprocess.run(command, env=clean, check=False).returncode
+
+
+def run(options: argparse.Namespace) -> int:
+    """Time on a GPU, or compile and time the references."""
+    import torch
+
+    ops = _chosen(options)
+    check_output(options.json, "rows")
+    with RowWriter(options.json) as writer:
+        if torch.cuda.is_available() and not options.aot:
+            time_kernels(ops, options, writer)
+            return 0
+        code = check(ops, options, writer)
+        if not options.aot:
+            time_references(ops, options, writer)
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 1 for a broken limit, 2 on bad input."""
+    options = parse(arguments)
+    if "TRITON_INTERPRET" in os.environ:
+        return _compiled_again(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return run(options)
+    except (SteerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

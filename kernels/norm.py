@@ -1,0 +1,156 @@
+"""RMSNorm, alone and with the residual's addition in front of it.
+
+    rms_norm:      out = weight * to(x * rsqrt(mean(x^2) + eps))
+    add_rms_norm:  x = to(x + residual), written back, then out = rms_norm(x)
+
+x and residual are [rows, hidden] or [rows, heads, head_dim] in fp32, bf16 or fp16, hidden (or
+head_dim) at most 16384; ``to`` rounds to their type; statistics are fp32. One program a row, which
+it reads once and keeps in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.checks import check_tensor
+from kernels.floor import Floor
+from kernels.variant import ModelShape, Variant
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST = 16384
+
+
+@triton.jit
+def _norm_kernel(  # type: ignore[no-untyped-def]
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    out_ptr,
+    hidden,
+    heads,
+    x_row_stride,
+    x_head_stride,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Grid: (rows * heads,). With ADD, x and residual are contiguous.
+    program = tl.program_id(0).to(tl.int64)
+    row, head = program // heads, program % heads
+    columns = tl.arange(0, BLOCK)
+    inside = columns < hidden
+    x_at = x_ptr + row * x_row_stride + head * x_head_stride + columns
+    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    element = x_ptr.dtype.element_ty
+    if ADD:
+        residual = tl.load(residual_ptr + program * hidden + columns, mask=inside, other=0.0)
+        # The sum is rounded before its statistics, as if it had been stored and read again.
+        rounded = (x + residual.to(tl.float32)).to(element)
+        tl.store(x_at, rounded, mask=inside)
+        x = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
+    normed = (x * scale).to(element).to(tl.float32)
+    tl.store(out_ptr + program * hidden + columns, (normed * weight).to(element), mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / rms(x) * weight`` over the last dimension.
+
+    Args:
+        x: [rows, hidden] or [rows, heads, head_dim]; only the last dimension must be dense, so
+            that heads may be a slice of a fused projection.
+        weight: [hidden] (or [head_dim]), of x's type.
+        eps: added to the mean square.
+
+    Returns:
+        Like x, contiguous.
+    """
+    _check(x, weight, eps, contiguous=False)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(x, None, weight, out, eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add ``residual`` to ``x`` in place and return the norm of the sum.
+
+    Args:
+        x: [rows, hidden], contiguous; written.
+        residual: likewise, of x's type.
+        weight: [hidden], of x's type.
+        eps: added to the mean square.
+    """
+    _check(x, weight, eps, contiguous=True)
+    check_tensor("residual", residual, x.shape, (x.dtype,), like=x)
+    out = torch.empty_like(x)
+    _launch(x, residual, weight, out, eps)
+    return out
+
+
+def _check(x: Tensor, weight: Tensor, eps: float, contiguous: bool) -> None:
+    if x.ndim not in (2, 3):
+        raise ValueError(
+            f"x must be [rows, hidden] or [rows, heads, head_dim], got {list(x.shape)}"
+        )
+    check_tensor("x", x, (None,) * x.ndim, FLOATS, contiguous=contiguous)
+    if not 1 <= x.shape[-1] <= WIDEST:
+        raise ValueError(f"x must have 1 to {WIDEST} columns, got {x.shape[-1]}")
+    check_tensor("weight", weight, (x.shape[-1],), (x.dtype,), like=x)
+    if not eps >= 0:
+        raise ValueError(f"eps must be 0 or more, got {eps}")
+
+
+def _warps(block: int) -> int:
+    """16 to 32 elements a thread: wide loads, and the row still fits the registers."""
+    return min(16, max(1, block // 512))
+
+
+def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps: float) -> None:
+    hidden = x.shape[-1]
+    heads = x.shape[1] if x.ndim == 3 else 1
+    programs = x.shape[0] * heads
+    if not programs:
+        return
+    block = max(16, triton.next_power_of_2(hidden))
+    head_stride = x.stride(1) if x.ndim == 3 else 0
+    _norm_kernel[(programs,)](
+        x, residual if residual is not None else x, weight, out, hidden, heads, x.stride(0),
+        head_stride, eps, ADD=residual is not None, BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+
+
+def floor(rows: int, hidden: int, element_bytes: int = 2, add: bool = False) -> Floor:
+    """Reads x (and the residual), writes the norm (and x), reads the weight once."""
+    streams = 4 if add else 2
+    return Floor((streams * rows + 1) * hidden * element_bytes, (4 + add) * rows * hidden)
+
+
+def variants(shape: ModelShape) -> list[Variant]:
+    """Both kernels at the model's hidden size in bf16."""
+    block = triton.next_power_of_2(shape.hidden)
+    return [
+        Variant(
+            op="norm",
+            name=name,
+            kernel=_norm_kernel,
+            signature={
+                **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), "*bf16"),
+                **dict.fromkeys(("hidden", "heads", "x_row_stride", "x_head_stride"), "i32"),
+                "eps": "fp32",
+            },
+            constants={"ADD": add, "BLOCK": block},
+            aligned=(
+                "x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "hidden", "x_row_stride",
+                "x_head_stride",
+            ),
+            warps=_warps(block),
+            elements=shape.hidden,
+            budget=28,
+            registers=128,
+        )
+        for name, add in (("rms_norm", False), ("add_rms_norm", True))
+    ]  # fmt: skip

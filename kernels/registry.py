@@ -1,0 +1,42 @@
+"""The operations that have Triton kernels. A module each, with ``floor`` and ``variants``.
+
+Imported by name when asked for: whoever lists them needs no Triton.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from kernels.variant import ModelShape, Variant
+
+_NAMES = (
+    "confidence",
+    "lm_head",
+    "attention",
+    "rope_kv",
+    "copy_blocks",
+    "norm",
+    "silu_mul",
+    "skinny_gemm",
+)
+OPS = tuple(n for n in _NAMES if (Path(__file__).parent / f"{n}.py").is_file())
+
+
+def load(op: str) -> ModuleType:
+    """The module of an op."""
+    if op not in OPS:
+        raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
+    return import_module(f"kernels.{op}")
+
+
+def op_variants(op: str, shape: ModelShape) -> list[Variant]:
+    """Every kernel of one op as a model of this shape would launch it."""
+    found: list[Variant] = load(op).variants(shape)
+    return found
+
+
+def all_variants(shape: ModelShape) -> list[Variant]:
+    """Every kernel of every op."""
+    return [variant for op in OPS for variant in op_variants(op, shape)]
