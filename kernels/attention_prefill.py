@@ -57,17 +57,18 @@ def prefill_kernel(
     maximum = tl.full([block_m], float("-inf"), tl.float32)
     total = tl.zeros([block_m], tl.float32)
     mixed = tl.zeros([block_m, head_dim], tl.float32)
+    held = tl.load(blocks)
     seen_by_all = (before + block * block_q + 1) // block_n * block_n
     for start in range(0, seen_by_all, block_n):
-        maximum, total, mixed = fold(
-            q, maximum, total, mixed, arena, blocks, start, context, last, plane, slots, slab_rows,
-            block_rows, plane_rows, scale, page, head_dim, block_n, False, upcast,
+        held, maximum, total, mixed = fold(
+            q, held, maximum, total, mixed, arena, blocks, start, context, last, plane, slots,
+            slab_rows, block_rows, plane_rows, scale, page, head_dim, block_n, False, upcast,
         )  # fmt: skip
     end = tl.minimum(context, before + (block + 1) * block_q)
     for start in range(seen_by_all, end, block_n):
-        maximum, total, mixed = fold(
-            q, maximum, total, mixed, arena, blocks, start, context, last, plane, slots, slab_rows,
-            block_rows, plane_rows, scale, page, head_dim, block_n, True, upcast,
+        held, maximum, total, mixed = fold(
+            q, held, maximum, total, mixed, arena, blocks, start, context, last, plane, slots,
+            slab_rows, block_rows, plane_rows, scale, page, head_dim, block_n, True, upcast,
         )  # fmt: skip
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
     out_at = out + head[:, None] * head_dim + column[None, :]

@@ -71,9 +71,11 @@ def split_kernel(
     maximum = tl.full([block_m], float("-inf"), tl.float32)
     total = tl.zeros([block_m], tl.float32)
     mixed = tl.zeros([block_m, head_dim], tl.float32)
+    blocks = table + sequence.to(tl.int64) * table_width
+    held = tl.load(blocks + split * size // page)
     for start in range(split * size, tl.minimum(end, (split + 1) * size), block_n):
-        maximum, total, mixed = fold(
-            q, maximum, total, mixed, arena, table + sequence.to(tl.int64) * table_width, start,
+        held, maximum, total, mixed = fold(
+            q, held, maximum, total, mixed, arena, blocks, start,
             context, last, plane, slots, slab_rows, block_rows, plane_rows, scale,
             page, head_dim, block_n, True, upcast,
         )  # fmt: skip

@@ -58,16 +58,20 @@ def clear_padding(
 
 @triton.jit
 def fold(
-    query: tl.tensor, maximum: tl.tensor, total: tl.tensor, mixed: tl.tensor, arena: tl.tensor,
-    table: tl.tensor, start: tl.tensor, context: tl.tensor, last: tl.tensor, plane: tl.tensor,
-    slots: tl.tensor, slab_rows: tl.tensor, block_rows: tl.tensor, plane_rows: tl.tensor,
-    scale: tl.tensor, page: tl.constexpr, head_dim: tl.constexpr, block_n: tl.constexpr,
-    masked: tl.constexpr, upcast: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    query: tl.tensor, block: tl.tensor, maximum: tl.tensor, total: tl.tensor, mixed: tl.tensor,
+    arena: tl.tensor, table: tl.tensor, start: tl.tensor, context: tl.tensor, last: tl.tensor,
+    plane: tl.tensor, slots: tl.tensor, slab_rows: tl.tensor, block_rows: tl.tensor,
+    plane_rows: tl.tensor, scale: tl.tensor, page: tl.constexpr, head_dim: tl.constexpr,
+    block_n: tl.constexpr, masked: tl.constexpr, upcast: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Online softmax over the ``block_n`` keys from position ``start`` on.
+
+    Returns the next tile's first block id, then ``maximum``, ``total`` and ``mixed`` brought on.
 
     Args:
         query: [block_m, head_dim].
+        block: id of the tile's first block. It is loaded a tile ahead: were it loaded here, keys
+            could not be in flight while the tile before them is computed.
         maximum: [block_m] fp32, of the scores so far, in powers of two.
         total: [block_m] fp32, sum of weights so far, relative to ``maximum``; ``mixed`` likewise.
         table: the sequence's block ids.
@@ -81,13 +85,14 @@ def fold(
     position = start + tl.arange(0, block_n)
     column = tl.arange(0, head_dim)
     if page % block_n == 0:  # one block holds the whole tile
-        block = tl.load(table + start // page)
+        held = block
+        block = tl.load(table + (start + block_n) // page, mask=start + block_n < context, other=0)
         inside = start % page + tl.arange(0, block_n)
     else:
-        block = tl.load(table + position // page, mask=position < context, other=0)
+        held = tl.load(table + position // page, mask=position < context, other=0)
         inside = position % page
-    slab = block // slots
-    first = slab.to(tl.int64) * slab_rows + (block - slab * slots).to(tl.int64) * block_rows
+    slab = held // slots
+    first = slab.to(tl.int64) * slab_rows + (held - slab * slots).to(tl.int64) * block_rows
     row = first + plane + inside
     key_at = arena + row[None, :] * head_dim + column[:, None]
     value_at = arena + (row + plane_rows)[:, None] * head_dim + column[None, :]
@@ -114,4 +119,4 @@ def fold(
         weight = weight.to(tl.float32)
         value = value.to(tl.float32)
     mixed = tl.dot(weight, value, mixed * decay[:, None], input_precision="ieee")
-    return top, total, mixed
+    return block, top, total, mixed
