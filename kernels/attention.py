@@ -311,6 +311,10 @@ def floor(
     return Floor(sum(contexts) * token + 2 * sum(spans) * row * itemsize, 4 * seen * row)
 
 
+# Instructions an element of one step's keys and values; long spans have their loop twice.
+_BUDGET = {"decode": 16, "short": 28, "long": 72}
+
+
 def variants(shape: ModelShape) -> list[Variant]:
     """bf16, pages of 64 tokens, 64 sequences."""
     layout = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
@@ -348,6 +352,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                     aligned=tuple(p for p in pointers if p in used),
                     warps=warps,
                     stages=stages,
+                    elements=0 if kernel is merge_kernel else 2 * tile.keys * shape.head_dim,
+                    budget=0 if kernel is merge_kernel else _BUDGET[kind],
                 )
             )
     return found
