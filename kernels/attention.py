@@ -25,6 +25,16 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.arena import FLOATS, check_device, check_layout, interpreted
+from kernels.attention_config import (
+    FULL,
+    HALF,
+    Split,
+    Splits,
+    Work,
+    check_splits,
+    shared_constants,
+)
 from kernels.attention_prefill import prefill_kernel
 from kernels.attention_split import merge_kernel, split_kernel
 from kernels.checks import check_choice, check_tensor
@@ -32,100 +42,10 @@ from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 32, 64, 128)
-PAGES = (4, 8, 16, 32, 64, 128)
 WIDEST_GROUP = 16
 MOST_SEQUENCES = 4096
-SHORT = 64  # queries: longer spans fill the card without splitting their keys
-_LONGEST = 2**30
 _MERGED = 16  # splits that are read at once
-
-
-@dataclass(frozen=True)
-class Split:
-    """``chunk`` tokens a split at least, ``most`` splits a sequence at most; powers of two."""
-
-    chunk: int
-    most: int
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Of decodes and of short spans."""
-
-    decode: Split
-    short: Split
-
-    @classmethod
-    def choose(cls, sequences: int, kv_heads: int) -> Splits:
-        """By the size of the batch: its capacity, not what is in it.
-
-        One sequence must be cut fine to fill a card; many fill it by themselves, and each split
-        costs ``4 * head_dim`` bytes of partial result per query and head, written and read. Short
-        spans write ``SHORT`` times more of them, hence longer chunks.
-        """
-        work = sequences * kv_heads
-        for most, splits in _TABLE:
-            if work <= most:
-                return splits
-        return _MANY
-
-
-_TABLE = (
-    (4, Splits(Split(64, 64), Split(128, 32))),
-    (8, Splits(Split(64, 64), Split(256, 32))),
-    (32, Splits(Split(128, 32), Split(256, 16))),
-    (128, Splits(Split(256, 32), Split(512, 8))),
-)
-_MANY = Splits(Split(512, 16), Split(1024, 2))
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the host knows of a batch: upper bounds, so that one graph serves many batches.
-
-    decodes, shorts, longs: sequences with 1, 2 to ``SHORT``, and more queries.
-    short_rows, long_rows: their queries.
-    context: keys of any sequence.
-    """
-
-    decodes: int
-    shorts: int
-    short_rows: int
-    longs: int
-    long_rows: int
-    context: int
-
-    @classmethod
-    def of(cls, starts: Sequence[int], contexts: Sequence[int]) -> Work:
-        """Exactly that of a batch."""
-        spans = [b - a for a, b in pairwise(starts)]
-        if len(spans) != len(contexts):
-            raise ValueError(f"contexts must have {len(spans)} entries, got {len(contexts)}")
-        for span, context in zip(spans, contexts, strict=True):
-            if not 0 <= span <= context:
-                raise ValueError(f"contexts must cover their spans, got {context} of {span} rows")
-        short = [s for s in spans if 1 < s <= SHORT]
-        long = [s for s in spans if s > SHORT]
-        return cls(
-            spans.count(1), len(short), sum(short), len(long), sum(long), max(contexts, default=0)
-        )
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Packed rows and keys of one step of a program."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-
-
-# fp32 takes twice the shared memory a step and has no tensor cores at full precision.
-_HALF = {"decode": _Tile(16, 64, 4, 3), "short": _Tile(64, 64, 4, 3), "long": _Tile(128, 64, 8, 3)}
-_FULL = {"decode": _Tile(16, 32, 4, 2), "short": _Tile(64, 32, 8, 2), "long": _Tile(64, 32, 8, 2)}
 
 
 def paged_attention(
@@ -167,7 +87,7 @@ def paged_attention(
             f"keys, work.context is {work.context}"
         )
     splits = splits or Splits.choose(sequences, layout.kv_heads)
-    _check_splits(splits)
+    check_splits(splits)
     batch = _Batch(query, arena, layout, layer, table, starts, contexts, out, work.context)
     cleared = not rows
     for kind, bound, of_rows in (
@@ -199,9 +119,9 @@ class _Batch:
         layout, (sequences, width) = self.layout, self.table.shape
         rows, heads, head_dim = self.query.shape
         half = self.query.dtype.itemsize == 2
-        tile = (_HALF if half else _FULL)[kind]
+        tile = (HALF if half else FULL)[kind]
         group = heads // layout.kv_heads
-        constants = _constants(kind, group, head_dim, sequences, tile)
+        constants = shared_constants(kind, group, head_dim, sequences, tile)
         block_q = constants["block_q"]
         blocks = bound + max(0, of_rows - bound) // block_q
         where = (
@@ -240,33 +160,14 @@ class _Batch:
         )  # fmt: skip
 
 
-def _constants(kind: str, group: int, head_dim: int, sequences: int, tile: _Tile) -> dict[str, int]:
-    """Constants that all kernels of a kind share."""
-    low, high = {"decode": (1, 1), "short": (2, SHORT), "long": (SHORT + 1, _LONGEST)}[kind]
-    return {
-        "group": group,
-        "head_dim": head_dim,
-        "block_q": 1 if high == 1 else tile.rows // group,
-        "low": low,
-        "high": high,
-        "lanes": 1 if high == 1 else max(32, triton.next_power_of_2(sequences)),
-    }
-
-
-def interpreted(kernel: Any) -> bool:
-    """Whether Triton runs a kernel in its interpreter, on the CPU."""
-    return not isinstance(kernel, triton.JITFunction)
-
-
 def _check(
     query: Tensor, arena: Tensor, layout: KVLayout, layer: int, table: Tensor, starts: Tensor,
     contexts: Tensor,
 ) -> None:  # fmt: skip
     check_choice("layout.head_dim", layout.head_dim, HEAD_DIMS)
-    check_choice("layout.block_tokens", layout.block_tokens, PAGES)
+    check_layout(layout, layer)
     check_tensor("query", query, (None, None, layout.head_dim), FLOATS)
-    if not (query.is_cuda or interpreted(split_kernel)):
-        raise ValueError(f"query must be on a CUDA device, got {query.device}")
+    check_device("query", query, split_kernel)
     heads, head_dim = query.shape[1:]
     if heads % layout.kv_heads or not 1 <= heads // layout.kv_heads <= WIDEST_GROUP:
         raise ValueError(
@@ -274,13 +175,6 @@ def _check(
             f"{layout.kv_heads}, got {heads}"
         )
     check_tensor("arena", arena, (None, head_dim), (query.dtype,), like=query)
-    if layout.slots * layout.block_rows > layout.slab_rows or layout.slots < 1:
-        raise ValueError(
-            f"layout.slab_rows must hold layout.slots = {layout.slots} blocks of "
-            f"{layout.block_rows} rows, got {layout.slab_rows}"
-        )
-    if not 0 <= layer < layout.layers:
-        raise ValueError(f"layer must be in 0..{layout.layers - 1}, got {layer}")
     integers = (torch.int32,)
     check_tensor("table", table, (None, None), integers, like=query)
     sequences = table.shape[0]
@@ -288,16 +182,6 @@ def _check(
     check_tensor("contexts", contexts, (sequences,), integers, like=query)
     if sequences > MOST_SEQUENCES:
         raise ValueError(f"table must have at most {MOST_SEQUENCES} rows, got {sequences}")
-
-
-def _check_splits(splits: Splits) -> None:
-    for name, split in (("decode", splits.decode), ("short", splits.short)):
-        if split.chunk < 16 or split.chunk & (split.chunk - 1):
-            raise ValueError(
-                f"splits.{name}.chunk must be a power of two, at least 16, got {split.chunk}"
-            )
-        if split.most < 1 or split.most & (split.most - 1):
-            raise ValueError(f"splits.{name}.most must be a power of two, got {split.most}")
 
 
 def floor(
@@ -325,8 +209,8 @@ def variants(shape: ModelShape) -> list[Variant]:
     signature["scale"] = "fp32"
     pointers = ("query", "arena", "table", "starts", "contexts", "stats", "parts", "out")
     group, found = shape.heads // shape.kv_heads, []
-    for kind, tile in _HALF.items():
-        constants: dict[str, Any] = _constants(kind, group, shape.head_dim, 64, tile)
+    for kind, tile in HALF.items():
+        constants: dict[str, Any] = shared_constants(kind, group, shape.head_dim, 64, tile)
         splits = Splits.choose(1, shape.kv_heads)
         split = splits.decode if kind == "decode" else splits.short
         tiles = {"page": 64, "block_m": tile.rows, "block_n": tile.keys, "upcast": False}

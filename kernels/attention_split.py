@@ -116,7 +116,8 @@ def merge_kernel(
     context = tl.load(contexts + sequence)
     size = _chunk_tokens(context, span, chunk, most, block_q)
     end = tl.minimum(context, context - span + (block + 1) * block_q)
-    used = (end + size - 1) // size
+    # Never more than there is room for, even if the host's bound of the contexts was wrong.
+    used = tl.minimum((end + size - 1) // size, splits)
 
     place = (program * kv_heads + kv_head).to(tl.int64) * packed + lane
     index = tl.arange(0, most)

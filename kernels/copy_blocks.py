@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arena import FLOATS, check_device, check_layout
 from kernels.checks import check_tensor
 from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _WORDS = 4096  # of 32 bits, a program: 32 a thread, in 16-byte loads that are all in flight
 _WARPS = 4
 
@@ -53,17 +53,12 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
             is below 0, or the same as its ``to``, is padding.
     """
     check_tensor("arena", arena, (None, layout.head_dim), FLOATS)
-    if not arena.is_cuda and isinstance(copy_kernel, triton.JITFunction):
-        raise ValueError(f"arena must be on a CUDA device, got {arena.device}")
+    check_device("arena", arena, copy_kernel)
+    check_layout(layout)
     if layout.head_dim * arena.element_size() % 16:
         raise ValueError(
             f"layout.head_dim must make rows of a multiple of 16 bytes, got {layout.head_dim} "
             f"elements of {arena.element_size()}"
-        )
-    if layout.slots * layout.block_rows > layout.slab_rows or layout.slots < 1:
-        raise ValueError(
-            f"layout.slab_rows must hold layout.slots = {layout.slots} blocks of "
-            f"{layout.block_rows} rows, got {layout.slab_rows}"
         )
     check_tensor("copies", copies, (None, 2), (torch.int32,), like=arena)
     if not len(copies):

@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arena import FLOATS, check_device, check_layout
 from kernels.checks import check_choice, check_tensor
 from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 32, 64, 128, 256)
 _ELEMENTS = 512  # of each half, a program of one warp: 16 a lane, in 16-byte loads
 
@@ -152,9 +152,9 @@ def _check(
     """Returns the query heads."""
     head_dim = layout.head_dim
     check_choice("layout.head_dim", head_dim, HEAD_DIMS)
+    check_layout(layout, layer)
     check_tensor("qkv", qkv, (None, None), FLOATS)
-    if not qkv.is_cuda and isinstance(rope_kv_kernel, triton.JITFunction):
-        raise ValueError(f"qkv must be on a CUDA device, got {qkv.device}")
+    check_device("qkv", qkv, rope_kv_kernel)
     rows, columns = qkv.shape
     heads = columns // head_dim - 2 * layout.kv_heads
     if columns % head_dim or heads < 1 or heads % layout.kv_heads:
@@ -162,13 +162,6 @@ def _check(
             f"qkv must have (heads + 2 * {layout.kv_heads}) * {head_dim} columns with heads a "
             f"multiple of layout.kv_heads, got {columns}"
         )
-    if layout.slots * layout.block_rows > layout.slab_rows or layout.slots < 1:
-        raise ValueError(
-            f"layout.slab_rows must hold layout.slots = {layout.slots} blocks of "
-            f"{layout.block_rows} rows, got {layout.slab_rows}"
-        )
-    if not 0 <= layer < layout.layers:
-        raise ValueError(f"layer must be in 0..{layout.layers - 1}, got {layer}")
     same = (qkv.dtype,)
     if bias is not None:
         check_tensor("bias", bias, (columns,), same, like=qkv)

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kernels.attention import Split, Splits, Work, floor, paged_attention
+from kernels.attention import floor, paged_attention
+from kernels.attention_config import Split, Splits, Work
 from kernels.reference import attention as reference
 
 GPU = torch.cuda.is_available()
@@ -115,7 +116,7 @@ def make(
 class TestValues:
     @pytest.mark.parametrize(
         ("group", "dtype"),
-        [(3, torch.float32), (5, torch.bfloat16), (6, torch.float32), (6, torch.float16)],
+        [(3, torch.bfloat16), (5, torch.float32), (6, torch.float16)],
     )
     def test_all_kinds_of_spans_in_one_batch(self, group, dtype):
         make([1, 2, 7, 64, 66], [40, 21, 33, 70, 90], group=group, dtype=dtype).check()
@@ -295,8 +296,8 @@ class TestDevice:
 
     def test_graph_replay_is_eager(self):
         shape = {"head_dim": 128, "page": 64, "dtype": torch.bfloat16, **self.SHAPES[0]}
-        first = make([1, 20, 80], [900, 300, 200], padding=40, wide=4, **shape)
-        other = make([5, 1, 70], [1100, 50, 90], padding=65, wide=1, **shape)
+        first = make([1, 20, 80], [900, 300, 200], padding=40, **shape)
+        other = make([5, 1, 70], [1100, 50, 90], padding=65, **shape)
         width = 18
         work = Work(3, 3, 70, 3, 100, width * 64)
         held = [torch.zeros(n, dtype=torch.int32, device=DEVICE) for n in (3 * width, 4, 3)]
