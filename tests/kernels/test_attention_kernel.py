@@ -237,7 +237,7 @@ BAD = [
     ("query must have shape", lambda c: {"query": c.query[..., :8].contiguous()}),
     ("query must be bfloat16", lambda c: {"query": c.query.double()}),
     ("query must be contiguous", lambda c: {"query": c.query.repeat(1, 1, 2)[..., ::2]}),
-    ("query must have 1 to 16 heads", lambda c: {"layout": replace(c.layout, kv_heads=2)}),
+    ("query must have 1 to 16 heads", lambda c: {"layout": replace(c.layout, kv_heads=2, slots=1)}),
     ("layout.head_dim", lambda c: {"layout": replace(c.layout, head_dim=24)}),
     ("layout.block_tokens", lambda c: {"layout": replace(c.layout, block_tokens=24)}),
     ("layout.slab_rows", lambda c: {"layout": replace(c.layout, slab_rows=9)}),
