@@ -1,0 +1,38 @@
+"""What the launchers of kernels on the arena have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.checks import check_choice
+from kernels.reference.attention import KVLayout
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+PAGES = (4, 8, 16, 32, 64, 128)
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether Triton runs a kernel in its interpreter, on the CPU."""
+    return not isinstance(kernel, triton.JITFunction)
+
+
+def check_device(name: str, tensor: Tensor, kernel: Any) -> None:
+    """ValueError unless a kernel can be launched on a tensor."""
+    if not (tensor.is_cuda or interpreted(kernel)):
+        raise ValueError(f"{name} must be on a CUDA device, got {tensor.device}")
+
+
+def check_layout(layout: KVLayout, layer: int = 0) -> None:
+    """ValueError unless pages are of a known size, blocks fit their slabs and the layer exists."""
+    check_choice("layout.block_tokens", layout.block_tokens, PAGES)
+    if layout.slots < 1 or layout.slots * layout.block_rows > layout.slab_rows:
+        raise ValueError(
+            f"layout.slab_rows must hold layout.slots = {layout.slots} blocks of "
+            f"{layout.block_rows} rows, got {layout.slab_rows}"
+        )
+    if not 0 <= layer < layout.layers:
+        raise ValueError(f"layer must be in 0..{layout.layers - 1}, got {layer}")

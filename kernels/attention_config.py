@@ -1,0 +1,127 @@
+"""How attention is cut: tiles, chunks of keys, and what the host says of a batch.
+
+Plain tables, no timing at run time: what runs hangs on the model and on the size of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import triton
+
+SHORT = 64  # queries: longer spans fill the card without splitting their keys
+_ENDLESS = 2**30
+
+
+@dataclass(frozen=True)
+class Split:
+    """``chunk`` tokens a split at least, ``most`` splits a sequence at most; powers of two."""
+
+    chunk: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Of decodes and of short spans."""
+
+    decode: Split
+    short: Split
+
+    @classmethod
+    def choose(cls, sequences: int, kv_heads: int) -> Splits:
+        """By the size of the batch: its capacity, not what is in it.
+
+        One sequence must be cut fine to fill a card; many fill it by themselves, and each split
+        costs ``4 * head_dim`` bytes of partial result per query and head, written and read. Short
+        spans write ``SHORT`` times more of them, hence longer chunks.
+        """
+        work = sequences * kv_heads
+        for most, splits in _TABLE:
+            if work <= most:
+                return splits
+        return _MANY
+
+
+_TABLE = (
+    (4, Splits(Split(64, 64), Split(128, 32))),
+    (8, Splits(Split(64, 64), Split(256, 32))),
+    (32, Splits(Split(128, 32), Split(256, 16))),
+    (128, Splits(Split(256, 32), Split(512, 8))),
+)
+_MANY = Splits(Split(512, 16), Split(1024, 2))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the host knows of a batch: upper bounds, so that one graph serves many batches.
+
+    decodes, shorts, longs: sequences with 1, 2 to ``SHORT``, and more queries.
+    short_rows, long_rows: their queries.
+    context: keys of any sequence.
+    """
+
+    decodes: int
+    shorts: int
+    short_rows: int
+    longs: int
+    long_rows: int
+    context: int
+
+    @classmethod
+    def of(cls, starts: Sequence[int], contexts: Sequence[int]) -> Work:
+        """Exactly that of a batch."""
+        spans = [b - a for a, b in pairwise(starts)]
+        if len(spans) != len(contexts):
+            raise ValueError(f"contexts must have {len(spans)} entries, got {len(contexts)}")
+        for span, context in zip(spans, contexts, strict=True):
+            if not 0 <= span <= context:
+                raise ValueError(f"contexts must cover their spans, got {context} of {span} rows")
+        short = [s for s in spans if 1 < s <= SHORT]
+        long = [s for s in spans if s > SHORT]
+        return cls(
+            spans.count(1), len(short), sum(short), len(long), sum(long), max(contexts, default=0)
+        )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Packed rows and keys of one step of a program."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# fp32 takes twice the shared memory a step, and more registers: each product is made of three.
+HALF = {"decode": Tile(16, 64, 4, 3), "short": Tile(64, 64, 4, 3), "long": Tile(128, 64, 8, 3)}
+FULL = {"decode": Tile(16, 32, 4, 2), "short": Tile(64, 32, 8, 2), "long": Tile(64, 32, 8, 2)}
+
+
+def shared_constants(
+    kind: str, group: int, head_dim: int, sequences: int, tile: Tile
+) -> dict[str, int]:
+    """Constants that all kernels of a kind share."""
+    low, high = {"decode": (1, 1), "short": (2, SHORT), "long": (SHORT + 1, _ENDLESS)}[kind]
+    return {
+        "group": group,
+        "head_dim": head_dim,
+        "block_q": 1 if high == 1 else tile.rows // group,
+        "low": low,
+        "high": high,
+        "lanes": 1 if high == 1 else max(32, triton.next_power_of_2(sequences)),
+    }
+
+
+def check_splits(splits: Splits) -> None:
+    """ValueError unless the kernels can cut keys so."""
+    for name, split in (("decode", splits.decode), ("short", splits.short)):
+        if split.chunk < 16 or split.chunk & (split.chunk - 1):
+            raise ValueError(
+                f"splits.{name}.chunk must be a power of two, at least 16, got {split.chunk}"
+            )
+        if split.most < 1 or split.most & (split.most - 1):
+            raise ValueError(f"splits.{name}.most must be a power of two, got {split.most}")
