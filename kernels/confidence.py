@@ -11,8 +11,6 @@ distribution is the same, but a key draws another token.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -45,7 +43,7 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 @triton.jit
 def tile_statistics(
     logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor, head_rows: tl.tensor,
-    vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, DRAW: tl.constexpr,
+    source_rows: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, DRAW: tl.constexpr,
     OTHER: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of one row. OTHER: the draw is from ``source``, not from ``logits``."""
@@ -70,8 +68,11 @@ def tile_statistics(
     tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
     if DRAW:
         if OTHER:
-            y = tl.load(source + row * source_stride + ids, mask=ids < vocabulary, other=-float("inf"))
+            inside = ids < source_rows
+            y = tl.load(source + row * source_stride + ids, mask=inside, other=float("-inf"))
             y = y.to(tl.float32)
+            if ends:
+                y = tl.where(ids < vocabulary, y, float("-inf"))
             peak = tl.max(y, 0)
             d = y - tl.maximum(peak, LOWEST)
         tl.store(place + 3 * plane, tl.sum(tl.exp2(d * inverse_temperature(temperatures, row)), 0))
@@ -151,9 +152,7 @@ def _check(logits: Tensor, vocabulary: int) -> None:
         )
 
 
-def _tiles(
-    logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tensor | None
-) -> Tensor:
+def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tensor | None) -> Tensor:
     """Partials of every tile that has ids, fp32 [PLANES, rows, tiles]."""
     rows, tiles = len(logits), triton.cdiv(vocabulary, BLOCK)
     partials = torch.empty(PLANES, rows, tiles, dtype=torch.float32, device=logits.device)
@@ -161,8 +160,8 @@ def _tiles(
     if rows:
         tile_statistics[(rows, tiles)](
             logits, other, partials if draw is None else draw.temperature, partials, rows,
-            logits.shape[1], vocabulary, logits.stride(0), other.stride(0), BLOCK=BLOCK,
-            DRAW=draw is not None, OTHER=source is not None, num_warps=WARPS,
+            logits.shape[1], other.shape[1], vocabulary, logits.stride(0), other.stride(0),
+            BLOCK=BLOCK, DRAW=draw is not None, OTHER=source is not None, num_warps=WARPS,
         )  # fmt: skip
     return partials
 
@@ -177,7 +176,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     made = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     pointers = ("logits", "source", "temperatures", "partials")
-    sizes = ("head_rows", "stride", "source_stride")
+    sizes = ("head_rows", "source_rows", "stride", "source_stride")
     for dtype, draw, other, budget in (
         ("*bf16", False, False, 17), ("*bf16", True, False, 22), ("*bf16", True, True, 40),
         ("*fp32", False, False, 17), ("*fp32", True, False, 22),
@@ -187,7 +186,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "confidence", name, tile_statistics,
                 {"logits": dtype, "source": dtype, "temperatures": "*fp64", "partials": "*fp32",
-                 "rows": "i32", "head_rows": "i32", "vocabulary": "i32", "stride": "i32",
+                 "rows": "i32", "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32", "stride": "i32",
                  "source_stride": "i32"},
                 {"BLOCK": BLOCK, "DRAW": draw, "OTHER": other}, (*pointers, *sizes), WARPS,
                 elements=BLOCK, budget=budget, registers=128,

@@ -267,7 +267,10 @@ def merge(
             TILES=triton.next_power_of_2(tiles), HEAD=firsts is not None, DRAW=draw is not None,
             num_warps=MERGE_WARPS,
         )  # fmt: skip
-    return Scored(*values[:6], argmax, valid.view(torch.bool), token, values[6])
+    entropy, prob, odds, margin, top, total, logprob = values
+    return Scored(
+        entropy, prob, odds, margin, top, total, argmax, valid.view(torch.bool), token, logprob
+    )
 
 
 MERGE_WARPS = 4

@@ -129,9 +129,9 @@ def _find(
 def draw_filtered_rows(
     logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
     counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
-    probs: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor, width: tl.tensor,
-    vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor, TOP_K: tl.constexpr,
-    TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
+    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor,
+    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
 ) -> None:  # fmt: skip
     """One row; it ends at once where no filter is on."""
     row = tl.program_id(0).to(tl.int64)
@@ -184,7 +184,10 @@ def draw_filtered_rows(
     x = tl.load(logits + row * stride + chosen).to(tl.float32)
     tl.store(token + row, chosen.to(tl.int64))
     best = tl.log(tl.load(probs + row))
-    tl.store(logprob + row, tl.minimum(x - tl.load(peaks + row), 0.0) + best)
+    # A stored logit may have been rounded up above the maximum that was not.
+    lead = tl.minimum(x - tl.load(peaks + row), 0.0)
+    lead = tl.where(chosen == tl.load(argmax + row), 0.0, lead)
+    tl.store(logprob + row, lead + best)
 
 
 def draw_filtered(
@@ -203,7 +206,8 @@ def draw_filtered(
         draw.seed if draw.top_k is None else draw.top_k,
         draw.temperature if draw.top_p is None else draw.top_p,
         draw.temperature if draw.min_p is None else draw.min_p,
-        found.max_logit, found.max_prob, found.valid.view(torch.int8), found.token, found.logprob,
+        found.max_logit, found.max_prob, found.argmax, found.valid.view(torch.int8), found.token,
+        found.logprob,
         source.shape[1], vocabulary, logits.stride(0), source.stride(0), TOP_K=flags[0],
         TOP_P=flags[1], MIN_P=flags[2], SHIFT=SHIFTS[source.dtype], CHUNK=CHUNK, num_warps=WARPS,
     )  # fmt: skip
@@ -216,7 +220,7 @@ def variants(shape: ModelShape) -> list[Variant]:
         signature = {
             "logits": dtype, "source": dtype, "temperatures": "*fp64", "seeds": "*i64",
             "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp64",
-            "peaks": "*fp32", "probs": "*fp32", "valid": "*i8", "token": "*i64",
+            "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64", "valid": "*i8", "token": "*i64",
             "logprob": "*fp32", "width": "i32", "vocabulary": "i32", "stride": "i32",
             "source_stride": "i32",
         }  # fmt: skip
