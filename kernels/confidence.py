@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_tensor
+from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
     FLOOR,
@@ -25,7 +26,6 @@ from kernels.merge import (
     LOWEST,
     MERGE_WARPS,
     PLANES,
-    DrawRows,
     Scored,
     inverse_temperature,
     merge,
@@ -33,6 +33,7 @@ from kernels.merge import (
     merge_signature,
 )
 from kernels.sampling import draw_filtered
+from kernels.sampling import variants as sampling_variants
 from kernels.variant import ModelShape, Variant
 
 BLOCK, WARPS = 2048, 2
@@ -42,8 +43,9 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 
 @triton.jit
 def tile_statistics(
-    logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor, head_rows: tl.tensor,
-    source_rows: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, DRAW: tl.constexpr,
+    logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, partials: tl.tensor,
+    rows: tl.tensor, head_rows: tl.tensor, source_rows: tl.tensor, vocabulary: tl.tensor,
+    stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, DRAW: tl.constexpr,
     OTHER: tl.constexpr,
 ) -> None:  # fmt: skip
     """One tile of one row. OTHER: the draw is from ``source``, not from ``logits``."""
@@ -81,8 +83,9 @@ def tile_statistics(
 
 @triton.jit
 def score_targets(
-    logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor, count: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, target_stride: tl.tensor, BLOCK: tl.constexpr,
+    logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor,
+    count: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, target_stride: tl.tensor,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Log-probabilities of BLOCK targets of one row; NaN where one is no id."""
     row = tl.program_id(0).to(tl.int64)
@@ -172,7 +175,7 @@ def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and with a draw from other logits; then the merge."""
+    """Statistics alone, with a draw, and with one from other logits; merge and filters."""
     made = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     pointers = ("logits", "source", "temperatures", "partials")
@@ -186,8 +189,8 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "confidence", name, tile_statistics,
                 {"logits": dtype, "source": dtype, "temperatures": "*fp64", "partials": "*fp32",
-                 "rows": "i32", "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32", "stride": "i32",
-                 "source_stride": "i32"},
+                 "rows": "i32", "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32",
+                 "stride": "i32", "source_stride": "i32"},
                 {"BLOCK": BLOCK, "DRAW": draw, "OTHER": other}, (*pointers, *sizes), WARPS,
                 elements=BLOCK, budget=budget, registers=128,
             )
@@ -198,8 +201,9 @@ def variants(shape: ModelShape) -> list[Variant]:
                 "confidence", f"{shape.name}-merge" + "-draw" * draw, merge_rows,
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
-                ("logits", "source", "partials", "stride", "source_stride"), MERGE_WARPS,
+                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
+                 "source_stride"), MERGE_WARPS,
                 wide=False, registers=168,
             )
         )  # fmt: skip
-    return made
+    return [*made, *sampling_variants(shape)]

@@ -18,6 +18,7 @@ from torch import Tensor
 from triton import knobs
 
 from kernels.checks import check_tensor
+from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
     BIG,
@@ -27,7 +28,6 @@ from kernels.merge import (
     LOGITS,
     LOWEST,
     MERGE_WARPS,
-    DrawRows,
     Scored,
     inverse_temperature,
     merge,
@@ -61,11 +61,10 @@ def config_of(rows: int) -> Config:
 @triton.jit
 def head_statistics(
     hidden: tl.tensor, weight: tl.tensor, logits: tl.tensor, temperatures: tl.tensor,
-    partials: tl.tensor, firsts: tl.tensor, rows: tl.tensor, depth: tl.tensor,
-    head_rows: tl.tensor, vocabulary: tl.tensor, hidden_stride: tl.tensor,
-    weight_stride: tl.tensor, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, STORE: tl.constexpr, DRAW: tl.constexpr,
-    UPCAST: tl.constexpr,
+    partials: tl.tensor, firsts: tl.tensor, rows: tl.tensor, depth: tl.tensor, head_rows: tl.tensor,
+    vocabulary: tl.tensor, hidden_stride: tl.tensor, weight_stride: tl.tensor,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    STORE: tl.constexpr, DRAW: tl.constexpr, UPCAST: tl.constexpr,
 ) -> None:  # fmt: skip
     """BLOCK_N ids of BLOCK_M rows. Programs of the same ids are neighbours and share the weights.
 
@@ -221,7 +220,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 "lm_head", f"{shape.name}-merge" + "-draw" * draw, merge_rows,
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
-                ("logits", "source", "partials", "stride", "source_stride"), MERGE_WARPS,
+                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
+                 "source_stride"), MERGE_WARPS,
                 wide=False,
             )
         )  # fmt: skip

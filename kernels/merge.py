@@ -7,21 +7,21 @@ softmax is that of Milakov and Gimelshein; the shifted sum keeps the entropy's d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_tensor
+from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
 
 # Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum); the sum at the
 # row's temperature of what is sampled from, and its maximum. Only the LM head: runner-up, and the
 # sum without the maximum's own term.
 PLANES, HEAD_PLANES = 5, 7
+MERGE_WARPS = 4
 LOGITS = (torch.bfloat16, torch.float16, torch.float32)
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -53,68 +53,23 @@ class Scored(NamedTuple):
     logprob: Tensor
 
 
-@dataclass(frozen=True)
-class DrawRows:
-    """How to draw in each row, on the device of the logits. ``on`` builds one with checked values.
-
-    temperature: fp64 [rows], 0 is greedy.
-    seed: int64 [rows], the key's 64 bits.
-    counter: int64 [rows, 4]: sample, position, model, attempt; 32 bits of each count.
-    top_k: int64 [rows], 0 is off; top_p: fp64 [rows], 1 is off; min_p: fp64 [rows], 0 is off.
-        None where no row has such a filter: without any, their kernel is not launched.
-    """
-
-    temperature: Tensor
-    seed: Tensor
-    counter: Tensor
-    top_k: Tensor | None = None
-    top_p: Tensor | None = None
-    min_p: Tensor | None = None
-
-    @classmethod
-    def on(cls, device: torch.device | str, **columns: Any) -> DrawRows:
-        """From numbers on the host: their values are checked here, where that costs no wait."""
-        rules = {
-            "temperature": ("at least 0", lambda v: (v >= 0) & v.isfinite()),
-            "top_k": ("at least 0", lambda v: v >= 0),
-            "top_p": ("in (0, 1]", lambda v: (v > 0) & (v <= 1)),
-            "min_p": ("in [0, 1]", lambda v: (v >= 0) & (v <= 1)),
-        }
-        kinds = {"seed": torch.int64, "counter": torch.int64, "top_k": torch.int64}
-        made: dict[str, Any] = {}
-        for name, column in columns.items():
-            if column is None:
-                continue
-            values = torch.as_tensor(column, dtype=kinds.get(name, torch.float64), device="cpu")
-            wanted, rule = rules.get(name, ("", torch.ones_like))
-            if not bool(rule(values).all()):
-                raise ValueError(f"{name} must be {wanted}, got {values.tolist()}")
-            made[name] = values.to(device, non_blocking=True)
-        return cls(**made)
-
-    @property
-    def filtered(self) -> bool:
-        """Whether any row may have a filter."""
-        return any(v is not None for v in (self.top_k, self.top_p, self.min_p))
-
-    def check(self, like: Tensor) -> None:
-        """ValueError unless all fit the rows of ``like``."""
-        rows, real = len(like), (torch.float64,)
-        check_tensor("draw.temperature", self.temperature, [rows], real, like)
-        check_tensor("draw.seed", self.seed, [rows], (torch.int64,), like)
-        check_tensor("draw.counter", self.counter, [rows, 4], (torch.int64,), like)
-        if self.top_k is not None:
-            check_tensor("draw.top_k", self.top_k, [rows], (torch.int64,), like)
-        for name in ("top_p", "min_p"):
-            if (column := getattr(self, name)) is not None:
-                check_tensor(f"draw.{name}", column, [rows], real, like)
-
-
 @triton.jit
 def inverse_temperature(temperatures: tl.tensor, row: tl.tensor) -> tl.tensor:
     """log2(e) / T as fp32, bounded so that 0 times it stays 0; 0 (greedy) counts as 1."""
     temperature = tl.load(temperatures + row).to(tl.float32)
     return LOG2E / tl.maximum(tl.where(temperature > 0, temperature, 1.0), 1e-30)
+
+
+@triton.jit
+def load_logits(
+    place: tl.tensor, ids: tl.tensor, width: tl.tensor, vocabulary: tl.tensor
+) -> tl.tensor:
+    """Logits of a row as fp32, -inf where there is no id.
+
+    ``width`` of the row, unlike the vocabulary, is a multiple of a load's 16 bytes.
+    """
+    x = tl.load(place + ids, mask=ids < width, other=float("-inf")).to(tl.float32)
+    return tl.where(ids < vocabulary, x, float("-inf"))
 
 
 @triton.jit
@@ -129,8 +84,9 @@ def _pick(mass: tl.tensor, ids: tl.tensor, share: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _draw(
-    source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor, counters: tl.tensor, row: tl.tensor, tiles: tl.tensor,
-    plane: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
+    counters: tl.tensor, row: tl.tensor, tiles: tl.tensor, plane: tl.tensor, width: tl.tensor,
+    vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """A token of a row of ``source``: first its tile, by the tiles' sums, then within the tile.
 
@@ -155,8 +111,7 @@ def _draw(
     tile = tl.where(greedy, tl.min(tl.where(peak == top, n, TILES), 0), tile)
     peak = tl.max(tl.where(n == tile, peak, float("-inf")), 0)
     ids = tile * BLOCK + tl.arange(0, BLOCK)
-    y = tl.load(source + row * stride + ids, mask=ids < vocabulary, other=float("-inf"))
-    y = y.to(tl.float32)
+    y = load_logits(source + row * stride, ids, width, vocabulary)
     weight = tl.exp2((y - tl.maximum(peak, LOWEST)) * scale).to(tl.float64)
     first = tl.min(tl.where(y == peak, ids, BIG), 0)
     return tl.where(greedy, first, _pick(weight, ids, share))
@@ -164,10 +119,12 @@ def _draw(
 
 @triton.jit
 def merge_rows(
-    logits: tl.tensor, source: tl.tensor, partials: tl.tensor, firsts: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
-    counters: tl.tensor, values: tl.tensor, argmax: tl.tensor, token: tl.tensor, valid: tl.tensor, rows: tl.tensor, tiles: tl.tensor,
-    vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr,
-    HEAD: tl.constexpr, DRAW: tl.constexpr,
+    logits: tl.tensor, source: tl.tensor, partials: tl.tensor, firsts: tl.tensor,
+    temperatures: tl.tensor, seeds: tl.tensor, counters: tl.tensor, values: tl.tensor,
+    argmax: tl.tensor, token: tl.tensor, valid: tl.tensor, rows: tl.tensor, tiles: tl.tensor,
+    head_rows: tl.tensor, source_rows: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
+    source_stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr, HEAD: tl.constexpr,
+    DRAW: tl.constexpr,
 ) -> None:  # fmt: skip
     """One row. HEAD: the maximum's own term was kept apart by the tiles, no logits are needed.
 
@@ -193,8 +150,7 @@ def merge_rows(
         surprise = tl.load(partials + spot + 2 * plane)
     else:
         ids = winner * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(logits + row * stride + ids, mask=ids < vocabulary, other=float("-inf"))
-        x = x.to(tl.float32)
+        x = load_logits(logits + row * stride, ids, head_rows, vocabulary)
         first = tl.min(tl.where(x == top, ids, BIG), 0)
         x = tl.where(ids == first, float("-inf"), x)
         second = tl.max(x, 0)
@@ -216,8 +172,8 @@ def merge_rows(
     logprob = -log_total
     if DRAW:
         chosen = _draw(
-            source, partials, temperatures, seeds, counters, row, tiles, plane, vocabulary,
-            source_stride, BLOCK, TILES,
+            source, partials, temperatures, seeds, counters, row, tiles, plane, source_rows,
+            vocabulary, source_stride, BLOCK, TILES,
         )  # fmt: skip
         chosen = tl.where(usable & (chosen < vocabulary), chosen, 0)
         x = tl.load(logits + row * stride + chosen).to(tl.float32)
@@ -263,7 +219,8 @@ def merge(
             logits, source, partials, partials if firsts is None else firsts,
             partials if draw is None else draw.temperature, argmax if draw is None else draw.seed,
             argmax if draw is None else draw.counter, values, argmax, token, valid, rows, tiles,
-            vocabulary, logits.stride(0), source.stride(0), BLOCK=block,
+            logits.shape[1], source.shape[1], vocabulary, logits.stride(0), source.stride(0),
+            BLOCK=block,
             TILES=triton.next_power_of_2(tiles), HEAD=firsts is not None, DRAW=draw is not None,
             num_warps=MERGE_WARPS,
         )  # fmt: skip
@@ -273,14 +230,12 @@ def merge(
     )
 
 
-MERGE_WARPS = 4
-
-
 def merge_signature(logits: str) -> dict[str, str]:
     """Types of ``merge_rows``'s arguments for logits of one type, for the variants."""
     return {
         "logits": logits, "source": logits, "partials": "*fp32", "firsts": "*i32",
         "temperatures": "*fp64", "seeds": "*i64", "counters": "*i64", "values": "*fp32",
         "argmax": "*i64", "token": "*i64", "valid": "*i8", "rows": "i32", "tiles": "i32",
-        "vocabulary": "i32", "stride": "i32", "source_stride": "i32",
+        "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32", "stride": "i32",
+        "source_stride": "i32",
     }  # fmt: skip

@@ -17,24 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.merge import BIG, LOWEST, DrawRows, Scored, inverse_temperature
+from kernels.draws import DrawRows
+from kernels.merge import BIG, LOWEST, Scored, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
 from kernels.variant import ModelShape, Variant
 
 CHUNK, WARPS = 8192, 16
 # Low bits of the fp32 pattern that are the same for all values of a type: no need to search them.
 SHIFTS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}
-
-
-@triton.jit
-def _load(
-    source: tl.tensor, start: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
-    CHUNK: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Ids and logits of a chunk; what is no id is -inf."""
-    ids = start + tl.arange(0, CHUNK)
-    x = tl.load(source + ids, mask=ids < width, other=float("-inf")).to(tl.float32)
-    return ids, tl.where(ids < vocabulary, x, float("-inf"))
 
 
 @triton.jit
@@ -73,7 +63,7 @@ def _search(
         sum2 = tl.zeros((CHUNK,), tl.float32)
         sum3 = tl.zeros((CHUNK,), tl.float32)
         for start in range(0, vocabulary, CHUNK):
-            _, x = _load(source, start, width, vocabulary, CHUNK)
+            x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
             key = _keys(x, SHIFT)
             mass = sum1 * 0.0 + 1.0 if COUNT else tl.exp2((x - top) * scale)
             sum1 += tl.where(key >= one.to(tl.uint32), mass, 0.0)
@@ -100,7 +90,7 @@ def _mass_from(
     """The sum of exp((x - top) / T) over keys of at least ``pivot``, fp64."""
     total = tl.zeros((CHUNK,), tl.float32)
     for start in range(0, vocabulary, CHUNK):
-        _, x = _load(source, start, width, vocabulary, CHUNK)
+        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
         mass = tl.exp2((x - top) * scale)
         total += tl.where(_keys(x, SHIFT) >= pivot.to(tl.uint32), mass, 0.0)
     return tl.sum(total.to(tl.float64), 0)
@@ -115,7 +105,8 @@ def _find(
     token = -1
     seen = rank * 0
     for start in range(0, vocabulary, CHUNK):
-        ids, x = _load(source, start, width, vocabulary, CHUNK)
+        ids = start + tl.arange(0, CHUNK)
+        x = load_logits(source, ids, width, vocabulary)
         equal = (_keys(x, SHIFT) == key.to(tl.uint32)) & (ids < vocabulary)
         count = tl.sum(equal.to(tl.int32), 0)
         if (count > 0) & (seen <= rank):
@@ -131,7 +122,8 @@ def draw_filtered_rows(
     counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
     probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
     width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor,
-    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr,
+    CHUNK: tl.constexpr,
 ) -> None:  # fmt: skip
     """One row; it ends at once where no filter is on."""
     row = tl.program_id(0).to(tl.int64)
@@ -148,7 +140,7 @@ def draw_filtered_rows(
     source += row * source_stride
     peak = tl.full((CHUNK,), float("-inf"), tl.float32)
     for start in range(0, vocabulary, CHUNK):
-        _, x = _load(source, start, width, vocabulary, CHUNK)
+        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
         peak = tl.maximum(peak, x)
     top = tl.maximum(tl.max(peak, 0), LOWEST)
     kept = temperature * 0
