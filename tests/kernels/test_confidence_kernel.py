@@ -10,9 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-triton = pytest.importorskip("triton")
-
+import triton
 import triton.language as tl
 
 from kernels import confidence as module
@@ -22,6 +20,7 @@ from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
 
 INF = math.inf
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 ON = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = [pytest.mark.gpu, pytest.mark.skipif(ON == "cpu", reason="needs an NVIDIA GPU")]
 interpreted = pytest.mark.skipif(ON == "cuda", reason="replaces a function of the interpreter")
@@ -184,14 +183,13 @@ def test_log_odds_where_one_minus_p_is_lost(lead):
     assert float(confidence(z, 2).log_odds) == pytest.approx(lead, rel=1e-6)
 
 
-@pytest.mark.parametrize("junk", [1e30, INF, math.nan])
 @pytest.mark.parametrize("width", [1, 127, 2048, 5000])
-def test_padding_and_row_stride(width, junk):
+def test_padding_and_row_stride(width):
     """Whatever stands past the vocabulary or between rows: bitwise the result without it."""
-    z = all_kinds(width)
-    wide = torch.full((len(z), width + 25), junk, device=ON)
+    z = all_kinds(width)[2:5].bfloat16()
+    wide = torch.tensor([1e30, INF, math.nan], device=ON)[:, None].repeat(1, width + 25).bfloat16()
     wide[:, :width] = z
-    draw = draws(len(z), SETTINGS[1])
+    draw = draws(len(z), [SETTINGS[1], SETTINGS[2], SETTINGS[6]])
     expected = confidence(z, width, draw)
     same_bits(confidence(wide[:, : width + 9], width, draw), expected)
     same_bits(confidence(z, width, draw, source=wide[:, : width + 9]), expected)
@@ -200,14 +198,14 @@ def test_padding_and_row_stride(width, junk):
 def test_empty_batch():
     """No rows, no launch."""
     z = torch.empty(0, 300, device=ON)
-    found = confidence(z, 300, draws(1) if False else None)
+    found = confidence(z, 300)
     assert all(v.shape == (0,) for v in found)
     assert score(z, 300, torch.empty(0, 4, dtype=torch.int64, device=ON)).shape == (0, 4)
 
 
 def test_outputs_are_fully_written(monkeypatch):
     """Poisoned buffers change nothing."""
-    z = all_kinds(5000)
+    z = all_kinds(5000)[6:10].bfloat16()
     draw = draws(len(z), SETTINGS[3])
     expected = confidence(z, 5000, draw)
     empty, new_empty = torch.empty, torch.Tensor.new_empty
@@ -229,10 +227,10 @@ def part(draw, rows):
 
 def test_a_row_alone_is_bitwise_the_row_in_a_batch():
     """Place and company do not change a bit, drawn token included."""
-    z = all_kinds(5000)
+    z = all_kinds(5000)[2:].bfloat16()
     draw = draws(len(z), [SETTINGS[i % 7] for i in range(len(z))])
     together = confidence(z, 5000, draw)
-    for i in (0, 4, 9):
+    for i in (0, 4, 7):
         alone = confidence(z[i : i + 1].clone(), 5000, part(draw, slice(i, i + 1)))
         same_bits(alone, module.Scored(*(v[i : i + 1] for v in together)))
 
@@ -245,8 +243,9 @@ def test_uniforms_are_the_references():
     assert torch.equal(out.cpu(), uniforms(draw))
 
 
-@pytest.mark.parametrize("width", [9, 2048, 6000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(9, torch.float32), (2048, torch.bfloat16), (6000, torch.float32)]
+)
 def test_plain_draws_invert_the_sum_by_ids(width, dtype):
     """The token of the reference's uniform in the order of ids; greedy rows take the argmax."""
     torch.manual_seed(width)
@@ -264,40 +263,40 @@ def test_plain_draws_invert_the_sum_by_ids(width, dtype):
 
 
 def test_frequencies_over_several_tiles():
-    """400 keyed draws among six tokens of three tiles have the distribution's frequencies."""
+    """150 keyed draws among six tokens of three tiles have the distribution's frequencies."""
     z = torch.full((1, 5000), -INF)
     ids = torch.tensor([0, 3, 2047, 2048, 4100, 4999])
     z[0, ids] = torch.tensor([0.3, -0.2, 1.2, 0.0, 0.9, -0.4])
-    draw = draws(400, (1.5, 0, 1.0, 0.0), seed=1, filters=False)
-    found = confidence(z.expand(400, -1).contiguous().to(ON), 5000, draw)
+    draw = draws(150, (1.5, 0, 1.0, 0.0), seed=1, filters=False)
+    found = confidence(z.expand(150, -1).contiguous().to(ON), 5000, draw)
     assert chi_square_p(found.token, (z[0].double() / 1.5).softmax(-1)) > 1e-3
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:3])
 def test_frequencies_with_filters(setting):
-    """100 keyed draws have the frequencies of the kept tokens."""
+    """50 keyed draws have the frequencies of the kept tokens."""
     z = torch.tensor([0.3, -1.0, 1.2, 0.0, 0.9, -0.4, 0.5, -0.2]).bfloat16()
     share = torch.zeros(8, dtype=torch.float64)
     grid = draws(4096, setting)
     tokens = reference(z.expand(4096, -1), grid, (torch.arange(4096) + 0.5).double() / 4096)
     kept = tokens.unique()
     share[kept] = (z[kept].double() / setting[0]).softmax(-1)
-    found = confidence(z.expand(100, -1).contiguous().to(ON), 8, draws(100, setting, seed=2))
+    found = confidence(z.expand(50, -1).contiguous().to(ON), 8, draws(50, setting, seed=2))
     assert chi_square_p(found.token, share) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width", [9, 300, 9000])
+@pytest.mark.parametrize("width", [300, 9000])
 def test_filtered_draws_are_the_references(width, dtype):
     """The same key draws the same token; ties (300: seven values), both zeros and -inf included."""
     torch.manual_seed(width)
-    z = torch.randn(21, width) * 3
+    z = torch.randn(14, width) * 3
     if width == 300:
-        z = torch.randint(-3, 4, (21, width)).float()
+        z = torch.randint(-3, 4, (14, width)).float()
     z[:, 1::3] = -INF
     z[:, 0], z[:, 2] = -0.0, 0.0
     z = z.to(dtype)
-    draw = draws(21, [SETTINGS[i % 7] for i in range(21)], seed=width)
+    draw = draws(14, [SETTINGS[i % 7] for i in range(14)], seed=width)
     found = confidence(z.to(ON), width, draw)
     expected = reference(z, draw)
     assert torch.equal(found.token.cpu(), expected)
@@ -312,7 +311,7 @@ def test_kept_sets_are_the_references(given, setting, ties):
     """A fine grid of uniforms, both ends included, draws token by token what the reference does."""
     torch.manual_seed(4)
     z = torch.randint(-2, 2, (14,)).bfloat16() if ties else (torch.randn(14) * 2).bfloat16()
-    grid = [0.0, *((np.arange(16) + 0.37) / 16).tolist(), 1 - 2.0**-53]
+    grid = [0.0, *((np.arange(8) + 0.37) / 8).tolist(), 1 - 2.0**-53]
     many, draw = z.expand(len(grid), -1).contiguous(), given(setting, grid)
     expected = reference(many, draw, torch.tensor(grid, dtype=torch.float64))
     assert torch.equal(confidence(many, 14, draw).token, expected)
@@ -322,7 +321,8 @@ def test_little_kept_mass():
     """Three tokens of 49,152 nearly equal ones; and a nucleus below a single token's share."""
     torch.manual_seed(3)
     z = torch.randn(4, 49152) * 0.01
-    draw = draws(4, [(1.0, 3, 1.0, 0.0), (1.0, 0, 1e-6, 0.0), (5.0, 2, 1.0, 0.0)] * 1 + [SETTINGS[4]])
+    settings = [(1.0, 3, 1.0, 0.0), (1.0, 0, 1e-6, 0.0), (5.0, 2, 1.0, 0.0), SETTINGS[4]]
+    draw = draws(4, settings)
     assert torch.equal(confidence(z.to(ON), 49152, draw).token.cpu(), reference(z, draw))
 
 
