@@ -181,7 +181,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     pointers = ("logits", "source", "temperatures", "partials")
     sizes = ("head_rows", "source_rows", "stride", "source_stride")
     for dtype, draw, other, budget in (
-        ("*bf16", False, False, 17), ("*bf16", True, False, 22), ("*bf16", True, True, 40),
+        ("*bf16", False, False, 17), ("*bf16", True, False, 22), ("*bf16", True, True, 33),
         ("*fp32", False, False, 17), ("*fp32", True, False, 22),
     ):  # fmt: skip
         name = f"{shape.name}-{dtype[1:]}" + "-draw" * draw + "-other" * other
@@ -192,7 +192,7 @@ def variants(shape: ModelShape) -> list[Variant]:
                  "rows": "i32", "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32",
                  "stride": "i32", "source_stride": "i32"},
                 {"BLOCK": BLOCK, "DRAW": draw, "OTHER": other}, (*pointers, *sizes), WARPS,
-                elements=BLOCK, budget=budget, registers=128,
+                elements=BLOCK, budget=budget, registers=96,
             )
         )  # fmt: skip
     for draw in (False, True):

@@ -1,5 +1,10 @@
 """The one face of the kernels for callers: nothing above this module knows which version runs."""
 
+from __future__ import annotations
+
+from torch import Tensor
+
+from kernels.reference import confidence as _confidence
 from kernels.reference.attention import (
     AttentionPlan,
     KVLayout,
@@ -7,7 +12,7 @@ from kernels.reference.attention import (
     paged_attention,
     write_kv,
 )
-from kernels.reference.confidence import Confidence, confidence
+from kernels.reference.confidence import Confidence
 from kernels.reference.layers import apply_rope, rms_norm, rope_tables, silu_mul
 from kernels.reference.logprobs import LogProbs, token_logprobs
 from kernels.reference.penalties import PenaltyRows, penalise
@@ -33,3 +38,12 @@ __all__ = [
     "token_logprobs",
     "write_kv",
 ]
+
+
+def confidence(logits: Tensor, vocabulary: int) -> Confidence:
+    """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
+    if not logits.is_cuda:
+        return _confidence.confidence(logits, vocabulary)
+    from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere
+
+    return Confidence(*fused(logits, vocabulary)[: len(Confidence._fields)])

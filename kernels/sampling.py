@@ -172,7 +172,7 @@ def draw_filtered_rows(
     key, above = _search(source, width, vocabulary, top, scale, goal, False, True, SHIFT, CHUNK)
     own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
     rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), BIG - 1.0).to(tl.int32)
-    chosen = _find(source, width, vocabulary, key, rank, SHIFT, CHUNK)
+    chosen = tl.maximum(_find(source, width, vocabulary, key, rank, SHIFT, CHUNK), 0)
     x = tl.load(logits + row * stride + chosen).to(tl.float32)
     tl.store(token + row, chosen.to(tl.int64))
     best = tl.log(tl.load(probs + row))

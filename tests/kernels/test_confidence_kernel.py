@@ -419,7 +419,7 @@ def test_bad_values_are_named(bad):
 @pytest.mark.parametrize("targets", [torch.zeros(2), torch.zeros(3), torch.zeros(()).long()])
 def test_bad_targets_are_named(targets):
     """Shape and type."""
-    with pytest.raises(ValueError, match="^targets must "):
+    with pytest.raises(ValueError, match=r"^targets must "):
         score(torch.zeros(3, 20, device=ON), 20, targets.to(ON))
 
 
