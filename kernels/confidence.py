@@ -36,47 +36,39 @@ from kernels.sampling import draw_filtered
 from kernels.sampling import variants as sampling_variants
 from kernels.variant import ModelShape, Variant
 
-BLOCK, WARPS = 2048, 2
+# One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
+# 100 KB are under way. Fixed: both decide the order of the sums.
+BLOCK, WARPS = 2048, 1
 SCORE_BLOCK = 1024
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
 @triton.jit
 def tile_statistics(
-    logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, partials: tl.tensor,
-    rows: tl.tensor, head_rows: tl.tensor, source_rows: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, source_stride: tl.tensor, BLOCK: tl.constexpr, DRAW: tl.constexpr,
-    OTHER: tl.constexpr,
+    logits: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor,
+    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr,
+    STATISTICS: tl.constexpr, DRAW: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile of one row. OTHER: the draw is from ``source``, not from ``logits``."""
+    """One tile of one row: what its STATISTICS need, what a DRAW from it needs, or both."""
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     ids = tile * BLOCK + tl.arange(0, BLOCK)
-    # The head's rows are a multiple of the load's width, the vocabulary need not be one.
-    inside = ids < head_rows
-    ends = (tile + 1) * BLOCK > vocabulary
-    x = tl.load(logits + row * stride + ids, mask=inside, other=float("-inf")).to(tl.float32)
-    if ends:
+    # The width of a row is a multiple of a load's 16 bytes, the vocabulary need not be one.
+    x = tl.load(logits + row * stride + ids, mask=ids < width, other=float("-inf")).to(tl.float32)
+    if (tile + 1) * BLOCK > vocabulary:
         x = tl.where(ids < vocabulary, x, float("-inf"))
     peak = tl.max(x, 0)
     d = x - tl.maximum(peak, LOWEST)
-    # NaN and inf - inf go on into the sums, and flag the row there.
-    clamped = tl.maximum(d, FLOOR, propagate_nan=tl.PropagateNan.ALL)
-    e = tl.exp2(clamped * LOG2E)
     place = partials + row * tl.num_programs(1) + tile
     plane = rows.to(tl.int64) * tl.num_programs(1)
-    tl.store(place, peak)
-    tl.store(place + plane, tl.sum(e, 0))
-    tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
+    if STATISTICS:
+        # NaN and inf - inf go on into the sums, and flag the row there.
+        clamped = tl.maximum(d, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        e = tl.exp2(clamped * LOG2E)
+        tl.store(place, peak)
+        tl.store(place + plane, tl.sum(e, 0))
+        tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
     if DRAW:
-        if OTHER:
-            inside = ids < source_rows
-            y = tl.load(source + row * source_stride + ids, mask=inside, other=float("-inf"))
-            y = y.to(tl.float32)
-            if ends:
-                y = tl.where(ids < vocabulary, y, float("-inf"))
-            peak = tl.max(y, 0)
-            d = y - tl.maximum(peak, LOWEST)
         tl.store(place + 3 * plane, tl.sum(tl.exp2(d * inverse_temperature(temperatures, row)), 0))
         tl.store(place + 4 * plane, peak)
 
@@ -159,12 +151,15 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
     """Partials of every tile that has ids, fp32 [PLANES, rows, tiles]."""
     rows, tiles = len(logits), triton.cdiv(vocabulary, BLOCK)
     partials = torch.empty(PLANES, rows, tiles, dtype=torch.float32, device=logits.device)
-    other = logits if source is None else source
-    if rows:
+    temperatures = partials if draw is None else draw.temperature
+    fused = draw is not None and source is None
+    passes = [(logits, True, fused)]
+    if draw is not None and source is not None:
+        passes.append((source, False, True))
+    for z, statistics, drawing in passes if rows else ():
         tile_statistics[(rows, tiles)](
-            logits, other, partials if draw is None else draw.temperature, partials, rows,
-            logits.shape[1], other.shape[1], vocabulary, logits.stride(0), other.stride(0),
-            BLOCK=BLOCK, DRAW=draw is not None, OTHER=source is not None, num_warps=WARPS,
+            z, temperatures, partials, rows, z.shape[1], vocabulary, z.stride(0), BLOCK=BLOCK,
+            STATISTICS=statistics, DRAW=drawing, num_warps=WARPS,
         )  # fmt: skip
     return partials
 
@@ -175,24 +170,25 @@ def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and with one from other logits; merge and filters."""
+    """Statistics alone, with a draw, and a draw alone; merge and filters."""
     made = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
-    pointers = ("logits", "source", "temperatures", "partials")
-    sizes = ("head_rows", "source_rows", "stride", "source_stride")
-    for dtype, draw, other, budget in (
-        ("*bf16", False, False, 17), ("*bf16", True, False, 22), ("*bf16", True, True, 33),
-        ("*fp32", False, False, 17), ("*fp32", True, False, 22),
+    signature = {
+        "temperatures": "*fp64", "partials": "*fp32", "rows": "i32", "width": "i32",
+        "vocabulary": "i32", "stride": "i32",
+    }  # fmt: skip
+    for dtype, statistics, draw, budget in (
+        ("*bf16", True, False, 15), ("*bf16", True, True, 19), ("*fp32", True, False, 15),
+        ("*fp32", True, True, 19), ("*fp32", False, True, 15),
     ):  # fmt: skip
-        name = f"{shape.name}-{dtype[1:]}" + "-draw" * draw + "-other" * other
+        parts = "-statistics" * statistics + "-draw" * draw
         made.append(
             Variant(
-                "confidence", name, tile_statistics,
-                {"logits": dtype, "source": dtype, "temperatures": "*fp64", "partials": "*fp32",
-                 "rows": "i32", "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32",
-                 "stride": "i32", "source_stride": "i32"},
-                {"BLOCK": BLOCK, "DRAW": draw, "OTHER": other}, (*pointers, *sizes), WARPS,
-                elements=BLOCK, budget=budget, registers=96,
+                "confidence", f"{shape.name}-{dtype[1:]}{parts}", tile_statistics,
+                {"logits": dtype, **signature},
+                {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
+                ("logits", "temperatures", "partials", "width", "stride"), WARPS,
+                elements=BLOCK, budget=budget, registers=112,
             )
         )  # fmt: skip
     for draw in (False, True):

@@ -49,7 +49,8 @@ class Config(NamedTuple):
     stages: int
 
 
-# Up to 64 rows two programs share an SM, so that one's epilogue hides under the other's loads.
+# Two programs of the first share an SM (and of the second, if it stores nothing): one's epilogue
+# hides under the other's loads.
 CONFIGS = (Config(16, 128, 4, 3), Config(64, 64, 8, 4), Config(128, 64, 8, 4))
 
 
