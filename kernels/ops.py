@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kernels.reference import confidence as _confidence
 from kernels.reference import layers
 from kernels.reference.attention import (
     AttentionPlan,
@@ -16,7 +17,7 @@ from kernels.reference.attention import (
     paged_attention,
     write_kv,
 )
-from kernels.reference.confidence import Confidence, confidence
+from kernels.reference.confidence import Confidence
 from kernels.reference.layers import apply_rope, rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
 from kernels.reference.penalties import PenaltyRows, penalise
@@ -82,3 +83,12 @@ def linear(
 
         return skinny_gemm.linear(x, weight, bias, scale)
     return layers.linear(x, weight, bias, scale)
+
+
+def confidence(logits: Tensor, vocabulary: int) -> Confidence:
+    """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
+    if not logits.is_cuda:
+        return _confidence.confidence(logits, vocabulary)
+    from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere
+
+    return Confidence(*fused(logits, vocabulary)[: len(Confidence._fields)])

@@ -6,12 +6,11 @@ Imported by name when asked for: whoever lists them needs no Triton.
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from kernels.variant import ModelShape, Variant
 
-_NAMES = (
+OPS = (
     "confidence",
     "lm_head",
     "attention",
@@ -21,7 +20,6 @@ _NAMES = (
     "silu_mul",
     "skinny_gemm",
 )
-OPS = tuple(n for n in _NAMES if (Path(__file__).parent / f"{n}.py").is_file())
 
 
 def load(op: str) -> ModuleType:

@@ -1,0 +1,205 @@
+"""Confidence statistics and a draw from logits [rows, head_rows] in two launches, on a GPU.
+
+The vocabulary alone is split, into tiles of one size: a row's result does not depend on what else
+is in the batch, to the bit. The first kernel reads each logit once and leaves five numbers a tile;
+``kernels.merge`` makes them the row's. Rows with filters get their token from ``kernels.sampling``.
+
+One uniform a row, two levels: the draw costs an exponential a logit, and no random number. Without
+filters it runs through the ids in order, where the reference runs through them by likelihood: the
+distribution is the same, but a key draws another token.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.checks import check_tensor
+from kernels.draws import DrawRows
+from kernels.floor import Floor
+from kernels.merge import (
+    FLOOR,
+    LOG2E,
+    LOGITS,
+    LOWEST,
+    MERGE_WARPS,
+    PLANES,
+    Scored,
+    inverse_temperature,
+    merge,
+    merge_rows,
+    merge_signature,
+)
+from kernels.sampling import draw_filtered
+from kernels.sampling import variants as sampling_variants
+from kernels.variant import ModelShape, Variant
+
+# One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
+# 100 KB are under way. Fixed: both decide the order of the sums.
+BLOCK, WARPS = 2048, 1
+SCORE_BLOCK = 1024
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+@triton.jit
+def tile_statistics(
+    logits: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor,
+    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr,
+    STATISTICS: tl.constexpr, DRAW: tl.constexpr,
+) -> None:  # fmt: skip
+    """One tile of one row: what its STATISTICS need, what a DRAW from it needs, or both."""
+    row = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    ids = tile * BLOCK + tl.arange(0, BLOCK)
+    # The width of a row is a multiple of a load's 16 bytes, the vocabulary need not be one.
+    x = tl.load(logits + row * stride + ids, mask=ids < width, other=float("-inf")).to(tl.float32)
+    if (tile + 1) * BLOCK > vocabulary:
+        x = tl.where(ids < vocabulary, x, float("-inf"))
+    peak = tl.max(x, 0)
+    d = x - tl.maximum(peak, LOWEST)
+    place = partials + row * tl.num_programs(1) + tile
+    plane = rows.to(tl.int64) * tl.num_programs(1)
+    if STATISTICS:
+        # NaN and inf - inf go on into the sums, and flag the row there.
+        clamped = tl.maximum(d, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+        e = tl.exp2(clamped * LOG2E)
+        tl.store(place, peak)
+        tl.store(place + plane, tl.sum(e, 0))
+        tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
+    if DRAW:
+        tl.store(place + 3 * plane, tl.sum(tl.exp2(d * inverse_temperature(temperatures, row)), 0))
+        tl.store(place + 4 * plane, peak)
+
+
+@triton.jit
+def score_targets(
+    logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor,
+    count: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, target_stride: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Log-probabilities of BLOCK targets of one row; NaN where one is no id."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < count
+    ids = tl.load(targets + row * target_stride + n, mask=inside, other=-1)
+    known = (ids >= 0) & (ids < vocabulary)
+    x = tl.load(logits + row * stride + ids, mask=known, other=float("nan")).to(tl.float32)
+    # From the maximum: the log-sum-exp itself has lost digits where logits are large.
+    found = (x - tl.load(peaks + row)) + tl.log(tl.load(probs + row))
+    tl.store(out + row * count + n, found, mask=inside)
+
+
+def confidence(
+    logits: Tensor, vocabulary: int, draw: DrawRows | None = None, source: Tensor | None = None
+) -> Scored:
+    """Statistics of each row at temperature 1, and a token of each row.
+
+    Args:
+        logits: [rows, head_rows], bf16, fp16 or fp32; rows may stand further apart.
+        vocabulary: ids from here on are padding of the head and take no part.
+        draw: how to draw; None takes the argmax.
+        source: [rows, at least vocabulary], what to draw from if not from ``logits``, such as
+            logits with penalties; the token's log-probability is still that in ``logits``.
+    """
+    _check(logits, vocabulary)
+    if source is not None:
+        check_tensor("source", source, [len(logits), None], LOGITS, logits, contiguous=False)
+        if source.shape[1] < vocabulary:
+            raise ValueError(f"source must have {vocabulary} columns, got {source.shape[1]}")
+    if draw is not None:
+        draw.check(logits)
+    found = merge(logits, _tiles(logits, vocabulary, draw, source), None, vocabulary, BLOCK,
+                  draw, source)  # fmt: skip
+    if draw is not None and draw.filtered:
+        draw_filtered(logits, source, vocabulary, draw, found)
+    return found
+
+
+def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
+    """Log-probabilities of given ids, fp32, of the shape of ``targets``.
+
+    Args:
+        logits, vocabulary: as in ``confidence``.
+        targets: int64 [rows] or [rows, count]; what is no id below ``vocabulary`` scores NaN, as
+            does every target of a row without a distribution.
+    """
+    _check(logits, vocabulary)
+    shape = [len(logits), None][: max(targets.ndim, 1)]
+    check_tensor("targets", targets, shape, (torch.int64,), logits)
+    found = confidence(logits, vocabulary)
+    out = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    count = out.numel() // max(len(logits), 1)
+    if out.numel():
+        score_targets[(len(logits), triton.cdiv(count, SCORE_BLOCK))](
+            logits, targets, found.max_logit, found.max_prob, out, count, vocabulary,
+            logits.stride(0), targets.stride(0), BLOCK=SCORE_BLOCK,
+        )  # fmt: skip
+    return out
+
+
+def _check(logits: Tensor, vocabulary: int) -> None:
+    check_tensor("logits", logits, [None, None], LOGITS, contiguous=False)
+    if not 0 < vocabulary <= logits.shape[1]:
+        raise ValueError(
+            f"vocabulary must be in 1..{logits.shape[1]}, the head's rows; got {vocabulary}"
+        )
+
+
+def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tensor | None) -> Tensor:
+    """Partials of every tile that has ids, fp32 [PLANES, rows, tiles]."""
+    rows, tiles = len(logits), triton.cdiv(vocabulary, BLOCK)
+    partials = torch.empty(PLANES, rows, tiles, dtype=torch.float32, device=logits.device)
+    temperatures = partials if draw is None else draw.temperature
+    fused = draw is not None and source is None
+    passes = [(logits, True, fused)]
+    if draw is not None and source is not None:
+        passes.append((source, False, True))
+    for z, statistics, drawing in passes if rows else ():
+        tile_statistics[(rows, tiles)](
+            z, temperatures, partials, rows, z.shape[1], vocabulary, z.stride(0), BLOCK=BLOCK,
+            STATISTICS=statistics, DRAW=drawing, num_warps=WARPS,
+        )  # fmt: skip
+    return partials
+
+
+def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
+    """Each logit read once; about ten operations on each."""
+    return Floor(rows * vocabulary * dtype.itemsize + 40 * rows, 10 * rows * vocabulary)
+
+
+def variants(shape: ModelShape) -> list[Variant]:
+    """Statistics alone, with a draw, and a draw alone; merge and filters."""
+    made = []
+    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
+    signature = {
+        "temperatures": "*fp64", "partials": "*fp32", "rows": "i32", "width": "i32",
+        "vocabulary": "i32", "stride": "i32",
+    }  # fmt: skip
+    for dtype, statistics, draw, budget in (
+        ("*bf16", True, False, 15), ("*bf16", True, True, 19), ("*fp32", True, False, 15),
+        ("*fp32", True, True, 19), ("*fp32", False, True, 15),
+    ):  # fmt: skip
+        parts = "-statistics" * statistics + "-draw" * draw
+        made.append(
+            Variant(
+                "confidence", f"{shape.name}-{dtype[1:]}{parts}", tile_statistics,
+                {"logits": dtype, **signature},
+                {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
+                ("logits", "temperatures", "partials", "width", "stride"), WARPS,
+                elements=BLOCK, budget=budget, registers=112,
+            )
+        )  # fmt: skip
+    for draw in (False, True):
+        made.append(
+            Variant(
+                "confidence", f"{shape.name}-merge" + "-draw" * draw, merge_rows,
+                merge_signature("*bf16"),
+                {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
+                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
+                 "source_stride"), MERGE_WARPS,
+                wide=False, registers=168,
+            )
+        )  # fmt: skip
+    return [*made, *sampling_variants(shape)]

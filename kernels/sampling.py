@@ -1,0 +1,228 @@
+"""Draws of rows with filters: top-k, then renormalised top-p, then min-p, one program a row.
+
+In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So filters
+and draw are one search: the key (a float's bits in order) at which a sum over all likelier tokens
+reaches a goal: a count for top-k, a mass for top-p, and for the draw the uniform's share of what is
+kept. The search fixes two bits of the key in each pass over logits that lie in the L2 cache: exact,
+whatever is kept, and no sort. Sums run in fp32 within a lane and fp64 across lanes.
+
+A key draws the same token as in ``kernels.reference.sampling``, unless its uniform falls within
+about 1e-7 of the edge between two tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.draws import DrawRows
+from kernels.merge import BIG, LOWEST, Scored, inverse_temperature, load_logits
+from kernels.philox import keyed_uniform
+from kernels.variant import ModelShape, Variant
+
+CHUNK, WARPS = 8192, 16
+# Low bits of the fp32 pattern that are the same for all values of a type: no need to search them.
+SHIFTS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}
+
+
+@triton.jit
+def _keys(x: tl.tensor, SHIFT: tl.constexpr) -> tl.tensor:
+    """Floats as uint32 of the same order; both zeros are one."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
+    return ((bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)) >> SHIFT
+
+
+@triton.jit
+def _value(key: tl.tensor, SHIFT: tl.constexpr) -> tl.tensor:
+    """The float of an int64 key."""
+    negative = key < (1 << (31 - SHIFT))
+    whole = (key << SHIFT) | tl.where(negative, (1 << SHIFT) - 1, 0)
+    bits = tl.where(negative, 0xFFFFFFFF - whole, whole ^ 0x80000000)
+    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _search(
+    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
+    goal: tl.tensor, COUNT: tl.constexpr, BEYOND: tl.constexpr, SHIFT: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The highest key from which on upwards the sum reaches ``goal``, and the sum above that key.
+
+    COUNT: of tokens, otherwise of exp((x - top) / T). BEYOND: the sum must exceed the goal.
+    """
+    levels: tl.constexpr = (32 - SHIFT) // 2
+    found = vocabulary.to(tl.int64) * 0
+    above = goal * 0.0
+    for level in range(levels):
+        step = (found * 0 + 1) << (2 * (levels - 1 - level))
+        one, two, three = found + step, found + 2 * step, found + 3 * step
+        sum1 = tl.zeros((CHUNK,), tl.float32)
+        sum2 = tl.zeros((CHUNK,), tl.float32)
+        sum3 = tl.zeros((CHUNK,), tl.float32)
+        for start in range(0, vocabulary, CHUNK):
+            x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
+            key = _keys(x, SHIFT)
+            mass = sum1 * 0.0 + 1.0 if COUNT else tl.exp2((x - top) * scale)
+            sum1 += tl.where(key >= one.to(tl.uint32), mass, 0.0)
+            sum2 += tl.where(key >= two.to(tl.uint32), mass, 0.0)
+            sum3 += tl.where(key >= three.to(tl.uint32), mass, 0.0)
+        all1 = tl.sum(sum1.to(tl.float64), 0)
+        all2 = tl.sum(sum2.to(tl.float64), 0)
+        all3 = tl.sum(sum3.to(tl.float64), 0)
+        if BEYOND:
+            hit1, hit2, hit3 = all1 > goal, all2 > goal, all3 > goal
+        else:
+            hit1, hit2, hit3 = all1 >= goal, all2 >= goal, all3 >= goal
+        # The lowest key that failed so far is at last the one right above the answer.
+        above = tl.where(hit3, above, tl.where(hit2, all3, tl.where(hit1, all2, all1)))
+        found = tl.where(hit3, three, tl.where(hit2, two, tl.where(hit1, one, found)))
+    return found, above
+
+
+@triton.jit
+def _mass_from(
+    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
+    pivot: tl.tensor, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The sum of exp((x - top) / T) over keys of at least ``pivot``, fp64."""
+    total = tl.zeros((CHUNK,), tl.float32)
+    for start in range(0, vocabulary, CHUNK):
+        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
+        mass = tl.exp2((x - top) * scale)
+        total += tl.where(_keys(x, SHIFT) >= pivot.to(tl.uint32), mass, 0.0)
+    return tl.sum(total.to(tl.float64), 0)
+
+
+@triton.jit
+def _find(
+    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, key: tl.tensor, rank: tl.tensor,
+    SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The id of the token of that key that has ``rank`` others of it before it; or the last one."""
+    token = -1
+    seen = rank * 0
+    for start in range(0, vocabulary, CHUNK):
+        ids = start + tl.arange(0, CHUNK)
+        x = load_logits(source, ids, width, vocabulary)
+        equal = (_keys(x, SHIFT) == key.to(tl.uint32)) & (ids < vocabulary)
+        count = tl.sum(equal.to(tl.int32), 0)
+        if (count > 0) & (seen <= rank):
+            order = seen + tl.cumsum(equal.to(tl.int32), 0)
+            token = tl.max(tl.where(equal & (order <= rank + 1), ids, -1), 0)
+        seen += count
+    return token
+
+
+@triton.jit
+def draw_filtered_rows(
+    logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
+    counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
+    probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
+    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor,
+    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr,
+    CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
+    """One row; it ends at once where no filter is on."""
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperatures + row)
+    top_k = tl.load(top_ks + row) if TOP_K else row * 0
+    top_p = tl.load(top_ps + row) if TOP_P else temperature * 0 + 1
+    min_p = tl.load(min_ps + row) if MIN_P else temperature * 0
+    few = (top_k > 0) & (top_k < vocabulary)
+    if (temperature <= 0) | (tl.load(valid + row) == 0):
+        return
+    if (not few) & (top_p >= 1) & (min_p <= 0):
+        return
+    scale = inverse_temperature(temperatures, row)
+    source += row * source_stride
+    peak = tl.full((CHUNK,), float("-inf"), tl.float32)
+    for start in range(0, vocabulary, CHUNK):
+        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
+        peak = tl.maximum(peak, x)
+    top = tl.maximum(tl.max(peak, 0), LOWEST)
+    kept = temperature * 0
+    if few:
+        goal = top_k.to(tl.float64)
+        key, above = _search(source, width, vocabulary, top, scale, goal, True, False, SHIFT, CHUNK)
+        own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
+        kept = _mass_from(source, width, vocabulary, top, scale, key + 1, SHIFT, CHUNK)
+        kept += (goal - above) * own
+    else:
+        kept = _mass_from(source, width, vocabulary, top, scale, row * 0, SHIFT, CHUNK)
+    if top_p < 1:
+        goal = top_p * kept
+        key, above = _search(
+            source, width, vocabulary, top, scale, goal, False, False, SHIFT, CHUNK
+        )
+        own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
+        # The token that reaches the goal is in: as many equals as that takes, at least one.
+        equals = tl.maximum(tl.ceil((goal - above) / own), 1.0)
+        kept = tl.minimum(kept, above + equals * own)
+    if min_p > 0:
+        least = top.to(tl.float64) + temperature * tl.log(min_p)
+        bound = least.to(tl.float32)
+        key = _keys(bound, 0).to(tl.int64) + (bound.to(tl.float64) < least).to(tl.int64)
+        key = tl.where(bound < 0, key, key + ((1 << SHIFT) - 1)) >> SHIFT
+        mass = _mass_from(source, width, vocabulary, top, scale, key, SHIFT, CHUNK)
+        kept = tl.minimum(kept, mass)
+    goal = keyed_uniform(seeds, counters, row) * kept
+    key, above = _search(source, width, vocabulary, top, scale, goal, False, True, SHIFT, CHUNK)
+    own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
+    rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), BIG - 1.0).to(tl.int32)
+    chosen = tl.maximum(_find(source, width, vocabulary, key, rank, SHIFT, CHUNK), 0)
+    x = tl.load(logits + row * stride + chosen).to(tl.float32)
+    tl.store(token + row, chosen.to(tl.int64))
+    best = tl.log(tl.load(probs + row))
+    # A stored logit may have been rounded up above the maximum that was not.
+    lead = tl.minimum(x - tl.load(peaks + row), 0.0)
+    lead = tl.where(chosen == tl.load(argmax + row), 0.0, lead)
+    tl.store(logprob + row, lead + best)
+
+
+def draw_filtered(
+    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: Scored
+) -> None:
+    """Draw again in rows with filters; rewrites their ``token`` and ``logprob`` in ``found``.
+
+    Arguments have been checked: see ``kernels.confidence.confidence``.
+    """
+    if not len(logits):
+        return
+    source = logits if source is None else source
+    flags = draw.top_k is not None, draw.top_p is not None, draw.min_p is not None
+    draw_filtered_rows[(len(logits),)](
+        logits, source, draw.temperature, draw.seed, draw.counter,
+        draw.seed if draw.top_k is None else draw.top_k,
+        draw.temperature if draw.top_p is None else draw.top_p,
+        draw.temperature if draw.min_p is None else draw.min_p,
+        found.max_logit, found.max_prob, found.argmax, found.valid.view(torch.int8), found.token,
+        found.logprob,
+        source.shape[1], vocabulary, logits.stride(0), source.stride(0), TOP_K=flags[0],
+        TOP_P=flags[1], MIN_P=flags[2], SHIFT=SHIFTS[source.dtype], CHUNK=CHUNK, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def variants(shape: ModelShape) -> list[Variant]:
+    """All filters at once, over bf16 logits and over fp32 logits with penalties."""
+    made = []
+    for dtype, shift in (("*bf16", 16), ("*fp32", 0)):
+        signature = {
+            "logits": dtype, "source": dtype, "temperatures": "*fp64", "seeds": "*i64",
+            "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp64",
+            "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64", "valid": "*i8", "token": "*i64",
+            "logprob": "*fp32", "width": "i32", "vocabulary": "i32", "stride": "i32",
+            "source_stride": "i32",
+        }  # fmt: skip
+        constants = {
+            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "CHUNK": CHUNK,
+        }  # fmt: skip
+        made.append(
+            Variant(
+                "sampling", f"{shape.name}-{dtype[1:]}", draw_filtered_rows, signature, constants,
+                ("logits", "source", "width", "stride", "source_stride"), WARPS, registers=128,
+            )
+        )  # fmt: skip
+    return made
