@@ -229,7 +229,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             found.append(
                 Variant(
                     op="attention",
-                    name=f"{name} {shape.name}",
+                    name=f"{name}",
                     kernel=kernel,
                     signature={k: v for k, v in signature.items() if k in used},
                     constants=constants | more,

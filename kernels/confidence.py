@@ -184,7 +184,7 @@ def variants(shape: ModelShape) -> list[Variant]:
         parts = "-statistics" * statistics + "-draw" * draw
         made.append(
             Variant(
-                "confidence", f"{shape.name}-{dtype[1:]}{parts}", tile_statistics,
+                "confidence", f"tiles-{dtype[1:]}{parts}", tile_statistics,
                 {"logits": dtype, **signature},
                 {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
                 ("logits", "temperatures", "partials", "width", "stride"), WARPS,
@@ -194,7 +194,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     for draw in (False, True):
         made.append(
             Variant(
-                "confidence", f"{shape.name}-merge" + "-draw" * draw, merge_rows,
+                "confidence", "merge" + "-draw" * draw, merge_rows,
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",

@@ -208,7 +208,7 @@ def variants(shape: ModelShape) -> list[Variant]:
         }  # fmt: skip
         made.append(
             Variant(
-                "lm_head", f"{shape.name}-m{c.rows}" + f"-{store[1:]}-draw" * bool(store),
+                "lm_head", f"m{c.rows}" + f"-{store[1:]}-draw" * bool(store),
                 head_statistics, signature, constants,
                 ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
                  "weight_stride"), c.warps, c.stages,
@@ -218,7 +218,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     for draw in (False, True):
         made.append(
             Variant(
-                "lm_head", f"{shape.name}-merge" + "-draw" * draw, merge_rows,
+                "lm_head", "merge" + "-draw" * draw, merge_rows,
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",

@@ -191,7 +191,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     return [
         Variant(
             op="rope_kv",
-            name=f"{name} {shape.name}",
+            name=f"{name}",
             kernel=rope_kv_kernel,
             signature=signature,
             constants={

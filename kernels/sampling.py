@@ -221,7 +221,7 @@ def variants(shape: ModelShape) -> list[Variant]:
         }  # fmt: skip
         made.append(
             Variant(
-                "sampling", f"{shape.name}-{dtype[1:]}", draw_filtered_rows, signature, constants,
+                "confidence", f"filters-{dtype[1:]}", draw_filtered_rows, signature, constants,
                 ("logits", "source", "width", "stride", "source_stride"), WARPS, registers=128,
             )
         )  # fmt: skip
