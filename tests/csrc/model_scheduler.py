@@ -1,0 +1,228 @@
+"""What the scheduler must do, said slowly: the order, admission, what is held, what comes home.
+
+Plans are judged in model_plan, texts and books kept in model_sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine._core import Sequence
+
+from .model_sequence import FINISHED, NOBODY, RUNNING, SequenceModel
+from .model_text import ERROR, Request
+from .model_turns import Lanes, Turns
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The settings of a scheduler."""
+
+    slabs: int
+    slots: tuple[int, int]
+    size: int  # tokens of a block
+    context: int
+    sequences: int
+    queue: int
+    budget: int  # rows of a tick
+    prefix_cache: bool
+    background: tuple[int, int]
+    lanes: Lanes
+
+    @property
+    def holds(self) -> int:
+        """Tokens of the longest request that either model alone could hold."""
+        return self.slabs * min(self.slots) * self.size
+
+
+@dataclass
+class Span:
+    """A sequence's part of a plan: where its rows go and what they and those before must hold."""
+
+    sequence: SequenceModel
+    samples: bool
+    contents: list[tuple[int, int]]  # of each row of KV behind the last one planned: place, digest
+
+
+@dataclass
+class Flight:
+    spans: list[Span] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)  # blocks that copies read
+
+
+class Shadow:
+    """What the last write left in each row of the arena. The two models' rows overlap."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.per_slab = [slots * shape.size for slots in shape.slots]
+        self.slabs: dict[int, tuple[int, dict[int, int]]] = {}
+
+    def write(self, model: int, place: int, digest: int) -> None:
+        slab = place // self.per_slab[model]
+        if self.slabs.get(slab, (NOBODY, {}))[0] != model:
+            self.slabs[slab] = (model, {})
+        self.slabs[slab][1][place] = digest
+
+    def read(self, model: int, place: int) -> int | None:
+        owner, rows = self.slabs.get(place // self.per_slab[model], (NOBODY, {}))
+        return rows.get(place) if owner == model else None
+
+
+class SchedulerModel:
+    def __init__(self, shape: Shape) -> None:
+        self.shape, self.size = shape, shape.size
+        self.sequences: dict[int, SequenceModel] = {}
+        self.running: list[SequenceModel] = []
+        self.waiting: list[SequenceModel] = []
+        self.events: list[tuple[int, int, int]] = []
+        self.flights: list[Flight | None] = [None, None]
+        self.turns = Turns(shape.lanes)
+        self.shadow = Shadow(shape)
+        self.next_id = 1
+        # Blocks by the prefix that they end; None once some were dropped that only the core knows.
+        self.cache: list[dict[tuple[int, ...], int]] | None = [{}, {}]
+        # Counters of the core.
+        self.admitted, self.ticks, self.held, self.lost = 0, [0, 0], [0, 0], [0, 0]
+        self.hits, self.shared, self.copied, self.background = [0, 0], [0, 0], [0, 0], [0, 0]
+        self.may_have_lost = False  # KV taken in flight may go with the end anyway: who knows
+        self.planned = [[0, 0], [0, 0]]  # rows and keys of each lane, less those that failed
+
+    def blocks_for(self, rows: int) -> int:
+        return -(-rows // self.size)
+
+    # -- requests
+
+    def add(self, request: Request, samples: int) -> list[SequenceModel]:
+        self.turns.changed()
+        first, made = self.next_id, []
+        for id in range(first, first + samples):
+            made.append(SequenceModel(self, id, first, samples, request))
+            self.sequences[id] = made[-1]
+        self.next_id += samples
+        self.waiting = sorted([*self.waiting, *made], key=lambda s: s.order)
+        return made
+
+    def leave(self, sequence: SequenceModel) -> None:
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self.turns.changed()
+        self.events.append((FINISHED, sequence.id, NOBODY))
+
+    def void_events(self, sequence: SequenceModel) -> None:
+        self.events = [event for event in self.events if event[1] != sequence.id]
+
+    def admit(self, free: list[int], live: list[int], after: dict[int, Sequence]) -> None:
+        """In order, the first one in any case; others not before what nobody uses holds their
+        prompt where they start, beside the next row of all that run, and at the latest when all
+        would find room on both models. What is likely between the two is the core's to say."""
+        room = list(free)
+        for s in self.running:
+            room[s.active] -= self.blocks_for(s.length + 1) - len(s.blocks[s.active])
+        empty = self.shape.slabs - sum(n / k for n, k in zip(live, self.shape.slots, strict=True))
+        while self.waiting and len(self.running) < self.shape.sequences:
+            head = self.waiting[0]
+            needed, all_of_them = self.blocks_for(head.length + 1), [*self.running, head]
+            admitted = after[head.id].phase == RUNNING
+            if self.running:
+                fits = room[head.active] >= needed
+                may = sum(self.slabs_to_come(s, False) for s in all_of_them) <= empty + 1e-6
+                must = sum(self.slabs_to_come(s, True) for s in all_of_them) <= empty - 1e-6
+                assert not admitted or (fits and may), "admitted without room"
+                assert admitted or not (fits and must), "kept waiting though there is room"
+            if not admitted:
+                assert self.running
+                return
+            room[head.active] -= needed
+            head.phase = RUNNING
+            self.running = sorted([*self.running, self.waiting.pop(0)], key=lambda s: s.order)
+            self.admitted += 1
+
+    def slabs_to_come(self, s: SequenceModel, both: bool) -> float:
+        """What it still needs to stand on the models it has worked on, or on both."""
+        slabs = 0.0
+        for model, slots in enumerate(self.shape.slots):
+            if model == s.active or (s.rest_from < 0 and (both or s.highest[model])):
+                needed = self.blocks_for(s.length + 1) - len(s.blocks[model])
+                slabs += max(0, needed) / slots
+        return slabs
+
+    def ready(self) -> list[int]:
+        return [sum(s.runnable(lane) for s in self.running) for lane in (0, 1)]
+
+    def holds(self, lane: int) -> bool:
+        """Does the lane policy put the lane off?"""
+        other_flies = self.flights[1 - lane] is not None
+        held = self.turns.holds(lane, other_flies, len(self.running), self.ready())
+        self.held[lane] += held
+        return held
+
+    # -- memory
+
+    def is_shared(self, one: SequenceModel, model: int, index: int) -> bool:
+        block = one.blocks[model][index]
+        flight = self.flights[model]
+        if flight and block in flight.sources:
+            return True
+        tables = (s.blocks[model] for s in self.running if s is not one)
+        return block is not None and any(block in table[index : index + 1] for table in tables)
+
+    def register(self, s: SequenceModel, model: int) -> None:
+        """Full blocks of settled tokens are known from now on, the first of a kind."""
+        full = min(s.computed[model], s.settled) // self.size
+        for index in range(s.known[model], full if self.shape.prefix_cache else 0):
+            if self.cache is not None:
+                block = s.blocks[model][index]
+                assert block is not None
+                prefix = tuple(s.tokens[: (index + 1) * self.size])
+                self.cache[model].setdefault(prefix, block)
+            s.known[model] = index + 1
+
+    def distrust(self) -> None:
+        """Some block is no longer known: what the cache finds is taken as the core says."""
+        if self.shape.prefix_cache:
+            self.cache = None
+
+    def lose(self, s: SequenceModel, model: int, rows: int) -> None:
+        self.lost[model] += s.computed[model] - rows
+        s.keep(model, rows)
+        assert s.computed[model] == rows, "KV was lost up to the middle of a block"
+
+    def live(self, model: int) -> tuple[set[int], int]:
+        """The live blocks that are known by number, and how many there may be besides."""
+        known: set[int] = set()
+        unknown = 0
+        for s in self.running:
+            known.update(block for block in s.blocks[model] if block is not None)
+            unknown += s.blocks[model].count(None)
+        if flight := self.flights[model]:
+            known.update(flight.sources)
+        return known, unknown
+
+    # -- a batch comes home
+
+    def land(self, lane: int) -> list[Span]:
+        flight = self.flights[lane]
+        assert flight is not None
+        self.flights[lane] = None
+        self.turns.changed()
+        for span in flight.spans:
+            for place, digest in span.contents:
+                assert self.shadow.read(lane, place) == digest, "KV in use was overwritten"
+        return flight.spans
+
+    def commit(self, lane: int, tokens: list[int], after: dict[int, Sequence]) -> None:
+        for row, span in enumerate(self.land(lane)):
+            s = span.sequence
+            if s.may_lose[lane]:
+                self.may_have_lost = True
+            s.retire(lane, row, span.samples, tokens[row], after[s.id].computed[lane])
+
+    def fail(self, lane: int) -> None:
+        for span in self.land(lane):
+            s = span.sequence
+            first, last = s.computed[lane], s.computed[lane] + s.flying[lane]
+            self.planned[lane][0] -= last - first
+            self.planned[lane][1] -= sum(range(first + 1, last + 1))
+            s.flying[lane] = 0
+            s.gives_up[lane] = s.may_lose[lane] = False
+            s.keep(lane, first)  # the rows that came to nothing
+            s.end(ERROR)
