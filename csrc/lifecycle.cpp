@@ -183,13 +183,6 @@ void Scheduler::keep_trial(Sequence& sequence, bool rest, bool unread) {
   conclude(sequence, std::exchange(sequence.trial, Outcome{}));
 }
 
-// Nobody needs to answer any more.
-void Scheduler::void_question(Sequence& sequence) {
-  drop_candidate(sequence);
-  sequence.awaits_route = sequence.reading = false;
-  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
-}
-
 void Scheduler::drop_candidate(Sequence& sequence) {
   if (sequence.candidate < 0) return;
   count_sampled(sequence, sequence.request.reader, RowKind::discarded, sequence.candidate_keys);
@@ -200,11 +193,12 @@ void Scheduler::drop_candidate(Sequence& sequence) {
 void Scheduler::end(Sequence& sequence, Finish reason) {
   if (sequence.end_pending == Finish::none) sequence.end_pending = reason;
   if (!sequence.busy()) return finish(sequence, std::exchange(sequence.end_pending, Finish::none));
-  void_question(sequence);
+  drop_candidate(sequence);
+  sequence.awaits_route = sequence.reading = false;
 }
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
-  void_question(sequence);
+  drop_candidate(sequence);
   for (int model = 0; model < kModels; ++model) {
     keep_rows(sequence, model, 0);
     // Unless it never ran, or nobody had a choice.
@@ -218,6 +212,7 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.phase = Phase::finished;
   sequence.finish = reason;
   sequence.settled = sequence.length();
+  sequence.awaits_route = sequence.reading = false;
   sequence.trial_from = sequence.truncate_pending = -1;
   turns_.changed();
   events_.push_back({EventKind::finished, sequence.id, -1});

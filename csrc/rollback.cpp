@@ -36,7 +36,8 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
   // A question that is out asks about what goes; an answer could settle it, or cut below it.
-  void_question(sequence);
+  drop_candidate(sequence);
+  sequence.awaits_route = false;
 }
 
 // The detector is restored by reading the open step again from where it began.
@@ -58,8 +59,10 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
 // Returns the first step that was taken, or the last one if that was only cut.
 Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
                           std::array<std::int32_t, kModels> rows) {
-  void_question(sequence);
+  drop_candidate(sequence);
   discard_tokens(sequence, length);
+  // A question about what is taken back needs no answer any more.
+  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
   sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {
@@ -74,6 +77,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   if (sequence.trial_from >= length) sequence.trial_from = -1;
   if (sequence.unread_from >= length) sequence.unread_from = -1;
   sequence.trial = Outcome{};
+  sequence.reading = sequence.awaits_route = false;
   read_again(sequence);
   return first_taken;
 }

@@ -138,7 +138,6 @@ class Scheduler {
   void reach_boundary(Sequence& sequence);
   void open_step(Sequence& sequence);
   void drop_candidate(Sequence& sequence);
-  void void_question(Sequence& sequence);
   void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);

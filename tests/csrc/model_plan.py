@@ -90,7 +90,7 @@ class Judge:
         for s in self.runnable:
             assert self.model.cache is not None or s.samples == 1, "see Machine.let_go()"
             known = self.model.cache is not None
-            self.hits[s] = self.known_rows(s) if known else self.took[s]
+            self.hits[s] = self.known_rows(s, s.length - 1) if known else self.took[s]
         held, _ = self.model.live(self.lane)
         for s in self.runnable:
             first = s.computed[self.lane]
@@ -104,12 +104,12 @@ class Judge:
         prefix = tuple(s.tokens[: (index + 1) * self.size])
         return None if cache is None else cache[self.lane].get(prefix)
 
-    def known_rows(self, s: SequenceModel) -> int:
-        """Rows of the next blocks that the cache knows; one row is left to compute."""
+    def known_rows(self, s: SequenceModel, limit: int) -> int:
+        """Rows of the next blocks that the cache knows, up to a limit: one is left to compute."""
         first = end = self.have[s]
         if first != s.known[self.lane] * self.size:
             return 0
-        while end + self.size < s.length and self.cached_block(s, end // self.size) is not None:
+        while end + self.size <= limit and self.cached_block(s, end // self.size) is not None:
             end += self.size
         return end - first
 
@@ -203,7 +203,7 @@ class Judge:
             return
         self.have[s] -= self.lost[lane][s]
         if self.model.cache is not None and not self.evicted and not self.lossy:
-            assert took == self.known_rows(s)
+            assert took == self.known_rows(s, s.settled - 1)
         self.hits[s] = took
         self.have[s] += took
         before = sum(map(self.view.rows, self.planned))

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -33,6 +33,7 @@ from .model_text import ABORT, DEADLINE, DELIMITERS, PADDING, TOKEN_BYTES, WHOLE
 from .model_turns import Lanes
 
 EXAMPLES = int(os.environ.get("STEER_MACHINE_EXAMPLES", "500"))
+SHRINK = bool(os.environ.get("STEER_MACHINE_SHRINK"))
 RULES = 100  # of an example, at most
 OPERATIONS = 200  # of an example on average, at least: 100,000 in all
 WORDS = (0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, PADDING, 0, 1, 3, 4)
@@ -527,6 +528,8 @@ def test_the_core_is_as_the_model_says() -> None:
             derandomize=True,
             database=None,
             deadline=None,
+            # Making a failure small takes minutes: only where somebody asks for it.
+            phases=[Phase.generate, *([Phase.shrink] if SHRINK else [])],
             suppress_health_check=list(HealthCheck),
         ),
     )
