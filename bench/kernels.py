@@ -86,9 +86,6 @@ def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWri
     for row in rows:
         writer.write(row)
     print(gpu.show(rows, card))
-    missing = [op for op in ops if op not in gpu.CASES]
-    if missing:
-        print(f"without cases for a GPU yet: {', '.join(missing)}", file=sys.stderr)
 
 
 def _compiled_again(arguments: Sequence[str]) -> int:

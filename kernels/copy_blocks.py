@@ -82,7 +82,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     return [
         Variant(
             op="copy_blocks",
-            name=f"copy",
+            name="copy",
             kernel=copy_kernel,
             signature={"memory": "*i32", "pairs": "*i32", **integers},
             constants={"size": _WORDS, "unit": 4},

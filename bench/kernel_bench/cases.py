@@ -6,57 +6,32 @@ A new op gives a function ``(shape, batch) -> list[Case]`` and its line in ``CAS
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.kernel_bench import case
+from bench.kernel_bench.arena_cases import attentions, copies, rope_kvs
+from bench.kernel_bench.case import Case
+from bench.kernel_bench.head_cases import confidences, lm_heads
 from kernels import norm, silu_mul, skinny_gemm
-from kernels.floor import Floor
 from kernels.reference import layers
 from kernels.variant import ModelShape
 
 EPS = 1e-6
-_DTYPE = torch.bfloat16
-DEVICE = "cuda"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One kernel at one shape.
-
-    inputs: makes one set of arguments on the GPU; called again for every further set.
-    kernel: ours, on such arguments.
-    baseline: the same in plain torch; it is also what torch.compile gets.
-    rows: tokens in the batch. context: keys of each, where that matters.
-    """
-
-    op: str
-    name: str
-    rows: int
-    floor: Floor
-    inputs: Callable[[], tuple[Any, ...]]
-    kernel: Callable[..., object]
-    baseline: Callable[..., object]
-    context: int = 0
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, device=DEVICE, dtype=_DTYPE)
 
 
 def _norms(shape: ModelShape, batch: int) -> list[Case]:
     hidden = shape.hidden
 
     def plain() -> tuple[Tensor, ...]:
-        return _random(batch, hidden), _random(hidden)
+        return case.random(batch, hidden), case.random(hidden)
 
     def added() -> tuple[Tensor, ...]:
         # Nothing is added, so that the sum stays finite over any number of calls.
-        zeros = torch.zeros(batch, hidden, device=DEVICE, dtype=_DTYPE)
-        return _random(batch, hidden), zeros, _random(hidden)
+        return case.random(batch, hidden), case.zeros(batch, hidden), case.random(hidden)
 
     return [
         Case(
@@ -75,7 +50,7 @@ def _silu_muls(shape: ModelShape, batch: int) -> list[Case]:
     return [
         Case(
             "silu_mul", "silu_mul", batch, silu_mul.floor(batch, width),
-            lambda: (_random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
+            lambda: (case.random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
         )
     ]  # fmt: skip
 
@@ -98,14 +73,19 @@ def _linears(shape: ModelShape, batch: int) -> list[Case]:
 
 
 def _linear_inputs(batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
-    x, weight = _random(batch, k), _random(n, k)
+    x, weight = case.random(batch, k), case.random(n, k)
     if kind == "bf16":
         return x, weight
-    scale = torch.rand(n, device=DEVICE) + 0.5
+    scale = torch.rand(n, device=case.DEVICE) + 0.5
     return x, weight.to(skinny_gemm.FP8), None, scale
 
 
 CASES: dict[str, Callable[[ModelShape, int], list[Case]]] = {
+    "confidence": confidences,
+    "lm_head": lm_heads,
+    "attention": attentions,
+    "rope_kv": rope_kvs,
+    "copy_blocks": copies,
     "norm": _norms,
     "silu_mul": _silu_muls,
     "skinny_gemm": _linears,

@@ -2,12 +2,14 @@
 
 Every figure is microseconds a call over the replays of a graph of many calls. ``cold`` goes round
 sets of inputs that together are twice the L2 cache; where a set is so small that this would take
-too many, there is no cold row, and in a model such inputs are hot anyway. ``hot`` repeats one set.
+too many, there is no cold row, and in a model such inputs are hot anyway. ``hot`` repeats one set;
+where one set alone is twice the cache, it is never hot, and there is no hot row.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -19,7 +21,8 @@ import triton
 from torch import Tensor
 from tqdm import tqdm
 
-from bench.kernel_bench.cases import CASES, Case
+from bench.kernel_bench.case import Case
+from bench.kernel_bench.cases import CASES
 from bench.table import render
 from kernels.variant import ModelShape
 
@@ -27,6 +30,7 @@ Row = dict[str, Any]
 Call = Callable[[], object]
 BATCHES = (1, 8, 64)
 MOST_SETS = 128
+MOST_BYTES = 4 * 2**30  # of the memory of one case
 _GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
 _GIB = 2**30
 
@@ -124,6 +128,7 @@ def measure(
         if op in CASES
         for batch in BATCHES
         for case in CASES[op](shape, batch)
+        if _fits(shape.name, case, card)
     ]
     rows = []
     for model, case in tqdm(cases, "bench.kernels"):
@@ -132,18 +137,28 @@ def measure(
     return rows
 
 
+def _fits(model: str, case: Case, card: Card) -> bool:
+    """Whether the case keeps within MOST_BYTES; says so where it does not."""
+    needed = case.floor.bytes + 2 * card.l2_bytes + case.scratch
+    if needed > MOST_BYTES:
+        where = f"{case.op} {case.name} {model}, {case.rows} rows, context {case.context}"
+        sizes = f"needs {needed / _GIB:.1f} GiB, at most {MOST_BYTES / _GIB:.1f}"
+        print(f"skipped: {where}: {sizes}", file=sys.stderr)
+    return needed <= MOST_BYTES
+
+
 def _measure_case(model: str, case: Case, card: Card, replays: int) -> list[Row]:
     torch._dynamo.reset()
     inputs = [case.inputs()]
     size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
-    sets = max(2, -(-2 * card.l2_bytes // size))
+    sets = -(-2 * card.l2_bytes // size)
     contestants = {
         "steer": case.kernel,
         "torch": case.baseline,
         "torch.compile": torch.compile(case.baseline, dynamic=False),
     }
     rows = []
-    for l2 in ("hot", "cold"):
+    for l2 in ("hot", "cold") if sets > 1 else ("cold",):
         if l2 == "cold":
             if sets > MOST_SETS:
                 break

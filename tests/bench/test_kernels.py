@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernel_bench import cases, gpu, reference
+from bench.kernel_bench import arena_cases, case, cases, gpu, reference
 from bench.kernels import main
 from kernels import registry
 from kernels.variant import ModelShape
@@ -76,23 +76,69 @@ SMALL = ModelShape("small", 64, 96, 2, 1, 32, 160)
 CARD = gpu.Card("a card", "unknown", 3e12, 3.2e12, 8e14, 1.0, 2**26)
 
 
-@pytest.mark.parametrize("op", cases.CASES)
+ABSOLUTE = {"attention": 0.02, "rope_kv": 0.05, "copy_blocks": 0.0}
+
+
+def tensors(arguments):
+    """Those that a kernel may write to."""
+    return [a for a in arguments if isinstance(a, torch.Tensor) and a.dtype == case.DTYPE]
+
+
+def copied(arguments):
+    return [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+def small_cases(op, batch, monkeypatch):
+    """Contexts that the interpreter gets through; the same numbers on every device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(case, "DEVICE", device)
+    monkeypatch.setattr(case, "random", lambda *s: torch.randn(s).to(case.DTYPE).to(device))
+    monkeypatch.setattr(case, "shuffled", lambda n: torch.randperm(n).int().to(device))
+    monkeypatch.setattr(arena_cases, "CONTEXTS", (64, 192))
+    monkeypatch.setattr(arena_cases, "SHORT", (20, 128))
+    monkeypatch.setattr(arena_cases, "PREFILL", 128)
+    monkeypatch.setattr(arena_cases, "COPIED_LAYERS", 2)
+    torch.manual_seed(batch)
+    return cases.CASES[op](SMALL, batch)
+
+
+@pytest.mark.parametrize("op", registry.OPS)
 @pytest.mark.parametrize("batch", [1, 8])
 def test_gpu_cases_compute_what_their_baselines_do(op: str, batch: int, monkeypatch):
     """Their arguments fit both, which the machine that times them should not have to find out."""
-    monkeypatch.setattr(cases, "DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-    found = cases.CASES[op](SMALL, batch)
+    found = small_cases(op, batch, monkeypatch)
     assert found
-    for case in found:
-        arguments = case.inputs()
-        ours, expected = case.kernel(*arguments), case.baseline(*arguments)
-        assert case.floor.bytes > 0
-        torch.testing.assert_close(ours, expected, rtol=0.05, atol=0.1)
+    for each in found:
+        mine = each.inputs()
+        theirs = copied(mine)
+        ours, expected = each.kernel(*mine), each.baseline(*theirs)
+        assert each.op == op and each.floor.bytes > 0
+        close = {"rtol": 0.05 if ABSOLUTE.get(op, 1) else 0.0, "atol": ABSOLUTE.get(op, 0.1)}
+        torch.testing.assert_close(ours, expected, **close)
+        torch.testing.assert_close(tensors(mine), tensors(theirs), **close)  # written in place
+        # What decides whether a case fits, and it is nearly all touched (but for a page's rest).
+        size = sum(a.nbytes for a in mine if isinstance(a, torch.Tensor))
+        assert size < 1.3 * each.floor.bytes + 2 * arena_cases.PAGE * SMALL.head_dim * 2 + 400
+
+
+def test_every_op_has_cases():
+    assert tuple(cases.CASES) == registry.OPS
+
+
+def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "_measure_case", lambda model, each, *_: [each.rows])
+    large = ModelShape("large", 5120, 27648, 40, 8, 128, 152064)
+    rows = gpu.measure(["attention"], [large], CARD, 9)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert rows.count(64) == 2  # decodes of all but the longest context
+    assert told == [
+        "skipped: attention decode large, 64 rows, context 16384: needs 12.1 GiB, at most 4.0"
+    ]
 
 
 def test_gpu_rows_and_table(monkeypatch):
     """The bookkeeping of a GPU's rows, with times from nowhere."""
-    monkeypatch.setattr(cases, "DEVICE", "cpu")
+    monkeypatch.setattr(case, "DEVICE", "cpu")
     monkeypatch.setattr(
         gpu, "graph_times", lambda calls, replays: [2.0 + i for i in range(replays)]
     )
@@ -110,11 +156,12 @@ def test_gpu_rows_and_table(monkeypatch):
 
 
 def test_gpu_rows_go_round_cold_inputs(monkeypatch):
-    monkeypatch.setattr(cases, "DEVICE", "cpu")
+    monkeypatch.setattr(case, "DEVICE", "cpu")
     seen = []
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: seen.append(len(calls)) or [1.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
     card = gpu.Card(**{**vars(CARD), "l2_bytes": 1000})
     rows = gpu.measure(["silu_mul"], [SMALL], card, 9)
     assert {r["l2"] for r in rows if r["rows"] == 1} == {"hot", "cold"}
+    assert {r["l2"] for r in rows if r["rows"] == 64} == {"cold"}  # one set is twice the cache
     assert min(seen) >= 40

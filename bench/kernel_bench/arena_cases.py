@@ -1,0 +1,171 @@
+"""Cases of the kernels on the arena: attention, rotation with KV writes, copies of blocks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.kernel_bench import case
+from bench.kernel_bench.case import Case
+from kernels import attention, copy_blocks, rope_kv
+from kernels.attention_config import Work
+from kernels.reference import layers
+from kernels.reference.attention import KVLayout
+from kernels.variant import ModelShape
+
+PAGE = 64
+CONTEXTS = (1024, 4096, 16384)  # of decodes
+SHORT = (32, 4096)  # queries and keys of a short span
+PREFILL = 1024  # queries of a chunk, over themselves
+COPIED_LAYERS = 32  # of a copied block
+EPS = 1e-6
+
+
+def _layout(shape: ModelShape, layers: int = 1) -> KVLayout:
+    """One block a slab."""
+    rows = layers * 2 * shape.kv_heads * PAGE
+    return KVLayout(layers, shape.kv_heads, shape.head_dim, PAGE, 1, rows)
+
+
+def attentions(shape: ModelShape, batch: int) -> list[Case]:
+    """Decodes and short spans, ``batch`` sequences each; a prefill of one sequence."""
+    found = [_attention(shape, batch, "decode", 1, context) for context in CONTEXTS]
+    found.append(_attention(shape, batch, "short", *SHORT))
+    if batch == 1:
+        found.append(_attention(shape, 1, "prefill", PREFILL, PREFILL))
+    return found
+
+
+def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int) -> Case:
+    layout = _layout(shape)
+    starts, contexts = range(0, (batch + 1) * span, span), [context] * batch
+    work = Work.of(starts, contexts)
+    floor = attention.floor(layout, shape.heads, starts, contexts)
+
+    def inputs() -> tuple[Tensor, ...]:
+        """Queries, the arena and its pages in random order."""
+        integers = partial(torch.tensor, dtype=torch.int32, device=case.DEVICE)
+        pages = batch * context // PAGE
+        return (
+            case.random(batch * span, shape.heads, shape.head_dim),
+            case.random(pages * layout.slab_rows, shape.head_dim),
+            case.shuffled(pages).view(batch, -1), integers(starts), integers(contexts),
+        )  # fmt: skip
+
+    def kernel(query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor,
+    ) -> Tensor:  # fmt: skip
+        return attention.paged_attention(query, arena, layout, 0, table, starts, contexts, work)
+
+    # Keys and values side by side, and queries and results in another order.
+    return Case(
+        "attention", name, batch * span, floor, inputs, kernel, partial(_plain_attention, layout),
+        context, scratch=2 * floor.bytes,
+    )  # fmt: skip
+
+
+def _plain_attention(
+    layout: KVLayout, query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor
+) -> Tensor:
+    """Pages gathered, then torch's fused attention; all sequences have as many queries and keys."""
+    rows, heads, width = query.shape
+    batch, kv_heads = len(table), layout.kv_heads
+    span, context = rows // batch, table.shape[1] * layout.block_tokens
+    memory = arena.view(-1, 2, kv_heads, layout.block_tokens, width)
+    at = table[:, None], torch.arange(kv_heads, device=arena.device)[:, None]
+    keys, values = (memory[:, i][at].view(batch, kv_heads, context, width) for i in (0, 1))
+    turned = query.view(batch, span, heads, width).transpose(1, 2)
+    if span == context:
+        out = scaled_dot_product_attention(turned, keys, values, is_causal=True, enable_gqa=True)
+    else:  # queries of a group share one pass over its keys
+        group, mask = heads // kv_heads, None
+        if span > 1:
+            last = torch.arange(context - span, context, device=arena.device)
+            seen = torch.arange(context, device=arena.device) <= last[:, None]
+            mask = seen.repeat(group, 1)
+        packed = turned.reshape(batch, kv_heads, group * span, width)
+        out = scaled_dot_product_attention(packed, keys, values, mask)
+    return out.reshape(batch, heads, span, width).transpose(1, 2).reshape(rows, heads, width)
+
+
+def rope_kvs(shape: ModelShape, batch: int) -> list[Case]:
+    """With bias (Qwen2) and with norms (Qwen3)."""
+    layout = _layout(shape)
+    floor = rope_kv.floor(layout, shape.heads, batch)
+    return [
+        Case(
+            "rope_kv", name, batch, floor, partial(_rope_inputs, shape, layout, batch, name),
+            partial(_rope_kv, layout), partial(_plain_rope_kv, layout), scratch=8 * floor.bytes,
+        )
+        for name in ("bias", "norms")
+    ]  # fmt: skip
+
+
+def _rope_inputs(shape: ModelShape, layout: KVLayout, batch: int, name: str) -> tuple[object, ...]:
+    """As many blocks and angles as the batch fills."""
+    blocks, width = -(-batch // PAGE), shape.head_dim
+    columns = (shape.heads + 2 * shape.kv_heads) * width
+    biased = name == "bias"
+    return (
+        case.random(batch, columns),
+        case.random(columns) if biased else None,
+        layers.rope_tables(batch, width, 1e6, torch.float32).to(case.DEVICE),
+        case.shuffled(batch), case.shuffled(blocks * PAGE)[:batch].contiguous(),
+        case.zeros(blocks * layout.slab_rows, width),
+        None if biased else (case.random(width), case.random(width)),
+    )  # fmt: skip
+
+
+def _rope_kv(
+    layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor,
+    slots: Tensor, arena: Tensor, norms: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    return rope_kv.rope_kv(qkv, bias, rope, positions, slots, arena, layout, 0, norms, EPS)
+
+
+def _plain_rope_kv(
+    layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor,
+    slots: Tensor, arena: Tensor, norms: tuple[Tensor, Tensor] | None,
+) -> Tensor:  # fmt: skip
+    page, kv_heads, width = layout.block_tokens, layout.kv_heads, layout.head_dim
+    x = (qkv if bias is None else qkv + bias).view(len(qkv), -1, width)
+    query, key, value = x.split([x.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
+    if norms is not None:
+        query = layers.rms_norm(query, norms[0], EPS)
+        key = layers.rms_norm(key, norms[1], EPS)
+    cosine, sine = rope[:, positions][:, :, None].to(qkv.dtype)
+    query, key = layers.apply_rope(query, cosine, sine), layers.apply_rope(key, cosine, sine)
+    block = slots.long() // page
+    head = torch.arange(kv_heads, device=arena.device) * page
+    at = ((block * layout.block_rows + slots % page)[:, None] + head).flatten()
+    arena.index_copy_(0, at, key.reshape(-1, width))
+    arena.index_copy_(0, at + layout.plane_rows, value.reshape(-1, width))
+    return query
+
+
+def copies(shape: ModelShape, batch: int) -> list[Case]:
+    """``batch`` blocks, each to one that no other pair names."""
+    layout = _layout(shape, COPIED_LAYERS)
+    floor = copy_blocks.floor(layout, batch)
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        arena = case.random(2 * batch * layout.slab_rows, shape.head_dim)
+        return arena, case.shuffled(2 * batch).view(batch, 2)
+
+    def kernel(arena: Tensor, pairs: Tensor) -> None:
+        copy_blocks.copy_blocks(arena, layout, pairs)
+
+    return [
+        Case(
+            "copy_blocks", "copy", batch, floor, inputs, kernel, partial(_plain_copy, layout),
+            scratch=floor.bytes,
+        )
+    ]  # fmt: skip
+
+
+def _plain_copy(layout: KVLayout, arena: Tensor, pairs: Tensor) -> None:
+    blocks = arena.view(-1, layout.block_rows * layout.head_dim)
+    source, target = pairs.long().unbind(1)
+    blocks.index_copy_(0, target, blocks[source])

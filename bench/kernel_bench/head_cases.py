@@ -1,0 +1,97 @@
+"""Cases of the kernels on logits: confidence, with and without a draw, and the LM head."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.kernel_bench import case
+from bench.kernel_bench.case import DTYPE, Case
+from kernels import confidence, lm_head
+from kernels.draws import DrawRows
+from kernels.merge import Scored
+from kernels.reference import confidence as reference
+from kernels.reference import layers
+from kernels.reference.sampling import philox_uniform
+from kernels.variant import ModelShape
+
+_STATISTICS = len(reference.Confidence._fields)
+_TEMPERATURE = 0.8
+_SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
+
+
+def confidences(shape: ModelShape, batch: int) -> list[Case]:
+    """Statistics of stored logits, alone and with a token drawn."""
+    vocabulary = shape.head_rows
+    floor = confidence.floor(batch, vocabulary, DTYPE)
+    scratch = _SCRATCH * batch * vocabulary
+    return [
+        Case(
+            "confidence", "statistics", batch, floor,
+            lambda: (case.random(batch, vocabulary),), partial(_statistics, vocabulary=vocabulary),
+            partial(reference.confidence, vocabulary=vocabulary), scratch=scratch,
+        ),
+        Case(
+            "confidence", "statistics_draw", batch, floor,
+            partial(_draw_inputs, batch, vocabulary), _drawn, _plain_drawn, scratch=scratch,
+        ),
+    ]  # fmt: skip
+
+
+def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
+    """Statistics of logits that are never stored; in torch the product, then its statistics."""
+    vocabulary, hidden = shape.head_rows, shape.hidden
+
+    def inputs() -> tuple[Tensor, Tensor]:
+        return case.random(batch, hidden) * hidden**-0.5, case.random(vocabulary, hidden)
+
+    return [
+        Case(
+            "lm_head", "statistics", batch, lm_head.floor(batch, hidden, vocabulary, DTYPE), inputs,
+            _head, _plain_head, scratch=_SCRATCH * batch * vocabulary,
+        )
+    ]  # fmt: skip
+
+
+def _statistics(logits: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
+    return confidence.confidence(logits, vocabulary)[:_STATISTICS]
+
+
+def _draw_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """Logits, temperatures, seeds and counters; for torch the uniforms that these keys give."""
+    seed, counter = torch.arange(batch) + 7, torch.arange(4 * batch).view(batch, 4)
+    uniform = philox_uniform(seed.numpy().astype(np.uint64), counter.numpy().astype(np.uint64))
+    temperature = torch.full((batch,), _TEMPERATURE, dtype=torch.float64)
+    columns = (temperature, seed, counter, uniform)
+    return case.random(batch, vocabulary), *(c.to(case.DEVICE) for c in columns)
+
+
+def _drawn(
+    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
+) -> Scored:
+    draw = DrawRows(temperature, seed, counter)
+    return confidence.confidence(logits, logits.shape[1], draw)
+
+
+def _plain_drawn(
+    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
+) -> tuple[Tensor, ...]:
+    """The inverse of the cumulative distribution, in the order of the ids, as the kernel does."""
+    vocabulary = logits.shape[1]
+    found = reference.confidence(logits, vocabulary)
+    mass = (logits.float() / temperature.float()[:, None]).softmax(-1).cumsum(-1)
+    goal = uniform.float()[:, None] * mass[:, -1:]
+    token = torch.searchsorted(mass, goal, right=True).clamp(max=vocabulary - 1)
+    logprob = logits.gather(1, token)[:, 0].float() - found.logsumexp
+    return *found, token[:, 0], logprob
+
+
+def _head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return lm_head.lm_head(hidden, weight, len(weight))[0][:_STATISTICS]
+
+
+def _plain_head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    return reference.confidence(layers.linear(hidden, weight), len(weight))
