@@ -26,6 +26,7 @@ LanePolicy lane_policy_named(const std::string& name) {
 
 bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running,
                       std::array<std::int32_t, kModels> runnable) {
+  if (owed_[lane]) return false;
   const int other = 1 - lane;
   const bool other_can = other_in_flight || !stalled_[other];
   switch (settings_.policy) {
@@ -65,12 +66,14 @@ std::int32_t LaneTurns::enough(std::int32_t running) const {
 
 void LaneTurns::planned(int lane, std::int32_t sequences,
                         std::array<std::int32_t, kModels> runnable) {
+  const int other = 1 - lane;
   const bool empty = sequences == 0;
   stalled_[lane] = empty;
+  owed_[lane] = false;
+  owed_[other] = empty;
   const bool rested = rested_[lane];
   rested_[lane] = empty;
   if (empty) return;
-  const int other = 1 - lane;
   // Time that a lane had no use for is not saved up.
   if (rested) used_[lane] = std::max(used_[lane], used_[other]);
   used_[lane] += settings_.tick_cost[lane] / settings_.lane_weight[lane];

@@ -30,7 +30,8 @@ void check(const LaneSettings& settings);
 LanePolicy lane_policy_named(const std::string& name);
 
 // Decides before each plan. A lane that is held plans nothing now and asks again; it is never held
-// while the other one can do nothing, so both must be asked in turn.
+// while the other one can do nothing, so both must be asked in turn. Where it was held for one that
+// then had nothing to do it goes next, whatever has come for the other meanwhile.
 class LaneTurns {
  public:
   explicit LaneTurns(const LaneSettings& settings) : settings_(settings) {}
@@ -51,6 +52,7 @@ class LaneTurns {
 
   LaneSettings settings_;
   std::array<bool, kModels> stalled_{};
+  std::array<bool, kModels> owed_{};    // the other one has planned nothing since this one planned
   std::array<bool, kModels> rested_{};  // had nothing to do when it last planned
   std::array<double, kModels> used_{};
   std::array<double, kModels> drawn_{};         // tokens of late

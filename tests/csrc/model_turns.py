@@ -23,6 +23,7 @@ class Turns:
     def __init__(self, lanes: Lanes) -> None:
         self.lanes = lanes
         self.stuck = [False, False]  # asked, had nothing, and nothing has changed since
+        self.owed = [False, False]  # the other had nothing; this one goes next whatever comes
         self.rested = [False, False]  # had nothing when last asked
         self.used = [0.0, 0.0]  # time by weight
         self.drawn = [0.0, 0.0]  # tokens of late
@@ -34,7 +35,7 @@ class Turns:
     def holds(self, lane: int, other_flies: bool, running: int, ready: list[int]) -> bool:
         """Is the lane put off? Never while the other one can do nothing."""
         policy, other = self.lanes.lane_policy, 1 - lane
-        if not other_flies and self.stuck[other]:
+        if self.owed[lane] or (self.stuck[other] and not other_flies):
             return False
         if policy == "weighted":
             return self.used[lane] > self.used[other]
@@ -61,7 +62,8 @@ class Turns:
         if self.lanes.lane_policy == "latency":
             return
         rested, self.rested[lane] = self.rested[lane], sequences == 0
-        self.stuck[lane] = sequences == 0
+        self.stuck[lane] = self.owed[1 - lane] = sequences == 0
+        self.owed[lane] = False
         if sequences == 0:
             return
         if rested:  # time without use is not saved up

@@ -892,6 +892,23 @@ def test_a_refused_request_holds_no_lane(make_scheduler: Make) -> None:
     assert scheduler.counters()["held"] == [0, 0]
 
 
+@pytest.mark.parametrize("policy", ["latency", "weighted", "throughput", "auto"])
+@pytest.mark.parametrize("order", [(SMALL, LARGE), (LARGE, SMALL)])
+@pytest.mark.parametrize("model", [SMALL, LARGE])
+def test_what_arrives_holds_up_nobody(
+    make_scheduler: Make, policy: str, order: tuple[int, int], model: int
+) -> None:
+    """Requests that come in every round bring the other lane no work yet: nobody waits for it."""
+    scheduler = make_scheduler(lane_policy=policy, automatic_from=0, max_sequences=2)
+    ids = [start(scheduler, 3, model, max_tokens=20) for _ in range(2)]
+    for _ in range(2 * 20):
+        scheduler.add([A], max_tokens=2)
+        for lane in order:
+            if count := scheduler.plan(lane):
+                commit(scheduler, lane, *[B] * count)
+    assert [scheduler.sequence(id).finish for id in ids] == [LENGTH] * 2
+
+
 def test_what_is_impossible_is_not_put_off(make_scheduler: Make) -> None:
     """A full queue asks to try again later; a request that can never run is told so at once."""
     scheduler = make_scheduler(max_waiting=1)
