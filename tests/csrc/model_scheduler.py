@@ -116,11 +116,11 @@ class SchedulerModel:
         would find room on both models. What is likely between the two is the core's to say."""
         room = list(free)
         for s in self.running:
-            room[s.active] -= self.blocks_for(s.length + 1) - len(s.blocks[s.active])
+            room[s.active] -= self.missing(s, s.active)
         empty = self.shape.slabs - sum(n / k for n, k in zip(live, self.shape.slots, strict=True))
         while self.waiting and len(self.running) < self.shape.sequences:
             head = self.waiting[0]
-            needed, all_of_them = self.blocks_for(head.length + 1), [*self.running, head]
+            needed, all_of_them = self.missing(head, head.active), [*self.running, head]
             admitted = after[head.id].phase == RUNNING
             if self.running:
                 fits = room[head.active] >= needed
@@ -141,9 +141,16 @@ class SchedulerModel:
         slabs = 0.0
         for model, slots in enumerate(self.shape.slots):
             if model == s.active or (s.rest_from < 0 and (both or s.highest[model])):
-                needed = self.blocks_for(s.length + 1) - len(s.blocks[model])
-                slabs += max(0, needed) / slots
+                slabs += self.missing(s, model) / slots
         return slabs
+
+    def missing(self, s: SequenceModel, model: int) -> int:
+        """Blocks to its next token; a prompt that another sample shares with it counts once."""
+        held = len(s.blocks[model])
+        shares = any(o.group == s.group and o is not s for o in self.running)
+        if not held and s.id != s.group and shares:
+            held = (s.prompt - 1) // self.shape.size
+        return max(0, self.blocks_for(s.length + 1) - held)
 
     def ready(self) -> list[int]:
         return [sum(s.runnable(lane) for s in self.running) for lane in (0, 1)]

@@ -119,7 +119,7 @@ class Workload {
         std::erase(alive_, event.sequence);
         scheduler_.forget(event.sequence);
       } else if (scheduler_.sequence(event.sequence).awaits_route) {
-        scheduler_.route(event.sequence, below(2), below(8) == 0);
+        scheduler_.route(event.sequence, below(2), below(8) == 0, below(8) == 0);
       }
     }
   }

@@ -226,7 +226,8 @@ class Driver:
         before = self.scheduler.sequence(id)
         if not before.awaits_route:
             return
-        self.scheduler.route(id, self.random.choice((SMALL, LARGE)))
+        unread = self.random.random() < 0.1
+        self.scheduler.route(id, self.random.choice((SMALL, LARGE)), unread=unread)
         if before.trial_from >= 0:
             after = self.scheduler.sequence(id)
             kept = after.attempt == before.attempt
