@@ -43,8 +43,9 @@ sanitize: setup ## random operations on the core under the address, undefined an
 	build/address/random_workload 16 10000
 	build/thread/random_workload 4 3000 2
 
-soak: sanitize ## the same, 10 million operations
+soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
+	STEER_MACHINE_EXAMPLES=10000 python -m pytest tests/csrc/test_machine.py
 
 lint: setup ## lint, format and type checks
 	ruff check .
