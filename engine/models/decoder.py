@@ -13,15 +13,21 @@ from kernels import ops
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer; query, key and value fused, gate and up fused. [out, in]."""
+    """Weights of one layer; query, key and value fused, gate and up fused. [out, in].
+
+    What a family lacks is None: ``qkv_bias`` [(heads + 2 * kv_heads) * head_dim], and the norms of
+    each query and key head, ``query_norm`` and ``key_norm`` [head_dim], both or neither.
+    """
 
     attention_norm: Tensor
     qkv: Tensor
-    qkv_bias: Tensor
     output: Tensor
     mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
+    qkv_bias: Tensor | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,20 +64,23 @@ class Decoder:
         def fused(room: str, names: tuple[str, ...], part: str) -> Tensor:
             return torch.cat([weights[f"{prefix}.{room}.{n}_proj.{part}"] for n in names])
 
+        biased = f"{prefix}.self_attn.q_proj.bias" in weights
         return Layer(
             attention_norm=weights[f"{prefix}.input_layernorm.weight"],
             qkv=fused("self_attn", ("q", "k", "v"), "weight"),
-            qkv_bias=fused("self_attn", ("q", "k", "v"), "bias"),
             output=weights[f"{prefix}.self_attn.o_proj.weight"],
             mlp_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
             gate_up=fused("mlp", ("gate", "up"), "weight"),
             down=weights[f"{prefix}.mlp.down_proj.weight"],
+            qkv_bias=fused("self_attn", ("q", "k", "v"), "bias") if biased else None,
+            query_norm=weights.get(f"{prefix}.self_attn.q_norm.weight"),
+            key_norm=weights.get(f"{prefix}.self_attn.k_norm.weight"),
         )
 
     def tensors(self) -> list[Tensor]:
         """All weights, in a fixed order."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
-        return [self.embedding, self.norm, self.head, *layers]
+        return [self.embedding, self.norm, self.head, *(w for w in layers if w is not None)]
 
     @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
@@ -99,6 +108,9 @@ class Decoder:
         c = self.config
         qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
         query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = ops.rms_norm(query, layer.query_norm, c.norm_eps)
+            key = ops.rms_norm(key, layer.key_norm, c.norm_eps)
         query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
         ops.write_kv(arena, batch.attention, index, key, value)
         mixed = ops.paged_attention(arena, batch.attention, index, query)
