@@ -50,7 +50,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     )
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
     for decoder in (small, large):
-        digest.update(repr(decoder.config).encode())
+        digest.update(decoder.config.description.encode())
         for tensor in decoder.tensors():
             digest.update(_sample(tensor))
     return LoadedPair((small, large), tokenizer, context, f"{pair.name}-{digest.hexdigest()[:12]}")
