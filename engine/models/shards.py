@@ -141,7 +141,7 @@ def _wrong(entry: Any, end: int, data: int) -> str | None:
         return f"has a negative size: {shape}"
     if not _whole(offsets) or len(offsets) != 2:
         return f"has no pair of offsets: {offsets}"
-    if dtype not in _BYTES:
+    if not isinstance(dtype, str) or dtype not in _BYTES:
         return f"has an unknown dtype: {dtype}"
     first, last = offsets
     size = _BYTES[dtype]
