@@ -72,7 +72,7 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 def _shared_tokenizer(
     folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig]
 ) -> Tokenizer:
-    small, large = (Tokenizer(folder / "tokenizer.json") for folder in folders)
+    small, large = (Tokenizer(folder) for folder in folders)
     difference = small.difference(large)
     if difference:
         raise SteerError(f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}")
