@@ -82,7 +82,8 @@ class SentencePieceModel:
         )  # fmt: skip
         steps: list[normalizers.Normalizer] = []
         if self.removes_spaces:
-            steps += [normalizers.Strip(), normalizers.Replace(Regex(" +"), " ")]
+            runs = (r"\A +| +\z", ""), (" +", " ")
+            steps += [normalizers.Replace(Regex(found), kept) for found, kept in runs]
         if self.dummy_prefix:
             steps.append(normalizers.Prepend(_SPACE))
         tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
