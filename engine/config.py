@@ -34,7 +34,31 @@ class RopeScaling:
     truncate: bool = True
 
 
-_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope")
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint packs its linear layers; see :mod:`engine.models.quantisation`.
+
+    method: "fp8", "gptq", "awq", or "packed" (compressed-tensors' int weights).
+    bits: of a weight.
+    group: columns that share a scale, 0 for all of a row (not fp8).
+    strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
+    block: rows and columns of a block.
+    scale_name: of fp8: how its scales are called.
+    symmetric: "packed" has no zero points.
+    zero_shift: what GPTQ's first format took from its zero points.
+    """
+
+    method: str
+    bits: int
+    group: int = 0
+    strategy: str = "group"
+    block: tuple[int, int] = (1, 1)
+    scale_name: str = ""
+    symmetric: bool = True
+    zero_shift: int = 0
+
+
+_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     rope: RopeScaling = RopeScaling()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "head_dim"):
