@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -42,7 +43,9 @@ class Batch:
 class Decoder:
     """Weights of one model and its forward pass. Holds no KV: that lives in the arena."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], max_context: int) -> None:
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], max_context: int
+    ) -> None:
         """``weights`` by Hugging Face name, as ``load_weights`` returns them."""
         self.config = config
         self.embedding = weights["model.embed_tokens.weight"]
@@ -54,7 +57,7 @@ class Decoder:
         )
 
     @staticmethod
-    def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
+    def _layer(weights: Mapping[str, Tensor], prefix: str) -> Layer:
         def fused(room: str, names: tuple[str, ...], part: str) -> Tensor:
             return torch.cat([weights[f"{prefix}.{room}.{n}_proj.{part}"] for n in names])
 
