@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import quantiles
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from bench.kernel_bench.case import Case
 from bench.kernel_bench.cases import CASES
+from bench.stats import percentiles
 from bench.table import render
 from kernels.variant import ModelShape
 
@@ -74,12 +74,6 @@ def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
     torch.cuda.synchronize()
     spans = [a.elapsed_time(b) for a, b in pairwise(events)]
     return [1e3 * span / len(calls) for span in spans]
-
-
-def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """20th, 50th and 80th."""
-    tenths = quantiles(values, n=10)
-    return tenths[1], tenths[4], tenths[7]
 
 
 def _median(call: Call, calls: int, replays: int = 10) -> float:

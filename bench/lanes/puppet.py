@@ -21,6 +21,7 @@ from engine.live import LiveRequest
 from engine.routing.policies import Always
 
 _DECIDE = 0
+_NOBODY = -1
 _HOLD = -1  # in place of a model: wait
 _NOT_TIMED = 2  # of each kind: compilation, graphs, first touches
 
@@ -63,6 +64,22 @@ class Puppet:
 
     def decode(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """``count`` ticks of ``batch`` sequences, a token each, from ``context`` keys on."""
+        self._line_up(model, batch, context, count)
+        found = [self._tick(model, batch) for _ in range(count + _NOT_TIMED)]
+        self.clear()
+        return found[_NOT_TIMED:]
+
+    def busy_share(self, model: int, context: int, count: int) -> float | None:
+        """Share of the time in which the device computes while one sequence decodes, if known."""
+        self._line_up(model, 1, context, count)
+        for _ in range(_NOT_TIMED):
+            self._tick(model, 1)
+        found = self._device.busy_share(lambda: [self._tick(model, 1) for _ in range(count)])
+        self.clear()
+        return found
+
+    def _line_up(self, model: int, batch: int, context: int, count: int) -> None:
+        """Bring sequences to where each tick gives all of them a token."""
         tokens = count + _NOT_TIMED + 1
         self._check_room({model}, batch, context + tokens)
         for _ in range(batch):  # a token each, then they wait for one another
@@ -72,13 +89,19 @@ class Puppet:
             raise NoRoomError(f"{batch} sequences of {context} tokens were not let in at once")
         for number in self._held:
             self._scheduler.route(number, model, True)
-        found = []
-        for _ in range(count + _NOT_TIMED):
-            began = self._now()
-            self._scheduler.plan(model)
-            found.append(self._run(model, began, batch))
-        self.clear()
-        return found[_NOT_TIMED:]
+
+    def _tick(self, model: int, expected: int = 0) -> Tick:
+        """Plan, run and commit; NoRoomError if it is not the rows expected."""
+        began = self._now()
+        self._scheduler.plan(model)
+        plan = self._plans[model]
+        n, rows = plan.sequences, plan.rows
+        if expected and rows != expected:
+            raise NoRoomError(f"a tick of {expected} rows was asked for, {rows} found room")
+        context, sampled = float(plan.contexts[:n].mean()), int((plan.samples[:n] != 0).sum())
+        result = self._engine.lanes[model].runner.execute(plan, self._live)
+        self._commit(model, result.tokens)
+        return Tick(self._now() - began, n, rows, context, sampled)
 
     def catch_up(self, model: int, batch: int, context: int, span: int, count: int) -> list[Tick]:
         """``count`` ticks in which ``batch`` sequences compute ``span`` rows each and get a token.
@@ -91,9 +114,7 @@ class Puppet:
         found = []
         for _ in range(count + _NOT_TIMED):
             self._prepare(model, batch, context, span)
-            began = self._now()
-            self._scheduler.plan(model)
-            found.append(self._run(model, began, batch * span))
+            found.append(self._tick(model, batch * span))
             self.clear()
         return found[_NOT_TIMED:]
 
@@ -117,19 +138,21 @@ class Puppet:
         ``to`` reads along as far as the engine is told to.
         """
         self._check_room({SMALL, LARGE}, 1, context + 2 * backlog + 2)
-        request = self._add(context, 2 * backlog + 2, [to, 1 - to, to], backlog)
+        # The small model reads along only where it is going to read the boundary.
+        reader = SMALL if to == SMALL else _NOBODY
+        models = [to, 1 - to, to]
+        request = self._add(context, 2 * backlog + 2, models, backlog, reader)
         self._drain(to)
-        while self._active(request) != to:
+        boundary = context + 2 * backlog
+        while self._length(request) < boundary:
             if self._scheduler.plan(1 - to):
                 self._pass(1 - to)
             # Before the boundary nobody waits for this model: what it plans is reading along.
-            if self._active(request) != to and self._scheduler.plan(to):
+            if self._length(request) < boundary and self._scheduler.plan(to):
                 self._pass(to)
         found: list[Tick] = []
         while not found or not found[-1].sampled:
-            began = self._now()
-            self._scheduler.plan(to)
-            found.append(self._run(to, began))
+            found.append(self._tick(to))
         self.clear()
         return found
 
@@ -144,17 +167,21 @@ class Puppet:
         self._device.synchronize()
         return time.perf_counter()
 
-    def _add(self, prompt: int, tokens: int, models: list[int], step: int = 0) -> int:
+    def _add(
+        self, prompt: int, tokens: int, models: list[int], step: int = 0, reader: int = _NOBODY
+    ) -> int:
         """Queue a request; ``models`` write its steps, the last of them the rest."""
-        number = self._scheduler.add([1] * prompt, max_tokens=tokens, max_step_tokens=step)
+        number = self._scheduler.add(
+            [1] * prompt, max_tokens=tokens, max_step_tokens=step, reader=reader
+        )
         self._routes[number] = models
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         self._live[number] = LiveRequest(params, 0, Always(ROLES[models[-1]]), prompt)
         self._answer()
         return number
 
-    def _active(self, request: int) -> int:
-        return self._scheduler.sequence(request).active
+    def _length(self, request: int) -> int:
+        return self._scheduler.sequence(request).length
 
     def _drain(self, model: int) -> None:
         """Pass ticks of a model until it has nothing to do."""
@@ -164,17 +191,6 @@ class Puppet:
     def _pass(self, model: int) -> None:
         """Commit what is planned as if it had run."""
         self._commit(model, np.zeros(self._plans[model].sequences, np.int32))
-
-    def _run(self, model: int, began: float, expected: int = 0) -> Tick:
-        """Run what is planned, and commit it; NoRoomError if it is not the rows expected."""
-        plan = self._plans[model]
-        n, rows = plan.sequences, plan.rows
-        if expected and rows != expected:
-            raise NoRoomError(f"a tick of {expected} rows was asked for, {rows} found room")
-        context, sampled = float(plan.contexts[:n].mean()), int((plan.samples[:n] != 0).sum())
-        result = self._engine.lanes[model].runner.execute(plan, self._live)
-        self._commit(model, result.tokens)
-        return Tick(self._now() - began, n, rows, context, sampled)
 
     def _commit(self, model: int, tokens: np.ndarray) -> None:
         self._scheduler.commit(model, tokens)
