@@ -20,16 +20,30 @@ from kernels.reference.attention import (
 from kernels.reference.confidence import Confidence
 from kernels.reference.layers import apply_rope, rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
+from kernels.reference.packed import (
+    Fp8Weight,
+    IntWeight,
+    PackedWeight,
+    StackedWeight,
+    Weight,
+    packed_linear,
+    weight_tensors,
+)
 from kernels.reference.penalties import PenaltyRows, penalise
 from kernels.reference.sampling import SamplingRows, philox_uniform, sample
 
 __all__ = [
     "AttentionPlan",
     "Confidence",
+    "Fp8Weight",
+    "IntWeight",
     "KVLayout",
     "LogProbs",
+    "PackedWeight",
     "PenaltyRows",
     "SamplingRows",
+    "StackedWeight",
+    "Weight",
     "add_rms_norm",
     "apply_rope",
     "confidence",
@@ -43,6 +57,7 @@ __all__ = [
     "sample",
     "silu_mul",
     "token_logprobs",
+    "weight_tensors",
     "write_kv",
 ]
 
@@ -75,9 +90,11 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """``x @ weight^T * scale + bias``; see the reference."""
+    """``x @ weight^T * scale + bias``; see the references. ``scale`` is for plain weights only."""
+    if not isinstance(weight, Tensor):
+        return packed_linear(x, weight, bias)
     if x.is_cuda:
         from kernels import skinny_gemm
 

@@ -1,4 +1,4 @@
-"""The decoder: a Qwen2-style transformer over the paged arena."""
+"""The decoder: a transformer of the Llama and Qwen families over the paged arena."""
 
 from __future__ import annotations
 
@@ -9,20 +9,34 @@ import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
+from engine.models.rope import rope_table
 from kernels import ops
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer; query, key and value fused, gate and up fused. [out, in]."""
+    """Weights of one layer; query, key and value fused, gate and up fused. [out, in].
+
+    What a family lacks is None: biases [out], and the norms of each query and key head,
+    ``query_norm`` and ``key_norm`` [head_dim], both or neither.
+    """
 
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor
-    output: Tensor
+    qkv: ops.Weight
+    output: ops.Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: ops.Weight
+    down: ops.Weight
+    qkv_bias: Tensor | None = None
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    output_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+
+_EARLY = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
+_ORDER = (*_EARLY, *(f.name for f in fields(Layer) if f.name not in _EARLY))
 
 
 @dataclass(frozen=True)
@@ -44,37 +58,42 @@ class Decoder:
     """Weights of one model and its forward pass. Holds no KV: that lives in the arena."""
 
     def __init__(
-        self, config: ModelConfig, weights: Mapping[str, Tensor], max_context: int
+        self, config: ModelConfig, weights: Mapping[str, ops.Weight], max_context: int
     ) -> None:
-        """``weights`` by Hugging Face name, as ``load_weights`` returns them."""
+        """``weights`` by the names of the layout, as ``load_weights`` returns them."""
         self.config = config
-        self.embedding = weights["model.embed_tokens.weight"]
-        self.norm = weights["model.norm.weight"]
-        self.head = self.embedding if config.tied else weights["lm_head.weight"]
+        self.embedding = _plain(weights["model.embed_tokens.weight"])
+        self.norm = _plain(weights["model.norm.weight"])
+        self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = ops.rope_tables(
-            max_context, config.head_dim, config.rope_theta, self.embedding.dtype
-        )
+        self.rope = rope_table(config, max_context).to(self.embedding.dtype)
 
     @staticmethod
-    def _layer(weights: Mapping[str, Tensor], prefix: str) -> Layer:
-        def fused(room: str, names: tuple[str, ...], part: str) -> Tensor:
-            return torch.cat([weights[f"{prefix}.{room}.{n}_proj.{part}"] for n in names])
+    def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
+        def vector(name: str) -> Tensor | None:
+            found = weights.get(f"{prefix}.{name}")
+            return None if found is None else _plain(found)
 
         return Layer(
-            attention_norm=weights[f"{prefix}.input_layernorm.weight"],
-            qkv=fused("self_attn", ("q", "k", "v"), "weight"),
-            qkv_bias=fused("self_attn", ("q", "k", "v"), "bias"),
+            attention_norm=_plain(weights[f"{prefix}.input_layernorm.weight"]),
+            qkv=weights[f"{prefix}.self_attn.qkv_proj.weight"],
             output=weights[f"{prefix}.self_attn.o_proj.weight"],
-            mlp_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
-            gate_up=fused("mlp", ("gate", "up"), "weight"),
+            mlp_norm=_plain(weights[f"{prefix}.post_attention_layernorm.weight"]),
+            gate_up=weights[f"{prefix}.mlp.gate_up_proj.weight"],
             down=weights[f"{prefix}.mlp.down_proj.weight"],
+            qkv_bias=vector("self_attn.qkv_proj.bias"),
+            query_norm=vector("self_attn.q_norm.weight"),
+            key_norm=vector("self_attn.k_norm.weight"),
+            output_bias=vector("self_attn.o_proj.bias"),
+            gate_up_bias=vector("mlp.gate_up_proj.bias"),
+            down_bias=vector("mlp.down_proj.bias"),
         )
 
     def tensors(self) -> list[Tensor]:
-        """All weights, in a fixed order."""
-        layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
-        return [self.embedding, self.norm, self.head, *layers]
+        """All weights as they are kept in memory, in an order that fingerprints rely on."""
+        layers = [getattr(layer, name) for layer in self.layers for name in _ORDER]
+        kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
+        return [self.embedding, self.norm, self.head, *kept]
 
     @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
@@ -90,8 +109,8 @@ class Decoder:
             h = ops.rms_norm(x, layer.attention_norm, eps)
             mixed = self._attention(index, layer, h, cosine, sine, batch, arena)
             h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
-            gated = ops.silu_mul(ops.linear(h, layer.gate_up))
-            x = x + ops.linear(gated, layer.down)
+            gated = ops.silu_mul(ops.linear(h, layer.gate_up, layer.gate_up_bias))
+            x = x + ops.linear(gated, layer.down, layer.down_bias)
         x = ops.rms_norm(x[batch.sampled], self.norm, eps)
         return ops.linear(x, self.head).float()
 
@@ -102,7 +121,16 @@ class Decoder:
         c = self.config
         qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
         query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = ops.rms_norm(query, layer.query_norm, c.norm_eps)
+            key = ops.rms_norm(key, layer.key_norm, c.norm_eps)
         query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
         ops.write_kv(arena, batch.attention, index, key, value)
         mixed = ops.paged_attention(arena, batch.attention, index, query)
-        return ops.linear(mixed.flatten(1), layer.output)
+        return ops.linear(mixed.flatten(1), layer.output, layer.output_bias)
+
+
+def _plain(weight: ops.Weight) -> Tensor:
+    """A weight that no checkpoint quantises."""
+    assert isinstance(weight, Tensor)
+    return weight
