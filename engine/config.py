@@ -9,6 +9,8 @@ from engine.errors import SteerError
 
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+LOAD_FORMATS = ("safetensors", "dummy")
+DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
 
 
@@ -157,11 +159,15 @@ NAMED_PAIRS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A small and a large model by name, and where their weights are, if anywhere."""
+    """A small and a large model by name, and where their weights are, if anywhere.
+
+    ``made_up``: shapes that no checkpoint has, for dummy weights.
+    """
 
     name: str
     small: Path | None = None
     large: Path | None = None
+    made_up: tuple[ModelConfig, ModelConfig] | None = None
 
     @classmethod
     def named(
@@ -182,6 +188,8 @@ class Pair:
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
         """The named shapes of small and large; SteerError for a pair without (tiny)."""
+        if self.made_up:
+            return self.made_up
         small, slash, large = self.name.partition("/")
         if not slash:
             raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
@@ -221,6 +229,8 @@ class EngineConfig:
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
+    load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
+        of the folders' shapes, or of the pair's named ones where it has no folders.
     """
 
     block_tokens: int = 16
@@ -237,10 +247,11 @@ class EngineConfig:
     eager_backlog: int = 0
     read_along: int = 0
     check_every: int = 0
+    load_format: str = "safetensors"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("delimiters", "prefix_cache", "lane_policy"):
+            if name in ("delimiters", "prefix_cache", "lane_policy", "load_format"):
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
@@ -266,6 +277,10 @@ class EngineConfig:
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        if self.load_format not in LOAD_FORMATS:
+            raise SteerError(
+                f"unknown load_format {self.load_format!r}; known: {', '.join(LOAD_FORMATS)}"
             )
         found = self.delimiters
         listed = isinstance(found, tuple | list) and bool(found)

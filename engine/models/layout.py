@@ -86,3 +86,16 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             if part.biased:
                 shapes[f"{name}.bias"] = (rows,)
     return shapes
+
+
+def fused_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the model itself, unquantised."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in model_parts(config):
+        if isinstance(part, Table):
+            shapes[part.name] = part.shape
+            continue
+        shapes[f"{part.name}.weight"] = (part.rows, part.columns)
+        if part.biased:
+            shapes[f"{part.name}.bias"] = (part.rows,)
+    return shapes
