@@ -23,11 +23,11 @@ class Layer:
 
     attention_norm: Tensor
     qkv: ops.Weight
+    qkv_bias: Tensor | None
     output: ops.Weight
     mlp_norm: Tensor
     gate_up: ops.Weight
     down: ops.Weight
-    qkv_bias: Tensor | None = None
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
     output_bias: Tensor | None = None
@@ -35,16 +35,12 @@ class Layer:
     down_bias: Tensor | None = None
 
 
-_EARLY = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
-_ORDER = (*_EARLY, *(f.name for f in fields(Layer) if f.name not in _EARLY))
-
-
 @dataclass(frozen=True)
 class Batch:
     """One tick of one model.
 
-    tokens, positions: [rows] int64.
-    sampled: int64, the rows whose logits are wanted.
+    tokens, positions: [rows], int32 (int64 will do for the references).
+    sampled: likewise, the rows whose logits are wanted.
     attention: where keys go and what each row reads.
     """
 
@@ -66,7 +62,7 @@ class Decoder:
         self.norm = _plain(weights["model.norm.weight"])
         self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = rope_table(config, max_context).to(self.embedding.dtype)
+        self.rope = rope_table(config, max_context)
 
     @staticmethod
     def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
@@ -91,43 +87,57 @@ class Decoder:
 
     def tensors(self) -> list[Tensor]:
         """All weights as they are kept in memory, in an order that fingerprints rely on."""
-        layers = [getattr(layer, name) for layer in self.layers for name in _ORDER]
+        layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
         return [self.embedding, self.norm, self.head, *kept]
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
         """Write the batch's keys and values into ``arena`` and return its sampled rows' logits.
 
         Returns:
             [sampled, vocab_size] fp32, padding ids of the head included.
         """
+        with torch.inference_mode():
+            return ops.linear(self.hidden(batch, arena), self.head).float()
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, arena: Tensor) -> Tensor:
+        """As ``forward``, but what the head is to be multiplied with, [sampled, hidden_size]."""
         eps = self.config.norm_eps
-        x = self.embedding[batch.tokens]
-        cosine, sine = self.rope[:, batch.positions, None]
-        for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.attention_norm, eps)
-            mixed = self._attention(index, layer, h, cosine, sine, batch, arena)
+        x = torch.nn.functional.embedding(batch.tokens, self.embedding)
+        h = ops.rms_norm(x, self.layers[0].attention_norm, eps)
+        following = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            mixed = self._attention(index, layer, h, batch, arena)
             h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
             gated = ops.silu_mul(ops.linear(h, layer.gate_up, layer.gate_up_bias))
-            x = x + ops.linear(gated, layer.down, layer.down_bias)
-        x = ops.rms_norm(x[batch.sampled], self.norm, eps)
-        return ops.linear(x, self.head).float()
+            written = ops.linear(gated, layer.down, layer.down_bias)
+            if norm is self.norm:  # after it nobody needs the other rows
+                x, written = (part.index_select(0, batch.sampled) for part in (x, written))
+            h = ops.add_rms_norm(x, written, norm, eps)
+        return h
 
     def _attention(
-        self, index: int, layer: Layer, h: Tensor, cosine: Tensor, sine: Tensor, batch: Batch,
-        arena: Tensor,
-    ) -> Tensor:  # fmt: skip
-        c = self.config
-        qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
-        query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
+        self, index: int, layer: Layer, h: Tensor, batch: Batch, arena: Tensor
+    ) -> Tensor:
+        norms = None
         if layer.query_norm is not None and layer.key_norm is not None:
-            query = ops.rms_norm(query, layer.query_norm, c.norm_eps)
-            key = ops.rms_norm(key, layer.key_norm, c.norm_eps)
-        query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
-        ops.write_kv(arena, batch.attention, index, key, value)
+            norms = layer.query_norm, layer.key_norm
+        query = ops.rope_kv(
+            ops.linear(h, layer.qkv), layer.qkv_bias, self.rope, batch.positions, arena,
+            batch.attention, index, norms, self.config.norm_eps,
+        )  # fmt: skip
         mixed = ops.paged_attention(arena, batch.attention, index, query)
         return ops.linear(mixed.flatten(1), layer.output, layer.output_bias)
+
+    def statistics(
+        self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool
+    ) -> tuple[ops.Confidence, Tensor | None]:
+        """A pass that ends in the statistics of the sampled rows, and their logits if ``keep``.
+
+        ``vocabulary``: ids from here on are padding of the head and take no part.
+        """
+        return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
 
 
 def _plain(weight: ops.Weight) -> Tensor:
