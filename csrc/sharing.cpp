@@ -65,7 +65,7 @@ void Scheduler::share_prompt(Sequence& sequence, int lane) {
     blocks.push_back(from->blocks[lane][computed / size]);
     pool_.retain(lane, blocks.back());
   }
-  Plan& plan = lanes_[lane];
+  Plan& plan = filling(lane);
   if (const auto to = rows == last && computed < rows && !plan.short_of_memory ? take_block(lane)
                                                                                : std::nullopt) {
     const BlockId source = from->blocks[lane][computed / size];
