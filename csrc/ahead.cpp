@@ -40,6 +40,7 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
 // has retired when the next plan looks for blocks that it may take.
 void Scheduler::add_ahead(int lane, Sequence& sequence, std::int32_t wanted) {
   Plan& plan = filling(lane);
+  if (plan.short_of_memory) return;
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
   auto& blocks = sequence.blocks[lane];
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
