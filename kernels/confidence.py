@@ -110,10 +110,11 @@ def confidence(
             raise ValueError(f"source must have {vocabulary} columns, got {source.shape[1]}")
     if draw is not None:
         draw.check(logits)
-    found = merge(logits, _tiles(logits, vocabulary, draw, source), None, vocabulary, BLOCK,
+    partials = _tiles(logits, vocabulary, draw, source)
+    found = merge(logits, partials, None, vocabulary, BLOCK,
                   draw, source)  # fmt: skip
     if draw is not None and draw.filtered:
-        draw_filtered(logits, source, vocabulary, draw, found)
+        draw_filtered(logits, source, vocabulary, draw, found, partials)
     return found
 
 

@@ -166,7 +166,7 @@ def lm_head(
     read = hidden if logits is None else logits
     found = merge(read, partials, firsts, vocabulary, BLOCK_N, draw, None)
     if logits is not None and draw is not None and draw.filtered:
-        draw_filtered(logits, None, vocabulary, draw, found)
+        draw_filtered(logits, None, vocabulary, draw, found, partials)
     return found, logits
 
 
