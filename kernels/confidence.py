@@ -200,8 +200,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS,
-                wide=False, registers=168,
+                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
+                budget=150 if draw else 60, wide=False, registers=168,
             )
         )  # fmt: skip
     return [*made, *sampling_variants(shape)]

@@ -242,7 +242,8 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "confidence", f"filters-{dtype[1:]}" + "-list" * listed, draw_filtered_rows,
                 signature, constants, ("logits", "source", "width", "stride", "source_stride"),
-                LIST_WARPS if listed else WARPS, registers=128,
+                LIST_WARPS if listed else WARPS, elements=LIST_CHUNK if listed else CHUNK,
+                budget=600 if listed else 330, registers=128,
             )
         )  # fmt: skip
     return made
