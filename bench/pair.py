@@ -73,7 +73,7 @@ def _text(value: float | None, form: str) -> str:
 def show(rows: Sequence[Row]) -> str:
     """The table of the runs."""
     header = (
-        "lanes", "at once", "share", "tokens/s", "seconds", "of large alone", "of equal split",
+        "lanes", "at once", "share", "tokens/s", "seconds", "x large alone", "x equal split",
         "over ideal", "over replay", "over bound", "ticks", "replayed",
     )  # fmt: skip
     return render(
