@@ -16,7 +16,8 @@ First the time of single ticks is measured, by sequences, context and rows. From
   ideal    one request at a time: the sum of its ticks, nothing hidden and nothing lost:
            N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
   replay   the same requests through the same scheduler, with a clock instead of models. Two lanes
-           in flight at once share the bandwidth (--together); on a CPU they take turns
+           in flight at once share the bandwidth (--together); on a CPU they take turns. Lane
+           policies that learn from the load start anew, where the engine has run other cells
   bound    sum N_m T_m(C) / C + catch-up: no order of ticks can beat it
 
 A ratio above 1 says how much longer the run took. With the equal split ("latency") in the run, rows
@@ -189,7 +190,7 @@ def contest(options: Options) -> Contest:
     if 0 < load.runs < 1:
         raise SteerError(f"--runs: expected 0, or 1 and more, got {load.runs:g}")
     together = real("--together", options.together, 0.01, 2)
-    rounds, repeats = options.whole("rounds"), options.whole("repeats")
+    rounds, repeats = options.whole("rounds"), options.whole("repeats", 2)
     setup = options.setup()
     shared = together if setup.device.lanes_together else None
     return Contest(setup, load, rounds, repeats, shared)

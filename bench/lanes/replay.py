@@ -17,21 +17,47 @@ from engine import Engine
 
 
 class InTurn(Simulation):
-    """Lanes that take turns, as on a CPU: what one plans has run before the other plans."""
+    """Lanes that take turns, as on a CPU: what one plans has run before the other plans.
+
+    A request that ends is followed by the next one when both have had their turn: only then is it
+    handed to the caller.
+    """
 
     def __init__(self, setting: Setting, workload: Texts, case: Case) -> None:
         super().__init__(setting, workload, case)
         self._next = SMALL
+        self._ended: list[float] = []
 
     def _plan(self, due: float) -> None:
         # An empty round may only have given a reservation back, or a lane's turn to the other.
         for _ in range(3):
             for lane in (self._next, 1 - self._next):
+                if lane == SMALL:
+                    self._start()
                 self._plan_lane(lane)
                 if not self.clock.idle(lane):
                     self._next = 1 - lane
                     return
         raise RuntimeError("no lane can move while requests wait")
+
+    def _add(self, arrival: float) -> None:
+        if arrival:  # not one that is there from the start
+            self._ended.append(arrival)
+        else:
+            super()._add(arrival)
+
+    def _start(self) -> None:
+        """The next requests, for those that have ended."""
+        for arrival in self._ended:
+            if self._added < len(self._workload.prompts):
+                super()._add(arrival)
+        self._ended.clear()
+        super()._answer_events()
+
+    def _answer_events(self) -> None:
+        super()._answer_events()
+        if not self.requests.arrived:
+            self._start()
 
 
 class ForcedTexts:
