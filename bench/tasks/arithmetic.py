@@ -23,7 +23,17 @@ import re
 from collections.abc import Iterator
 
 from bench.tasks.problem import (
-    DELIMITER, EOS, EQUALS, PAD, SPLITS, STYLES, Mix, Problem, Task, first_difference, last_line,
+    DELIMITER,
+    EOS,
+    EQUALS,
+    PAD,
+    SPLITS,
+    STYLES,
+    Mix,
+    Problem,
+    Task,
+    first_difference,
+    last_line,
     split_of,
 )  # fmt: skip
 
@@ -52,9 +62,7 @@ def _apply(value: int, sign: str, operand: int) -> int:
     return (value - operand if sign == "-" else value * operand) % MODULUS
 
 
-def make_problem(
-    rng: random.Random, operations: int, mix: Mix, style: str = "open"
-) -> Problem:
+def make_problem(rng: random.Random, operations: int, mix: Mix, style: str = "open") -> Problem:
     """Draw one problem with ``operations`` operations of the kinds that ``mix`` weighs."""
     value = rng.randrange(MODULUS)
     prompt, steps = f"{value:02d}", []
@@ -99,8 +107,19 @@ def is_correct(problem: Problem, text: str) -> bool:
     return answer_of(text) == problem.answer
 
 
+def step_keys(problem: Problem) -> list[str]:
+    """A value and the operation on it, for each operation."""
+    return [s for s in solve(problem.prompt) if not s.isdigit()]
+
+
 TASK = Task(
-    "arithmetic", make_problem, MIXES, is_correct, first_error, {"open": 80, "rigid": 120}
+    "arithmetic",
+    make_problem,
+    MIXES,
+    is_correct,
+    first_error,
+    step_keys,
+    {"open": 80, "rigid": 120},
 )
 
 
