@@ -48,7 +48,8 @@ class Completion:
     """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not.
 
     ``logprobs`` has an entry for each of ``token_ids``, or is None where none were asked for;
-    ``sample`` counts the answers to one prompt from 0.
+    ``sample`` counts the answers to one prompt from 0. ``token_signals`` has an entry for each of
+    ``token_ids``, None for those of the large model; it is None where none were asked for.
     """
 
     request_id: int
@@ -61,6 +62,7 @@ class Completion:
     seed: int = 0
     sample: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
 
     @property
     def large_step_share(self) -> float:
