@@ -11,6 +11,7 @@ from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
+from engine.replay import command as replaying
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
     add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
     calibrating.add_parser(commands)
+    replaying.add_parser(commands)
     commands.add_parser("pairs", help="list the named pairs and their shapes")
     return parser
 
@@ -133,7 +135,12 @@ def run_pairs(options: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"generate": run_generate, "pairs": run_pairs, "calibrate": calibrating.run}
+_COMMANDS = {
+    "generate": run_generate,
+    "pairs": run_pairs,
+    "calibrate": calibrating.run,
+    "replay": replaying.run,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from engine.pricing import Executed, Price
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
-from engine.routing.policies import Boundary, Decision, Policy
+from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
@@ -241,7 +241,8 @@ class Engine:
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
-        writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
+        named = self.fingerprint, chosen.name, str(window_of(chosen))
+        writer = TraceWriter(Path(trace), *named) if trace else None
         with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
             try:
                 while len(done) < count * len(prompts):

@@ -153,4 +153,5 @@ class LiveRequest:
             reason=decision.reason if decision else "on trial, not decided",
             signals=boundary.signals if boundary and here else None,
             posterior=decision.posterior if decision and here else None,
+            tried=boundary.tried if boundary and here else 0,
         )

@@ -30,7 +30,8 @@ class Step:
 
     ``position`` is its first token's place in the sequence; ``text`` is that of all its tokens, a
     stop that ends the completion's text included; ``signals`` are None where the policy
-    did not read the boundary; ``posterior`` is the probability of the confident component.
+    did not read the boundary; ``posterior`` is the probability of the confident component;
+    ``tried`` are the tokens that stood on trial when it was decided.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Step:
     reason: str
     signals: Signals | None = None
     posterior: float | None = None
+    tried: int = 0
 
 
 @dataclass(frozen=True)
