@@ -24,7 +24,7 @@ from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
-from engine.routing.names import HELP, POLICIES, make_policy
+from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
 
 INTERRUPTED = 130
@@ -118,13 +118,14 @@ def _check(options: argparse.Namespace) -> list[str]:
     if not policies:
         raise SteerError("--policies names no policy")
     for policy in policies:
-        if policy != "steer":  # which needs its calibration first
+        if not is_calibrated(policy):  # which need their calibration first
             make_policy(policy)
     if "random" in policies and "steer" not in policies:
         raise SteerError("policy random takes its share from steer: add steer, or use random:SHARE")
-    wanted = [p for p in dict.fromkeys(policies) if p not in ("large", "steer", "random")]
-    tail = [p for p in ("steer", "random") if p in policies]
-    return ["large", *wanted, *tail]
+    rest = [p for p in dict.fromkeys(policies) if p not in ("large", "random")]
+    fitted = [p for p in rest if is_calibrated(p)]
+    tail = [p for p in ("random",) if p in policies]
+    return ["large", *(p for p in rest if p not in fitted), *fitted, *tail]
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
@@ -202,7 +203,7 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
         run = Comparison(options, engine, rows)
         try:
             for name in order:
-                if name == "steer":
+                if is_calibrated(name) and run.calibration is None:
                     run.prepare(calibration)
                 run.policy(name, tests)
         except KeyboardInterrupt:
