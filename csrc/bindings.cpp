@@ -244,6 +244,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
            py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
+      .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,
            py::return_value_policy::reference_internal)
       .def("fail", &Scheduler::fail, py::arg("lane"))

@@ -89,6 +89,9 @@ class Scheduler {
   // by then finds what was planned ahead on it void.
   void commit(int lane, const std::int32_t* sampled, std::int32_t count);
 
+  // For each sequence of the plan that retires next, whether what it gives will count.
+  std::vector<bool> standing(int lane) const;
+
   // Retires a plan whose forward pass gave nothing at all, the older of two: its sequences end with
   // Finish::error. Not those that have not followed. What they have in the next plan is void.
   void fail(int lane);

@@ -194,6 +194,14 @@ void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count
   }
 }
 
+std::vector<bool> Scheduler::standing(int lane) const {
+  std::vector<bool> stands;
+  if (const Plan* plan = oldest(lane))
+    for (const Sequence* sequence : plan->members)
+      stands.push_back(sequence != nullptr && sequence->in_flight[lane] > 0);
+  return stands;
+}
+
 void Scheduler::fail(int lane) {
   Plan& plan = landing(lane);
   land(lane, plan);

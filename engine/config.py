@@ -9,6 +9,7 @@ from engine.errors import SteerError
 
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+SWITCH = ("auto", "on", "off")
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
@@ -228,6 +229,8 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
+    plan_ahead: whether a lane's next tick is planned and launched while its last one runs: "on",
+        "off", or "auto", on GPUs only. At a handoff it costs one token of the small model.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
@@ -246,12 +249,13 @@ class EngineConfig:
     hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
+    plan_ahead: str = "auto"
     check_every: int = 0
     load_format: str = "safetensors"
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("delimiters", "prefix_cache", "lane_policy", "load_format"):
+            if name in ("delimiters", "prefix_cache", "lane_policy", "load_format", "plan_ahead"):
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
@@ -277,6 +281,10 @@ class EngineConfig:
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        if self.plan_ahead not in SWITCH:
+            raise SteerError(
+                f"plan_ahead must be one of {', '.join(SWITCH)}; got {self.plan_ahead!r}"
             )
         if self.load_format not in LOAD_FORMATS:
             raise SteerError(

@@ -78,7 +78,11 @@ class Engine:
         )
         self.scheduler = self._build_scheduler()
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
-        self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
+        ahead = self.config.plan_ahead == "on"
+        self.lanes = (
+            Lane(self.scheduler, small_runner, ahead),
+            Lane(self.scheduler, large_runner, ahead),
+        )
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
