@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
@@ -141,6 +141,7 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
 
 def _check(logits: Tensor, vocabulary: int) -> None:
     check_tensor("logits", logits, [None, None], LOGITS, contiguous=False)
+    check_device("logits", logits, tile_statistics)
     if not 0 < vocabulary <= logits.shape[1]:
         raise ValueError(
             f"vocabulary must be in 1..{logits.shape[1]}, the head's rows; got {vocabulary}"

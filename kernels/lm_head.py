@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
@@ -143,7 +143,10 @@ def lm_head(
             bf16 the log-probability of a token that is not the argmax is that of its rounded logit.
     """
     check_tensor("hidden", hidden, [None, None], LOGITS, contiguous=False)
+    check_device("hidden", hidden, head_statistics)
     rows, depth = hidden.shape
+    if not depth:
+        raise ValueError("hidden must have columns, got none")
     check_tensor("weight", weight, [None, depth], (hidden.dtype,), hidden, contiguous=False)
     head_rows = len(weight)
     if not 0 < vocabulary <= head_rows:

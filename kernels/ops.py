@@ -26,6 +26,15 @@ from kernels.reference.attention import AttentionPlan, KVLayout
 from kernels.reference.confidence import Confidence
 from kernels.reference.layers import rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
+from kernels.reference.packed import (
+    Fp8Weight,
+    IntWeight,
+    PackedWeight,
+    StackedWeight,
+    Weight,
+    packed_linear,
+    weight_tensors,
+)
 from kernels.reference.penalties import PenaltyRows, penalise
 from kernels.reference.sampling import SamplingRows, philox_uniform
 
@@ -33,11 +42,16 @@ __all__ = [
     "AttentionPlan",
     "Confidence",
     "DrawRows",
+    "Fp8Weight",
+    "IntWeight",
     "KVLayout",
     "LogProbs",
+    "PackedWeight",
     "PenaltyRows",
     "SamplingRows",
     "Splits",
+    "StackedWeight",
+    "Weight",
     "Work",
     "add_rms_norm",
     "attended",
@@ -56,6 +70,7 @@ __all__ = [
     "sample",
     "silu_mul",
     "token_logprobs",
+    "weight_tensors",
 ]
 
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
@@ -118,10 +133,18 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """``x @ weight^T * scale + bias``; see the reference. Many rows go to the vendor's library."""
-    if _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x):
+    """``x @ weight^T * scale + bias``; see the references. ``scale`` is for plain weights only.
+
+    On a GPU up to 16 rows go to a kernel of our own, more to the vendor's library.
+    """
+    own = _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x)
+    if own and isinstance(weight, Fp8Weight) and weight.block == (1, weight.shape[1]):
+        scale, weight = weight.scale.view(-1), weight.codes
+    if not isinstance(weight, Tensor):
+        return packed_linear(x, weight, bias)
+    if own:
         from kernels import skinny_gemm
 
         return skinny_gemm.skinny_linear(x, weight, bias, scale)

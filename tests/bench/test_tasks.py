@@ -6,7 +6,7 @@ import pytest
 
 from bench import dataset
 from bench.tasks import arithmetic
-from bench.tasks.tokenizer import build_tokenizer
+from bench.tasks.tokenizer import ALPHABET, build_tokenizer
 from engine import SteerError
 
 
@@ -62,7 +62,7 @@ def test_tokenizer_round_trip():
         text = problem.prompt + problem.trace
         ids = tokenizer.encode(text + arithmetic.EOS).ids
         assert tokenizer.decode(ids) == text
-        assert ids[-1] == arithmetic.ALPHABET.index(arithmetic.EOS)
+        assert ids[-1] == ALPHABET.index(arithmetic.EOS)
 
 
 @pytest.mark.parametrize(
