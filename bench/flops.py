@@ -19,7 +19,7 @@ from bench.pricing import price_trace, priced_table
 from bench.rows import RowWriter
 from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, SteerError
-from engine.config import NAMED_PAIRS, Pair
+from engine.config import ARENA_TOKENS, NAMED_PAIRS, Pair
 from engine.files import check_output
 from engine.routing.names import HELP, POLICIES, make_policy
 from engine.routing.windows import FORMS, Window
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--arena-tokens",
         type=int,
-        default=EngineConfig.arena_tokens,
+        default=ARENA_TOKENS,
         metavar="N",
         help="KV room in tokens of the large model (default: %(default)s)",
     )
