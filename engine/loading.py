@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.tokenizer import Tokenizer
 from kernels.ops import Weight
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,17 @@ class LoadedPair:
         return self.decoders[0].config, self.decoders[1].config
 
 
-def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPair:
-    """Read both folders. SteerError on anything that cannot be loaded, naming it."""
+def load_pair(
+    pair: Pair,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    devices: tuple[torch.device, torch.device],
+    check: Callable[[tuple[ModelConfig, ModelConfig]], None] = lambda shapes: None,
+) -> LoadedPair:
+    """Read both folders. SteerError on anything that cannot be loaded, naming it.
+
+    ``check`` may refuse the shapes before any weight is read.
+    """
     dummy = config.load_format == "dummy"
     folders = None if pair.small is None or pair.large is None else (pair.small, pair.large)
     if folders:
@@ -50,6 +57,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
         shapes = pair.shapes
     else:
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
+    check(shapes)
     context = _context(config, shapes)
     tokenizer = (
         _shared_tokenizer(folders, shapes)
@@ -60,9 +68,9 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]
         if folders and not dummy:
-            weights = load_weights(folders[model], shapes[model], dtype)
+            weights = load_weights(folders[model], shapes[model], dtype, device=devices[model])
         else:
-            weights = DummyWeights(shapes[model], dtype, "cpu", seed=model)
+            weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
         return Decoder(shapes[model], weights, context)
 
     decoders = decoder(0), decoder(1)
@@ -78,7 +86,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
     """Evenly spaced elements: any training changes nearly all, and 64 GB need not be read."""
     flat = tensor.flatten()
-    return flat[:: max(1, flat.numel() // count)].float().numpy().tobytes()
+    return flat[:: max(1, flat.numel() // count)].float().cpu().numpy().tobytes()
 
 
 def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> int:
