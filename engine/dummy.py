@@ -19,24 +19,24 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import SteerError
-from engine.models.checkpoint import expected_shapes
+from engine.models.layout import fused_shapes
 from engine.tokenizer import Tokenizer
 
 _BYTES = 256
 
 
 class DummyWeights(Mapping[str, Tensor]):
-    """Tensors by Hugging Face name, each made on the device when it is asked for and not kept.
+    """Tensors by the names of the layout, each made on the device when asked for and not kept.
 
-    So layers can be fused one by one, and a card needs no room for two copies of a model. A tensor
-    depends on the seed, its name and the kind of device alone. Matrices are normal with a deviation
-    that keeps activations and logits near 1 at any width and depth: finite in every dtype.
+    So a card needs no room for two copies of a model. A tensor depends on the seed, its name and
+    the kind of device alone. Matrices are normal with a deviation that keeps activations and logits
+    near 1 at any width and depth: finite in every dtype.
     """
 
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, seed: int
     ) -> None:
-        self._shapes = expected_shapes(config)
+        self._shapes = fused_shapes(config)
         self._layers = config.layers
         self._dtype = dtype
         self._device = torch.device(device)

@@ -14,6 +14,7 @@ from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.driver import Driver
 from engine.errors import SteerError
 from engine.files import check_output
+from engine.graphs import Graphs
 from engine.intake import Intake
 from engine.lane import Lane
 from engine.loading import DTYPES, load_pair
@@ -21,11 +22,12 @@ from engine.memory import ArenaGeometry, KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.pricing import Executed, Price
+from engine.queue import HostQueue
 from engine.request import Completion
 from engine.routing.calibration import Calibration
-from engine.routing.names import make_policy
-from engine.routing.policies import Boundary, Decision, Policy
-from engine.runner import ModelRunner
+from engine.routing.names import is_calibrated, make_policy
+from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.runner import ModelRunner, TickLimits
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
@@ -111,25 +113,39 @@ class Engine:
         rows = self.arena.rows(decoder.config)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
         sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
-        return ModelRunner(model, decoder, rows, layout, sampler)
+        config = self.config
+        limits = TickLimits(
+            config.max_sequences, config.max_tick_tokens,
+            -(-self.max_context // config.block_tokens),
+        )  # fmt: skip
+        return ModelRunner(
+            model, decoder, rows, layout, sampler, HostQueue(), Graphs(None), limits, False
+        )
 
     @property
     def executed(self) -> dict[str, Executed]:
         """FLOPs that the forward passes of each model really ran so far, by term."""
         return {r: lane.runner.executed for r, lane in zip(ROLES, self.lanes, strict=True)}
 
-    def policy(self, policy: AnyPolicy) -> Policy:
-        """Resolve a policy; "steer" by name uses the calibration that comes with the pair."""
-        calibration = None
-        if policy == "steer":
-            path = TINY / "calibration.json"
+    def policy(self, policy: AnyPolicy, calibration: Calibration | None = None) -> Policy:
+        """Resolve a policy; by name, the calibrated ones use the given calibration of this pair.
+
+        Without one they use that which comes with the embedded pair.
+        """
+        if is_calibrated(policy) and calibration is None:
             if self.pair.name != "tiny":
                 raise SteerError(
-                    f"pair {self.pair.name} comes without a calibration: fit one and pass "
-                    "Steer(calibration)"
+                    f"pair {self.pair.name} comes without a calibration: fit one with `steer "
+                    "calibrate`"
                 )
-            calibration = Calibration.load(path, self.fingerprint)
-        return make_policy(policy, calibration)
+            calibration = Calibration.load(TINY / "calibration.json", self.fingerprint)
+        return make_policy(policy, calibration, price=self.row_price)
+
+    @property
+    def row_price(self) -> float:
+        """FLOPs of a row of the small model over those of a row of the large one."""
+        small, large = (Price.of(shape).row for shape in self.shapes)
+        return small / large
 
     def submit(
         self,
@@ -234,7 +250,8 @@ class Engine:
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
-        writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
+        named = self.fingerprint, chosen.name, str(window_of(chosen))
+        writer = TraceWriter(Path(trace), *named) if trace else None
         with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
             try:
                 while len(done) < count * len(prompts):

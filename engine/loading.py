@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from engine.config import DUMMY, EngineConfig, ModelConfig, Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
@@ -16,6 +15,7 @@ from engine.errors import SteerError
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.tokenizer import Tokenizer
+from kernels.ops import Weight
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -58,7 +58,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     )
 
     def decoder(model: int) -> Decoder:
-        weights: Mapping[str, Tensor]
+        weights: Mapping[str, Weight]
         if folders and not dummy:
             weights = load_weights(folders[model], shapes[model], dtype)
         else:
@@ -68,7 +68,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     decoders = decoder(0), decoder(1)
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
     for each in decoders:
-        digest.update(repr(each.config).encode())
+        digest.update(each.config.description.encode())
         for tensor in each.tensors():
             digest.update(_sample(tensor))
     name = f"{DUMMY}{pair.name}" if dummy else pair.name
@@ -91,7 +91,7 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 def _shared_tokenizer(
     folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig]
 ) -> Tokenizer:
-    small, large = (Tokenizer(folder / "tokenizer.json") for folder in folders)
+    small, large = (Tokenizer(folder) for folder in folders)
     difference = small.difference(large)
     if difference:
         raise SteerError(f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}")

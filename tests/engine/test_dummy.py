@@ -10,7 +10,7 @@ import torch
 from engine import Calibration, Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import NAMED_MODELS, ModelConfig, Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
-from engine.models.checkpoint import expected_shapes
+from engine.models.layout import fused_shapes
 
 SMALL = ModelConfig(300, 32, 64, 2, 4, 2, 8, tied=True)
 LARGE = ModelConfig(320, 64, 96, 3, 4, 2, 16)
@@ -31,7 +31,7 @@ def test_both_models_write(dtype: str):
 
 def test_the_same_seed_gives_the_same_weights():
     first, again, other = (DummyWeights(LARGE, torch.float32, "cpu", s) for s in (0, 0, 1))
-    assert {n: tuple(t.shape) for n, t in first.items()} == expected_shapes(LARGE)
+    assert {n: tuple(t.shape) for n, t in first.items()} == fused_shapes(LARGE)
     name = "model.layers.2.mlp.down_proj.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
