@@ -38,6 +38,9 @@ AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 class Engine:
     """A small and a large model that share a tokenizer and write one answer together.
 
+    ``tokenizer`` encodes texts and chats, ``default_params`` are what the large checkpoint's
+    generation_config.json recommends: requests without parameters of their own get them.
+
     An engine owns its weights, its arena and its scheduler, and frees them when it dies. Engines
     share nothing: several can live in one process. One thread drives an engine.
     """
@@ -50,6 +53,7 @@ class Engine:
         large: str | Path | None = None,
         config: EngineConfig | None = None,
         dtype: str = "float32",
+        progress: bool = False,
     ) -> None:
         """Load a pair.
 
@@ -58,7 +62,8 @@ class Engine:
             small: Hugging Face folder of the small model, for the pairs that have no weights here.
             large: likewise.
             config: settings; the defaults suit the embedded pair.
-            dtype: of weights and KV, "float32" or "bfloat16".
+            dtype: of KV and of weights that are not quantised, "float32" or "bfloat16".
+            progress: show a bar on standard error while weights are read.
 
         Raises:
             SteerError: on anything that cannot be loaded, naming it.
@@ -68,11 +73,12 @@ class Engine:
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
         self.dtype = DTYPES[dtype]
-        loaded = load_pair(self.pair, self.config, self.dtype)
+        loaded = load_pair(self.pair, self.config, self.dtype, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
+        self.default_params = loaded.default_params
         self.arena = KVArena(
             ArenaGeometry.of(self.shapes, self.config, self.dtype.itemsize), self.dtype
         )
@@ -84,7 +90,13 @@ class Engine:
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
         )
         eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
-        self._intake = Intake(self.scheduler, self.tokenizer, self._driver, eos_ids)
+        self._intake = Intake(
+            self.scheduler, self.tokenizer, self._driver, eos_ids, self.default_params
+        )
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -246,7 +258,7 @@ class Engine:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
         waiting = deque(self._intake.prompt_ids(prompt) for prompt in prompts)
-        count = params.n if params else 1
+        count = (params or self.default_params).n
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
