@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="POLICY",
         help="who writes what follows the text that ends thinking (default: as before it)",
     )
-    add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
+    add("--dtype", default="auto", help="of weights and KV: float32, bfloat16, auto (default)")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
     add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
     add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
     add(
@@ -116,8 +117,9 @@ def run_generate(options: argparse.Namespace) -> int:
     check_output(options.trace, "--trace")
     bar = sys.stderr.isatty() and options.pair != "tiny"
     engine = Engine(
-        options.pair, small=options.small, large=options.large, dtype=options.dtype, progress=bar
-    )
+        options.pair, small=options.small, large=options.large, dtype=options.dtype,
+        device=options.device, progress=bar,
+    )  # fmt: skip
     if options.temperature is None:
         params = _recommended(params, engine.default_params)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]

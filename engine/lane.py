@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from engine import _core
 from engine.pending import TickResult
 from engine.routing.signals import Signals
@@ -28,7 +30,8 @@ class Lane:
         """One plan, one forward pass, one commit. False if there was nothing to do now.
 
         A plan whose forward pass an exception cut short is run again: it writes the same rows. If
-        it fails twice its requests end with an error, and the exception passes through again.
+        it fails twice its requests end with an error, and the exception passes through again; but
+        not where a device was short of memory, which others' requests need not hear of.
         """
         if self._running:  # called from within its own forward pass
             return False
@@ -39,11 +42,14 @@ class Lane:
         self._running = True
         try:
             result = self.runner.execute(self._plan, requests)
-        except Exception:
+        except Exception as error:
             if self._failed:
                 self._scheduler.fail(self.runner.model)
             self._failed = True
-            raise
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.runner.release()
+            return True
         finally:
             self._running = False
         self._result = result

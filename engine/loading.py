@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from engine.tokenizer import Tokenizer
 from kernels.ops import Weight
 
 _log = logging.getLogger(__name__)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,17 @@ class LoadedPair:
 
 
 def load_pair(
-    pair: Pair, config: EngineConfig, dtype: torch.dtype, progress: bool = False
+    pair: Pair,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    devices: tuple[torch.device, torch.device],
+    check: Callable[[tuple[ModelConfig, ModelConfig]], None] = lambda shapes: None,
+    progress: bool = False,
 ) -> LoadedPair:
-    """Read both folders. SteerError on anything that cannot be loaded, naming it."""
+    """Read both folders. SteerError on anything that cannot be loaded, naming it.
+
+    ``check`` may refuse the shapes before any weight is read; ``progress`` shows a bar.
+    """
     dummy = config.load_format == "dummy"
     folders = None if pair.small is None or pair.large is None else (pair.small, pair.large)
     if folders:
@@ -59,6 +66,7 @@ def load_pair(
         shapes = pair.shapes
     else:
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
+    check(shapes)
     context = _context(config, shapes)
     tokenizer = (
         _shared_tokenizer(folders, shapes)
@@ -69,9 +77,9 @@ def load_pair(
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]
         if folders and not dummy:
-            weights = load_weights(folders[model], shapes[model], dtype, progress)
+            weights = load_weights(folders[model], shapes[model], dtype, progress, devices[model])
         else:
-            weights = DummyWeights(shapes[model], dtype, "cpu", seed=model)
+            weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
         return Decoder(shapes[model], weights, context)
 
     begin = time.monotonic()
@@ -92,7 +100,7 @@ def load_pair(
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
     """Evenly spaced elements: any training changes nearly all, and 64 GB need not be read."""
     flat = tensor.flatten()
-    return flat[:: max(1, flat.numel() // count)].float().numpy().tobytes()
+    return flat[:: max(1, flat.numel() // count)].float().cpu().numpy().tobytes()
 
 
 def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> int:

@@ -121,6 +121,10 @@ class ModelRunner:
         self._latest = pending
         return pending
 
+    def release(self) -> None:
+        """Give back what memory can be spared; for who has run out of it."""
+        self._queue.release()
+
     def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
         n, limits = plan.sequences, self._limits
         if self._padded and plan.rows == n:

@@ -144,7 +144,10 @@ def test_a_generation_config_is_respected(tmp_path: Path):
     (done,) = engine.generate([prompt], policy="large")
     again = SamplingParams(9, 0.7, 20, 0.8, repetition_penalty=1.05, seed=done.seed)
     assert engine.generate([prompt], again, "large")[0].token_ids == done.token_ids
-    assert engine.generate([[5, 6]], SamplingParams(64, 2.0, seed=0), "small")[0].token_ids[-1] in (5, 7)
+    assert engine.generate([[5, 6]], SamplingParams(64, 2.0, seed=0), "small")[0].token_ids[-1] in (
+        5,
+        7,
+    )
     path.write_text(json.dumps(GENERATION | {"do_sample": False}))
     greedy = Engine("custom", small=tmp_path / "small", large=tmp_path / "large").default_params
     assert greedy == SamplingParams(9, repetition_penalty=1.05)
