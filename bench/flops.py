@@ -22,7 +22,7 @@ from bench.rows import RowWriter
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
-from engine.config import ARENA_TOKENS, NAMED_PAIRS, Pair
+from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
 from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--arena-tokens",
         type=int,
-        default=ARENA_TOKENS,
+        default=EngineConfig.arena_tokens,
         metavar="N",
         help="KV room in tokens of the large model (default: %(default)s)",
     )

@@ -40,6 +40,9 @@ AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 class Engine:
     """A small and a large model that share a tokenizer and write one answer together.
 
+    ``tokenizer`` encodes texts and chats, ``default_params`` are what the large checkpoint's
+    generation_config.json recommends: requests without parameters of their own get them.
+
     An engine owns its weights, its arena and its scheduler, and frees them when it dies. Engines
     share nothing: several can live in one process. One thread drives an engine.
     """
@@ -54,6 +57,7 @@ class Engine:
         dtype: str = "auto",
         device: str = "auto",
         devices: Sequence[str] | None = None,
+        progress: bool = False,
     ) -> None:
         """Load a pair.
 
@@ -62,9 +66,11 @@ class Engine:
             small: Hugging Face folder of the small model, for the pairs that have no weights here.
             large: likewise.
             config: settings; the defaults suit the embedded pair.
-            dtype: of weights and KV, "float32", "bfloat16", or "auto": bfloat16 on GPUs.
+            dtype: of KV and of weights that are not quantised, "float32", "bfloat16", or
+                "auto": bfloat16 on GPUs.
             device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one.
             devices: one for each model instead.
+            progress: show a bar on standard error while weights are read.
 
         Raises:
             SteerError: on anything that cannot be loaded, naming it.
@@ -74,11 +80,12 @@ class Engine:
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
         room = CardRoom(self.devices, self.config, self.dtype.itemsize)
-        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check)
+        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
+        self.default_params = loaded.default_params
         self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
@@ -88,7 +95,13 @@ class Engine:
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
         )
         eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
-        self._intake = Intake(self.scheduler, self.tokenizer, self._driver, eos_ids)
+        self._intake = Intake(
+            self.scheduler, self.tokenizer, self._driver, eos_ids, self.default_params
+        )
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -266,7 +279,7 @@ class Engine:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
         waiting = deque(self._intake.prompt_ids(prompt) for prompt in prompts)
-        count = params.n if params else 1
+        count = (params or self.default_params).n
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
