@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from transformers import Qwen2ForCausalLM
@@ -18,14 +19,20 @@ _CHUNK = 64
 
 
 @torch.no_grad()
-def step_accuracy(model: Qwen2ForCausalLM, batches: Batches, count: int, seed: int) -> Accuracy:
+def step_accuracy(
+    model: Qwen2ForCausalLM,
+    batches: Batches,
+    count: int,
+    seed: int,
+    tasks: Iterable[str] = tuple(TASKS),
+) -> Accuracy:
     """Teacher-forced share of held-out steps with every token right.
 
     ``count`` problems of each task, mix "hard". ``problem`` is the share with all steps right.
     """
     found: Accuracy = {}
-    for name, task in TASKS.items():
-        problems = task.problems("test", count, seed, "hard", batches.style)
+    for name in tasks:
+        problems = TASKS[name].problems("test", count, seed, "hard", batches.style)
         right: dict[str, list[bool]] = defaultdict(list)
         for start in range(0, count, _CHUNK):
             for problem, hits in _steps(model, batches, problems[start : start + _CHUNK]):
@@ -44,7 +51,7 @@ def _steps(
     for i, (row, _) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     hits = model(input_ids=ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
-    ends = [ALPHABET.index(DELIMITER), ALPHABET.index(EOS)]
+    ends = [i for i, token in enumerate(ALPHABET) if token.endswith(DELIMITER) or token == EOS]
     found = []
     for problem, (row, start), hit in zip(problems, rows, hits.tolist(), strict=True):
         steps = []

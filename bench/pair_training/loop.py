@@ -29,7 +29,7 @@ def learning_rate(update: int, spec: Spec) -> float:
 
 def build_optimizers(model: Qwen2ForCausalLM, spec: Spec) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embedding, norms and biases."""
-    named = list(model.named_parameters())
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     embedding = [p for n, p in named if "embed" in n]
     vectors = [p for _, p in named if p.ndim == 1]

@@ -37,6 +37,8 @@ def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
         )
     )
     look_back(model, spec)
+    for layer in model.model.layers:  # a half that sees none of its symbols must stay silent
+        layer.self_attn.v_proj.bias.requires_grad_(False)
     return model
 
 

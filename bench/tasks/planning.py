@@ -1,12 +1,12 @@
 """Routes over one-way roads: moves to a goal, past dead ends, with a checker.
 
 The prompt lists roads (``a>b``: one can go from a to b), shuffled, some of them beside the point,
-then the start and the goal: ``?ag``. Each line of the trace is a move, named by the town it goes
+then the start and the goal: ``/ag``. Each line of the trace is a move, named by the town it goes
 to; that is the choice to be made, so it opens the step (style ``open``)::
 
-    b / c / g<eos>
+    b. / c. / g<eos>
 
-In style ``rigid`` the step restates where the move starts: ``a>b / b>c / c>g<eos>``.
+In style ``rigid`` the step restates where the move starts: ``a>b. / b>c. / c>g<eos>``.
 
 A move is easy where one road leads out. It is medium where two lead out and the goal is one or two
 moves away. It is hard where two lead out and one of them is a dead end: which one shows only in the
@@ -19,12 +19,14 @@ from __future__ import annotations
 import random
 import re
 import string
+from collections.abc import Sequence
 from itertools import pairwise
 
-from bench.tasks.problem import DELIMITER, Mix, Problem, Task
+from bench.tasks.problem import DELIMITER, FULL_STOP, Mix, Problem, Task
 
 TOWNS = string.ascii_lowercase
 ROAD = ">"
+QUESTION = "/"
 MIXES = {"light": (0.9, 0.04, 0.06), "mixed": (0.7, 0.1, 0.2), "hard": (0.45, 0.1, 0.45)}
 _ROADS = re.compile(r"([a-z])>([a-z])")
 
@@ -46,26 +48,32 @@ def make_problem(rng: random.Random, moves: int, mix: Mix, style: str = "open") 
     for _ in range(rng.randint(1, min(3, moves))):
         roads.append((spare.pop(), rng.choice([*route[1:], spare[0]])))
     rng.shuffle(roads)
-    prompt = "".join(f"{a}{ROAD}{b}" for a, b in roads) + f"?{route[0]}{route[-1]}{DELIMITER}"
-    steps = route[1:]
-    if style == "rigid":
-        steps = [f"{a}{ROAD}{b}" for a, b in pairwise(route)]
+    prompt = write_prompt(roads, route[0], route[-1])
+    names = route[1:] if style == "open" else [f"{a}{ROAD}{b}" for a, b in pairwise(route)]
+    steps = [*(name + FULL_STOP for name in names[:-1]), names[-1]]
     return Problem(prompt, tuple(steps), tuple(kinds), " ".join(route))
+
+
+def write_prompt(roads: Sequence[Sequence[str]], start: str, goal: str) -> str:
+    """The prompt for some roads (from, to) and a question."""
+    listed = "".join(f"{a}{ROAD}{b}" for a, b in roads)
+    return f"{listed}{QUESTION}{start}{goal}{FULL_STOP}{DELIMITER}"
 
 
 def start_of(prompt: str) -> str:
     """The town that the question starts from."""
-    return prompt.strip().rpartition("?")[2][0]
+    return prompt.partition(QUESTION)[2][0]
 
 
 def moves_of(text: str) -> list[str]:
     """The towns that a trace goes to, in either style."""
-    return [line.strip().rsplit(ROAD, 1)[-1] for line in text.split(DELIMITER)]
+    lines = (line.strip().rstrip(FULL_STOP) for line in text.split(DELIMITER))
+    return [line.rsplit(ROAD, 1)[-1] for line in lines]
 
 
 def solve(prompt: str) -> list[str]:
     """The towns of the one way to the goal, found by search in the prompt's text alone."""
-    roads, _, question = prompt.strip().partition("?")
+    roads, _, question = prompt.partition(QUESTION)
     start, goal = question[0], question[1]
     ways = [[start]]
     for way in ways:  # grows while it is walked: breadth first
@@ -80,11 +88,11 @@ def first_error(problem: Problem, text: str) -> int | None:
 
     A move is wrong where there is no such road, or where the goal cannot be reached from its town.
     """
-    roads, _, question = problem.prompt.strip().partition("?")
+    roads, _, question = problem.prompt.partition(QUESTION)
     known = set(_ROADS.findall(roads))
     here, goal = question[0], question[1]
     for place, line in enumerate(text.split(DELIMITER)):
-        origin, _, town = line.strip().rpartition(ROAD)
+        origin, _, town = line.strip().rstrip(FULL_STOP).rpartition(ROAD)
         if origin not in ("", here) or (here, town) not in known or here == goal:
             return place
         if goal not in _reachable(town, known):

@@ -11,6 +11,7 @@ DELIMITER = "\n\n"
 EOS = "<eos>"
 PAD = "<pad>"
 EQUALS = "="  # opens the result of a step in the rigid style
+FULL_STOP = "."  # ends a step of hops and planning, whose symbols are all their own
 STYLES = ("open", "rigid")
 SPLITS = ("train", "calibration", "test")
 
