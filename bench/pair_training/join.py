@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from bench.tasks.problem import EOS, PAD
-from bench.tasks.tokenizer import ALPHABET, NUMBERS
+from bench.tasks.tokenizer import ALPHABET, GRAPHS
 
 
 @torch.no_grad()
 def silence(model: Qwen2ForCausalLM, texts: Sequence[Tensor]) -> float:
     """Turn value biases into value weights, so that zeros in give zeros out.
 
-    A direction ``u`` with ``u . x`` near 1 for every normalised input ``x`` of the layer is fitted on
+    A direction ``u`` with ``u . x`` near 1 for every normalised input ``x`` of a layer is fitted on
     ``texts`` (token ids [length] each), then the bias ``b`` becomes ``b u^T`` added to the weights.
     Returns the largest root mean square error of ``u . x`` over the layers.
     """
@@ -51,16 +53,19 @@ def silence(model: Qwen2ForCausalLM, texts: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def join(numbers: Qwen2ForCausalLM, graphs: Qwen2ForCausalLM, vocabulary: int) -> Qwen2ForCausalLM:
-    """One model that knows the symbols of both; both have as many layers and heads as wide."""
+    """One model that knows the symbols of both; their heads are as wide.
+
+    The half with fewer layers is silent in the last ones.
+    """
     halves = (numbers, graphs)
     one = Qwen2ForCausalLM(_config(halves, vocabulary))
     for parameter in one.parameters():
         parameter.zero_()
     _join_embeddings(one, halves)
     shares = [math.sqrt(one.config.hidden_size / half.config.hidden_size) for half in halves]
-    for mine, *theirs in zip(
-        one.model.layers, *(half.model.layers for half in halves), strict=True
-    ):
+    depth = len(one.model.layers)
+    layers = [[*half.model.layers, *_silent_layers(half, depth)][:depth] for half in halves]
+    for mine, *theirs in zip(one.model.layers, *layers, strict=True):
         for name in ("input_layernorm", "post_attention_layernorm"):
             _join_norm(getattr(mine, name), [getattr(their, name) for their in theirs], shares)
         for name in ("gate_proj", "up_proj", "down_proj"):
@@ -71,6 +76,15 @@ def join(numbers: Qwen2ForCausalLM, graphs: Qwen2ForCausalLM, vocabulary: int) -
     return one.eval()
 
 
+def _silent_layers(half: Qwen2ForCausalLM, count: int) -> list[Any]:
+    """Layers that write nothing, for a half that has fewer than the other."""
+    made = [deepcopy(half.model.layers[-1]) for _ in range(count)]
+    for layer in made:
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return made
+
+
 def _config(halves: Sequence[Qwen2ForCausalLM], vocabulary: int) -> Qwen2Config:
     configs = [half.config for half in halves]
     raw = configs[0].to_dict()
@@ -78,8 +92,12 @@ def _config(halves: Sequence[Qwen2ForCausalLM], vocabulary: int) -> Qwen2Config:
         name: sum(getattr(config, name) for config in configs)
         for name in ("hidden_size", "intermediate_size", "num_attention_heads")
     }
-    heads = total["num_attention_heads"]
-    return Qwen2Config(**raw | total | {"num_key_value_heads": heads, "vocab_size": vocabulary})
+    same = {
+        "num_hidden_layers": max(config.num_hidden_layers for config in configs),
+        "num_key_value_heads": total["num_attention_heads"],
+        "vocab_size": vocabulary,
+    }
+    return Qwen2Config(**raw | total | same | {"layer_types": None})
 
 
 def _join_embeddings(one: Qwen2ForCausalLM, halves: Sequence[Qwen2ForCausalLM]) -> None:
@@ -88,23 +106,21 @@ def _join_embeddings(one: Qwen2ForCausalLM, halves: Sequence[Qwen2ForCausalLM]) 
     first, second = (half.model.embed_tokens.weight for half in halves)
     width = first.shape[1]
     for token, symbol in enumerate(ALPHABET):
-        if symbol in NUMBERS and symbol != PAD:
+        if symbol not in GRAPHS and symbol != PAD and token < len(first):
             rows[token, :width] = first[token]
-        if symbol not in NUMBERS or symbol == EOS:
+        if symbol in (*GRAPHS, EOS):
             rows[token, width:] = second[token]
     spare = len(rows) - len(ALPHABET)
     if spare:
         rows[-spare:, :width], rows[-spare:, width:] = first[-spare:], second[-spare:]
 
 
-def _join_norm(
-    mine: torch.nn.Module, theirs: Sequence[torch.nn.Module], shares: list[float]
-) -> None:
+def _join_norm(mine: Any, theirs: Sequence[Any], shares: Sequence[float]) -> None:
     scaled = [norm.weight / share for norm, share in zip(theirs, shares, strict=True)]
     mine.weight.copy_(torch.cat(scaled))
 
 
-def _join_attention(mine: torch.nn.Module, theirs: Sequence[torch.nn.Module]) -> None:
+def _join_attention(mine: Any, theirs: Sequence[Any]) -> None:
     """Each query head gets keys and values of its own, as the halves may share them differently."""
     mine.q_proj.weight.copy_(torch.block_diag(*(a.q_proj.weight for a in theirs)))
     mine.q_proj.bias.copy_(torch.cat([a.q_proj.bias for a in theirs]))

@@ -17,7 +17,14 @@ _LEAD = 6.0  # in logits, over the neighbouring distances
 
 
 def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
-    """A model of the given shape, its weights drawn from ``seed``."""
+    """A model of the given shape, its weights drawn from ``seed``, its first heads looking back."""
+    model = initialise(spec, seed)
+    look_back(model, spec)
+    return model
+
+
+def initialise(spec: Spec, seed: int) -> Qwen2ForCausalLM:
+    """A model of the given shape, its weights drawn from ``seed``; value biases stay zero."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -27,6 +34,7 @@ def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
             num_hidden_layers=spec.layers,
             num_attention_heads=spec.heads,
             num_key_value_heads=spec.kv_heads,
+            **{"head_dim": spec.head_dim},  # a field of the class only since some version
             max_position_embeddings=256,
             rope_parameters={"rope_type": "default", "rope_theta": THETA},
             tie_word_embeddings=True,
@@ -36,7 +44,6 @@ def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
             pad_token_id=ALPHABET.index(PAD),
         )
     )
-    look_back(model, spec)
     for layer in model.model.layers:  # a half that sees none of its symbols must stay silent
         layer.self_attn.v_proj.bias.requires_grad_(False)
     return model
@@ -51,7 +58,7 @@ def look_back(model: Qwen2ForCausalLM, spec: Spec) -> None:
     prompt needs such heads; small models find them by themselves only after very many updates.
     """
     attention = model.model.layers[0].self_attn
-    size, group = spec.hidden // spec.heads, spec.heads // spec.kv_heads
+    size, group = spec.head_dim, spec.heads // spec.kv_heads
     half = size // 2
     speed = torch.tensor([THETA ** (-f / half) for f in range(half)])
     used = speed >= _SLOWEST

@@ -9,7 +9,7 @@ the letter and the relation of the next hop::
     aA>. / bB>>. / dC<. / c<eos>
 
 So the person who must be found opens the step (style ``open``). In style ``rigid`` the step
-restates the hop first: ``aA>=b. / bB>>=d. / dC<=c<eos>``.
+restates the hop first: ``aA>:b. / bB>>:d. / dC<:c<eos>``.
 
 ``>`` and ``@`` are easy: the fact is in the prompt as asked. ``<`` is medium: the fact ``x>a``,
 read backwards. ``>>`` is hard: two facts are put together without writing the first one down.
@@ -22,8 +22,8 @@ import re
 import string
 
 from bench.tasks.problem import (
+    COLON,
     DELIMITER,
-    EQUALS,
     FULL_STOP,
     Mix,
     Problem,
@@ -57,7 +57,7 @@ def make_problem(rng: random.Random, hops: int, mix: Mix, style: str = "open") -
     prompt = f"{''.join(facts)}{QUESTION}{start}{question}{FULL_STOP}{DELIMITER}"
     steps = solve(prompt, style)
     copied = [] if style == "rigid" else ["copy"]
-    return Problem(prompt, tuple(steps), (*copied, *kinds), last_line(steps[-1]))
+    return Problem(prompt, tuple(steps), (*copied, *kinds), last_line(steps[-1], COLON))
 
 
 def follow(person: str, relation: str, after: dict[str, str], likes: dict[str, str]) -> str:
@@ -78,7 +78,7 @@ def solve(prompt: str, style: str = "open") -> list[str]:
     person, steps = question[0], []
     for hop, relation in _HOP.findall(question):
         reached = follow(person, relation, after, likes)
-        done = f"{EQUALS}{reached}" if style == "rigid" else ""
+        done = f"{COLON}{reached}" if style == "rigid" else ""
         steps.append(f"{person}{hop}{relation}{done}{FULL_STOP}")
         person = reached
     return [*steps[:-1], steps[-1].rstrip(FULL_STOP)] if style == "rigid" else [*steps, person]
@@ -86,12 +86,12 @@ def solve(prompt: str, style: str = "open") -> list[str]:
 
 def first_error(problem: Problem, text: str) -> int | None:
     """The first step that is not the prompt's; None where the whole trace is right."""
-    return first_difference(solve(problem.prompt, "rigid" if EQUALS in text else "open"), text)
+    return first_difference(solve(problem.prompt, "rigid" if COLON in text else "open"), text)
 
 
 def is_correct(problem: Problem, text: str) -> bool:
     """Whether a completion ends at the right person."""
-    return last_line(text) == problem.answer
+    return last_line(text, COLON) == problem.answer
 
 
 def step_keys(problem: Problem) -> list[str]:
@@ -99,7 +99,7 @@ def step_keys(problem: Problem) -> list[str]:
     facts, _, _ = problem.prompt.partition(QUESTION)
     known = "".join(sorted("".join(fact) for fact in _FACT.findall(facts)))
     steps = solve(problem.prompt, "rigid")
-    return [f"{known} {step[0]}{step[2:].partition(EQUALS)[0]}" for step in steps]
+    return [f"{known} {step[0]}{step[2:].partition(COLON)[0]}" for step in steps]
 
 
 TASK = Task(
