@@ -26,24 +26,23 @@ def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
 def initialise(spec: Spec, seed: int) -> Qwen2ForCausalLM:
     """A model of the given shape, its weights drawn from ``seed``; value biases stay zero."""
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=spec.vocabulary,
-            hidden_size=spec.hidden,
-            intermediate_size=spec.feed_forward,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            **{"head_dim": spec.head_dim},  # a field of the class only since some version
-            max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": THETA},
-            tie_word_embeddings=True,
-            initializer_range=0.1,  # at the usual 0.02 some seeds never leave the plateau
-            bos_token_id=None,
-            eos_token_id=ALPHABET.index(EOS),
-            pad_token_id=ALPHABET.index(PAD),
-        )
+    config = Qwen2Config(
+        vocab_size=spec.vocabulary,
+        hidden_size=spec.hidden,
+        intermediate_size=spec.feed_forward,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # at the usual 0.02 some seeds never leave the plateau
+        bos_token_id=None,
+        eos_token_id=ALPHABET.index(EOS),
+        pad_token_id=ALPHABET.index(PAD),
     )
+    config.head_dim = spec.head_dim
+    model = Qwen2ForCausalLM(config)
     for layer in model.model.layers:  # a half that sees none of its symbols must stay silent
         layer.self_attn.v_proj.bias.requires_grad_(False)
     return model

@@ -74,7 +74,7 @@ def test_a_joined_model_is_its_halves(role: str):
         other = [i for i in range(len(ALPHABET)) if i not in mine]
         for ids in texts(spec, 4):  # the end of sequence, which both know, is never read
             alone, joined = (m(input_ids=ids[None, :-1]).logits for m in (half, one))
-            torch.testing.assert_close(joined[..., mine], alone[..., mine], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(joined[..., mine], alone[..., mine], atol=2e-3, rtol=0)
             assert joined[..., other].abs().max() < 1e-4
 
 
