@@ -54,7 +54,7 @@ LARGE = (
     ),
     Spec(
         "graphs", 96, 3, 4, 4, 32, 256, len(ALPHABET) + PADDING, (), (1,), 2e-3, False,
-        _GRAPHS, {"hops": (0.35, 0.2, 0.45), "planning": (0.5, 0.15, 0.35)}, 1500, 6000, 1500, 2400,
+        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 1500, 6000, 1500, 3600,
     ),
 )  # fmt: skip
 ROLES = {"small": SMALL, "large": LARGE}
