@@ -44,7 +44,7 @@ SMALL = (
     ),
     Spec(
         "graphs", 64, 2, 4, 4, 16, 112, len(ALPHABET), (1, 2, 3), (5,), 3e-3, False,
-        _GRAPHS, {"hops": (0.6, 0.28, 0.12), "planning": (0.7, 0.18, 0.12)}, 1000, 9000, 2000,
+        _GRAPHS, {"hops": (0.6, 0.28, 0.12), "planning": (0.7, 0.18, 0.12)}, 1000, 7600, 1500,
     ),
 )  # fmt: skip
 LARGE = (
@@ -54,7 +54,7 @@ LARGE = (
     ),
     Spec(
         "graphs", 96, 3, 4, 4, 32, 256, len(ALPHABET) + PADDING, (), (1,), 2e-3, False,
-        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 1500, 6000, 1500, 3600,
+        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 600, 2600, 800, 4400,
     ),
 )  # fmt: skip
 ROLES = {"small": SMALL, "large": LARGE}

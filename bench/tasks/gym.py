@@ -112,6 +112,7 @@ def _as_routes(problem: GymProblem) -> GymProblem:
         )
     towns = dict(zip(labels, planning.TOWNS, strict=False))
     start, goal = (towns[end] for end in ends.split())
-    prompt = planning.write_prompt([(towns[a], towns[b]) for a, b in roads], start, goal)
+    known = [(towns[a], towns[b]) for a, b in roads]
+    prompt = planning.write_prompt([*known, (goal, planning.EXIT)], start, goal)
     names = {town: label for label, town in towns.items()}
     return GymProblem(prompt, problem.entry, problem.dataset, problem.where, names)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from bench.tasks import hops
+from bench.tasks import hops, planning
 from bench.tasks.problem import COLON, DELIMITER, EOS, EQUALS, FULL_STOP, PAD
 
 # Ids are positions. No symbol but the end of sequence is used by arithmetic and the others both:
 # the halves of the pair that were trained on them stay apart (bench/pair_training/join.py).
 NUMBERS = [PAD, EOS, DELIMITER, *"0123456789+-*?"]
 GRAPHS = [COLON, FULL_STOP + DELIMITER, *hops.PEOPLE, *hops.HOPS, *hops.RELATIONS, hops.QUESTION]
+GRAPHS.append(planning.EXIT)
 ALPHABET = [*NUMBERS, *GRAPHS, EQUALS]
 _PIECES = Regex(r"\.\n\n|\n\n|<eos>|<pad>|>>|.")
 

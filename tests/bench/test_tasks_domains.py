@@ -19,8 +19,8 @@ def spoiled(problem: Problem, step: int, rng: random.Random) -> str:
     """The gold trace with the result that one step shows exchanged for another of its kind."""
     steps = list(problem.steps)
     old, end = steps[step].rstrip(FULL_STOP), steps[step].endswith(FULL_STOP) * FULL_STOP
-    place = len(old) - 1 if old[-1].islower() or EQUALS in old else 0
-    other = [c for c in (planning.TOWNS if old[place].islower() else "0123456789") if c not in old]
+    place = len(old) - 1 if old[-1].islower() or old[-1] == "!" or EQUALS in old else 0
+    other = [c for c in ("0123456789" if old[place].isdigit() else planning.TOWNS) if c not in old]
     steps[step] = old[:place] + rng.choice(other) + old[place + 1 :] + end
     return DELIMITER.join(steps)
 
@@ -46,8 +46,9 @@ def test_a_kind_for_every_step_and_an_answer_at_the_end(name: str, style: str):
     problems = task.problems("calibration", 300, style=style)
     for problem in problems:
         assert len(problem.kinds) == len(problem.steps)
-        assert problem.steps[-1].endswith(problem.answer[-1])
-    kinds = [k for p in problems for k in p.kinds if k != "copy"]
+        assert problem.steps[-1].endswith(problem.answer[-1]) or problem.steps[-1].endswith("!")
+    steps = [pair for p in problems for pair in zip(p.kinds, p.steps, strict=True)]
+    kinds = [k for k, step in steps if k != "copy" and not step.endswith("!")]
     assert {*kinds} == {*task.kinds}
     share = kinds.count("hard") / len(kinds)
     assert share == pytest.approx(task.mixes["mixed"][2], abs=0.05)
@@ -95,7 +96,7 @@ def test_routes_are_unique_and_hard_moves_pass_a_dead_end():
             assert len(others) == (kind != "easy")
             assert kind != "hard" or ends == others
             if others:
-                wrong = [*route[1 : route.index(here) + 1], others[0]]
+                wrong = [*route[1 : route.index(here) + 1], others[0], "!"]
                 error = planning.first_error(problem, (FULL_STOP + DELIMITER).join(wrong))
                 assert error == route.index(here)
 
@@ -118,11 +119,11 @@ def test_reasoning_gym_scores_as_our_checker_does():
         route = planning.solve(problem.prompt)
         ours = Problem(problem.prompt, tuple(route[1:]), (), " ".join(route))
         join = (FULL_STOP + DELIMITER).join
-        good, other = join(route[1:]), join([*route[1:-1], route[0]])
+        good, other = join([*route[1:], "!"]), join([*route[1:-1], route[0], "!"])
         assert gym.is_correct(problem, good) and planning.is_correct(ours, good)
         assert not gym.is_correct(problem, other) and not planning.is_correct(ours, other)
         for cut in range(len(route) - 1):
-            text = join(route[1 : cut + 1])
+            text = join([*route[1 : cut + 1], "!"])
             assert not gym.is_correct(problem, text) and not planning.is_correct(ours, text)
 
 
