@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from engine.answers import matches
+from engine.answers import final_answer, matches
 from engine.errors import SteerError
 from engine.files import read_text
 
@@ -21,12 +24,30 @@ class FileProblem:
 
 
 def read_problems(path: Path) -> list[FileProblem]:
-    """All problems of a file. SteerError with file and line on the first bad one."""
+    """All problems of a file. SteerError with file and line on the first bad one.
+
+    Their answers are compared by ``math-verify``: it must be there before anything runs.
+    """
     lines = read_text(path, "dataset file").split("\n")
     problems = [_parse(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not problems:
         raise SteerError(f"{path}: no problem in this file")
+    if find_spec("math_verify") is None:
+        raise SteerError(
+            f"{path}: scoring needs the math-verify package: pip install 'steer-engine[math]'"
+        )
     return problems
+
+
+def check_disjoint(calibration: Sequence[Any], tests: Sequence[Any]) -> None:
+    """SteerError for the first test problem that a calibration problem repeats."""
+    first = {p.prompt: p for p in calibration}
+    for problem in tests:
+        if problem.prompt in first:
+            raise SteerError(
+                f"{problem.where}: repeats {first[problem.prompt].where}, which calibrates; "
+                "a problem must not both calibrate and test"
+            )
 
 
 def _parse(where: str, line: str) -> FileProblem:
@@ -44,5 +65,14 @@ def _parse(where: str, line: str) -> FileProblem:
 
 
 def is_correct(problem: FileProblem, text: str) -> bool:
-    """Whether a text's final answer is the expected one."""
-    return matches(problem.answer, text)
+    """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says."""
+    return matches(problem.answer, text) or _verified(problem.answer, final_answer(text))
+
+
+def _verified(expected: str, given: str) -> bool:
+    from math_verify import parse, verify
+
+    marked = "\\boxed{" in expected or "####" in expected
+    wanted = final_answer(expected) if marked else expected
+    gold, answer = (parse(f"${text.strip().strip('$')}$") for text in (wanted, given))
+    return bool(gold and answer and verify(gold, answer))
