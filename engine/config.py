@@ -9,7 +9,8 @@ from engine.errors import SteerError
 
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
-SWITCH = ("auto", "on", "off")
+GRAPHS = ("auto", "on", "off")
+PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
@@ -237,8 +238,9 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
-    plan_ahead: whether a lane's next tick is planned and launched while its last one runs: "on",
-        "off", or "auto", on GPUs only. At a handoff it costs one token of the small model.
+    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off", "both",
+        "small", or "auto", that of the small model on a GPU. What was launched in vain where the
+        other model takes over costs a row; of the large model, that is a whole tick for little.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
@@ -295,10 +297,10 @@ class EngineConfig:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
             )
-        for name in ("graphs", "plan_ahead"):
-            if getattr(self, name) not in SWITCH:
+        for name, known in (("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD)):
+            if getattr(self, name) not in known:
                 raise SteerError(
-                    f"{name} must be one of {', '.join(SWITCH)}; got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
         share = self.memory_fraction
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:

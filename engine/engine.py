@@ -147,7 +147,9 @@ class Engine:
 
     def _build_lane(self, runner: ModelRunner) -> Lane:
         choice = self.config.plan_ahead
-        ahead = choice == "on" or (choice == "auto" and runner.queue.device.type == "cuda")
+        if choice == "auto":
+            choice = "small" if runner.queue.device.type == "cuda" else "off"
+        ahead = choice == "both" or choice == ROLES[runner.model]
         return Lane(self.scheduler, runner, ahead)
 
     @property

@@ -93,7 +93,7 @@ def delay(engine: Engine, seed: int) -> tuple[LateQueue, LateQueue]:
 def test_text_is_that_of_the_schedule(pair, delimiters, prompts, ties, policy, room, seed):
     """Handoffs, trials, preemption, eviction and aborts in flight included."""
     engine = pair.engine(
-        delimiters=delimiters, block_tokens=4, check_every=1, plan_ahead="on", lane_policy=policy,
+        delimiters=delimiters, block_tokens=4, check_every=1, plan_ahead="both", lane_policy=policy,
         **ROOMS[room],
     )  # fmt: skip
     queues = delay(engine, seed)
@@ -145,7 +145,7 @@ def test_everything_a_request_can_ask_for_is_the_same(pair, delimiters, prompts)
     requests = [(prompt, params, policy)
                 for prompt in prompts(6, seed=3) for params in EVERYTHING]  # fmt: skip
     plain = answers(pair.engine(delimiters=delimiters, block_tokens=4), requests)
-    engine = pair.engine(delimiters=delimiters, block_tokens=4, plan_ahead="on")
+    engine = pair.engine(delimiters=delimiters, block_tokens=4, plan_ahead="both")
     delay(engine, 7)
     late = answers(engine, requests)
     same = [a.token_ids == b.token_ids for a, b in zip(plain, late, strict=True)]
@@ -169,9 +169,9 @@ def test_a_handoff_costs_one_token_more(pair, delimiters, prompts):
     policy = Call(lambda b: "small" if b.step % 2 == 0 else "large")
     requests = [(prompt, LONG, policy) for prompt in prompts(8, seed=6)]
     books = []
-    for ahead in ("off", "on"):
+    for ahead in ("off", "both"):
         engine = pair.engine(delimiters=delimiters, prefix_cache=False, plan_ahead=ahead)
-        if ahead == "on":
+        if ahead != "off":
             delay(engine, 3)
         books.append(answers(engine, requests))
     for sync, late in zip(*books, strict=True):
@@ -184,7 +184,7 @@ def test_a_handoff_costs_one_token_more(pair, delimiters, prompts):
 
 
 def test_what_fails_on_the_device_ends_its_requests_only(pair, delimiters, prompts):
-    engine = pair.engine(delimiters=delimiters, plan_ahead="on")
+    engine = pair.engine(delimiters=delimiters, plan_ahead="both")
     delay(engine, 1)
     first = [engine.submit(p, LONG, "small") for p in prompts(3, seed=8)]
     decoder, broken = engine.lanes[0].runner.decoder, {"left": 1}
@@ -209,5 +209,7 @@ def test_what_fails_on_the_device_ends_its_requests_only(pair, delimiters, promp
 
 
 def test_bad_input():
-    with pytest.raises(SteerError, match="plan_ahead must be one of auto, on, off; got 'yes'"):
+    with pytest.raises(
+        SteerError, match="plan_ahead must be one of auto, off, small, both; got 'yes'"
+    ):
         EngineConfig(plan_ahead="yes")
