@@ -238,8 +238,8 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
-    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off", "both",
-        "small", or "auto", that of the small model on a GPU. What was launched in vain where the
+    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
+        "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
         other model takes over costs a row; of the large model, that is a whole tick for little.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
