@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Extent:
         }  # fmt: skip
 
 
-@cache
+@lru_cache(256)
 def _places(extent: Extent) -> tuple[dict[str, slice], int]:
     """Where each region lies, and where the first number behind them does."""
     found, end = {}, 0
