@@ -34,6 +34,7 @@ gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' r
 	@$(NEEDS_GPU)
 	python -m pytest -m gpu
 	python -m bench.kernels --json bench/results/kernels-gpu.jsonl
+	python -m pytest -m "not gpu" tests/kernels  # the interpreter's tests, there on the card
 	$(MAKE) gpu-check
 
 # Each tensor gets an allocation of its own: the tool knows exactly where it ends.

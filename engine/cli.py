@@ -11,10 +11,13 @@ from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
+from engine.replay import command as replaying
 from engine.request import Completion
+from engine.routing.calibration import Calibration
 from engine.routing.names import HELP
 from engine.routing.policies import AfterThinking
 from engine.routing.windows import FORMS
+from engine.tuning import command as calibrating
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--seed", type=int, help="of the random draws (default: a fresh one)")
     add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
+    add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
+    calibrating.add_parser(commands)
+    replaying.add_parser(commands)
     commands.add_parser("pairs", help="list the named pairs and their shapes")
     return parser
 
@@ -105,9 +111,11 @@ def run_generate(options: argparse.Namespace) -> int:
         device=options.device,
     )  # fmt: skip
     prompts = [p.replace("\\n", "\n") for p in options.prompts]
-    policy = engine.policy(options.policy)
+    file = options.calibration
+    calibration = Calibration.load(file, engine.fingerprint) if file else None
+    policy = engine.policy(options.policy, calibration)
     if options.answer_policy:
-        policy = AfterThinking(policy, engine.policy(options.answer_policy))
+        policy = AfterThinking(policy, engine.policy(options.answer_policy, calibration))
     completions = engine.generate(prompts, params, policy, trace=options.trace)
     for i, completion in enumerate(completions):
         print(f"{prompts[i // options.n].strip()}\n{show(completion)}")
@@ -117,7 +125,7 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_pairs() -> int:
+def run_pairs(options: argparse.Namespace) -> int:
     """``steer pairs``."""
     print("tiny: the embedded pair, weights included")
     print("custom: any two folders")
@@ -131,11 +139,19 @@ def run_pairs() -> int:
     return 0
 
 
+_COMMANDS = {
+    "generate": run_generate,
+    "pairs": run_pairs,
+    "calibrate": calibrating.run,
+    "replay": replaying.run,
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        return run_pairs() if options.command == "pairs" else run_generate(options)
+        return _COMMANDS[options.command](options)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

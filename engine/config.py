@@ -9,8 +9,8 @@ from engine.errors import SteerError
 
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
-GRAPHS = ("auto", "on", "off")
 ARENA_TOKENS = 32768  # on a CPU
+SWITCH = ("auto", "on", "off")
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
@@ -38,7 +38,31 @@ class RopeScaling:
     truncate: bool = True
 
 
-_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope")
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint packs its linear layers; see :mod:`engine.models.quantisation`.
+
+    method: "fp8", "gptq", "awq", or "packed" (compressed-tensors' int weights).
+    bits: of a weight.
+    group: columns that share a scale, 0 for all of a row (not fp8).
+    strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
+    block: rows and columns of a block.
+    scale_name: of fp8: how its scales are called.
+    symmetric: "packed" has no zero points.
+    zero_shift: what GPTQ's first format took from its zero points.
+    """
+
+    method: str
+    bits: int
+    group: int = 0
+    strategy: str = "group"
+    block: tuple[int, int] = (1, 1)
+    scale_name: str = ""
+    symmetric: bool = True
+    zero_shift: int = 0
+
+
+_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")
 
 
 @dataclass(frozen=True)
@@ -69,6 +93,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     rope: RopeScaling = RopeScaling()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "head_dim"):
@@ -186,7 +211,8 @@ class Pair:
 
 
 _NOT_WHOLE = (
-    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "memory_fraction",
+    "delimiters", "prefix_cache", "lane_policy", "load_format", "plan_ahead", "graphs",
+    "memory_fraction",
 )  # fmt: skip
 
 
@@ -211,6 +237,8 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
+    plan_ahead: whether a lane's next tick is planned and launched while its last one runs: "on",
+        "off", or "auto", on GPUs only. At a handoff it costs one token of the small model.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
@@ -231,6 +259,7 @@ class EngineConfig:
     hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
+    plan_ahead: str = "auto"
     check_every: int = 0
     load_format: str = "safetensors"
     graphs: str = "auto"
@@ -266,8 +295,12 @@ class EngineConfig:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
             )
-        if self.graphs not in GRAPHS:
-            raise SteerError(f"unknown graphs {self.graphs!r}; known: {', '.join(GRAPHS)}")
+        if self.plan_ahead not in SWITCH:
+            raise SteerError(
+                f"plan_ahead must be one of {', '.join(SWITCH)}; got {self.plan_ahead!r}"
+            )
+        if self.graphs not in SWITCH:
+            raise SteerError(f"graphs must be one of {', '.join(SWITCH)}; got {self.graphs!r}")
         share = self.memory_fraction
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise SteerError(f"memory_fraction must be above 0 and at most 1, got {share!r}")

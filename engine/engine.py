@@ -27,8 +27,8 @@ from engine.pricing import Executed, Price
 from engine.queue import CudaQueue
 from engine.request import Completion
 from engine.routing.calibration import Calibration
-from engine.routing.names import make_policy
-from engine.routing.policies import Boundary, Decision, Policy
+from engine.routing.names import is_calibrated, make_policy
+from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.runner import ModelRunner, TickLimits
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
@@ -82,7 +82,12 @@ class Engine:
         self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
-        self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
+        on_cards = self.devices[0].type == "cuda"
+        ahead = {"on": True, "off": False, "auto": on_cards}[self.config.plan_ahead]
+        self.lanes = (
+            Lane(self.scheduler, small_runner, ahead),
+            Lane(self.scheduler, large_runner, ahead),
+        )
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
@@ -124,7 +129,7 @@ class Engine:
         )  # fmt: skip
         on_card = isinstance(queue, CudaQueue)
         recorder: Recorder | None = None
-        if config.graphs == "on" or (config.graphs == "auto" and on_card):
+        if {"on": True, "off": False, "auto": on_card}[config.graphs]:
             recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
         # A GPU fills batches up without graphs too, so that they change no bit.
         return ModelRunner(
@@ -142,18 +147,25 @@ class Engine:
         """FLOPs that the forward passes of each model really ran so far, by term."""
         return {r: lane.runner.executed for r, lane in zip(ROLES, self.lanes, strict=True)}
 
-    def policy(self, policy: AnyPolicy) -> Policy:
-        """Resolve a policy; "steer" by name uses the calibration that comes with the pair."""
-        calibration = None
-        if policy == "steer":
-            path = TINY / "calibration.json"
+    def policy(self, policy: AnyPolicy, calibration: Calibration | None = None) -> Policy:
+        """Resolve a policy; by name, the calibrated ones use the given calibration of this pair.
+
+        Without one they use that which comes with the embedded pair.
+        """
+        if is_calibrated(policy) and calibration is None:
             if self.pair.name != "tiny":
                 raise SteerError(
-                    f"pair {self.pair.name} comes without a calibration: fit one and pass "
-                    "Steer(calibration)"
+                    f"pair {self.pair.name} comes without a calibration: fit one with `steer "
+                    "calibrate`"
                 )
-            calibration = Calibration.load(path, self.fingerprint)
-        return make_policy(policy, calibration)
+            calibration = Calibration.load(TINY / "calibration.json", self.fingerprint)
+        return make_policy(policy, calibration, price=self.row_price)
+
+    @property
+    def row_price(self) -> float:
+        """FLOPs of a row of the small model over those of a row of the large one."""
+        small, large = (Price.of(shape).row for shape in self.shapes)
+        return small / large
 
     def submit(
         self,
@@ -258,7 +270,8 @@ class Engine:
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
-        writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
+        named = self.fingerprint, chosen.name, str(window_of(chosen))
+        writer = TraceWriter(Path(trace), *named) if trace else None
         with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
             try:
                 while len(done) < count * len(prompts):

@@ -238,9 +238,10 @@ def _variants_of(
     split = splits.decode if kind == "decode" else splits.short
     constants |= {"chunk": split.chunk, "most": split.most}
     merged = constants | {"tile": min(_MERGED, split.most), "clear": True}
+    of_merge = {"elements": merged["tile"] * shape.head_dim, "budget": 64}
     return (
         _variant(f"{kind}_split", split_kernel, types, constants | tiles, options | limits),
-        _variant(f"{kind}_merge", merge_kernel, types, merged, {}),
+        _variant(f"{kind}_merge", merge_kernel, types, merged, of_merge),
     )
 
 

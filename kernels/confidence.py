@@ -110,10 +110,11 @@ def confidence(
             raise ValueError(f"source must have {vocabulary} columns, got {source.shape[1]}")
     if draw is not None:
         draw.check(logits)
-    found = merge(logits, _tiles(logits, vocabulary, draw, source), None, vocabulary, BLOCK,
+    partials = _tiles(logits, vocabulary, draw, source)
+    found = merge(logits, partials, None, vocabulary, BLOCK,
                   draw, source)  # fmt: skip
     if draw is not None and draw.filtered:
-        draw_filtered(logits, source, vocabulary, draw, found)
+        draw_filtered(logits, source, vocabulary, draw, found, partials)
     return found
 
 
@@ -199,8 +200,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS,
-                wide=False, registers=168,
+                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
+                budget=150 if draw else 60, wide=False, registers=168,
             )
         )  # fmt: skip
     return [*made, *sampling_variants(shape)]

@@ -166,7 +166,7 @@ def lm_head(
     read = hidden if logits is None else logits
     found = merge(read, partials, firsts, vocabulary, BLOCK_N, draw, None)
     if logits is not None and draw is not None and draw.filtered:
-        draw_filtered(logits, None, vocabulary, draw, found)
+        draw_filtered(logits, None, vocabulary, draw, found, partials)
     return found, logits
 
 
@@ -214,7 +214,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 "lm_head", f"m{c.rows}" + f"-{store[1:]}-draw" * bool(store),
                 head_statistics, signature, constants,
                 ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
-                 "weight_stride"), c.warps, c.stages,
+                 "weight_stride"), c.warps, c.stages, elements=BLOCK_N * c.rows,
+                budget=90 if store else 62,
             )
         )  # fmt: skip
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))
@@ -225,8 +226,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS,
-                wide=False,
+                 "source_stride"), MERGE_WARPS, elements=BLOCK_N + tiles,
+                budget=200 if draw else 65, wide=False,
             )
         )  # fmt: skip
     return made

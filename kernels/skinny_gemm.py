@@ -152,7 +152,7 @@ def skinny_linear(
         return y
     chosen = plan(n, k, weight.element_size())
     split = chosen.splits > 1
-    out = torch.empty((chosen.splits, m, n), device=x.device) if split else y
+    out = torch.empty((chosen.splits, m, n), dtype=torch.float32, device=x.device) if split else y
     config = chosen.config
     scale_at, bias_at = (w if w is not None else y for w in (scale, bias))
     _skinny_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](

@@ -135,8 +135,9 @@ def _read(variant: Variant, cubin: bytes, shared: int) -> Report:
 
 
 def _width(line: str) -> int:
-    """Bits of a global load."""
-    found = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", line.split("LDG", 1)[1])
+    """Bits of a global load, by its opcode: addresses have suffixes of their own."""
+    opcode = line.split("LDG", 1)[1].split()[0]
+    found = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", opcode)
     return int(found[1].strip("US")) if found else 32
 
 

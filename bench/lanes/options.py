@@ -71,6 +71,11 @@ class Options:
         """Declare a flag without a value."""
         self._parser.add_argument(flag, action="store_true", help=meaning)
 
+    def add_number(self, flag: str, meaning: str, default: str) -> None:
+        """Declare a flag whose default does not depend on the scale."""
+        told = f"{meaning} (default: {default})"
+        self._parser.add_argument(flag, default=default, metavar="N", help=told)
+
     def add_path(self, flag: str, meaning: str, metavar: str) -> None:
         """Declare a path."""
         self._parser.add_argument(flag, type=Path, metavar=metavar, help=meaning)
@@ -89,9 +94,7 @@ class Options:
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
         self.add("--arena-tokens", "KV room in tokens of the large model", "N")
-        self._parser.add_argument(
-            "--max-tick-tokens", default="2048", metavar="N", help="rows of a tick (default: 2048)"
-        )
+        self.add_number("--max-tick-tokens", "rows of a tick", "2048")
         self.add("--repeats", "timed ticks of a kind", "N")
         self.add_path("--json", "write a result row a line", "FILE")
         self.add_path("--plot", "write a picture", "FILE")

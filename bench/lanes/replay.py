@@ -8,35 +8,56 @@ from typing import Any
 
 import numpy as np
 
-from bench.lanes.schedule import LARGE, Job
-from bench.simulation.clock import SharedClock
+from bench.lanes.schedule import LARGE, SMALL, Job
 from bench.simulation.run import Simulation
 from bench.simulation.setting import BLOCK_TOKENS, Case, Setting
 from bench.simulation.ticktimes import TickTimes
-from bench.simulation.workload import DELIMITER, TEXT
+from bench.simulation.workload import DELIMITER, TEXT, Texts
 from engine import Engine
 
 
-class TurnClock(SharedClock):
-    """Lanes that take turns, as on a CPU: a tick in flight waits while the other lane's runs."""
+class InTurn(Simulation):
+    """Lanes that take turns, as on a CPU: what one plans has run before the other plans.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._turn = 0
+    A request that ends is followed by the next one when both have had their turn: only then is it
+    handed to the caller.
+    """
 
-    def advance(self, until: float = float("inf")) -> int:
-        """Run the tick whose turn it is to its end; nothing arrives in between."""
-        lane = 1 - self._turn if self.idle(self._turn) else self._turn
-        if self.idle(lane):
-            raise RuntimeError("nothing is in flight")
-        self._spend_alone(lane)
-        self._turn = 1 - lane
-        return lane
+    def __init__(self, setting: Setting, workload: Texts, case: Case) -> None:
+        super().__init__(setting, workload, case)
+        self._next = SMALL
+        self._ended: list[float] = []
 
-    def _spend_alone(self, lane: int) -> None:
-        self.now += self._left[lane]
-        self.busy[lane] += self._left[lane]
-        self._left[lane] = float("inf")
+    def _plan(self, due: float) -> None:
+        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        for _ in range(3):
+            for lane in (self._next, 1 - self._next):
+                if lane == SMALL:
+                    self._start()
+                self._plan_lane(lane)
+                if not self.clock.idle(lane):
+                    self._next = 1 - lane
+                    return
+        raise RuntimeError("no lane can move while requests wait")
+
+    def _add(self, arrival: float) -> None:
+        if arrival:  # not one that is there from the start
+            self._ended.append(arrival)
+        else:
+            super()._add(arrival)
+
+    def _start(self) -> None:
+        """The next requests, for those that have ended."""
+        for arrival in self._ended:
+            if self._added < len(self._workload.prompts):
+                super()._add(arrival)
+        self._ended.clear()
+        super()._answer_events()
+
+    def _answer_events(self) -> None:
+        super()._answer_events()
+        if not self.requests.arrived:
+            self._start()
 
 
 class ForcedTexts:
@@ -97,7 +118,5 @@ class Replay:
             read_along=config.read_along,
         )
         case = Case(config.lane_policy, share, concurrency=concurrency)
-        simulation = Simulation(setting, ForcedTexts(jobs), case)
-        if self.together is None:
-            simulation.clock = TurnClock()
-        return simulation.run()
+        simulate = Simulation if self.together else InTurn
+        return simulate(setting, ForcedTexts(jobs), case).run()

@@ -15,7 +15,7 @@ import numpy as np
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.routing.policies import Boundary, Decision
+from engine.routing.policies import Always, Boundary, Decision, Policy
 
 SMALL, LARGE = range(2)
 _GOLDEN = 0.6180339887498949  # multiples of it spread evenly over [0, 1)
@@ -72,7 +72,10 @@ class Forced:
 
 @dataclass(frozen=True)
 class Job:
-    """One request of a forced run."""
+    """One request of a forced run; tokens of its prompt, its answer and a step.
+
+    reads: whether boundaries are read; where not, all ``models`` are the same.
+    """
 
     prompt: int
     answer: int
@@ -81,9 +84,11 @@ class Job:
     reads: bool
 
     @property
-    def policy(self) -> Forced:
-        """Who writes what."""
-        return Forced(self.models, self.step, self.reads)
+    def policy(self) -> Policy:
+        """Who writes what; where nobody reads, one model writes all."""
+        if self.reads:
+            return Forced(self.models, self.step)
+        return Always(ROLES[self.models[0]])
 
     @property
     def params(self) -> SamplingParams:

@@ -23,7 +23,17 @@ import re
 from collections.abc import Iterator
 
 from bench.tasks.problem import (
-    DELIMITER, EOS, EQUALS, PAD, SPLITS, STYLES, Mix, Problem, Task, first_difference, last_line,
+    DELIMITER,
+    EOS,
+    EQUALS,
+    PAD,
+    SPLITS,
+    STYLES,
+    Mix,
+    Problem,
+    Task,
+    first_difference,
+    last_line,
     split_of,
 )  # fmt: skip
 
@@ -97,7 +107,20 @@ def is_correct(problem: Problem, text: str) -> bool:
     return answer_of(text) == problem.answer
 
 
-TASK = Task("arithmetic", make_problem, MIXES, is_correct, first_error, {"open": 80, "rigid": 120})
+def step_keys(problem: Problem) -> list[str]:
+    """A value and the operation on it, for each operation."""
+    return [s for s in solve(problem.prompt) if not s.isdigit()]
+
+
+TASK = Task(
+    "arithmetic",
+    make_problem,
+    MIXES,
+    is_correct,
+    first_error,
+    step_keys,
+    {"open": 80, "rigid": 120},
+)
 
 
 def stream(

@@ -29,9 +29,7 @@ class GymProblem:
     entry: dict[str, Any]
     dataset: Any
     where: str
-    names: dict[str, str] | None = (
-        None  # of the pair's towns, where the prompt was put in its words
-    )
+    names: dict[str, str] | None = None  # labels by town, where the prompt is in the pair's words
 
     def score(self, text: str) -> float:
         """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it."""

@@ -8,11 +8,11 @@ relation of the next hop::
 
     a1N / b2S / d3B / c<eos>
 
-So the person who must be found opens the step (style ``open``). In style ``rigid`` the step restates
-the hop first: ``a1N=b / b2S=d / d3B=c<eos>``.
+So the person who must be found opens the step (style ``open``). In style ``rigid`` the step
+restates the hop first: ``a1N=b / b2S=d / d3B=c<eos>``.
 
-``N`` and ``L`` are easy: the fact is in the prompt as asked. ``B`` is medium: the fact ``xNa``, read
-backwards. ``S`` is hard: two facts must be put together without writing the first one down.
+``N`` and ``L`` are easy: the fact is in the prompt as asked. ``B`` is medium: the fact ``xNa``,
+read backwards. ``S`` is hard: two facts are put together without writing the first one down.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HOP = re.compile(r"(\d)([NLBS])")
 def make_problem(rng: random.Random, hops: int, mix: Mix, style: str = "open") -> Problem:
     """Draw one problem with ``hops`` hops (at most 9) of the kinds that ``mix`` weighs."""
     # Short questions have small rings: where training begins to learn to look things up.
-    ring = rng.sample(PEOPLE, rng.randint(min(5, hops + 2), min(7, hops + 2)))
+    ring = rng.sample(PEOPLE, rng.randint(min(4, hops + 2), min(6, hops + 2)))
     after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     likes = {a: rng.choice([b for b in ring if b != a]) for a in ring}
     facts = [f"{a}N{b}" for a, b in after.items()] + [f"{a}L{b}" for a, b in likes.items()]
@@ -96,4 +96,12 @@ def is_correct(problem: Problem, text: str) -> bool:
     return last_line(text) == problem.answer
 
 
-TASK = Task("hops", make_problem, MIXES, is_correct, first_error, {"open": 60, "rigid": 80})
+def step_keys(problem: Problem) -> list[str]:
+    """The facts, the person and the relation, for each hop."""
+    facts = "".join(sorted("".join(f) for f in _FACT.findall(problem.prompt.partition("?")[0])))
+    return [f"{facts} {step[0]}{step[2]}" for step in solve(problem.prompt, "rigid")]
+
+
+TASK = Task(
+    "hops", make_problem, MIXES, is_correct, first_error, step_keys, {"open": 60, "rigid": 80}
+)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import re
 import string
+from itertools import pairwise
 
 from bench.tasks.problem import DELIMITER, Mix, Problem, Task
 
@@ -36,7 +37,7 @@ def make_problem(rng: random.Random, moves: int, mix: Mix, style: str = "open") 
     # The goal is in sight from the last two towns, and only from there; no dead end hides it.
     kinds = ["easy" if k == "medium" else k for k in kinds[:-2]] + kinds[-2:]
     kinds[-1] = "medium" if kinds[-1] == "hard" else kinds[-1]
-    roads = list(zip(route, route[1:], strict=False))
+    roads = list(pairwise(route))
     for place, kind in enumerate(kinds):
         if kind != "easy":
             roads.append((route[place], dead := spare.pop()))
@@ -48,7 +49,7 @@ def make_problem(rng: random.Random, moves: int, mix: Mix, style: str = "open") 
     prompt = "".join(f"{a}{ROAD}{b}" for a, b in roads) + f"?{route[0]}{route[-1]}{DELIMITER}"
     steps = route[1:]
     if style == "rigid":
-        steps = [f"{a}{ROAD}{b}" for a, b in zip(route, steps, strict=False)]
+        steps = [f"{a}{ROAD}{b}" for a, b in pairwise(route)]
     return Problem(prompt, tuple(steps), tuple(kinds), " ".join(route))
 
 
@@ -65,7 +66,7 @@ def moves_of(text: str) -> list[str]:
 def solve(prompt: str) -> list[str]:
     """The towns of the one way to the goal, found by search in the prompt's text alone."""
     roads, _, question = prompt.strip().partition("?")
-    start, goal = question
+    start, goal = question[0], question[1]
     ways = [[start]]
     for way in ways:  # grows while it is walked: breadth first
         if way[-1] == goal:
@@ -81,7 +82,7 @@ def first_error(problem: Problem, text: str) -> int | None:
     """
     roads, _, question = problem.prompt.strip().partition("?")
     known = set(_ROADS.findall(roads))
-    here, goal = question
+    here, goal = question[0], question[1]
     for place, line in enumerate(text.split(DELIMITER)):
         origin, _, town = line.strip().rpartition(ROAD)
         if origin not in ("", here) or (here, town) not in known or here == goal:
@@ -104,4 +105,13 @@ def is_correct(problem: Problem, text: str) -> bool:
     return first_error(problem, text) is None
 
 
-TASK = Task("planning", make_problem, MIXES, is_correct, first_error, {"open": 30, "rigid": 60})
+def step_keys(problem: Problem) -> list[str]:
+    """The roads, the town and the goal, for each move."""
+    roads = " ".join(sorted(a + b for a, b in _ROADS.findall(problem.prompt)))
+    *route, goal = solve(problem.prompt)
+    return [f"{roads} {town}{goal}" for town in route]
+
+
+TASK = Task(
+    "planning", make_problem, MIXES, is_correct, first_error, step_keys, {"open": 30, "rigid": 60}
+)

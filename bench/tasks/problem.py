@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DELIMITER = "\n\n"
 EOS = "<eos>"
@@ -30,6 +30,7 @@ class Problem:
     steps: tuple[str, ...]
     kinds: tuple[str, ...]
     answer: str
+    task: str = ""
 
     @property
     def where(self) -> str:
@@ -53,7 +54,8 @@ class Task:
     """A generator of problems with its named mixes of step kinds and its two checkers.
 
     ``is_correct`` asks for the right answer, ``first_error`` for the first wrong step of a trace
-    (None where all are right and none is missing), reading nothing but the prompt.
+    (None where all are right and none is missing), reading nothing but the prompt. ``step_keys``
+    names each step by all that its result depends on: equal keys, equal results.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task:
     mixes: dict[str, Mix]
     is_correct: Callable[[Problem, str], bool]
     first_error: Callable[[Problem, str], int | None]
+    step_keys: Callable[[Problem], list[str]]
     max_tokens: dict[str, int]  # by style; no right trace is as long
     kinds: tuple[str, ...] = ("easy", "medium", "hard")
 
@@ -81,7 +84,7 @@ class Task:
             problem = self.make(rng, rng.randint(*steps), mix, style)
             if problem.prompt not in seen and split_of(problem.prompt) == split:
                 seen.add(problem.prompt)
-                yield problem
+                yield replace(problem, task=self.name)
 
     def problems(
         self, split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open"

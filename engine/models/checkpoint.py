@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
 from engine.files import read_json
 from engine.models.config_json import parse_config
 from engine.models.layout import Part, Table, expected_shapes, model_parts
+from engine.models.quantisation import FLOATS, Wanted, pack, wanted_tensors
 from engine.models.shards import Shards
-from kernels.ops import Weight
+from kernels.ops import Fp8Weight, IntWeight, StackedWeight, Weight
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
 
-_FLOATS = ("F32", "BF16", "F16")
-# Written by some exporters, and of no use here.
-_IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.masked_bias)")
+# Written by some exporters and of no use here: scales of activations and of a quantised cache too.
+_IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -93,43 +93,56 @@ class _Loader:
     def check(self) -> None:
         """SteerError unless the shards hold exactly what the model needs."""
         shards = self._shards
-        expected = dict[str, tuple[tuple[int, ...], tuple[str, ...]]]()
+        expected = dict[str, Wanted]()
         for part in model_parts(self._config):
             expected.update(self._wanted(part))
         for name, shape in shards.shapes.items():
-            if name not in expected:
-                if not self._unused(name):
-                    raise SteerError(f"{shards.path(name)}: unexpected tensor {name}")
-                continue
-            wanted, dtypes = expected[name]
-            if shape != wanted:
-                raise SteerError(
-                    f"{shards.path(name)}: tensor {name} has shape {shape}, "
-                    f"config.json asks for {wanted}"
-                )
-            if shards.dtypes[name] not in dtypes:
-                raise SteerError(
-                    f"{shards.path(name)}: tensor {name} is {shards.dtypes[name]}; expected "
-                    f"{' or '.join(dtypes)}"
-                )
-        missing = [name for name in expected if name not in shards.shapes]
+            if name in expected:
+                self._check_tensor(name, shape, expected[name])
+            elif not self._unused(name):
+                raise SteerError(f"{shards.path(name)}: unexpected tensor {name}")
+        missing = [n for n, w in expected.items() if not w.optional and n not in shards.shapes]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise SteerError(f"{shards.folder}: tensor {missing[0]}{more} is missing")
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...], wanted: Wanted) -> None:
+        where = f"{self._shards.path(name)}: tensor {name}"
+        if shape not in wanted.shapes:
+            right = " or ".join(map(str, wanted.shapes))
+            raise SteerError(f"{where} has shape {shape}, config.json asks for {right}")
+        if self._shards.dtypes[name] not in wanted.dtypes:
+            right = " or ".join(wanted.dtypes)
+            raise SteerError(f"{where} is {self._shards.dtypes[name]}; expected {right}")
 
     def _unused(self, name: str) -> bool:
         """A tied head is written out by some exporters: the embedding counts."""
         return (self._config.tied and name == "lm_head.weight") or bool(_IGNORED.fullmatch(name))
 
-    def _wanted(self, part: Part) -> Iterator[tuple[str, tuple[tuple[int, ...], tuple[str, ...]]]]:
+    def _wanted(self, part: Part) -> Iterator[tuple[str, Wanted]]:
         """Names, shapes and dtypes of the tensors that make a part."""
         if isinstance(part, Table):
-            yield part.name, (part.shape, _FLOATS)
+            yield part.name, Wanted((part.shape,), FLOATS)
             return
         for name, rows in part.parts:
-            yield f"{name}.weight", ((rows, part.columns), _FLOATS)
+            for suffix, wanted in self._weight_tensors(name, rows, part.columns).items():
+                yield f"{name}.{suffix}", wanted
             if part.biased:
-                yield f"{name}.bias", ((rows,), _FLOATS)
+                yield f"{name}.bias", Wanted(((rows,),), FLOATS)
+
+    def _weight_tensors(self, name: str, rows: int, columns: int) -> dict[str, Wanted]:
+        """By suffix. What is there decides: checkpoints leave some layers unquantised."""
+        packing = self._packing(name)
+        if packing is None:
+            return {"weight": Wanted(((rows, columns),), FLOATS)}
+        try:
+            return wanted_tensors(packing, rows, columns)
+        except SteerError as error:
+            raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
+
+    def _packing(self, name: str) -> Quantisation | None:
+        plain = self._shards.dtypes.get(f"{name}.weight") in FLOATS
+        return None if plain else self._config.quantisation
 
     def load(self, part: Part) -> Iterator[tuple[str, Weight]]:
         """The part's weights by the model's names."""
@@ -137,10 +150,27 @@ class _Loader:
             yield part.name, self._stacked([part.name], part.shape)
             return
         names = [name for name, _ in part.parts]
-        weight = self._stacked([f"{n}.weight" for n in names], (part.rows, part.columns))
-        yield f"{part.name}.weight", weight
+        if any(self._packing(name) for name in names):
+            weights = [self._weight(name, rows, part.columns) for name, rows in part.parts]
+            whole: Weight = StackedWeight(tuple(weights)) if len(weights) > 1 else weights[0]
+        else:
+            whole = self._stacked([f"{n}.weight" for n in names], (part.rows, part.columns))
+        yield f"{part.name}.weight", whole
         if part.biased:
             yield f"{part.name}.bias", self._stacked([f"{n}.bias" for n in names], (part.rows,))
+
+    def _weight(self, name: str, rows: int, columns: int) -> Tensor | Fp8Weight | IntWeight:
+        """A layer of the checkpoint, packed if it is there."""
+        packing = self._packing(name)
+        if packing is None:
+            return self._stacked([f"{name}.weight"], (rows, columns))
+        suffixes = self._weight_tensors(name, rows, columns)
+        found = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
+        try:
+            tensors = {suffix: self._shards.read(full) for suffix, full in found.items()}
+            return pack(packing, tensors, rows, columns)
+        except SteerError as error:
+            raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
 
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         try:

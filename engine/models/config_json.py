@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import ModelConfig, RopeScaling
+from engine.config import ModelConfig, Quantisation, RopeScaling
 from engine.errors import SteerError
+from engine.models.quantisation import parse_quantisation
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
@@ -46,8 +47,14 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelCon
         tied=fields.boolean("tie_word_embeddings", False),
         eos_ids=fields.token_ids("eos_token_id"),
         rope=rope,
+        quantisation=_quantisation(fields),
         **_family(fields, found),
     )
+
+
+def _quantisation(fields: _Fields) -> Quantisation | None:
+    inner = fields.inner(("quantization_config",))
+    return parse_quantisation(inner.raw, fields.where) if inner.raw else None
 
 
 def _family(fields: _Fields, architecture: str) -> dict[str, bool]:

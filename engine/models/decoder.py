@@ -23,20 +23,16 @@ class Layer:
 
     attention_norm: Tensor
     qkv: ops.Weight
+    qkv_bias: Tensor | None
     output: ops.Weight
     mlp_norm: Tensor
     gate_up: ops.Weight
     down: ops.Weight
-    qkv_bias: Tensor | None = None
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
     output_bias: Tensor | None = None
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
-
-
-_EARLY = ("attention_norm", "qkv", "qkv_bias", "output", "mlp_norm", "gate_up", "down")
-_ORDER = (*_EARLY, *(f.name for f in fields(Layer) if f.name not in _EARLY))
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Decoder:
 
     def tensors(self) -> list[Tensor]:
         """All weights as they are kept in memory, in an order that fingerprints rely on."""
-        layers = [getattr(layer, name) for layer in self.layers for name in _ORDER]
+        layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
         return [self.embedding, self.norm, self.head, *kept]
 

@@ -48,7 +48,7 @@ class IntWeight:
 
     codes: uint8 [out, in * bits / 8]; of two in a byte, the low half comes first.
     scale: float [out, groups].
-    zero: uint8 [out, groups].
+    zero: int16 [out, groups]; some formats reach one beyond the codes.
     bits: 4 or 8.
     group_of: int32 [in], the group of each column; None where groups are equal runs of columns.
     """

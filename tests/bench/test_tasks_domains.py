@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.tasks import gym, hops, planning
+from bench.tasks import gym, planning
 from bench.tasks.problem import DELIMITER, EOS, EQUALS, SPLITS, STYLES, Problem, split_of
 from bench.tasks.registry import TASKS
 from bench.tasks.tokenizer import ALPHABET, build_tokenizer

@@ -61,7 +61,7 @@ def test_pair_with_one_folder_only():
         Pair.named("qwen-1.5b/qwen-32b", small="somewhere")
 
 
-@pytest.mark.parametrize("policy", ["stear", "steer:0.5", ""])
+@pytest.mark.parametrize("policy", ["stear", "small:0.5", ""])
 def test_unknown_policy(engine: Engine, policy: str):
     with pytest.raises(SteerError, match=r"unknown policy .*; known: small, large, random"):
         engine.generate([PROMPT], policy=policy)

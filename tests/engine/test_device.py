@@ -265,7 +265,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
     engine = build(kit, way)
     runner, scheduler, live = engine.lanes[0].runner, engine.scheduler, engine._driver.live
     if way.device == "cpu":
-        monkeypatch.setattr(runner, "_queue", LateQueue())
+        monkeypatch.setattr(runner, "queue", LateQueue())
     for i, prompt in enumerate(prompts(5, seed=8)):
         engine.submit(prompt, SamplingParams(max_tokens=12, seed=i, **SAMPLED[i]), "small")
     tokens_of, compared = runner._sampler._tokens_of, 0

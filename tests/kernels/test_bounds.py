@@ -184,8 +184,15 @@ CASES: dict[str, Callable[[], Case]] = {
 def flat(results: Any) -> list[Tensor]:
     """Tensors of nested results, as bits."""
     if isinstance(results, Tensor):
-        return [results.clone().reshape(-1).view(torch.uint8)]
+        return [results.reshape(-1).view(torch.uint8).clone()]
     return [t for part in results if part is not None for t in flat(part)]
+
+
+def flat_views(results: Any) -> list[Tensor]:
+    """The tensors themselves, as bytes."""
+    if isinstance(results, Tensor):
+        return [results.view(torch.uint8)]
+    return [t for part in results if part is not None for t in flat_views(part)]
 
 
 def run_guarded(case: Case, guards: Guards) -> list[Tensor]:
@@ -235,10 +242,30 @@ def test_guards_on_a_gpu(name: str, shift: int):
 def test_bare_tensors_on_a_gpu(name: str):
     """Without guards, in which compute-sanitizer could not see an access; the same results."""
     case = CASES[name]()
-    given = {name: tensor.to(ON) for name, tensor in case.tensors.items()}
+    given = {name: tensor.to(ON, copy=True) for name, tensor in case.tensors.items()}
     found = flat(case.run(**given)) + flat([given[name] for name in case.written])
     expected = run_guarded(case, Guards(0.0))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("name", CASES)
+def test_replay_on_a_gpu(name: str):
+    """A graph's replay gives the bits of the eager run, in whatever it allocates."""
+    case = CASES[name]()
+    given = {name: tensor.to(ON, copy=True) for name, tensor in case.tensors.items()}
+    graph = torch.cuda.CUDAGraph()
+    eager = flat(case.run(**given)) + flat([given[name] for name in case.written])
+    with torch.cuda.graph(graph):
+        results = case.run(**given)
+    for name in case.written:
+        given[name].copy_(case.tensors[name])
+    for found in flat_views(results):
+        found.fill_(77)
+    graph.replay()
+    replayed = flat(results) + flat([given[name] for name in case.written])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(eager, replayed, strict=True))
 
 
 @triton.jit
