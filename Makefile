@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.tom
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test bench-kernels gpu-kernels gpu-check sanitize soak lint setup pair clean
+.PHONY: help demo test bench-kernels gpu gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,17 @@ test: setup lint sanitize ## lint, format, types, the core under sanitizers, the
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out
 	python -m bench.kernels --quick --json out/kernels.jsonl
+
+gpu: setup ## on a machine with an NVIDIA GPU: its tests, then tokens a second and both lanes
+	@$(NEEDS_GPU)
+	python -m pytest -m gpu
+	@for bench in decode handoff overlap pair; do \
+	  python -m bench.$$bench --device cuda --json bench/results/$$bench-gpu.jsonl || exit 1; \
+	done
+
+gpu-soak: setup ## there: random requests, aborts and handoffs for 20 minutes
+	@$(NEEDS_GPU)
+	STEER_SOAK_MINUTES=20 python -m pytest -m gpu tests/engine/test_soak.py
 
 gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
 	@$(NEEDS_GPU)

@@ -90,6 +90,7 @@ class ModelRunner:
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
         self._splits = ops.Splits.choose(typical, layout.kv_heads)
         self._latest: Pending | None = None
+        queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""

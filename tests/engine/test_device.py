@@ -79,7 +79,14 @@ def build(kit, way, dtype="float32", **config):
     )  # fmt: skip
     for model, shape in enumerate(engine.shapes):
         engine.arena.rows(shape, model).fill_(math.nan)
+    settle(way)
     return engine
+
+
+def settle(way):
+    """Until what was written here is there for the lanes' streams too."""
+    if way.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def said(engine, model, texts):
@@ -282,6 +289,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
             runner._drawn.fill_(-1)
             for row, token in drawn.values():
                 runner._drawn[row] = token
+            settle(way)
             tokens = np.array([-1 - drawn[int(i)][0] for i in plan.ids[:n]], np.int32)
             with monkeypatch.context() as patch:
                 patch.setattr(runner._sampler, "_tokens_of", lambda i: tokens_of(i)[:-1])
