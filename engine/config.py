@@ -2,23 +2,80 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from engine.errors import SteerError
 
-ARCHITECTURES = ("Qwen2ForCausalLM",)
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+GRAPHS = ("auto", "on", "off")
+PLAN_AHEAD = ("auto", "off", "small", "both")
+ARENA_TOKENS = 32768  # on a CPU
+LOAD_FORMATS = ("safetensors", "dummy")
+DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched over a longer context.
+
+    kind: "default" (not at all), "linear", "llama3" or "yarn".
+    factor: how much longer.
+    original_max_position: tokens that the model was first trained on (llama3, yarn).
+    low, high: llama3's bounds on original_max_position / wavelength, between which it is blended;
+        yarn's likewise (beta_slow, beta_fast).
+    attention_factor: multiplies cosines and sines (yarn).
+    truncate: yarn rounds the blended range outward to whole dimensions.
+    """
+
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_position: int = 0
+    low: float = 1.0
+    high: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint packs its linear layers; see :mod:`engine.models.quantisation`.
+
+    method: "fp8", "gptq", "awq", or "packed" (compressed-tensors' int weights).
+    bits: of a weight.
+    group: columns that share a scale, 0 for all of a row (not fp8).
+    strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
+    block: rows and columns of a block.
+    scale_name: of fp8: how its scales are called.
+    symmetric: "packed" has no zero points.
+    zero_shift: what GPTQ's first format took from its zero points.
+    """
+
+    method: str
+    bits: int
+    group: int = 0
+    strategy: str = "group"
+    block: tuple[int, int] = (1, 1)
+    scale_name: str = ""
+    symmetric: bool = True
+    zero_shift: int = 0
+
+
+_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one decoder, as its ``config.json`` gives it. Sizes in elements."""
+    """The shape of one decoder, as its ``config.json`` gives it. Sizes in elements.
+
+    max_position: tokens of one sequence at most. A sliding window counts as such a limit: within it
+        attention is complete, so what is computed is exact.
+    qkv_bias, output_bias, mlp_bias: which linear layers add a bias.
+    qk_norm: queries and keys are normed head by head (Qwen3).
+    tied: the head is the embedding.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +89,12 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied: bool = False
     eos_ids: tuple[int, ...] = ()
+    qkv_bias: bool = True
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    rope: RopeScaling = RopeScaling()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "head_dim"):
@@ -54,104 +117,18 @@ class ModelConfig:
         """Columns of all key heads together."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def description(self) -> str:
+        """What fingerprints are made of. Fields that came later show where they are not default."""
+        early = [f for f in fields(self) if f.name not in _LATER]
+        late = [f for f in fields(self) if f.name in _LATER and getattr(self, f.name) != f.default]
+        return (
+            f"ModelConfig({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in early + late)})"
+        )
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values of one token, all layers."""
         return self.layers * 2 * self.kv_width * element_bytes
-
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Read a Hugging Face ``config.json``. Raises SteerError on what is not supported."""
-        fields = _Fields(raw, where)
-        architectures = raw.get("architectures")
-        found = architectures[0] if isinstance(architectures, list) and architectures else None
-        if found not in ARCHITECTURES:
-            raise SteerError(
-                f"{where}: architecture {found or 'none named'} is not supported; "
-                f"supported: {', '.join(ARCHITECTURES)}"
-            )
-        fields.check_supported()
-        heads = fields.integer("num_attention_heads")
-        hidden = fields.integer("hidden_size")
-        return cls(
-            vocab_size=fields.integer("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=fields.integer("intermediate_size"),
-            layers=fields.integer("num_hidden_layers"),
-            heads=heads,
-            kv_heads=fields.integer("num_key_value_heads", heads),
-            head_dim=fields.integer("head_dim", hidden // heads),
-            max_position=fields.integer("max_position_embeddings", 32768),
-            rope_theta=fields.number("rope_theta", fields.rope_theta()),
-            norm_eps=fields.number("rms_norm_eps", 1e-6),
-            tied=fields.boolean("tie_word_embeddings", False),
-            eos_ids=fields.token_ids("eos_token_id"),
-        )
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """Typed access to a config.json; errors name the file and the field."""
-
-    raw: Mapping[str, Any]
-    where: str
-
-    def _wrong(self, name: str, expected: str) -> SteerError:
-        found = self.raw.get(name)
-        if found is None:
-            return SteerError(f"{self.where}: {name!r} is missing")
-        return SteerError(f"{self.where}: {name} must be {expected}, found {found!r}")
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._wrong(name, "a whole number above 0")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self._wrong(name, "a number above 0")
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false")
-        return value
-
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        value = self.raw.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and i >= 0 for i in ids):
-            raise self._wrong(name, "a token id or a list of them")
-        return tuple(ids)
-
-    def _rope(self) -> Mapping[str, Any]:
-        for name in ("rope_scaling", "rope_parameters"):
-            found = self.raw.get(name)
-            if found and not isinstance(found, Mapping):
-                raise self._wrong(name, "an object")
-            if found:
-                return dict(found)
-        return {}
-
-    def rope_theta(self) -> float:
-        return _Fields(self._rope(), self.where).number("rope_theta", 10000.0)
-
-    def check_supported(self) -> None:
-        rope = self._rope()
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        activation = self.raw.get("hidden_act", "silu")
-        if kind != "default":
-            raise SteerError(
-                f"{self.where}: rope type {kind!r} is not supported; supported: default"
-            )
-        if self.raw.get("use_sliding_window"):
-            raise SteerError(f"{self.where}: sliding windows are not supported; set it to false")
-        if activation != "silu":
-            raise SteerError(f"{self.where}: hidden_act {activation!r} is not supported: silu is")
 
 
 def _qwen25(
@@ -185,11 +162,15 @@ NAMED_PAIRS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A small and a large model by name, and where their weights are, if anywhere."""
+    """A small and a large model by name, and where their weights are, if anywhere.
+
+    ``made_up``: shapes that no checkpoint has, for dummy weights.
+    """
 
     name: str
     small: Path | None = None
     large: Path | None = None
+    made_up: tuple[ModelConfig, ModelConfig] | None = None
 
     @classmethod
     def named(
@@ -210,6 +191,8 @@ class Pair:
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
         """The named shapes of small and large; SteerError for a pair without (tiny)."""
+        if self.made_up:
+            return self.made_up
         small, slash, large = self.name.partition("/")
         if not slash:
             raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
@@ -228,12 +211,19 @@ class Pair:
                     )
 
 
+_NOT_WHOLE = (
+    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "plan_ahead",
+    "memory_fraction",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Settings of one engine.
 
     block_tokens: tokens of a KV block.
-    arena_tokens: KV room in tokens of the large model; the small one may borrow all of it.
+    arena_tokens: KV room in tokens of the large model; the small one may borrow all of it. 0 takes
+        what is free on a GPU, and ARENA_TOKENS on a CPU.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
     max_sequences: running at once, the rest waits.
     max_waiting: waiting at once, the rest is refused; 0 sets no limit.
@@ -248,11 +238,18 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
+    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
+        "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
+        other model takes over costs a row; of the large model, that is a whole tick for little.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
+    load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
+        of the folders' shapes, or of the pair's named ones where it has no folders.
+    graphs: whether decodes are recorded and replayed: "on", "off", or "auto", on GPUs only.
+    memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
     """
 
     block_tokens: int = 16
-    arena_tokens: int = 32768
+    arena_tokens: int = 0
     max_context: int = 0
     max_sequences: int = 256
     max_waiting: int = 8192
@@ -264,21 +261,26 @@ class EngineConfig:
     hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
+    plan_ahead: str = "auto"
     check_every: int = 0
+    load_format: str = "safetensors"
+    graphs: str = "auto"
+    memory_fraction: float = 0.92
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("delimiters", "prefix_cache", "lane_policy"):
+            if name in _NOT_WHOLE:
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
                 raise SteerError(f"{name} must be a whole number below {limit}, got {value!r}")
         self._check_choices()
-        for name in ("block_tokens", "arena_tokens", "max_sequences", "hold_ticks"):
+        for name in ("block_tokens", "max_sequences", "hold_ticks"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
-            "max_context", "max_waiting", "check_every", "gather", "eager_backlog", "read_along",
+            "arena_tokens", "max_context", "max_waiting", "check_every", "gather", "eager_backlog",
+            "read_along",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -294,6 +296,21 @@ class EngineConfig:
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        for name, known in (("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD)):
+            if getattr(self, name) not in known:
+                raise SteerError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
+        share = self.memory_fraction
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise SteerError(f"memory_fraction must be above 0 and at most 1, got {share!r}")
+        self._check_loading()
+
+    def _check_loading(self) -> None:
+        if self.load_format not in LOAD_FORMATS:
+            raise SteerError(
+                f"unknown load_format {self.load_format!r}; known: {', '.join(LOAD_FORMATS)}"
             )
         found = self.delimiters
         listed = isinstance(found, tuple | list) and bool(found)

@@ -27,8 +27,11 @@ class Intake:
         tokenizer: Tokenizer,
         driver: Driver,
         eos_ids: Sequence[int],
+        defaults: SamplingParams,
     ) -> None:
-        """``eos_ids`` end a text unless a request ignores them."""
+        """``eos_ids`` end a text unless a request ignores them; ``defaults`` are for requests
+        without parameters."""
+        self._defaults = defaults
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._driver = driver
@@ -44,7 +47,7 @@ class Intake:
         settle_at_once: bool = True,
     ) -> range:
         """Queue ``params.n`` samples, all or none; their ids."""
-        params = params or SamplingParams()
+        params = params or self._defaults
         if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         if not isinstance(priority, int) or abs(priority) >= 2**31:
@@ -110,9 +113,10 @@ class Intake:
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt."""
         try:
-            ids = (
-                self._tokenizer.encode(prompt) if isinstance(prompt, str) else [*map(index, prompt)]
-            )
+            if isinstance(prompt, str):
+                ids = self._tokenizer.encode(prompt, special=True)
+            else:
+                ids = [*map(index, prompt)]
         except TypeError:
             raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
         if not ids:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import triton
+import numpy as np
+import numpy.typing as npt
 
 SHORT = 64  # queries: longer spans fill the card without splitting their keys
 _ENDLESS = 2**30
@@ -79,11 +80,16 @@ class Work:
         for span, context in zip(spans, contexts, strict=True):
             if not 0 <= span <= context:
                 raise ValueError(f"contexts must cover their spans, got {context} of {span} rows")
-        short = [s for s in spans if 1 < s <= SHORT]
-        long = [s for s in spans if s > SHORT]
+        return cls.counted(np.array(spans, np.int32), np.array(contexts, np.int32))
+
+    @classmethod
+    def counted(cls, spans: npt.NDArray[np.int32], contexts: npt.NDArray[np.int32]) -> Work:
+        """Likewise, of a batch that is known to be sound."""
+        short, long = (spans > 1) & (spans <= SHORT), spans > SHORT
         return cls(
-            spans.count(1), len(short), sum(short), len(long), sum(long), max(contexts, default=0)
-        )
+            int((spans == 1).sum()), int(short.sum()), int(spans[short].sum()), int(long.sum()),
+            int(spans[long].sum()), int(contexts.max(initial=0)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,10 @@ class Tile:
     stages: int
 
 
-# fp32 takes twice the shared memory a step, and more registers: each product is made of three.
+# fp32 is for tests. It takes twice the shared memory a step and more registers, as each product is
+# made of three: with 32 rows and more, accumulators of head size 128 would spill.
 HALF = {"decode": Tile(16, 64, 4, 3), "short": Tile(64, 64, 4, 3), "long": Tile(128, 64, 8, 3)}
-FULL = {"decode": Tile(16, 32, 4, 2), "short": Tile(64, 32, 8, 2), "long": Tile(64, 32, 8, 2)}
+FULL = {"decode": Tile(16, 32, 4, 2), "short": Tile(16, 32, 8, 2), "long": Tile(16, 32, 8, 2)}
 
 
 def shared_constants(
@@ -112,7 +119,7 @@ def shared_constants(
         "block_q": 1 if high == 1 else tile.rows // group,
         "low": low,
         "high": high,
-        "lanes": 1 if high == 1 else max(32, triton.next_power_of_2(sequences)),
+        "lanes": 1 if high == 1 else max(32, 1 << (sequences - 1).bit_length()),
     }
 
 

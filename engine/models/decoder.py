@@ -1,35 +1,46 @@
-"""The decoder: a Qwen2-style transformer over the paged arena."""
+"""The decoder: a transformer of the Llama and Qwen families over the paged arena."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
+from engine.models.rope import rope_table
 from kernels import ops
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer; query, key and value fused, gate and up fused. [out, in]."""
+    """Weights of one layer; query, key and value fused, gate and up fused. [out, in].
+
+    What a family lacks is None: biases [out], and the norms of each query and key head,
+    ``query_norm`` and ``key_norm`` [head_dim], both or neither.
+    """
 
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor
-    output: Tensor
+    qkv: ops.Weight
+    qkv_bias: Tensor | None
+    output: ops.Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: ops.Weight
+    down: ops.Weight
+    query_norm: Tensor | None = None
+    key_norm: Tensor | None = None
+    output_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """One tick of one model.
 
-    tokens, positions: [rows] int64.
-    sampled: int64, the rows whose logits are wanted.
+    tokens, positions: [rows], int32 (int64 will do for the references).
+    sampled: likewise, the rows whose logits are wanted.
     attention: where keys go and what each row reads.
     """
 
@@ -42,64 +53,94 @@ class Batch:
 class Decoder:
     """Weights of one model and its forward pass. Holds no KV: that lives in the arena."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], max_context: int) -> None:
-        """``weights`` by Hugging Face name, as ``load_weights`` returns them."""
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, ops.Weight], max_context: int
+    ) -> None:
+        """``weights`` by the names of the layout, as ``load_weights`` returns them."""
         self.config = config
-        self.embedding = weights["model.embed_tokens.weight"]
-        self.norm = weights["model.norm.weight"]
-        self.head = self.embedding if config.tied else weights["lm_head.weight"]
+        self.embedding = _plain(weights["model.embed_tokens.weight"])
+        self.norm = _plain(weights["model.norm.weight"])
+        self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = ops.rope_tables(
-            max_context, config.head_dim, config.rope_theta, self.embedding.dtype
-        )
+        self.rope = rope_table(config, max_context).to(self.embedding.device)
 
     @staticmethod
-    def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
-        def fused(room: str, names: tuple[str, ...], part: str) -> Tensor:
-            return torch.cat([weights[f"{prefix}.{room}.{n}_proj.{part}"] for n in names])
+    def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
+        def vector(name: str) -> Tensor | None:
+            found = weights.get(f"{prefix}.{name}")
+            return None if found is None else _plain(found)
 
         return Layer(
-            attention_norm=weights[f"{prefix}.input_layernorm.weight"],
-            qkv=fused("self_attn", ("q", "k", "v"), "weight"),
-            qkv_bias=fused("self_attn", ("q", "k", "v"), "bias"),
+            attention_norm=_plain(weights[f"{prefix}.input_layernorm.weight"]),
+            qkv=weights[f"{prefix}.self_attn.qkv_proj.weight"],
             output=weights[f"{prefix}.self_attn.o_proj.weight"],
-            mlp_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
-            gate_up=fused("mlp", ("gate", "up"), "weight"),
+            mlp_norm=_plain(weights[f"{prefix}.post_attention_layernorm.weight"]),
+            gate_up=weights[f"{prefix}.mlp.gate_up_proj.weight"],
             down=weights[f"{prefix}.mlp.down_proj.weight"],
+            qkv_bias=vector("self_attn.qkv_proj.bias"),
+            query_norm=vector("self_attn.q_norm.weight"),
+            key_norm=vector("self_attn.k_norm.weight"),
+            output_bias=vector("self_attn.o_proj.bias"),
+            gate_up_bias=vector("mlp.gate_up_proj.bias"),
+            down_bias=vector("mlp.down_proj.bias"),
         )
 
     def tensors(self) -> list[Tensor]:
-        """All weights, in a fixed order."""
+        """All weights as they are kept in memory, in an order that fingerprints rely on."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
-        return [self.embedding, self.norm, self.head, *layers]
+        kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
+        return [self.embedding, self.norm, self.head, *kept]
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
         """Write the batch's keys and values into ``arena`` and return its sampled rows' logits.
 
         Returns:
             [sampled, vocab_size] fp32, padding ids of the head included.
         """
+        with torch.inference_mode():
+            return ops.linear(self.hidden(batch, arena), self.head).float()
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, arena: Tensor) -> Tensor:
+        """As ``forward``, but what the head is to be multiplied with, [sampled, hidden_size]."""
         eps = self.config.norm_eps
-        x = self.embedding[batch.tokens]
-        cosine, sine = self.rope[:, batch.positions, None]
-        for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.attention_norm, eps)
-            mixed = self._attention(index, layer, h, cosine, sine, batch, arena)
+        x = torch.nn.functional.embedding(batch.tokens, self.embedding)
+        h = ops.rms_norm(x, self.layers[0].attention_norm, eps)
+        following = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            mixed = self._attention(index, layer, h, batch, arena)
             h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
-            gated = ops.silu_mul(ops.linear(h, layer.gate_up))
-            x = x + ops.linear(gated, layer.down)
-        x = ops.rms_norm(x[batch.sampled], self.norm, eps)
-        return ops.linear(x, self.head).float()
+            gated = ops.silu_mul(ops.linear(h, layer.gate_up, layer.gate_up_bias))
+            written = ops.linear(gated, layer.down, layer.down_bias)
+            if norm is self.norm:  # after it nobody needs the other rows
+                x, written = (part.index_select(0, batch.sampled) for part in (x, written))
+            h = ops.add_rms_norm(x, written, norm, eps)
+        return h
 
     def _attention(
-        self, index: int, layer: Layer, h: Tensor, cosine: Tensor, sine: Tensor, batch: Batch,
-        arena: Tensor,
-    ) -> Tensor:  # fmt: skip
-        c = self.config
-        qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
-        query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
-        query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
-        ops.write_kv(arena, batch.attention, index, key, value)
+        self, index: int, layer: Layer, h: Tensor, batch: Batch, arena: Tensor
+    ) -> Tensor:
+        norms = None
+        if layer.query_norm is not None and layer.key_norm is not None:
+            norms = layer.query_norm, layer.key_norm
+        query = ops.rope_kv(
+            ops.linear(h, layer.qkv), layer.qkv_bias, self.rope, batch.positions, arena,
+            batch.attention, index, norms, self.config.norm_eps,
+        )  # fmt: skip
         mixed = ops.paged_attention(arena, batch.attention, index, query)
-        return ops.linear(mixed.flatten(1), layer.output)
+        return ops.linear(mixed.flatten(1), layer.output, layer.output_bias)
+
+    def statistics(
+        self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool
+    ) -> tuple[ops.Confidence, Tensor | None]:
+        """A pass that ends in the statistics of the sampled rows, and their logits if ``keep``.
+
+        ``vocabulary``: ids from here on are padding of the head and take no part.
+        """
+        return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+
+
+def _plain(weight: ops.Weight) -> Tensor:
+    """A weight that no checkpoint quantises."""
+    assert isinstance(weight, Tensor)
+    return weight
