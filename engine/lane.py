@@ -55,12 +55,37 @@ class Lane:
         """What requests want to know of their draws, before a commit can end them."""
         for request, drawn in result.drawn.items():
             requests[request].drawn.add(drawn)
+            audit = requests[request].audit
+            if audit is not None and self.runner.model != _SMALL:
+                audit.foresee(drawn)
+        for request, scores in result.audited.items():
+            self._audit(request, scores, requests[request])
         if self.runner.model != _SMALL:
             return
         for row in result.sampled:
             draw = requests[int(self._plan.ids[row])]
             if draw.collects:
                 draw.signals[int(self._plan.contexts[row])] = result.signals(row)
+
+    def _audit(self, request: int, scores: list[tuple[int, float]], draw: Draw) -> None:
+        """Book what the large model read; cut at the first step that it doubts, settle the rest.
+
+        Before the commit, so that what was drawn behind a doubted step is dropped with it.
+        """
+        assert draw.audit is not None
+        for position, logprob in scores:
+            draw.audit.add(position, logprob)
+        sequence = self._scheduler.sequence(request)
+        draw.audit.compare(sequence)
+        cut = draw.audit.doubted(sequence, draw.drawn.small)
+        if cut is not None:
+            self._scheduler.truncate(request, cut)
+            return
+        read = 1 + max(position for position, _ in scores)
+        # A stop string may yet begin in what is there, and a part of a step is not judged yet.
+        whole = read if read >= sequence.length else sequence.settled
+        if not draw.params.stop and whole > sequence.settled and not sequence.closing:
+            self._scheduler.settle(request, whole)
 
     def land(self, requests: Mapping[int, Draw]) -> None:
         """Bring home a plan that an exception left in flight."""
