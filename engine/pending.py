@@ -26,7 +26,7 @@ class TickResult:
     tokens: int32 [sequences]; -1 where the logits were unusable, 0 where none were wanted.
     statistics: fp32 [len(STATISTICS), sampled rows].
     drawn: by sequence id, where log-probabilities are asked for and the logits were usable.
-    audited: by sequence id, (position, log-probability) of tokens that were there already.
+    audited: by plan row, (position, log-probability) of tokens that were there already.
     """
 
     tokens: npt.NDArray[np.int32]

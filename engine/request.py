@@ -72,11 +72,11 @@ class Completion:
     """
 
     request_id: int
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = field(repr=False)
     usage: Usage = field(repr=False)
     seed: int = 0
     sample: int = 0

@@ -89,7 +89,7 @@ class ModelRunner:
         self._arena = arena
         self._layout = layout
         self._sampler = sampler
-        self._queue = queue
+        self.queue = queue
         self._limits = limits
         self._padded = padded
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
@@ -125,7 +125,7 @@ class ModelRunner:
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = Pending(n, wanted, columns, drawn, scored)
-        pending.ticket = self._queue.submit(partial(self._run, tick, pending))
+        pending.ticket = self.queue.submit(partial(self._run, tick, pending))
         self._inputs.sent(pending.ticket)
         self._latest = pending
         return pending
@@ -138,6 +138,10 @@ class ModelRunner:
     def _decodes(self, plan: _core.Plan) -> bool:
         """Whether a plan is padded, to be replayed from a graph."""
         return self._padded and plan.rows == plan.sequences
+
+    def release(self) -> None:
+        """Give back what memory can be spared; for who has run out of it."""
+        self.queue.release()
 
     def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
         n, limits = plan.sequences, self._limits
@@ -166,9 +170,9 @@ class ModelRunner:
         else:
             *found, logits, last, scores = self._pass(tick, wanted)
             if tick.audits:
-                pending.audited = self._queue.fetch(scores)
+                pending.audited = self.queue.fetch(scores)
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
-        pending.packed = self._queue.fetch(packed)
+        pending.packed = self.queue.fetch(packed)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""
@@ -235,7 +239,7 @@ class ModelRunner:
         chosen = self._sampler.choose(logits, confidence, tick.rows, last)
         scores = self._sampler.logprobs(logits, chosen, tick.rows)
         if scores is not None:
-            pending.scores = ops.LogProbs(*(self._queue.fetch(part) for part in scores))
+            pending.scores = ops.LogProbs(*(self.queue.fetch(part) for part in scores))
         return self._settle(confidence, chosen, wanted)
 
     def _settle(self, confidence: ops.Confidence, chosen: Tensor, wanted: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ class Scored:
     """Rows of the large model that foretell a token which is there already.
 
     rows, targets: int32 [rows], rows of the plan and the tokens that follow them.
-    places: (sequence id, position of the token) of each.
+    places: (sequence of the plan, position of the token) of each.
     """
 
     rows: Int32
@@ -27,10 +27,10 @@ class Scored:
     places: list[tuple[int, int]]
 
     def found(self, logprobs: npt.NDArray[np.float64]) -> dict[int, list[tuple[int, float]]]:
-        """(position, log-probability) by sequence id."""
+        """(position, log-probability) by sequence of the plan."""
         found: dict[int, list[tuple[int, float]]] = {}
-        for (request, position), value in zip(self.places, logprobs.tolist(), strict=True):
-            found.setdefault(request, []).append((position, value))
+        for (sequence, position), value in zip(self.places, logprobs.tolist(), strict=True):
+            found.setdefault(sequence, []).append((position, value))
         return found
 
 
@@ -56,7 +56,7 @@ def scored_rows(
         for position in range(start, len(known)):
             rows.append(last - end + position - 1)
             targets.append(int(known[position]))
-            places.append((request, position))
+            places.append((i, position))
     if not rows:
         return None
     return Scored(np.array(rows, np.int32), np.array(targets, np.int32), places)

@@ -292,7 +292,7 @@ def test_sampling_params(field: str, value: float, message: str):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("block_tokens", 0), ("arena_tokens", 0), ("max_sequences", 0), ("delimiters", ("",))],
+    [("block_tokens", 0), ("arena_tokens", -1), ("max_sequences", 0), ("delimiters", ("",))],
 )
 def test_engine_config(field: str, value: object):
     with pytest.raises(SteerError, match=field):
@@ -305,7 +305,7 @@ def test_context_beyond_the_models():
 
 
 def test_unknown_dtype():
-    with pytest.raises(SteerError, match="unknown dtype 'int3'; known: float32, bfloat16"):
+    with pytest.raises(SteerError, match="unknown dtype 'int3'; known: float32, bfloat16, auto"):
         Engine("tiny", dtype="int3")
 
 
