@@ -6,7 +6,9 @@ from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
 from engine.params import SamplingParams
 from engine.request import Completion, Step, TokenLogprobs
+from engine.routing.audit import Audit
 from engine.routing.calibration import Calibration
+from engine.routing.judges import AuditOnly, Judge
 from engine.routing.policies import (
     AfterThinking,
     Boundary,
@@ -25,6 +27,8 @@ from engine.stream import StreamEvent
 __all__ = [
     "AfterThinking",
     "AsyncEngine",
+    "Audit",
+    "AuditOnly",
     "Boundary",
     "Calibration",
     "Cascade",
@@ -33,6 +37,7 @@ __all__ = [
     "Decision",
     "Engine",
     "EngineConfig",
+    "Judge",
     "Pair",
     "Policy",
     "Query",

@@ -12,6 +12,8 @@ from engine.config import ModelConfig
 from engine.models.rope import rope_table
 from kernels import ops
 
+_SCORED_ROWS = 256  # whose logits are there at once
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -138,6 +140,23 @@ class Decoder:
         ``vocabulary``: ids from here on are padding of the head and take no part.
         """
         return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+
+    @torch.inference_mode()
+    def scores(self, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+        """Log-probability of a token behind each row, fp64 [rows].
+
+        Args:
+            hidden: [rows, hidden_size], of ``hidden``; logits are made for a few rows at a time.
+            targets: [rows], the tokens.
+            vocabulary: ids from here on are padding of the head and take no part.
+        """
+        found = [
+            ops.token_logprobs(ops.linear(rows, self.head), vocabulary, tokens.long(), 0).drawn
+            for rows, tokens in zip(
+                hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
+            )
+        ]
+        return torch.cat(found)
 
 
 def _plain(weight: ops.Weight) -> Tensor:
