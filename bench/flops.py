@@ -3,6 +3,7 @@
 python -m bench.flops                                    the embedded pair, 500 problems
 python -m bench.flops --model-pair qwen-1.5b/qwen-32b    prices a stored trace, runs nothing
 python -m bench.flops --model-pair qwen-1.5b/qwen-7b --small DIR --large DIR --dataset F.jsonl
+python -m bench.flops --all --report DIR                 every domain and rival, into a folder
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bench.comparison import Comparison, named
 from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
+from bench.report import run as report
 from bench.rows import RowWriter
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
@@ -102,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trace", type=Path, metavar="FILE", help="price this trace (pairs without weights)")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
+    report.add_flags(parser)
     return parser
 
 
@@ -249,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
+        if options.all or options.report:
+            return report.write_report(options)
         pair = Pair.named(options.model_pair, options.small, options.large)
         if pair.small is None:
             return price_pair(options, pair)

@@ -10,6 +10,7 @@ from engine.errors import SteerError
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
 GRAPHS = ("auto", "on", "off")
+PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
@@ -211,7 +212,8 @@ class Pair:
 
 
 _NOT_WHOLE = (
-    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "memory_fraction",
+    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "plan_ahead",
+    "memory_fraction",
 )  # fmt: skip
 
 
@@ -236,6 +238,9 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
+    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
+        "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
+        other model takes over costs a row; of the large model, that is a whole tick for little.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
@@ -256,6 +261,7 @@ class EngineConfig:
     hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
+    plan_ahead: str = "auto"
     check_every: int = 0
     load_format: str = "safetensors"
     graphs: str = "auto"
@@ -291,8 +297,11 @@ class EngineConfig:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
             )
-        if self.graphs not in GRAPHS:
-            raise SteerError(f"unknown graphs {self.graphs!r}; known: {', '.join(GRAPHS)}")
+        for name, known in (("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD)):
+            if getattr(self, name) not in known:
+                raise SteerError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
         share = self.memory_fraction
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise SteerError(f"memory_fraction must be above 0 and at most 1, got {share!r}")

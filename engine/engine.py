@@ -88,7 +88,7 @@ class Engine:
         self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
-        self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
+        self.lanes = self._build_lane(small_runner), self._build_lane(large_runner)
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
@@ -143,6 +143,13 @@ class Engine:
             model, decoder, rows, layout, sampler, queue, Graphs(recorder), limits,
             padded=on_card or recorder is not None,
         )  # fmt: skip
+
+    def _build_lane(self, runner: ModelRunner) -> Lane:
+        choice = self.config.plan_ahead
+        if choice == "auto":
+            choice = "small" if runner.queue.device.type == "cuda" else "off"
+        ahead = choice == "both" or choice == ROLES[runner.model]
+        return Lane(self.scheduler, runner, ahead)
 
     @property
     def graph_counts(self) -> dict[str, GraphCounts]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -131,11 +132,10 @@ def _choose(
         print(f"warning: {forced[0].signal} over {forced[0].window} {forced[0].verdict}")
         return forced[0], findings
     print(_table(findings, None))
-    reasons = list(dict.fromkeys(f.verdict for f in findings))
+    common = Counter(f.verdict for f in findings).most_common(2)
     raise SteerError(
-        f"nothing is worth calibrating on ({'; '.join(reasons)}); no file was written"
-        if len(reasons) < 4
-        else "no signal over any window foretells doubt; no file was written"
+        "nothing is worth calibrating on, no file was written: "
+        + "; ".join(f"{reason} ({count} of {len(findings)})" for reason, count in common)
     )
 
 

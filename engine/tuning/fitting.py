@@ -45,7 +45,7 @@ def _provenance(
     return {
         "boundaries": finding.count,
         "problems": len(samples),
-        "prompts": [digest(prompt) for prompt in prompts],
+        "prompts": " ".join(map(digest, prompts)),
         "auroc": finding.area,
         "separation": finding.separation,
         "reference": "the small model's own doubt about the tokens of the step",
