@@ -4,6 +4,7 @@ from engine.aio import AsyncEngine
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
+from engine.ledger import Usage
 from engine.params import SamplingParams
 from engine.request import Completion, Step, TokenLogprobs
 from engine.routing.audit import Audit
@@ -23,6 +24,7 @@ from engine.routing.signals import Signals
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 from engine.stream import StreamEvent
+from engine.tokenizer import Tokenizer
 
 __all__ = [
     "AfterThinking",
@@ -51,5 +53,7 @@ __all__ = [
     "StreamEvent",
     "Threshold",
     "TokenLogprobs",
+    "Tokenizer",
+    "Usage",
     "Window",
 ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.config import ROLES, ModelConfig
 from engine.ledger import ROW_KINDS, Usage
+from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")
 _DECODED = [ROW_KINDS.index("sampled"), ROW_KINDS.index("discarded")]
@@ -92,11 +93,11 @@ class Executed:
 
 
 def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
-    """Bytes that one forward pass reads of the weights: all but the embedding, head included."""
-    price = Price.of(shape)
-    biases_and_norms = shape.layers * (shape.query_width + 2 * shape.kv_width)
-    biases_and_norms += (2 * shape.layers + 1) * shape.hidden_size
-    return ((price.row + price.head) // 2 + biases_and_norms) * element_bytes
+    """Bytes that one forward pass reads of the weights: all but the embedding, head included.
+
+    ``element_bytes`` are those of what is not quantised.
+    """
+    return read_bytes(shape, element_bytes)
 
 
 def bytes_moved(

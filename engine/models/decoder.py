@@ -87,6 +87,11 @@ class Decoder:
             down_bias=vector("mlp.down_proj.bias"),
         )
 
+    @property
+    def bytes(self) -> int:
+        """Of all weights, packed as they are; what is tied counts once."""
+        return sum({t.data_ptr(): t.numel() * t.itemsize for t in self.tensors()}.values())
+
     def tensors(self) -> list[Tensor]:
         """All weights as they are kept in memory, in an order that fingerprints rely on."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
