@@ -50,7 +50,7 @@ soak: sanitize ## the same, 10 million operations, and 2 million of the state ma
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp tests/csrc/*.cpp
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/csrc/*.cpp
 	mypy
 
 pair: setup ## train the embedded pair again (about half an hour on two cores)
@@ -66,4 +66,4 @@ $(VENV)/.ready: $(VENV)/.tools $(SOURCES)
 	@touch $@
 
 clean: ## remove what was built
-	rm -rf $(VENV) build out *.egg-info engine/_core*.so
+	rm -rf $(VENV) build out *.egg-info engine/_core*.so kernels/_cpu*.so
