@@ -14,6 +14,7 @@ from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.driver import Driver
 from engine.errors import SteerError
 from engine.files import check_output
+from engine.graphs import Graphs
 from engine.intake import Intake
 from engine.lane import Lane
 from engine.loading import DTYPES, load_pair
@@ -21,11 +22,12 @@ from engine.memory import ArenaGeometry, KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.pricing import Executed, Price
+from engine.queue import HostQueue
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import make_policy
 from engine.routing.policies import Boundary, Decision, Policy
-from engine.runner import ModelRunner
+from engine.runner import ModelRunner, TickLimits
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
@@ -111,7 +113,14 @@ class Engine:
         rows = self.arena.rows(decoder.config)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
         sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
-        return ModelRunner(model, decoder, rows, layout, sampler)
+        config = self.config
+        limits = TickLimits(
+            config.max_sequences, config.max_tick_tokens,
+            -(-self.max_context // config.block_tokens),
+        )  # fmt: skip
+        return ModelRunner(
+            model, decoder, rows, layout, sampler, HostQueue(), Graphs(None), limits, False
+        )
 
     @property
     def executed(self) -> dict[str, Executed]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from engine import _core
+from engine.pending import TickResult
 from engine.routing.signals import Signals
-from engine.runner import ModelRunner, TickResult
+from engine.runner import ModelRunner
 from engine.sampler import Draw
 
 _SMALL = 0

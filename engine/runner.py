@@ -4,98 +4,213 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from engine import _core
-from engine.logprobs import Drawn
+from engine.graphs import Graphs, Outputs
+from engine.inputs import Extent, Staged, TickInputs
 from engine.models.decoder import Batch, Decoder
+from engine.pending import STATISTICS, Pending, TickResult
 from engine.pricing import Executed
-from engine.routing.signals import Signals
+from engine.queue import DeviceQueue
 from engine.sampler import Draw, SampledRows, Sampler
 from kernels import ops
 
+# How attention cuts its keys must not hang on who else is there: it is chosen once, for this many.
+_TYPICAL_SEQUENCES = 16
+
 
 @dataclass(frozen=True)
-class TickResult:
-    """What a forward pass gave for each sequence of a plan.
+class TickLimits:
+    """The biggest tick. ``width``: blocks of a sequence."""
 
-    tokens: int32 [sequences]; -1 where the logits were unusable, 0 where none were wanted.
-    drawn: by sequence id, where log-probabilities are asked for and the logits were usable.
-    """
+    sequences: int
+    rows: int
+    width: int
 
-    tokens: npt.NDArray[np.int32]
-    confidence: ops.Confidence
-    drawn: dict[int, Drawn]
-    _order: dict[int, int]  # plan row -> row of the confidence
+
+@dataclass(frozen=True)
+class _Tick:
+    """A plan, taken over from the scheduler's buffers."""
+
+    staged: Staged
+    rows: SampledRows
+    work: ops.Work
+    cells: int
+    resolves: bool
 
     @property
-    def sampled(self) -> list[int]:
-        """The plan rows whose logits were sampled."""
-        return list(self._order)
-
-    def signals(self, row: int) -> Signals:
-        """The boundary statistics of one plan row that was sampled."""
-        index, c = self._order[row], self.confidence
-        return Signals(
-            max_prob=float(c.max_prob[index]),
-            entropy=float(c.entropy[index]),
-            log_odds=float(c.log_odds[index]),
-            margin=float(c.margin[index]),
-            max_logit=float(c.max_logit[index]),
-            logsumexp=float(c.logsumexp[index]),
-        )
+    def extent(self) -> Extent:
+        return self.staged.extent
 
 
 class ModelRunner:
-    """One model and its view of the arena. Owns neither the arena nor the plans."""
+    """One model and its view of the arena. Owns neither the arena nor the plans.
+
+    Everything that a pass reads is in static buffers of this lane, and nothing of it is shared with
+    the other lane but the arena.
+    """
 
     def __init__(
-        self, model: int, decoder: Decoder, arena: Tensor, layout: ops.KVLayout, sampler: Sampler
+        self,
+        model: int,
+        decoder: Decoder,
+        arena: Tensor,
+        layout: ops.KVLayout,
+        sampler: Sampler,
+        queue: DeviceQueue,
+        graphs: Graphs,
+        limits: TickLimits,
+        padded: bool,
     ) -> None:
-        """``arena`` is ``KVArena.rows`` of this model."""
+        """
+        Args:
+            arena: ``KVArena.rows`` of this model.
+            queue: where passes run.
+            graphs: of this lane; decodes are replayed from them.
+            limits: of all plans.
+            padded: fill decodes up to the next power of two, as graphs need it.
+        """
         self.model = model
         self.decoder = decoder
         self.executed = Executed()
+        self.graphs = graphs
         self._arena = arena
         self._layout = layout
         self._sampler = sampler
+        self._queue = queue
+        self._limits = limits
+        self._padded = padded
+        self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
+        self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
+        typical = min(limits.sequences, _TYPICAL_SEQUENCES)
+        self._splits = ops.Splits.choose(typical, layout.kv_heads)
+        self._latest: Pending | None = None
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
-        """Run one plan; ``requests`` by sequence id give the sampling parameters."""
-        if plan.copied:
-            copies = torch.from_numpy(plan.copies[: plan.copied].astype(np.int64))
-            ops.copy_blocks(self._arena, self._layout, copies)
-        n, rows = plan.sequences, plan.rows
-        starts, contexts, blocks, tokens, positions, slots = (
-            torch.from_numpy(a.astype(np.int64))
-            for a in (
-                plan.starts[: n + 1], plan.contexts[:n], plan.blocks[:n], plan.tokens[:rows],
-                plan.positions[:rows], plan.slots[:rows],
-            )
-        )  # fmt: skip
-        attention = ops.AttentionPlan.build(self._layout, starts, contexts, blocks, slots)
-        wanted = np.flatnonzero(plan.samples[:n])
-        batch = Batch(tokens, positions, starts[1:][wanted] - 1, attention)
-        logits = self.decoder.forward(batch, self._arena)
-        groups = (g.queries.numel() * g.keys.shape[-1] for g in attention.groups)
-        self.executed.add(self.decoder.config, rows, len(wanted), groups)
-        return self._sample(logits, plan, wanted, requests)
+        """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""
+        return self.launch(plan, requests).result()
 
-    def _sample(
-        self,
-        logits: Tensor,
-        plan: _core.Plan,
-        wanted: npt.NDArray[np.intp],
-        requests: Mapping[int, Draw],
-    ) -> TickResult:
-        rows = SampledRows.of(plan, wanted, requests)
-        confidence = ops.confidence(logits, self._sampler.vocabulary)
-        chosen = self._sampler.choose(logits, confidence, rows)
-        tokens = np.zeros(plan.sequences, np.int32)
-        tokens[wanted] = chosen.numpy()
-        order = {int(row): i for i, row in enumerate(wanted)}
-        return TickResult(tokens, confidence, self._sampler.logprobs(logits, chosen, rows), order)
+    def launch(
+        self, plan: _core.Plan, requests: Mapping[int, Draw], previous: Pending | None = None
+    ) -> Pending:
+        """Start one plan, without waiting for the device. The plan's buffers are free afterwards.
+
+        A plan that was made one tick ahead names tokens that nobody knows yet: one below 0 is what
+        sequence ``-1 - token`` of ``previous``, this lane's last tick, drew.
+        """
+        n = plan.sequences
+        wanted = np.flatnonzero(plan.samples[:n])
+        resolves = bool((plan.tokens[: plan.rows] < 0).any())
+        if resolves and (previous is None or previous is not self._latest):
+            raise ValueError("previous must be this lane's last tick: the plan names its tokens")
+        extent = self._extent(plan, len(wanted))
+        rows = self._sampler.rows(plan, wanted, requests)
+        spans, contexts = np.diff(plan.starts[: n + 1]), plan.contexts[:n]
+        work = self._bounds(extent) if extent.padded else ops.Work.counted(spans, contexts)
+        staged = self._inputs.stage(plan, extent, wanted)
+        tick = _Tick(staged, rows, work, int(spans.dot(contexts)), resolves)
+        columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
+        pending = Pending(n, wanted, columns, partial(self._sampler.drawn, rows=rows))
+        pending.ticket = self._queue.submit(partial(self._run, tick, pending))
+        self._inputs.sent(pending.ticket)
+        self._latest = pending
+        return pending
+
+    def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
+        n, limits = plan.sequences, self._limits
+        if self._padded and plan.rows == n:
+            bucket = min(1 << (n - 1).bit_length(), limits.sequences)
+            return Extent(bucket, bucket, bucket, limits.width, padded=True)
+        width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
+        return Extent(n, plan.rows, sampled, width)
+
+    def _bounds(self, extent: Extent) -> ops.Work:
+        """Of all decodes of a size."""
+        reach = extent.width * self._layout.block_tokens
+        return ops.Work(extent.sequences, 0, 0, 0, 0, reach)
+
+    @torch.inference_mode()
+    def _run(self, tick: _Tick, pending: Pending) -> None:
+        """On the queue: everything between a plan's numbers and its results on the host."""
+        staged = tick.staged
+        self._inputs.upload(staged)
+        if staged.copies.start < staged.copies.stop:
+            pairs = self._inputs.region(staged.copies).view(-1, 2)
+            ops.copy_blocks(self._arena, self._layout, pairs)
+        wanted = self._inputs.region(staged.wanted)
+        if tick.rows.plain:
+            (packed,) = self._pass(tick, wanted)
+        else:
+            *found, logits, last = self._pass(tick, wanted)
+            packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
+        pending.packed = self._queue.fetch(packed)
+
+    def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
+        """The forward pass: a graph's replay where it may be one."""
+        extent, plain = tick.extent, tick.rows.plain
+        if extent.padded:
+            # Tokens are always resolved here: one graph serves plans with and without.
+            work = partial(self._step, extent, tick.work, True, plain)
+            self.executed.add(self.decoder.config, extent.rows, extent.sampled, [tick.cells])
+            return self.graphs.run((extent, plain), work)
+        batch = self._batch(extent, tick.work, tick.resolves)
+        cells = ops.attended(batch.attention, tick.cells)
+        self.executed.add(self.decoder.config, extent.rows, extent.sampled, [cells])
+        return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted))
+
+    def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
+        """What a graph records. It reads static buffers, and nothing of the tick at hand."""
+        return self._forward(self._batch(extent, work, resolves), plain, None)
+
+    def _batch(self, extent: Extent, work: ops.Work, resolves: bool) -> Batch:
+        at = self._inputs.views(extent)
+        tokens = at.tokens
+        if resolves:
+            drawn = self._drawn.index_select(0, (-1 - tokens).clamp(min=0))
+            # A sequence whose logits were unusable ends with the tick before: any token will do.
+            tokens = torch.where(tokens < 0, drawn, tokens).clamp(min=0)
+        plan = ops.AttentionPlan(
+            self._layout, at.table, at.starts, at.contexts, at.slots, work, self._splits
+        )
+        return Batch(tokens, at.positions, at.sampled, plan)
+
+    def _forward(self, batch: Batch, plain: bool, wanted: Tensor | None) -> Outputs:
+        """Packed results if all rows are plain, else statistics, logits and tokens read."""
+        confidence, logits = self.decoder.statistics(
+            batch, self._arena, self._sampler.vocabulary, not plain
+        )
+        if plain:
+            chosen = torch.where(confidence.valid, confidence.argmax, -1)
+            return (self._settle(confidence, chosen, wanted),)
+        assert logits is not None
+        return (*confidence, logits, batch.tokens.index_select(0, batch.sampled))
+
+    def _draw(
+        self, tick: _Tick, confidence: ops.Confidence, logits: Tensor, last: Tensor,
+        wanted: Tensor, pending: Pending,
+    ) -> Tensor:  # fmt: skip
+        """As each request asks; packed results of the wanted rows."""
+        if tick.extent.padded:
+            index = wanted.long()
+            logits, last = logits.index_select(0, index), last.index_select(0, index)
+            confidence = ops.Confidence(*(part.index_select(0, index) for part in confidence))
+        chosen = self._sampler.choose(logits, confidence, tick.rows, last)
+        scores = self._sampler.logprobs(logits, chosen, tick.rows)
+        if scores is not None:
+            pending.scores = ops.LogProbs(*(self._queue.fetch(part) for part in scores))
+        return self._settle(confidence, chosen, wanted)
+
+    def _settle(self, confidence: ops.Confidence, chosen: Tensor, wanted: Tensor | None) -> Tensor:
+        """Keep the tokens for the next tick. [len(STATISTICS) + 1, rows] int32 for the host."""
+        tokens = chosen.int()
+        if wanted is None:
+            self._drawn[: len(tokens)] = tokens
+        else:
+            self._drawn.index_copy_(0, wanted.long(), tokens)
+        values = torch.stack([getattr(confidence, name) for name in STATISTICS])
+        return torch.cat([values.view(torch.int32), tokens[None]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -35,22 +36,50 @@ class Draw(Protocol):
 
 
 @dataclass(frozen=True)
+class History:
+    """What a row has read, for penalties. ``unread``: its last token is not on the host yet."""
+
+    prompt: Int32
+    generated: Int32
+    unread: bool
+
+
+@dataclass(frozen=True)
 class SampledRows:
-    """The rows of a plan that are sampled, in the order of their logits, [rows]."""
+    """The rows of a plan that are sampled, in the order of their logits, [rows]. Copies all."""
 
     ids: npt.NDArray[np.int64]  # of sequences
     contexts: Int32  # tokens that a row has seen: the position of what it draws
     attempts: Int32
     draws: list[Draw]
+    histories: dict[int, History]  # by row, where penalties look back
 
-    @classmethod
-    def of(
-        cls, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, Draw]
-    ) -> SampledRows:
-        """The ``wanted`` rows of a plan; copies, as the plan's buffers are used again."""
-        ids = plan.ids[wanted]
-        draws = [requests[i] for i in ids.tolist()]
-        return cls(ids, plan.contexts[wanted], plan.attempts[wanted], draws)
+    @property
+    def asked(self) -> dict[int, int]:
+        """Of how many likely tokens each row wants to know, where it wants log-probabilities."""
+        counts = ((i, draw.params.logprobs) for i, draw in enumerate(self.draws))
+        return {i: count for i, count in counts if count is not None}
+
+    @property
+    def edited(self) -> list[int]:
+        """Rows with penalties or biases."""
+        return [i for i, draw in enumerate(self.draws) if draw.params.edits_logits]
+
+    @property
+    def early(self) -> list[int]:
+        """Rows that may not end yet."""
+        return [
+            i
+            for i, (draw, context) in enumerate(zip(self.draws, self.contexts, strict=True))
+            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
+        ]
+
+    @property
+    def plain(self) -> bool:
+        """Whether each row takes the likeliest token, and nobody asks for more."""
+        params = [draw.params for draw in self.draws]
+        greedy = all(p.temperature == 0 and p.logprobs is None for p in params)
+        return greedy and not self.edited and not self.early
 
 
 class Sampler:
@@ -62,97 +91,139 @@ class Sampler:
         self.vocabulary = vocabulary
         self._tokens_of = tokens_of
 
-    def choose(self, logits: Tensor, confidence: ops.Confidence, rows: SampledRows) -> Tensor:
-        """One token id a row, int64 [rows]; -1 where the logits are unusable.
+    def rows(
+        self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, Draw]
+    ) -> SampledRows:
+        """The ``wanted`` rows of a plan, whose buffers may be used again afterwards."""
+        ids, contexts = plan.ids[wanted], plan.contexts[wanted]
+        draws = [requests[i] for i in ids.tolist()]
+        histories = {
+            i: self._history(draw, int(ids[i]), int(contexts[i]))
+            for i, draw in enumerate(draws)
+            if draw.params.looks_back
+        }
+        return SampledRows(ids, contexts, plan.attempts[wanted], draws, histories)
 
-        ``logits``, [rows, head_rows], stay as they are.
+    def choose(
+        self, logits: Tensor, confidence: ops.Confidence, rows: SampledRows, last: Tensor
+    ) -> Tensor:
+        """One token id a row, int64 [rows]; -1 where the logits are unusable. Waits for nothing.
+
+        Args:
+            logits: [rows, head_rows]; they stay as they are.
+            confidence: their statistics.
+            rows: what they belong to.
+            last: int32 [rows], the token that each row has read; on the device of the logits.
         """
-        params = [d.params for d in rows.draws]
-        edited = [i for i, p in enumerate(params) if p.edits_logits]
-        early = [
-            i
-            for i, (draw, context) in enumerate(zip(rows.draws, rows.contexts, strict=True))
-            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
-        ]
-        if not edited and not early and all(p.temperature == 0 for p in params):
+        edited, early = rows.edited, rows.early
+        if not edited and not early and all(d.params.temperature == 0 for d in rows.draws):
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
-            usable = usable[:, : self.vocabulary].double()
+            usable = ops.editable(usable, self.vocabulary)
             if edited:
-                penalties = self._penalties(rows, edited)
-                usable[edited] = ops.penalise(usable[edited], self.vocabulary, penalties)
-            for i in early:
-                usable[i, list(rows.draws[i].stop_ids)] = -torch.inf
-            sampling = _sampling_rows(params, self._uniforms(rows))
-            chosen = ops.sample(usable, self.vocabulary, sampling)
+                index = _place(torch.tensor(edited), logits)
+                penalties = _penalties(rows, edited, last)
+                found = ops.penalise(usable.index_select(0, index), self.vocabulary, penalties)
+                limit = torch.finfo(usable.dtype).max
+                usable.index_copy_(0, index, found.clamp(max=limit).to(usable.dtype))
+            if early:
+                banned = _pairs([np.array(rows.draws[i].stop_ids, np.int32) for i in early])
+                banned[0] = torch.tensor(early)[banned[0]]
+                never = usable.new_full((), -torch.inf)
+                usable.index_put_(tuple(_place(banned, logits)), never)
+            chosen = ops.sample(usable, self.vocabulary, self._draws(rows, logits))
         return torch.where(confidence.valid, chosen, -1)
 
-    def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> dict[int, Drawn]:
-        """What was drawn for each sequence that asks for log-probabilities, by its id."""
-        counts = {
-            i: count
-            for i, draw in enumerate(rows.draws)
-            if (count := draw.params.logprobs) is not None and chosen[i] >= 0
-        }
-        if not counts:
+    def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> ops.LogProbs | None:
+        """Log-probabilities of the rows that ask for them (``asked``); None if none does."""
+        asked = rows.asked
+        if not asked:
+            return None
+        index = _place(torch.tensor(list(asked)), logits)
+        tokens = chosen.index_select(0, index).clamp(min=0)
+        logits = logits.index_select(0, index)
+        return ops.token_logprobs(logits, self.vocabulary, tokens, max(asked.values()))
+
+    def drawn(
+        self, tokens: Sequence[int], found: ops.LogProbs | None, rows: SampledRows
+    ) -> dict[int, Drawn]:
+        """What was drawn for each sequence that asks for log-probabilities, by its id.
+
+        ``tokens`` of all rows, and what ``logprobs`` gave, on the host. Unusable rows give none.
+        """
+        if found is None:
             return {}
-        asked = list(counts)
-        tokens = chosen[asked]
-        found = ops.token_logprobs(logits[asked], self.vocabulary, tokens, max(counts.values()))
-        parts = zip(asked, tokens.tolist(), *(part.tolist() for part in found), strict=True)
         drawn: dict[int, Drawn] = {}
-        for i, token, own, top, ids in parts:
-            entry = TokenLogprobs(own, tuple(zip(ids, top, strict=True))[: counts[i]])
-            drawn[int(rows.ids[i])] = Drawn(int(rows.contexts[i]), self._model, token, entry)
+        parts = zip(rows.asked.items(), *(part.tolist() for part in found), strict=True)
+        for (i, count), own, top, ids in parts:
+            if tokens[i] >= 0:
+                entry = TokenLogprobs(own, tuple(zip(ids, top, strict=True))[:count])
+                place = int(rows.contexts[i])
+                drawn[int(rows.ids[i])] = Drawn(place, self._model, tokens[i], entry)
         return drawn
 
-    def _penalties(self, rows: SampledRows, edited: list[int]) -> ops.PenaltyRows:
-        params = [rows.draws[i].params for i in edited]
-        prompts, texts = zip(*(self._history(rows, i) for i in edited), strict=True)
-        return ops.PenaltyRows(
-            repetition=_column(p.repetition_penalty for p in params),
-            presence=_column(p.presence_penalty for p in params),
-            frequency=_column(p.frequency_penalty for p in params),
-            prompt=_pairs(prompts),
-            generated=_pairs(texts),
-            biased=_pairs([np.array([*p.logit_bias], np.int32) for p in params]),
-            bias=_column(bias for p in params for bias in p.logit_bias.values()),
-        )
+    def _history(self, draw: Draw, request: int, context: int) -> History:
+        tokens = self._tokens_of(request)[:context]
+        unread = len(tokens) < context
+        return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)
 
-    def _history(self, rows: SampledRows, row: int) -> tuple[Int32, Int32]:
-        """The prompt and the generated tokens that a row has seen; both empty if it needs none."""
-        draw = rows.draws[row]
-        if not draw.params.looks_back:
-            return np.empty(0, np.int32), np.empty(0, np.int32)
-        tokens = self._tokens_of(int(rows.ids[row]))[: rows.contexts[row]]
-        return tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :]
-
-    def _uniforms(self, rows: SampledRows) -> Tensor:
-        seeds = np.array([d.seed for d in rows.draws], np.uint64)
-        counter = np.zeros((len(seeds), 4), np.uint64)
+    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows:
+        params = [d.params for d in rows.draws]
+        counter = np.zeros((len(params), 4), np.int64)
         counter[:, 0] = [d.sample for d in rows.draws]
         counter[:, 1] = rows.contexts
         counter[:, 2] = self._model
         counter[:, 3] = rows.attempts
-        return ops.philox_uniform(seeds, counter)
+        return ops.DrawRows(
+            temperature=_place(_column(p.temperature for p in params), logits),
+            seed=_place(_keys(d.seed for d in rows.draws), logits),
+            counter=_place(torch.from_numpy(counter), logits),
+            top_k=_place(torch.tensor([p.top_k for p in params]), logits),
+            top_p=_place(_column(p.top_p for p in params), logits),
+            min_p=_place(_column(p.min_p for p in params), logits),
+        )
+
+
+def _place(values: Tensor, like: Tensor) -> Tensor:
+    """On the device of ``like``, without waiting for it."""
+    if not like.is_cuda:
+        return values
+    return values.pin_memory().to(like.device, non_blocking=True)
+
+
+def _penalties(rows: SampledRows, edited: list[int], last: Tensor) -> ops.PenaltyRows:
+    params = [rows.draws[i].params for i in edited]
+    none = History(np.empty(0, np.int32), np.empty(0, np.int32), False)
+    seen = [rows.histories.get(i, none) for i in edited]
+    place = partial(_place, like=last)
+    generated = place(_pairs([h.generated for h in seen]))
+    unread = [n for n, history in enumerate(seen) if history.unread]
+    if unread:  # drawn by the tick before: only the device knows it
+        places = place(torch.tensor([unread, [edited[n] for n in unread]]))
+        tokens = last.index_select(0, places[1]).long().clamp(min=0)
+        generated = torch.cat([generated, torch.stack([places[0], tokens])], 1)
+    return ops.PenaltyRows(
+        repetition=place(_column(p.repetition_penalty for p in params)),
+        presence=place(_column(p.presence_penalty for p in params)),
+        frequency=place(_column(p.frequency_penalty for p in params)),
+        prompt=place(_pairs([h.prompt for h in seen])),
+        generated=generated,
+        biased=place(_pairs([np.array([*p.logit_bias], np.int32) for p in params])),
+        bias=place(_column(bias for p in params for bias in p.logit_bias.values())),
+    )
 
 
 def _column(values: Iterable[float]) -> Tensor:
     return torch.tensor([*values], dtype=torch.float64)
 
 
+def _keys(seeds: Iterable[int]) -> Tensor:
+    """The 64 bits of each seed as int64."""
+    return torch.from_numpy(np.array([*seeds], np.uint64).view(np.int64))
+
+
 def _pairs(tokens: Sequence[Int32]) -> Tensor:
     """(row, token id) of all tokens of all rows, int64 [2, tokens]."""
     rows = np.repeat(np.arange(len(tokens)), [len(t) for t in tokens])
     return torch.from_numpy(np.stack([rows, np.concatenate(tokens)]).astype(np.int64))
-
-
-def _sampling_rows(params: list[SamplingParams], uniform: Tensor) -> ops.SamplingRows:
-    return ops.SamplingRows(
-        temperature=_column(p.temperature for p in params),
-        top_k=torch.tensor([p.top_k for p in params]),
-        top_p=_column(p.top_p for p in params),
-        min_p=_column(p.min_p for p in params),
-        uniform=uniform,
-    )

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import triton
+import numpy as np
+import numpy.typing as npt
 
 SHORT = 64  # queries: longer spans fill the card without splitting their keys
 _ENDLESS = 2**30
@@ -79,11 +80,16 @@ class Work:
         for span, context in zip(spans, contexts, strict=True):
             if not 0 <= span <= context:
                 raise ValueError(f"contexts must cover their spans, got {context} of {span} rows")
-        short = [s for s in spans if 1 < s <= SHORT]
-        long = [s for s in spans if s > SHORT]
+        return cls.counted(np.array(spans, np.int32), np.array(contexts, np.int32))
+
+    @classmethod
+    def counted(cls, spans: npt.NDArray[np.int32], contexts: npt.NDArray[np.int32]) -> Work:
+        """Likewise, of a batch that is known to be sound."""
+        short, long = (spans > 1) & (spans <= SHORT), spans > SHORT
         return cls(
-            spans.count(1), len(short), sum(short), len(long), sum(long), max(contexts, default=0)
-        )
+            int((spans == 1).sum()), int(short.sum()), int(spans[short].sum()), int(long.sum()),
+            int(spans[long].sum()), int(contexts.max(initial=0)),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def shared_constants(
         "block_q": 1 if high == 1 else tile.rows // group,
         "low": low,
         "high": high,
-        "lanes": 1 if high == 1 else max(32, triton.next_power_of_2(sequences)),
+        "lanes": 1 if high == 1 else max(32, 1 << (sequences - 1).bit_length()),
     }
 
 

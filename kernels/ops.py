@@ -1,55 +1,98 @@
 """The one face of the kernels for callers: nothing above this module knows which version runs.
 
 Tensors on a CUDA device go to the Triton kernels, all others to the references. Triton is imported
-with the first CUDA tensor, so whoever has no GPU needs none of it.
+with the first CUDA tensor, so whoever has no GPU needs none of it. Within ``interpreted()`` tensors
+on the CPU go to the kernels too, through Triton's interpreter: slow, for tests of what a GPU runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+import numpy as np
+import torch
 from torch import Tensor
 
+from kernels.attention_config import Splits, Work
+from kernels.draws import DrawRows
+from kernels.reference import attention as _attention
 from kernels.reference import confidence as _confidence
 from kernels.reference import layers
-from kernels.reference.attention import (
-    AttentionPlan,
-    KVLayout,
-    copy_blocks,
-    paged_attention,
-    write_kv,
-)
+from kernels.reference import sampling as _sampling
+from kernels.reference.attention import AttentionPlan, KVLayout
 from kernels.reference.confidence import Confidence
-from kernels.reference.layers import apply_rope, rope_tables
+from kernels.reference.layers import rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
 from kernels.reference.penalties import PenaltyRows, penalise
-from kernels.reference.sampling import SamplingRows, philox_uniform, sample
+from kernels.reference.sampling import SamplingRows, philox_uniform
 
 __all__ = [
     "AttentionPlan",
     "Confidence",
+    "DrawRows",
     "KVLayout",
     "LogProbs",
     "PenaltyRows",
     "SamplingRows",
+    "Splits",
+    "Work",
     "add_rms_norm",
-    "apply_rope",
+    "attended",
     "confidence",
     "copy_blocks",
+    "editable",
+    "interpreted",
     "linear",
+    "lm_head",
     "paged_attention",
     "penalise",
     "philox_uniform",
     "rms_norm",
+    "rope_kv",
     "rope_tables",
     "sample",
     "silu_mul",
     "token_logprobs",
-    "write_kv",
 ]
+
+_INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
+_SKINNY_ROWS, _WIDE_HEAD_ROWS = 16, 64
+_LEAST = 1e-300  # as min-p: keeps every token that could be drawn
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Send CPU tensors of this thread to the Triton kernels, which must run in the interpreter."""
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        raise RuntimeError("set TRITON_INTERPRET=1 before the kernels are imported")
+    token = _INTERPRETED.set(True)
+    try:
+        yield
+    finally:
+        _INTERPRETED.reset(token)
+
+
+def _fused(x: Tensor) -> bool:
+    return x.is_cuda or _INTERPRETED.get()
+
+
+def _tuned(x: Tensor) -> bool:
+    """Whether matrix products of our own are made for where ``x`` is."""
+    if not x.is_cuda:
+        return True  # the interpreter
+    from kernels import skinny_gemm
+
+    return skinny_gemm.hopper(x.device)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / rms(x) * weight`` over the last dimension; see the reference."""
-    if x.is_cuda:
+    if _fused(x):
         from kernels import norm
 
         return norm.rms_norm(x, weight, eps)
@@ -58,7 +101,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add ``residual`` to ``x`` in place and return the norm of the sum."""
-    if x.is_cuda:
+    if _fused(x):
         from kernels import norm
 
         return norm.add_rms_norm(x, residual, weight, eps)
@@ -67,7 +110,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """``silu(gate) * up`` where gate and up are the halves of the last dimension."""
-    if gate_up.is_cuda:
+    if _fused(gate_up):
         from kernels import silu_mul as kernel
 
         return kernel.silu_mul(gate_up)
@@ -77,18 +120,131 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """``x @ weight^T * scale + bias``; see the reference."""
-    if x.is_cuda:
+    """``x @ weight^T * scale + bias``; see the reference. Many rows go to the vendor's library."""
+    if _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x):
         from kernels import skinny_gemm
 
-        return skinny_gemm.linear(x, weight, bias, scale)
+        return skinny_gemm.skinny_linear(x, weight, bias, scale)
     return layers.linear(x, weight, bias, scale)
+
+
+def rope_kv(
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    arena: Tensor,
+    plan: AttentionPlan,
+    layer: int,
+    norms: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Bias, norms, rotation and the writing of keys and values; see the reference."""
+    if _fused(qkv):
+        from kernels import rope_kv as kernel
+
+        return kernel.rope_kv(
+            qkv, bias, rope, positions, plan.slots, arena, plan.layout, layer, norms, eps
+        )
+    return _attention.rope_kv(qkv, bias, rope, positions, arena, plan, layer, norms, eps)
+
+
+def paged_attention(arena: Tensor, plan: AttentionPlan, layer: int, query: Tensor) -> Tensor:
+    """Causal attention of each row over its own sequence's keys; see the reference."""
+    if _fused(query):
+        from kernels import attention
+
+        return attention.paged_attention(
+            query, arena, plan.layout, layer, plan.table, plan.starts, plan.contexts, plan.work,
+            plan.splits,
+        )  # fmt: skip
+    return _attention.paged_attention(arena, plan, layer, query)
+
+
+def attended(plan: AttentionPlan, cells: int) -> int:
+    """Pairs of query and key that attention really works on, padding included.
+
+    ``cells``: queries times keys of all sequences, which is what the kernels come close to.
+    """
+    if _fused(plan.slots):
+        return cells
+    return sum(group.queries.numel() * group.keys.shape[-1] for group in plan.groups)
+
+
+def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
+    """Copy whole blocks, ``copies`` int32 [pairs, (from, to)]; see the reference."""
+    if _fused(arena):
+        from kernels import copy_blocks as kernel
+
+        return kernel.copy_blocks(arena, layout, copies)
+    return _attention.copy_blocks(arena, layout, copies)
+
+
+def lm_head(
+    hidden: Tensor, weight: Tensor, vocabulary: int, keep: bool
+) -> tuple[Confidence, Tensor | None]:
+    """The statistics of each row, and if ``keep`` its logits, fp32 [rows, head_rows].
+
+    Args:
+        hidden: [rows, hidden], after the last norm.
+        weight: [head_rows, hidden].
+        vocabulary: ids from here on are padding of the head and take no part.
+        keep: whether the logits are wanted; without, a GPU never stores them.
+    """
+    small = hidden.element_size() == 2 or len(hidden) <= _WIDE_HEAD_ROWS  # tiles fit a card
+    if _fused(hidden) and _tuned(hidden) and small:
+        from kernels.lm_head import lm_head as fused
+
+        found, kept = fused(hidden, weight, vocabulary, None, torch.float32 if keep else None)
+        return Confidence(*found[: len(Confidence._fields)]), kept
+    logits = linear(hidden, weight).float()
+    return confidence(logits, vocabulary), logits if keep else None
 
 
 def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
-    if not logits.is_cuda:
+    if not _fused(logits):
         return _confidence.confidence(logits, vocabulary)
     from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere
 
     return Confidence(*fused(logits, vocabulary)[: len(Confidence._fields)])
+
+
+def editable(logits: Tensor, vocabulary: int) -> Tensor:
+    """A copy to change and to draw from: fp64, but fp32 where the kernels take no more."""
+    z = logits[:, :vocabulary]
+    return z.float().clone() if _fused(logits) else z.double()
+
+
+def sample(logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Tensor:
+    """One token id a row, int64 [rows]; see the reference. A key draws the same token everywhere.
+
+    Args:
+        logits: [rows, at least vocabulary].
+        vocabulary: ids from here on take no part.
+        rows: how to draw; ``DrawRows`` on the device of the logits.
+    """
+    if isinstance(rows, SamplingRows):
+        return _sampling.sample(logits, vocabulary, rows)
+    if not _fused(logits):
+        return _sampling.sample(logits, vocabulary, _with_uniforms(rows))
+    from kernels.confidence import confidence as fused
+
+    # Rows without filters would be drawn from in the order of ids, not in that of likelihood.
+    least = torch.full_like(rows.temperature, _LEAST)
+    min_p = least if rows.min_p is None else rows.min_p.clamp(min=_LEAST)
+    return fused(logits, vocabulary, replace(rows, min_p=min_p)).token
+
+
+def _with_uniforms(rows: DrawRows) -> SamplingRows:
+    """What the reference draws with; on the CPU."""
+    off = torch.zeros_like(rows.temperature)
+    return SamplingRows(
+        temperature=rows.temperature,
+        top_k=off.long() if rows.top_k is None else rows.top_k,
+        top_p=off + 1 if rows.top_p is None else rows.top_p,
+        min_p=off if rows.min_p is None else rows.min_p,
+        uniform=philox_uniform(
+            rows.seed.numpy().view(np.uint64), rows.counter.numpy().view(np.uint64)
+        ),
+    )

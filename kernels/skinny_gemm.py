@@ -174,13 +174,13 @@ def linear(
         bias: [N] of x's type.
         scale: [N] fp32, of the weight's rows.
     """
-    if x.ndim == 2 and x.shape[0] <= ROWS and x.is_cuda and _hopper(x.device):
+    if x.ndim == 2 and x.shape[0] <= ROWS and x.is_cuda and hopper(x.device):
         return skinny_linear(x, weight, bias, scale)
     return layers.linear(x, weight, bias, scale)
 
 
 @cache
-def _hopper(device: torch.device) -> bool:
+def hopper(device: torch.device) -> bool:
     """Whether it is the kind of card that the tiles were chosen and checked for."""
     return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
 

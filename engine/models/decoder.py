@@ -21,11 +21,11 @@ class Layer:
 
     attention_norm: Tensor
     qkv: Tensor
+    qkv_bias: Tensor | None
     output: Tensor
     mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
-    qkv_bias: Tensor | None = None
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
 
@@ -34,8 +34,8 @@ class Layer:
 class Batch:
     """One tick of one model.
 
-    tokens, positions: [rows] int64.
-    sampled: int64, the rows whose logits are wanted.
+    tokens, positions: [rows], int32 (int64 will do for the references).
+    sampled: likewise, the rows whose logits are wanted.
     attention: where keys go and what each row reads.
     """
 
@@ -55,9 +55,7 @@ class Decoder:
         self.norm = weights["model.norm.weight"]
         self.head = self.embedding if config.tied else weights["lm_head.weight"]
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = ops.rope_tables(
-            max_context, config.head_dim, config.rope_theta, self.embedding.dtype
-        )
+        self.rope = ops.rope_tables(max_context, config.head_dim, config.rope_theta)
 
     @staticmethod
     def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
@@ -82,36 +80,49 @@ class Decoder:
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         return [self.embedding, self.norm, self.head, *(w for w in layers if w is not None)]
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
         """Write the batch's keys and values into ``arena`` and return its sampled rows' logits.
 
         Returns:
             [sampled, vocab_size] fp32, padding ids of the head included.
         """
+        with torch.inference_mode():
+            return ops.linear(self.hidden(batch, arena), self.head).float()
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, arena: Tensor) -> Tensor:
+        """As ``forward``, but what the head is to be multiplied with, [sampled, hidden_size]."""
         eps = self.config.norm_eps
-        x = self.embedding[batch.tokens]
-        cosine, sine = self.rope[:, batch.positions, None]
-        for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.attention_norm, eps)
-            mixed = self._attention(index, layer, h, cosine, sine, batch, arena)
+        x = torch.nn.functional.embedding(batch.tokens, self.embedding)
+        h = ops.rms_norm(x, self.layers[0].attention_norm, eps)
+        following = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+        for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
+            mixed = self._attention(index, layer, h, batch, arena)
             h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
-            gated = ops.silu_mul(ops.linear(h, layer.gate_up))
-            x = x + ops.linear(gated, layer.down)
-        x = ops.rms_norm(x[batch.sampled], self.norm, eps)
-        return ops.linear(x, self.head).float()
+            written = ops.linear(ops.silu_mul(ops.linear(h, layer.gate_up)), layer.down)
+            if norm is self.norm:  # after it nobody needs the other rows
+                x, written = (part.index_select(0, batch.sampled) for part in (x, written))
+            h = ops.add_rms_norm(x, written, norm, eps)
+        return h
 
     def _attention(
-        self, index: int, layer: Layer, h: Tensor, cosine: Tensor, sine: Tensor, batch: Batch,
-        arena: Tensor,
-    ) -> Tensor:  # fmt: skip
-        c = self.config
-        qkv = ops.linear(h, layer.qkv, layer.qkv_bias).view(h.shape[0], -1, c.head_dim)
-        query, key, value = qkv.split([c.heads, c.kv_heads, c.kv_heads], 1)
+        self, index: int, layer: Layer, h: Tensor, batch: Batch, arena: Tensor
+    ) -> Tensor:
+        norms = None
         if layer.query_norm is not None and layer.key_norm is not None:
-            query = ops.rms_norm(query, layer.query_norm, c.norm_eps)
-            key = ops.rms_norm(key, layer.key_norm, c.norm_eps)
-        query, key = ops.apply_rope(query, cosine, sine), ops.apply_rope(key, cosine, sine)
-        ops.write_kv(arena, batch.attention, index, key, value)
+            norms = layer.query_norm, layer.key_norm
+        query = ops.rope_kv(
+            ops.linear(h, layer.qkv), layer.qkv_bias, self.rope, batch.positions, arena,
+            batch.attention, index, norms, self.config.norm_eps,
+        )  # fmt: skip
         mixed = ops.paged_attention(arena, batch.attention, index, query)
         return ops.linear(mixed.flatten(1), layer.output)
+
+    def statistics(
+        self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool
+    ) -> tuple[ops.Confidence, Tensor | None]:
+        """A pass that ends in the statistics of the sampled rows, and their logits if ``keep``.
+
+        ``vocabulary``: ids from here on are padding of the head and take no part.
+        """
+        return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)

@@ -10,10 +10,14 @@ Attention is spelled out as matmul, softmax, matmul so that a FLOP counter sees 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from kernels.attention_config import Splits, Work
+from kernels.reference.layers import apply_rope, rms_norm
 
 
 @dataclass(frozen=True)
@@ -58,39 +62,75 @@ class AttentionGroup:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What all layers of one tick share: where to write new rows and what each group reads."""
+    """What all layers of one tick share. Index tensors are int32, on the device of the arena.
+
+    layout: of the model.
+    table: [sequences, width], block ids.
+    starts: [sequences + 1], first batch row of each sequence. One without rows is padding, as are
+        the rows from ``starts[sequences]`` on: nothing of them is stored, and they attend to
+        nothing, which comes out as zeros.
+    contexts: [sequences], keys visible to each sequence's last row.
+    slots: [rows], ``block * block_tokens + offset`` of each row; -1 for padding.
+    work: what the host knows of the batch, for the kernels.
+    splits: how the kernels cut keys; None lets them choose by the size of the batch.
+    """
 
     layout: KVLayout
-    writes: Tensor  # [rows * kv_heads] arena rows of layer 0's keys
-    groups: tuple[AttentionGroup, ...]
+    table: Tensor
+    starts: Tensor
+    contexts: Tensor
+    slots: Tensor
+    work: Work
+    splits: Splits | None = None
+    _angles: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(
         cls, layout: KVLayout, starts: Tensor, contexts: Tensor, blocks: Tensor, slots: Tensor
     ) -> AttentionPlan:
-        """Plan one batch.
+        """From whole numbers of any type on the host."""
+        work = Work.of(starts.tolist(), contexts.tolist())
+        return cls(layout, blocks.int(), starts.int(), contexts.int(), slots.int(), work)
 
-        Args:
-            layout: of the model.
-            starts: [sequences + 1] int64, first batch row of each sequence.
-            contexts: [sequences] int64, keys visible to each sequence's last row.
-            blocks: [sequences, width] int64, block ids.
-            slots: [rows] int64, ``block * block_tokens + offset`` of each row.
-        """
-        tokens = layout.block_tokens
-        heads = torch.arange(layout.kv_heads) * tokens
+    def rotation(self, rope: Tensor, positions: Tensor) -> Tensor:
+        """Cosines and sines of all rows, [2, rows, 1, head_dim]; looked up once a tick."""
+        found = self._angles.get(id(rope))
+        if found is None:
+            found = rope.index_select(1, positions)[:, :, None]
+            self._angles[id(rope)] = found
+        return found
+
+    @cached_property
+    def kept(self) -> Tensor | None:
+        """The rows that are stored, int64; None if all are."""
+        return torch.nonzero(self.slots >= 0).flatten() if int(self.slots.min()) < 0 else None
+
+    @cached_property
+    def writes(self) -> Tensor:
+        """[kept rows * kv_heads] int64, where layer 0's keys go."""
+        tokens = self.layout.block_tokens
+        slots = (self.slots if self.kept is None else self.slots[self.kept]).long()
         block = torch.div(slots, tokens, rounding_mode="floor")
-        base = layout.first_row(block) + slots - block * tokens
+        base = self.layout.first_row(block) + slots - block * tokens
+        return (base[:, None] + torch.arange(self.layout.kv_heads) * tokens).flatten()
+
+    @cached_property
+    def groups(self) -> tuple[AttentionGroup, ...]:
+        """What is attended to together.
+
+        Decodes apart, longer spans by powers of two, and so are contexts above 64: padding at most
+        doubles a group's queries and keys, and a long sequence costs its neighbours nothing.
+        """
+        starts, contexts, blocks = self.starts.long(), self.contexts.long(), self.table.long()
         spans = starts[1:] - starts[:-1]
-        # Decodes apart, longer spans by powers of two, and so are contexts above 64: padding at
-        # most doubles a group's queries and keys, and a long sequence costs its neighbours nothing.
         width = torch.where(spans == 1, 0, (spans - 1).clamp(min=1).log2().floor().long() + 1)
         bucket = width * 64 + (contexts - 1).clamp(min=63).log2().floor().long()
-        groups = tuple(
-            cls._group(layout, members, starts, spans, contexts, blocks)
-            for members in (torch.nonzero(bucket == b).flatten() for b in bucket.unique())
+        if int(spans.min()) == 0:
+            bucket[spans == 0] = -1
+        return tuple(
+            self._group(self.layout, members, starts, spans, contexts, blocks)
+            for members in (torch.nonzero(bucket == b).flatten() for b in bucket.unique() if b >= 0)
         )
-        return cls(layout, (base[:, None] + heads).flatten(), groups)
 
     @staticmethod
     def _group(
@@ -119,14 +159,59 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
 
     Args:
         arena: [arena_rows, head_dim], written in place.
-        copies: int64 [pairs, (from, to)], block ids.
+        copies: whole numbers [pairs, (from, to)], block ids; a pair from below 0 is padding.
     """
     for source, target in layout.first_row(copies).tolist():
+        if source < 0:
+            continue
         arena[target : target + layout.block_rows] = arena[source : source + layout.block_rows]
+
+
+def rope_kv(
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    arena: Tensor,
+    plan: AttentionPlan,
+    layer: int,
+    norms: tuple[Tensor, Tensor] | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Add the bias, rotate the queries and keys, store the keys and values of a batch.
+
+    Args:
+        qkv: [rows, (heads + 2 * kv_heads) * head_dim], of queries, keys, values. Overwritten.
+        bias: of its columns, or None.
+        rope: fp32 [2, length, head_dim], see ``rope_tables``.
+        positions: int32 [rows].
+        arena: [arena_rows, head_dim], written in place.
+        plan: of this batch.
+        layer: whose keys and values these are.
+        norms: weights [head_dim] of queries and keys, applied to each head, or None.
+        eps: of the norms.
+
+    Returns:
+        The rotated queries, [rows, heads, head_dim].
+    """
+    layout = plan.layout
+    if bias is not None:
+        qkv = qkv.add_(bias)
+    x = qkv.view(len(qkv), -1, layout.head_dim)
+    turned, value = x[:, : -layout.kv_heads], x[:, -layout.kv_heads :]
+    heads = turned.shape[1] - layout.kv_heads
+    if norms is not None:
+        parts = zip(turned.split([heads, layout.kv_heads], 1), norms, strict=True)
+        turned = torch.cat([rms_norm(part, weight, eps) for part, weight in parts], 1)
+    turned = apply_rope(turned, *plan.rotation(rope, positions))
+    write_kv(arena, plan, layer, turned[:, heads:], value)
+    return turned[:, :heads]
 
 
 def write_kv(arena: Tensor, plan: AttentionPlan, layer: int, key: Tensor, value: Tensor) -> None:
     """Store the batch's keys and values [rows, kv_heads, head_dim] of one layer."""
+    if plan.kept is not None:
+        key, value = key[plan.kept], value[plan.kept]
     offset = 2 * layer * plan.layout.plane_rows
     width = plan.layout.head_dim
     arena.index_copy_(0, plan.writes + offset, key.reshape(-1, width))
@@ -145,7 +230,7 @@ def paged_attention(arena: Tensor, plan: AttentionPlan, layer: int, query: Tenso
     Returns:
         [rows, heads, head_dim] in the query's dtype; softmax in fp32.
     """
-    out = torch.empty_like(query)
+    out = torch.empty_like(query) if plan.kept is None else torch.zeros_like(query)
     for group in plan.groups:
         out[group.queries] = _attend(arena, plan.layout, layer, query[group.queries], group)
     return out

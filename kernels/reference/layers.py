@@ -41,7 +41,9 @@ def linear(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-def rope_tables(length: int, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+def rope_tables(
+    length: int, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Cosines and sines of positions 0..length-1: [2, length, head_dim], halves repeated."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
@@ -53,11 +55,11 @@ def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate pairs (i, i + head_dim / 2), the layout of Qwen2 and Llama checkpoints.
 
     Args:
-        x: [rows, heads, head_dim].
+        x: [rows, heads, head_dim]; the result has its type.
         cosine: [rows, 1, head_dim], of each row's position; sine likewise.
     """
     first, second = x.chunk(2, -1)
-    return x * cosine + torch.cat([-second, first], -1) * sine
+    return (x * cosine + torch.cat([-second, first], -1) * sine).to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

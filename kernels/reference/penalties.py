@@ -48,9 +48,9 @@ def penalise(logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:
     """
     z = logits[:, :vocabulary].double()
     count = torch.zeros_like(z)
-    count.index_put_(tuple(rows.generated), torch.ones((), dtype=z.dtype), accumulate=True)
+    count.index_put_(tuple(rows.generated), z.new_ones(()), accumulate=True)
     seen = count > 0
-    seen[tuple(rows.prompt)] = True
+    seen.index_put_(tuple(rows.prompt), seen.new_ones(()))
     rule = rows.repetition[:, None]
     # An extreme penalty stops at the largest number: infinities would not leave a distribution.
     limit = torch.finfo(z.dtype).max

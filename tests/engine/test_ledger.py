@@ -74,9 +74,9 @@ class Counted(FlopCounterMode):
         """Linear, attention and head FLOPs; the head is the matmul as wide as the vocabulary."""
         counts = self.get_flop_counts()["Global"]
         aten = torch.ops.aten
-        assert set(counts) == {aten.mm, aten.addmm, aten.bmm}
+        assert set(counts) == {aten.mm, aten.bmm}
         head = sum(self.by_width[width] for width in {s.vocab_size for s in engine.shapes})
-        return counts[aten.addmm] + counts[aten.mm] - head, counts[aten.bmm], head
+        return counts[aten.mm] - head, counts[aten.bmm], head
 
 
 def terms_of(engine, roles=ROLES):

@@ -258,16 +258,16 @@ def test_signals_of_a_tick_that_a_cancel_brings_home(engine: Engine, monkeypatch
     policy = "threshold:max_prob:0.9@probe:1"
     expected = [c.text for c in engine.generate(PROMPTS, PARAMS, policy)]
     decoder = engine.lanes[0].runner.decoder
-    forward, calls = decoder.forward, []
+    hidden, calls = decoder.hidden, []
 
     def interrupted(batch, arena):
         calls.append(1)
         if len(calls) in (3, 7, 12):
             raise KeyboardInterrupt
-        return forward(batch, arena)
+        return hidden(batch, arena)
 
     ids = [engine.submit(p, PARAMS, policy) for p in PROMPTS]
-    monkeypatch.setattr(decoder, "forward", interrupted)
+    monkeypatch.setattr(decoder, "hidden", interrupted)
     done = {}
     while len(done) < len(ids):
         try:

@@ -1,0 +1,123 @@
+"""Work that is recorded once and replayed: CUDA graphs, and a stand-in on a CPU.
+
+Recorded work reads static buffers only. What a replay gives is overwritten by the next replay of
+any graph of the same lane, so it must be read, or copied on the same stream, before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.queue import CudaQueue
+
+Outputs = tuple[Tensor, ...]
+Work = Callable[[], Outputs]
+
+
+@dataclass
+class GraphCounts:
+    """Ticks of one lane by how they ran, and graphs recorded.
+
+    eager: without a graph, ``misses`` included: those for which one was yet to be recorded.
+    refused: recordings for which there was no memory.
+    """
+
+    replays: int = 0
+    eager: int = 0
+    misses: int = 0
+    captures: int = 0
+    refused: int = 0
+
+
+class Recorder(Protocol):
+    """Turns work into a function that does it again."""
+
+    def record(self, work: Work) -> Work:
+        """``work`` has run on this lane just before, with all that it compiles and loads."""
+
+
+class HostRecorder:
+    """Runs work again, into the buffers of the first time; like a GPU's pool, spoils all others."""
+
+    def __init__(self) -> None:
+        self._pool: list[Tensor] = []
+
+    def record(self, work: Work) -> Work:
+        kept: list[Tensor] = []
+
+        def replay() -> Outputs:
+            made = work()
+            for tensor in self._pool:
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 1)
+            if not kept:
+                kept.extend(torch.empty_like(tensor) for tensor in made)
+                self._pool.extend(kept)
+            for mine, tensor in zip(kept, made, strict=True):
+                mine.copy_(tensor)
+            return tuple(kept)
+
+        return replay
+
+
+class CudaRecorder:
+    """CUDA graphs of one lane, in one memory pool: replays of a lane never overlap."""
+
+    def __init__(self, queue: CudaQueue) -> None:
+        self._queue = queue
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls could spoil the recording: other engines have threads of theirs.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._queue.stream, capture_error_mode="thread_local"
+        ):
+            outputs = work()
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
+
+
+class Graphs:
+    """The graphs of one lane by what they are for. The first time runs without one."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        """``recorder``: None runs everything eagerly."""
+        self._recorder = recorder
+        self._replays: dict[Hashable, Work | None] = {}
+        self.counts = GraphCounts()
+
+    def run(self, key: Hashable, work: Work) -> Outputs:
+        """Work that may be replayed. ``key`` names everything that it depends on but buffers."""
+        replay = self._replays.get(key)
+        if replay is not None:
+            self.counts.replays += 1
+            return replay()
+        outputs = self.run_eagerly(work)
+        if self._recorder is not None and key not in self._replays:
+            self.counts.misses += 1
+            self._replays[key] = self._record(work)
+        return outputs
+
+    def run_eagerly(self, work: Work) -> Outputs:
+        """Work that is never recorded."""
+        self.counts.eager += 1
+        return work()
+
+    def _record(self, work: Work) -> Work | None:
+        assert self._recorder is not None
+        try:
+            replay = self._recorder.record(work)
+        except torch.OutOfMemoryError:
+            self.counts.refused += 1
+            return None
+        self.counts.captures += 1
+        return replay

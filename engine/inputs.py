@@ -1,0 +1,153 @@
+"""What the ticks of one lane read: whole numbers in a static buffer, filled by one copy a tick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine import _core
+from engine.queue import Ticket
+
+_UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of a tick, which says where everything lies in the buffer.
+
+    width: blocks of a sequence. sampled: rows that go through the head.
+    padded: sequences are decodes, filled up to ``sequences``; each row goes through the head.
+    """
+
+    sequences: int
+    rows: int
+    sampled: int
+    width: int
+    padded: bool = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each region, in their order."""
+        rows = (self.rows,)
+        return {
+            "tokens": rows, "positions": rows, "slots": rows, "starts": (self.sequences + 1,),
+            "contexts": (self.sequences,), "sampled": (self.sampled,),
+            "table": (self.sequences, self.width),
+        }  # fmt: skip
+
+
+@cache
+def _places(extent: Extent) -> tuple[dict[str, slice], int]:
+    """Where each region lies, and where the first number behind them does."""
+    found, end = {}, 0
+    for name, shape in extent.shapes.items():
+        size = int(np.prod(shape))
+        found[name] = slice(end, end + size)
+        end += -(-size // _UNIT) * _UNIT
+    return found, end
+
+
+@dataclass(frozen=True)
+class TickViews:
+    """Views of the buffer, int32.
+
+    tokens: [rows]; below 0: the token that sequence ``-1 - token`` of the tick before drew.
+    positions, slots: [rows]. starts: [sequences + 1]. contexts: [sequences].
+    sampled: [sampled], rows that go through the head.
+    table: [sequences, width], block ids.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    starts: Tensor
+    contexts: Tensor
+    sampled: Tensor
+    table: Tensor
+
+
+@dataclass
+class Staged:
+    """A tick's numbers on the host, behind them the plan rows that draw and the block copies."""
+
+    extent: Extent
+    memory: Tensor
+    length: int
+    wanted: slice
+    copies: slice
+
+
+class TickInputs:
+    """The buffer on the device, and as many on the host as ticks can be planned at once."""
+
+    def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
+        """Sizes are those of the biggest tick."""
+        size = _places(Extent(sequences, rows, sequences, width))[1] + 3 * sequences + 2 * _UNIT
+        self._buffer = torch.zeros(size, dtype=torch.int32, device=device)
+        pinned = device.type == "cuda"
+        self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._tickets: list[Ticket | None] = [None, None]
+        self._turn = 0
+
+    def stage(self, plan: _core.Plan, extent: Extent, wanted: npt.NDArray[np.intp]) -> Staged:
+        """Write a plan into the next host buffer; waits if the device has not read it yet."""
+        self._turn ^= 1
+        ticket = self._tickets[self._turn]
+        if ticket is not None:
+            ticket.wait()
+            self._tickets[self._turn] = None
+        memory = self._host[self._turn]
+        _, end = _places(extent)
+        behind = slice(end, end + len(wanted))
+        first = end + -(-len(wanted) // _UNIT) * _UNIT
+        copies = slice(first, first + 2 * plan.copied)
+        numbers = memory.numpy()
+        _fill(numbers, plan, extent, wanted)
+        numbers[behind] = wanted
+        if plan.copied:
+            numbers[copies] = plan.copies[: plan.copied].ravel()
+        return Staged(extent, memory, copies.stop, behind, copies)
+
+    def sent(self, ticket: Ticket) -> None:
+        """The staged numbers are free again once ``ticket`` is done."""
+        self._tickets[self._turn] = ticket
+
+    def upload(self, staged: Staged) -> None:
+        """Bring a tick's numbers to the device."""
+        source = staged.memory[: staged.length]
+        self._buffer[: staged.length].copy_(source, non_blocking=True)
+
+    def views(self, extent: Extent) -> TickViews:
+        """Where work that is recorded reads a tick of this size."""
+        places, _ = _places(extent)
+        parts = {name: self._buffer[place] for name, place in places.items()}
+        parts["table"] = parts["table"].view(extent.sequences, extent.width)
+        return TickViews(**parts)
+
+    def region(self, place: slice) -> Tensor:
+        """What stands behind a tick's views."""
+        return self._buffer[place]
+
+
+def _fill(
+    numbers: npt.NDArray[np.int32], plan: _core.Plan, extent: Extent, wanted: npt.NDArray[np.intp]
+) -> None:
+    n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
+    starts = plan.starts[: n + 1]
+    last = np.arange(extent.sampled) if extent.padded else starts[1:][wanted] - 1
+    for name, values, padding in (
+        ("tokens", plan.tokens[:rows], 0), ("positions", plan.positions[:rows], 0),
+        ("slots", plan.slots[:rows], -1), ("starts", starts, rows),
+        ("contexts", plan.contexts[:n], 0), ("sampled", last, 0),
+    ):  # fmt: skip
+        region = numbers[places[name]]
+        region[: len(values)] = values
+        region[len(values) :] = padding
+    # Rows of the table behind the last sequence are never read.
+    table = numbers[places["table"]].reshape(extent.sequences, extent.width)
+    table[:n] = plan.blocks[:n, : extent.width]
