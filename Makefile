@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two threads on a busy small machine lose more to spinning than they gain.
 export OMP_WAIT_POLICY ?= passive
 
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 .PHONY: help demo test bench-kernels gpu-kernels sanitize soak lint setup pair clean
 

@@ -249,6 +249,8 @@ class EngineConfig:
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
+    cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
+        without, through PyTorch's operators, one by one.
     """
 
     block_tokens: int = 16
@@ -265,10 +267,11 @@ class EngineConfig:
     eager_backlog: int = 0
     read_along: int = 0
     check_every: int = 0
+    cpu_kernels: bool = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("delimiters", "prefix_cache", "lane_policy"):
+            if name in ("delimiters", "prefix_cache", "lane_policy", "cpu_kernels"):
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
@@ -289,8 +292,9 @@ class EngineConfig:
             )
 
     def _check_choices(self) -> None:
-        if not isinstance(self.prefix_cache, bool):
-            raise SteerError(f"prefix_cache must be true or false, got {self.prefix_cache!r}")
+        for name in ("prefix_cache", "cpu_kernels"):
+            if not isinstance(getattr(self, name), bool):
+                raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"

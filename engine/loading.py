@@ -45,7 +45,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     context = _context(config, shapes)
     tokenizer = _shared_tokenizer((pair.small, pair.large), shapes)
     small, large = (
-        Decoder(shape, load_weights(folder, shape, dtype), context)
+        Decoder(shape, load_weights(folder, shape, dtype), context, config.cpu_kernels)
         for folder, shape in zip((pair.small, pair.large), shapes, strict=True)
     )
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())

@@ -21,6 +21,7 @@ from kernels.reference.confidence import Confidence
 
 DTYPES = (torch.float32, torch.bfloat16)
 _LONGEST_HEAD = 512  # kLongest in csrc/cpu/layers.h
+_STRETCH = 8  # kQueryRows in csrc/cpu/decoder.cpp
 
 
 class LayerWeights(Protocol):
@@ -191,6 +192,14 @@ class ForwardPass:
             logits.data_ptr(),
         )
         return logits
+
+    def attended(self, plan: Tick) -> int:
+        """Pairs of query and key that attention works on: spans are taken in stretches of rows."""
+        spans = (plan.starts[1:] - plan.starts[:-1]).long()
+        before = plan.contexts - spans
+        whole, rest = spans // _STRETCH, spans % _STRETCH
+        pairs = _STRETCH * (whole * before + _STRETCH * whole * (whole + 1) // 2)
+        return int((pairs + rest * plan.contexts).sum())
 
 
 def confidence(logits: Tensor, vocabulary: int, instruction_set: str | None = None) -> Confidence:

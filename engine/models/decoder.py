@@ -48,14 +48,30 @@ class Batch:
 class Decoder:
     """Weights of one model and its forward pass. Holds no KV: that lives in the arena."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], max_context: int) -> None:
-        """``weights`` by Hugging Face name, as ``load_weights`` returns them."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        max_context: int,
+        cpu_kernels: bool = True,
+    ) -> None:
+        """
+        Args:
+            weights: by Hugging Face name, as ``load_weights`` returns them.
+            cpu_kernels: whether a pass on a CPU may be one call; without, it goes op by op.
+        """
         self.config = config
         self.embedding = weights["model.embed_tokens.weight"]
         self.norm = weights["model.norm.weight"]
         self.head = self.embedding if config.tied else weights["lm_head.weight"]
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
         self.rope = ops.rope_tables(max_context, config.head_dim, config.rope_theta)
+        self._pass = None
+        if cpu_kernels:
+            self._pass = ops.forward_pass(
+                self.embedding, self.norm, self.head, self.rope, self.layers, config.heads,
+                config.norm_eps,
+            )  # fmt: skip
 
     @staticmethod
     def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
@@ -87,7 +103,10 @@ class Decoder:
             [sampled, vocab_size] fp32, padding ids of the head included.
         """
         with torch.inference_mode():
-            return ops.linear(self.hidden(batch, arena), self.head).float()
+            if self._pass is None or not ops.compiled(arena):
+                return ops.linear(self.hidden(batch, arena), self.head).float()
+            numbers = (batch.tokens.int(), batch.positions.int(), batch.sampled.int())
+            return self._pass.logits(*numbers, batch.attention, arena)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch, arena: Tensor) -> Tensor:
@@ -125,4 +144,13 @@ class Decoder:
 
         ``vocabulary``: ids from here on are padding of the head and take no part.
         """
-        return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+        if self._pass is None or not ops.compiled(arena):
+            return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+        logits = self.forward(batch, arena)
+        return ops.confidence(logits, vocabulary), logits if keep else None
+
+    def attended(self, batch: Batch, cells: int) -> int:
+        """Pairs of query and key that a pass works on; ``cells``: queries times keys."""
+        if self._pass is None or not ops.compiled(batch.tokens):
+            return ops.attended(batch.attention, cells)
+        return self._pass.attended(batch.attention)

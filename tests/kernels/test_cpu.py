@@ -254,6 +254,19 @@ def test_padding_changes_nothing():
     assert torch.equal(texts.arena.nan_to_num(7), before.nan_to_num(7))
 
 
+def test_pairs_that_attention_works_on():
+    model = Model(ODD, torch.float32)
+    texts = Texts(model, [40, 9, 30, 8])
+    spans = {0: range(40), 1: range(8, 9), 2: range(3, 30), 3: range(8)}
+    plan = texts.inputs(spans)[-1]
+    stretches = [
+        (min(first + 8, r.stop) - first, min(first + 8, r.stop))
+        for r in spans.values()
+        for first in range(r.start, r.stop, 8)
+    ]
+    assert model.fast().attended(plan) == sum(rows * keys for rows, keys in stretches)
+
+
 def test_a_broken_sequence_breaks_no_other():
     model = Model(ODD, torch.float32)
     texts = Texts(model, [4, 4])
