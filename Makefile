@@ -8,7 +8,10 @@ export OMP_WAIT_POLICY ?= passive
 
 SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
-.PHONY: help demo test bench-kernels gpu-kernels sanitize soak lint setup pair clean
+NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
+  { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
+
+.PHONY: help demo test bench-kernels gpu-kernels gpu-check sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,11 +30,21 @@ bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, 
 	@mkdir -p out
 	python -m bench.kernels --quick --json out/kernels.jsonl
 
-gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, then the kernels' rows
-	@python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
-	  { echo "gpu-kernels: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
+gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
+	@$(NEEDS_GPU)
 	python -m pytest -m gpu
 	python -m bench.kernels --json bench/results/kernels-gpu.jsonl
+	python -m pytest -m "not gpu" tests/kernels  # the interpreter's tests, there on the card
+	$(MAKE) gpu-check
+
+# Each tensor gets an allocation of its own: the tool knows exactly where it ends.
+gpu-check: setup ## the kernels at ragged shapes under compute-sanitizer, where there is one
+	@$(NEEDS_GPU)
+	@tool=$$(PATH="$$PATH:$${CUDA_HOME:-/usr/local/cuda}/bin" command -v compute-sanitizer) || \
+	  { echo "gpu-check: no compute-sanitizer in PATH or CUDA_HOME, so addresses were not checked;" \
+	    "the guards around buffers are, by pytest -m gpu" >&2; exit 0; }; \
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$$tool" --tool memcheck --error-exitcode 1 \
+	  python -m pytest -m gpu tests/kernels/test_bounds.py -k bare
 
 sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
 	@for kind in address thread; do \

@@ -78,7 +78,7 @@ class Comparison:
 
     def _problems(self) -> str:
         options = self.options
-        task = f"arithmetic {options.mix or 'mixed'}, seed {options.seed or 0}"
+        task = f"{options.task or 'arithmetic'} {options.mix or 'mixed'}, seed {options.seed or 0}"
         task += ", rigid style" if options.style == "rigid" else ""
         return str(options.dataset or task)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from engine.errors import SteerError
 from engine.files import read_text
@@ -24,12 +27,30 @@ class FileProblem:
 
 
 def read_problems(path: Path) -> list[FileProblem]:
-    """All problems of a file. SteerError with file and line on the first bad one."""
+    """All problems of a file. SteerError with file and line on the first bad one.
+
+    Their answers are compared by ``math-verify``: it must be there before anything runs.
+    """
     lines = read_text(path, "dataset file").split("\n")
     problems = [_parse(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     if not problems:
         raise SteerError(f"{path}: no problem in this file")
+    if find_spec("math_verify") is None:
+        raise SteerError(
+            f"{path}: scoring needs the math-verify package: pip install 'steer-engine[math]'"
+        )
     return problems
+
+
+def check_disjoint(calibration: Sequence[Any], tests: Sequence[Any]) -> None:
+    """SteerError for the first test problem that a calibration problem repeats."""
+    first = {p.prompt: p for p in calibration}
+    for problem in tests:
+        if problem.prompt in first:
+            raise SteerError(
+                f"{problem.where}: repeats {first[problem.prompt].where}, which calibrates; "
+                "a problem must not both calibrate and test"
+            )
 
 
 def _parse(where: str, line: str) -> FileProblem:
@@ -41,6 +62,8 @@ def _parse(where: str, line: str) -> FileProblem:
     number = isinstance(answer, int | float) and not isinstance(answer, bool)
     if not isinstance(prompt, str) or not prompt or not (number or isinstance(answer, str)):
         raise SteerError(f'{where}: expected {{"prompt": text, "answer": text or number}}')
+    if not str(answer).strip():
+        raise SteerError(f"{where}: the answer is empty")
     return FileProblem(prompt, str(answer), where)
 
 
@@ -67,13 +90,17 @@ def _boxed(text: str) -> str:
 
 
 def is_correct(problem: FileProblem, text: str) -> bool:
-    """Whether the answers are equal as numbers, or as text but for case and outer marks.
+    """Whether the answers are equal as numbers, as text but for case and outer marks, or as maths.
 
     The expected answer is read like the given one if it is boxed or follows ####. Words are also
-    right as the last word of the text.
+    right as the last word of the text. What is then left is for ``math-verify`` to say.
     """
     marked = "\\boxed{" in problem.answer or "####" in problem.answer
-    expected = _plain(answer_of(problem.answer) if marked else problem.answer)
+    expected = answer_of(problem.answer) if marked else problem.answer
+    return _is_plainly(_plain(expected), text) or _verified(expected, answer_of(text))
+
+
+def _is_plainly(expected: str, text: str) -> bool:
     given = _plain(answer_of(text))
     if given == expected:
         return True
@@ -82,6 +109,13 @@ def is_correct(problem: FileProblem, text: str) -> bool:
     except (ValueError, ZeroDivisionError):
         words = text.split()
         return bool(words) and _plain(words[-1]) == expected
+
+
+def _verified(expected: str, given: str) -> bool:
+    from math_verify import parse, verify
+
+    gold, answer = (parse(f"${text.strip().strip('$')}$") for text in (expected, given))
+    return bool(gold and answer and verify(gold, answer))
 
 
 def _plain(answer: str) -> str:

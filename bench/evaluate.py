@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.stats import paired_difference, wilson
-from bench.tasks import arithmetic
+from bench.tasks import registry
 from engine import Completion, Engine, Policy, SamplingParams
 from engine.ledger import Usage
 from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
@@ -35,12 +35,14 @@ class TestSet:
     __test__ = False  # not a test class
 
 
-def arithmetic_tests(
-    split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open"
-) -> TestSet:
-    """Problems of the embedded task; no right answer is as long as the limit."""
-    problems = arithmetic.problems(split, count, seed, mix, style)
-    return TestSet(problems, arithmetic.is_correct, max_tokens=80 if style == "open" else 120)
+def task_tests(
+    split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open",
+    task: str = "arithmetic",
+) -> TestSet:  # fmt: skip
+    """Problems of the embedded tasks; no right answer is as long as the limit."""
+    problems = registry.problems(task, split, count, seed, mix, style)
+    longest = max(registry.TASKS[p.task].max_tokens[style] for p in problems)
+    return TestSet(problems, registry.is_correct, longest)
 
 
 @dataclass(frozen=True)

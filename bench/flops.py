@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import dataset
 from bench.comparison import Comparison, named
-from bench.evaluate import TestSet, arithmetic_tests
+from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
 from bench.rows import RowWriter
-from bench.tasks import arithmetic
+from bench.tasks import arithmetic, gym
+from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
@@ -50,9 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
         "runs, as the baseline; random takes its share from steer (default: %(default)s)",
     )
     add(
+        "--task",
+        choices=[*TASKS, ALL],
+        help="of the embedded pair; all takes the tasks in turn (default: arithmetic)",
+    )
+    add(
         "--mix",
         choices=sorted(arithmetic.MIXES),
-        help="shares of easy, medium and hard operations in the embedded task (default: mixed)",
+        help="shares of easy, medium and hard steps in the embedded task (default: mixed)",
     )
     add("--seed", type=int, help="of the embedded problems (default: 0)")
     add(
@@ -70,9 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
     add(
         "--dataset",
-        type=Path,
         metavar="FILE",
-        help='problems, a JSON object {"prompt", "answer"} a line; the first fifth calibrates',
+        help='problems, a JSON object {"prompt", "answer"} a line, or reasoning-gym:NAME for one '
+        "of its tasks (NAME,setting=value,... sets it up); the first fifth calibrates",
     )
     add("--max-tokens", type=int, metavar="N", help="per answer, with --dataset (default: 1024)")
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
@@ -128,26 +136,39 @@ def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> No
 def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
     """The calibration and the test problems, disjoint."""
     if options.dataset:
-        _refuse(
-            options,
-            ("mix", "seed", "style"),
-            "is about the embedded task; --dataset has its own problems",
-        )
-        problems = dataset.read_problems(options.dataset)[: options.problems]
-        if len(problems) < 2:
-            raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
-        cut = max(1, len(problems) // 5)
-        parts = problems[:cut], problems[cut:]
-        limit = 1024 if options.max_tokens is None else options.max_tokens
-        first, second = (TestSet(p, dataset.is_correct, limit) for p in parts)
-        return first, second
+        return _dataset_tests(options)
     _refuse(options, ("max_tokens",), "goes with --dataset")
     count = options.problems or 500
     drawn = options.seed or 0, options.mix or "mixed", options.style or "open"
     return (
-        arithmetic_tests("calibration", min(400, max(50, count)), *drawn),
-        arithmetic_tests("test", count, *drawn),
+        task_tests("calibration", min(400, max(50, count)), *drawn, options.task or "arithmetic"),
+        task_tests("test", count, *drawn, options.task or "arithmetic"),
     )
+
+
+def _dataset_tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
+    """The first fifth of a data set calibrates, the rest tests."""
+    own = ("task", "mix", "style")
+    _refuse(options, own, "is about the embedded tasks; --dataset has its own problems")
+    limit = 1024 if options.max_tokens is None else options.max_tokens
+    if options.dataset.startswith(gym.PREFIX):
+        count, pair = options.problems or 500, options.model_pair == "tiny"
+        drawn = gym.read_problems(options.dataset, count, options.seed or 0, pair)
+        return _cut(options, drawn, gym.is_correct, limit)
+    _refuse(options, ("seed",), "draws problems; a dataset file has its own")
+    found = dataset.read_problems(Path(options.dataset))[: options.problems]
+    return _cut(options, found, dataset.is_correct, limit)
+
+
+def _cut(
+    options: argparse.Namespace, problems: Sequence[Any], check: Callable[[Any, str], bool],
+    limit: int,
+) -> tuple[TestSet, TestSet]:  # fmt: skip
+    if len(problems) < 2:
+        raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
+    cut = max(1, len(problems) // 5)
+    dataset.check_disjoint(problems[:cut], problems[cut:])
+    return TestSet(problems[:cut], check, limit), TestSet(problems[cut:], check, limit)
 
 
 def _check_lengths(engine: Engine, tests: TestSet) -> None:
@@ -202,7 +223,8 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
 def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Price a trace at a pair's shapes."""
     needy = (
-        "dataset", "calibration", "save_calibration", "save_traces", "plot", "mix", "seed", "style",
+        "dataset", "calibration", "save_calibration", "save_traces", "plot", "task", "mix", "seed",
+        "style",
     )  # fmt: skip
     _refuse(options, needy, "needs weights: pass --small DIR and --large DIR")
     _check(options)

@@ -4,7 +4,8 @@
     python -m bench.kernels --aot
 
 On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
-L2, beside torch and torch.compile, against the floor as measured on that card.
+L2, beside torch, torch.compile and what is installed of FlashInfer, flash-attn, Liger-Kernel and
+vLLM, against the floor as measured on that card. What fails there is left out, with a line.
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
 ahead of time for sm_90, which needs no GPU, and holds the result to the kernels' limits: spills,
@@ -82,9 +83,10 @@ def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWri
 
     shapes = aot.model_shapes([options.pair or QUICK_PAIR])
     card = gpu.calibrate()
-    rows = gpu.measure(ops, shapes, card, 20 if options.quick else 100)
-    for row in rows:
+    rows = []
+    for row in gpu.measure(ops, shapes, card, 20 if options.quick else 100):
         writer.write(row)
+        rows.append(row)
     print(gpu.show(rows, card))
 
 

@@ -7,82 +7,106 @@ from pathlib import Path
 from typing import Any
 
 from bench.calibrate import calibrate
-from bench.evaluate import arithmetic_tests, evaluate
+from bench.evaluate import evaluate, task_tests
 from bench.rows import provenance
 from bench.table import render
+from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, Steer
 
-CALIBRATION_PROBLEMS = 400
-TRACE_PROBLEMS = 100
+CALIBRATION_PROBLEMS = 600
+TRACE_PROBLEMS = 120
+_KINDS = ("copy", "easy", "medium", "hard", "problem")
 _CARD = """\
 # The embedded pair
 
 Two Qwen2-architecture models that share one tokenizer, trained from scratch by
 `python -m bench.train_pair` on two CPU cores. They exist so that the engine can be run, tested and
-understood without a download: they solve left-to-right arithmetic modulo 100 and nothing else.
+understood without a download: they solve three small tasks and nothing else.
 
-## Task and data
+## Tasks and data
 
-A prompt is a start value and 3 to 8 operations, read strictly from left to right; the trace has one
-line an operation (`bench/tasks/arithmetic.py`):
+Prompts and one example of each trace (`bench/tasks/`; steps are separated by blank lines):
 
-    47+36*7-15?  ->  47+36 / 83*7 / 81-15 / 66
+    arithmetic  47+36*7-15?                    47+36 / 83*7 / 81-15 / 66
+    hops        bNdaLdcNaaNbdNccLb...?a1N2S3B  a1N / b2S / c3B / d
+    planning    a>bd>xb>cc>ge>db>d?ag          b / c / g
 
-`+` and `-` by 10..99 are easy, `*` by 3, 7 or 9 medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard.
+Arithmetic is read from left to right, modulo 100: `+` and `-` by 10..99 are easy, `*` by 3, 7 or 9
+medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard. Hops: N (comes next) and L (likes) are facts in
+the prompt and easy, B (comes before) is a fact read backwards and medium, S (second next) puts two
+facts together and is hard. Planning: a move is hard at a fork whose other way is a dead end.
+
 Problems are drawn at random and split by a hash of the prompt (1/16 test, 1/16 calibration, the
-rest training), so held-out problems never occur in training. Single steps do: there are only some
-22,000 (value, operation) facts. The pair is for studying routing, not generalisation.
+rest training), so held-out problems never occur in training. Single steps may. Of the test sets'
+steps, this share had occurred in the training of each model, with all that their result depends on
+(the value and the operation; all facts, the person and the relation; all roads, town and goal):
 
-The small model saw few hard multiplications on purpose: it must not know everything.
+{seen}
+
+So arithmetic can be recalled: there are only some 22,000 (value, operation) facts. Hops and
+planning cannot: each prompt brings facts of its own. The pair is for studying routing, not
+generalisation. The small model saw few hard steps on purpose: it must not know everything.
 
 ## Models
 
 {models}
 
+Shares of the batches and of easy/medium/hard steps in them:
+
+{data}
+
 Loss after the prompt only; Muon (lr 0.02, momentum .95, decay .05) for hidden matrices, AdamW for
-the rest; batch 32, warm-up 100 updates, cosine to 2%, clip 1.0. Weights are rounded to bf16.
-The large head has six rows beyond the tokenizer, as the larger Qwen2.5 heads do: padding ids are
-masked for real.
+the rest; batch 32, warm-up 100 updates, a constant rate that falls to 2% in the last {decay}
+updates, clip 1.0. Weights are rounded to bf16. Hops and planning have at most four steps in the
+first {short} updates. The first heads of the first layer start out looking a fixed number of tokens
+back (`bench/pair_training/model.py`). The large head has six rows beyond the tokenizer, as the
+larger Qwen2.5 heads do: padding ids are masked for real.
 
 ## Step accuracy
 
-Teacher-forced on {problems} held-out problems: share of steps with every token right, by the
-operation whose result opens the step (`copy` opens with the start value).
+Teacher-forced on {problems} held-out problems a task, mix "hard": share of steps with every token
+right, by what must be worked out to open the step (`copy` repeats the prompt), and of problems with
+every step right.
 
 {accuracy}
 
-The gate asks for {gate} on easy steps; the kept seed is the best on easy steps, then on medium
-ones. Seeds differ much, most on what was rare in training. All that were tried:
+The gate asks for {gate} of the easy steps in every task; of several seeds the one with the surest
+easy steps is kept. All that were tried with this recipe:
 
 {seeds}
 
 ## Beside the weights
 
-`calibration.json`: STEER's mixture and tau ({tau}), fitted on {calibration} calibration problems.
-`trace.jsonl`: the decisions of policy steer on the first {trace} test problems (mix "mixed", seed
-0), to price other pairs with. `*-training.json`: the full training record.
+`calibration.json`: STEER's mixture and tau ({tau}), fitted on {calibration} calibration problems, a
+third of each task. `trace.jsonl`: the decisions of policy steer on the first {trace} test problems
+(all tasks in turn, mix "mixed", seed 0), to price other pairs with. `*-training.json`: the full
+training record.
 
 Trained on {machine}, torch {torch}, {date}.
 """
 
 
-def finish(output: Path, gate: float) -> None:
+def finish(output: Path, gates: dict[str, float]) -> None:
     """Write calibration, trace and card for the pair in ``output``."""
     off = EngineConfig(prefix_cache=False)
     engine = Engine("tiny", small=output / "small", large=output / "large", config=off)
     calibration = calibrate(
-        engine, arithmetic_tests("calibration", CALIBRATION_PROBLEMS), progress=True
+        engine, task_tests("calibration", CALIBRATION_PROBLEMS, task=ALL), progress=True
     )
     calibration.save(output / "calibration.json")
     trace = output / "trace.jsonl"
-    evaluate(engine, Steer(calibration), arithmetic_tests("test", TRACE_PROBLEMS), trace=trace)
+    evaluate(engine, Steer(calibration), task_tests("test", TRACE_PROBLEMS, task=ALL), trace=trace)
     records = [json.loads((output / f"{r}-training.json").read_text()) for r in ("small", "large")]
     where = provenance()
     card = _CARD.format(
+        seen=_seen(records),
         models=_models(records),
+        data=_data(records),
+        decay=_each(records, "decay"),
+        short=_each(records, "short"),
         problems=records[0]["problems"],
         accuracy=_accuracy(records),
-        gate=gate,
+        gate=" and ".join(f"{gate} ({role})" for role, gate in gates.items()),
         seeds=_seeds(records),
         tau=calibration.tau,
         calibration=CALIBRATION_PROBLEMS,
@@ -98,38 +122,66 @@ def _indent(table: str) -> str:
     return "\n".join("    " + line for line in table.splitlines())
 
 
+def _each(records: list[dict[str, Any]], field: str) -> str:
+    return " and ".join(f"{r['spec'][field]:,} ({r['spec']['name']})" for r in records)
+
+
+def _seen(records: list[dict[str, Any]]) -> str:
+    rows = [
+        (r["spec"]["name"], *(f"{r['seen_before'][task]:.4f}" for task in TASKS)) for r in records
+    ]
+    return _indent(render(("model", *TASKS), rows))
+
+
 def _models(records: list[dict[str, Any]]) -> str:
-    header = ("model", "hidden", "layers", "heads/kv", "ff", "parameters", "updates", "mix e/m/h")
+    header = ("model", "hidden", "layers", "heads/kv", "ff", "parameters", "updates")
     rows = []
     for record in records:
         s = record["spec"]
-        mix = "/".join(f"{share:g}" for share in s["mix"])
         rows.append(
             (
                 s["name"], str(s["hidden"]), str(s["layers"]), f"{s['heads']}/{s['kv_heads']}",
-                str(s["feed_forward"]), f"{record['parameters']:,}", str(s["updates"]), mix,
+                str(s["feed_forward"]), f"{record['parameters']:,}", f"{s['updates']:,}",
             )
         )  # fmt: skip
     return _indent(render(header, rows))
 
 
-def _accuracy(records: list[dict[str, Any]]) -> str:
-    kinds = ("copy", "easy", "medium", "hard")
+def _data(records: list[dict[str, Any]]) -> str:
     rows = [
-        (r["spec"]["name"], *(f"{r['step_accuracy'][kind]:.4f}" for kind in kinds)) for r in records
-    ]
-    return _indent(render(("model", *kinds), rows))
+        (
+            r["spec"]["name"], task, f"{r['spec']['shares'][task]:g}",
+            "/".join(f"{share:g}" for share in r["spec"]["mixes"][task]),
+        )
+        for r in records
+        for task in TASKS
+    ]  # fmt: skip
+    return _indent(render(("model", "task", "share", "easy/medium/hard"), rows))
+
+
+def _accuracy(records: list[dict[str, Any]]) -> str:
+    rows = []
+    for record in records:
+        for task in TASKS:
+            found = record["step_accuracy"][task]
+            shares = [f"{found[kind]:.4f}" if kind in found else "-" for kind in _KINDS]
+            rows.append((record["spec"]["name"], task, *shares))
+    return _indent(render(("model", "task", *_KINDS), rows))
 
 
 def _seeds(records: list[dict[str, Any]]) -> str:
-    rows = [
-        (
-            r["spec"]["name"],
-            f"{run['seed']}{' (kept)' if run['seed'] == r['chosen_seed'] else ''}",
-            *(f"{run['step_accuracy'][kind]:.4f}" for kind in ("easy", "medium", "hard")),
-            str(run["seconds"]),
-        )
-        for r in records
-        for run in r["runs"]
-    ]
-    return _indent(render(("model", "seed", "easy", "medium", "hard", "seconds"), rows))
+    rows = []
+    for record in records:
+        for run in record["runs"]:
+            kept = " (kept)" if run["seed"] == record["chosen_seed"] else ""
+            hard = (f"{run['step_accuracy'][task]['hard']:.4f}" for task in TASKS)
+            worst = min(run["step_accuracy"][task]["easy"] for task in TASKS)
+            rows.append(
+                (
+                    record["spec"]["name"], f"{run['seed']}{kept}", f"{worst:.4f}", *hard,
+                    f"{run['tokens'] / 1e6:.1f}", str(run["cpu_seconds"]), str(run["seconds"]),
+                )
+            )  # fmt: skip
+    hard_columns = (f"hard {task}" for task in TASKS)
+    header = ("model", "seed", "worst easy", *hard_columns, "Mtokens", "CPU s", "wall s")
+    return _indent(render(header, rows))

@@ -134,6 +134,9 @@ void bind_sequence(py::module_& m) {
       .def_readonly("settled", &Sequence::settled)
       .def_readonly("computed", &Sequence::computed)
       .def_readonly("in_flight", &Sequence::in_flight)
+      .def_property_readonly(
+          "ahead",
+          [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; })
       .def_readonly("active", &Sequence::active)
       .def_readonly("awaits_route", &Sequence::awaits_route)
       .def_readonly("reading", &Sequence::reading)
@@ -180,11 +183,11 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        bool settle_at_once, std::vector<std::string> stop_strings,
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end,
-                       std::int32_t max_think_tokens, std::int32_t max_repeats,
+                       std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
                        std::int32_t samples) {
   return self.add({std::move(prompt), max_tokens, std::move(stop_ids), reader, priority,
                    settle_at_once, std::move(stop_strings), min_tokens, max_step_tokens,
-                   trial_tokens, std::move(think_end), max_think_tokens, max_repeats},
+                   trial_tokens, std::move(think_end), max_think_tokens, max_repeats, ahead},
                   samples);
 }
 
@@ -214,6 +217,8 @@ py::dict counters(const Scheduler& self) {
   out["copied"] = c.copied;
   out["background"] = c.background;
   out["held"] = c.held;
+  out["ahead"] = c.ahead;
+  out["voided"] = c.voided;
   out["lent_slabs"] = self.pool().lent();
   return out;
 }
@@ -237,9 +242,9 @@ void bind_scheduler(py::module_& m) {
            py::arg("stop_strings") = std::vector<std::string>{}, py::arg("min_tokens") = 0,
            py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
-           py::arg("max_repeats") = 0, py::arg("samples") = 1)
-      .def("plan", &Scheduler::plan, py::arg("lane"))
-      .def("buffers", &Scheduler::buffers, py::arg("lane"),
+           py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("samples") = 1)
+      .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
+      .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,
            py::return_value_policy::reference_internal)
       .def("fail", &Scheduler::fail, py::arg("lane"))
       .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
@@ -261,7 +266,20 @@ void bind_scheduler(py::module_& m) {
       .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
       .def_property_readonly("running", &Scheduler::running)
       .def_property_readonly("waiting", &Scheduler::waiting)
-      .def("check_integrity", &Scheduler::check_integrity);
+      .def("check_integrity", &Scheduler::check_integrity)
+      .def("dump", [](Scheduler& s, std::vector<SequenceId> ids) {
+        s.pool().dump();
+        for (auto id : ids) {
+          auto& q = s.sequence(id);
+          for (int m = 0; m < 2; ++m) {
+            printf("%ld m%d keep %d:", (long)id, m, q.keep_pending[m]);
+            for (auto b : q.blocks[m])
+              printf(" %d(slab %d, refs %d)", b, s.pool().slab_of(m, b), s.pool().references(m, b));
+            printf(" last_tick %ld highest %d\n", (long)q.last_tick[m], q.highest[m]);
+          }
+        }
+        fflush(stdout);
+      });
 }
 
 }  // namespace

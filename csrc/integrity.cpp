@@ -22,6 +22,11 @@ void check_counts(const Sequence& s) {
     expect(s.highest[model] >= s.computed[model] && s.highest[model] <= s.length(), s,
            "highest below computed");
     expect(s.in_flight[model] > 0 || s.keep_pending[model] < 0, s, "pending without a batch");
+    const Ahead& ahead = s.ahead[model];
+    if (ahead.rows == 0) continue;
+    expect(ahead.first == s.computed[model] + s.in_flight[model], s, "ahead of nothing");
+    expect(ahead.first + ahead.rows <= s.length() + 1, s, "planned past the next token");
+    expect(!s.runnable(model), s, "rows that are planned could be planned again");
   }
   expect(s.busy() || (s.end_pending == Finish::none && s.truncate_pending < 0), s,
          "pending without a batch");
@@ -36,18 +41,41 @@ void check_counts(const Sequence& s) {
 
 }  // namespace
 
+// Whatever is in flight, or planned behind it, is in exactly one place of one plan.
+void Scheduler::check_flights(const Sequence& s) const {
+  const auto stands = [&s](const Plan& plan, std::int32_t row) {
+    return plan.in_flight && row < plan.sequences && plan.members[row] == &s;
+  };
+  for (int model = 0; model < kModels; ++model) {
+    const Ahead& ahead = s.ahead[model];
+    const bool flies = s.in_flight[model] > 0;
+    std::int64_t places = 0;
+    for (const Plan& plan : lanes_[model])
+      if (plan.in_flight) places += std::ranges::count(plan.members, &s);
+    expect(places == flies + (ahead.rows > 0), s, "planned twice or nowhere");
+    expect(!flies || std::ranges::any_of(lanes_[model],
+                                         [&](const Plan& p) { return stands(p, s.row[model]); }),
+           s, "not where it is in flight");
+    if (ahead.rows == 0) continue;
+    const Plan& plan = lanes_[model][ahead.plan];
+    expect(stands(plan, ahead.row), s, "not where it was planned ahead");
+    expect((&plan == oldest(model)) == !flies, s, "not behind the batch in flight");
+  }
+}
+
 void Scheduler::check_integrity() const {
   pool_.check_integrity();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   for (const auto& [id, owned] : sequences_) {
     const Sequence& s = *owned;
     check_counts(s);
+    check_flights(s);
     const bool listed = std::count(running_.begin(), running_.end(), &s) == 1;
     const bool queued = std::count(waiting_.begin(), waiting_.end(), &s) == 1;
     expect(listed == (s.phase == Phase::running), s, "not listed as running");
     expect(queued == (s.phase == Phase::waiting), s, "not listed as waiting");
     for (int model = 0; model < kModels; ++model) {
-      const auto rows = s.computed[model] + s.in_flight[model];
+      const auto rows = s.computed[model] + s.in_flight[model] + s.ahead[model].rows;
       expect(s.blocks[model].size() == static_cast<std::size_t>(blocks_for(rows)), s,
              "blocks do not match rows");
       expect(s.phase == Phase::running || s.blocks[model].empty(), s, "holds KV while not running");
@@ -58,9 +86,9 @@ void Scheduler::check_integrity() const {
     }
   }
   for (int model = 0; model < kModels; ++model) {
-    const Plan& plan = lanes_[model];
-    for (std::int32_t copy = 0; plan.in_flight && copy < plan.copied; ++copy)
-      ++held[model][plan.copies[2 * copy]];
+    for (const Plan& plan : lanes_[model])
+      for (std::int32_t copy = 0; plan.in_flight && copy < plan.copied; ++copy)
+        ++held[model][plan.copies[2 * copy]];
     for (const auto& [block, count] : held[model])
       if (pool_.references(model, block) != count)
         throw std::logic_error("references of block " + std::to_string(block) + " are wrong");

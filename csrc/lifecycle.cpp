@@ -36,9 +36,12 @@ Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::strin
     : config_(checked(config)),
       detector_(delimiters, std::move(token_bytes)),
       pool_(config.slabs, config.slots),
-      lanes_{Plan(config.max_tick_tokens, config.max_sequences, blocks_for(config.max_context)),
-             Plan(config.max_tick_tokens, config.max_sequences, blocks_for(config.max_context))},
-      turns_(config.lanes) {}
+      turns_(config.lanes) {
+  for (auto& plans : lanes_)
+    for (int i = 0; i < kDepth; ++i)
+      plans.emplace_back(config.max_tick_tokens, config.max_sequences,
+                         blocks_for(config.max_context));
+}
 
 std::int32_t Scheduler::blocks_for(std::int32_t rows) const {
   return (rows + config_.block_tokens - 1) / config_.block_tokens;
@@ -152,7 +155,10 @@ void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
   turns_.changed();
   const bool reader_goes_on = model == sequence.request.reader;
   if (sequence.trial_from >= 0) {
-    if (reader_goes_on) return keep_trial(sequence, rest, unread);
+    if (reader_goes_on) {
+      keep_trial(sequence, rest, unread);
+      return settle_ahead(sequence);
+    }
     // The reader's rows stay: they are those of the text before the trial. The other one needs a
     // row to sample from.
     const std::int32_t from = sequence.trial_from;
@@ -173,6 +179,7 @@ void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
   if (unread) sequence.unread_from = sequence.length();
   open_step(sequence);
   if (keep) append(sequence, candidate);
+  settle_ahead(sequence);
 }
 
 void Scheduler::keep_trial(Sequence& sequence, bool rest, bool unread) {
@@ -200,6 +207,7 @@ void Scheduler::end(Sequence& sequence, Finish reason) {
 void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
   for (int model = 0; model < kModels; ++model) {
+    drop_ahead(sequence, model);
     keep_rows(sequence, model, 0);
     // Unless it never ran, or nobody had a choice.
     if (sequence.phase == Phase::running && sequence.rest_from != sequence.prompt_length())

@@ -17,7 +17,7 @@ namespace steer {
 // After the first shortage of a plan nobody allocates any more: what comes free is not for those
 // who come later in the order.
 std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span) {
-  Plan& plan = lanes_[lane];
+  Plan& plan = filling(lane);
   auto& blocks = sequence.blocks[lane];
   const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
   while (blocks.size() < needed && !plan.short_of_memory) {
@@ -94,7 +94,7 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
       if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
       Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, 0, false, 0}).first->second;
-      victim.in_flight |= from->in_flight[other] > 0;
+      victim.in_flight |= from->in_flight[other] + from->ahead[other].rows > 0;
       const std::int32_t rows = from->computed[other] + from->in_flight[other];
       victim.cost += std::max(0, rows - kept) * unit;
     }

@@ -33,10 +33,11 @@ void Plan::add_copy(BlockId from, BlockId to) {
 }
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
-  const std::int32_t first = sequence.computed[lane], last = first + span;
+  const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
+  const std::int32_t last = first + span, known = sequence.length();
   const auto& table = sequence.blocks[lane];
   for (std::int32_t position = first; position < last; ++position, ++rows) {
-    tokens[rows] = sequence.tokens[position];
+    tokens[rows] = position < known ? sequence.tokens[position] : -1 - sequence.row[lane];
     positions[rows] = position;
     slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
   }
@@ -44,11 +45,10 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   std::fill(std::copy(table.begin(), table.end(), row), row + table_width, 0);
   ids[sequences] = sequence.id;
   contexts[sequences] = last;
-  samples[sequences] = last == sequence.length();
+  samples[sequences] = last >= known;
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);
   starts[++sequences] = rows;
-  sequence.in_flight[lane] = span;
 }
 
 }  // namespace steer

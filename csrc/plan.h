@@ -8,8 +8,11 @@
 
 namespace steer {
 
+// Of a lane that can be planned and not yet committed.
+inline constexpr int kDepth = 2;
+
 // One tick of one lane. Buffers keep their addresses for the scheduler's lifetime; the contents
-// are valid from plan() to the next plan() of the same lane.
+// are valid from the plan() that fills them to the next one that does.
 struct Plan {
   std::int32_t sequences = 0;  // rows of the per-sequence buffers
   std::int32_t rows = 0;       // rows of the per-token buffers
@@ -17,7 +20,8 @@ struct Plan {
   bool in_flight = false;        // planned and not yet committed
   bool short_of_memory = false;  // some runnable sequence got no memory; plan again after a commit
 
-  std::vector<std::int32_t> tokens;     // [rows] token ids
+  std::vector<std::int32_t> tokens;     // [rows] token ids; -1 - i: what sequence i of the lane's
+                                        // plan before this one samples
   std::vector<std::int32_t> positions;  // [rows] position in the sequence
   std::vector<std::int32_t> slots;      // [rows] where its KV goes: block * block_tokens + offset
   std::vector<std::int32_t> starts;     // [sequences + 1] first row of each sequence
@@ -28,11 +32,12 @@ struct Plan {
   std::vector<std::int64_t> ids;        // [sequences] sequence ids
   std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in order,
   std::int32_t copied = 0;              // before the pass; `from` is held until the commit
-  std::vector<Sequence*> members;       // [sequences] owned by the scheduler
+  std::vector<Sequence*> members;       // [sequences] owned by the scheduler; null: rows are void
 
   Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width);
   void clear();
-  // Appends `span` rows of `sequence` from its computed count on. Capacity is the caller's duty.
+  // Appends `span` rows of `sequence` behind those that are computed or in flight. Capacity is the
+  // caller's duty.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
   // At most one a sequence.
   void add_copy(BlockId from, BlockId to);

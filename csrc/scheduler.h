@@ -1,7 +1,8 @@
 // The scheduler: which sequences run, on which model, over which rows and which blocks.
 //
 // Two lanes with clocks of their own. Each lane alternates plan() and commit(); between the two
-// its batch is in flight, while the other lane plans and commits as it likes. Everything is a
+// its batch is in flight, while the other lane plans and commits as it likes. A lane may also plan
+// one tick ahead: behind the batch in flight, on tokens that it is about to give. Everything is a
 // span: "lane m computes tokens[computed[m] : length]". Decode is a span of one, prefill a span of
 // many, a handoff only changes who is active.
 //
@@ -55,6 +56,8 @@ struct Counters {
   std::array<std::int64_t, kModels> copied{};      // the same, partly filled: copied
   std::array<std::int64_t, kModels> background{};  // rows that were read along
   std::array<std::int64_t, kModels> held{};        // plans put off by the lane policy
+  std::array<std::int64_t, kModels> ahead{};       // rows planned behind others in flight
+  std::array<std::int64_t, kModels> voided{};      // of these, those that were computed in vain
 };
 
 class Scheduler {
@@ -72,15 +75,22 @@ class Scheduler {
   SequenceId add(Request request, std::int32_t samples = 1);
 
   // Plans the next tick of a lane; returns the number of sequences in it, 0 when there is nothing
-  // to do now. Throws std::logic_error while the lane's last plan is in flight.
-  std::int32_t plan(int lane);
-  const Plan& buffers(int lane) const { return lanes_.at(lane); }
+  // to do now. Throws std::logic_error while the lane's last plan is in flight; with `ahead` while
+  // its last two are. It is to run behind the one before: sequences of that one go on in it, where
+  // need be with a token that the host does not know yet. Nothing is ever planned twice, and what
+  // turns out not to follow is void: computed in vain, its token ignored.
+  std::int32_t plan(int lane, bool ahead = false);
+  // A lane's plan is in buffer 0, unless that is in flight: then in 1.
+  const Plan& buffers(int lane, int index = 0) const { return lanes_.at(lane).at(index); }
 
-  // Retires the plan in flight. `sampled[i]` is the token drawn for the plan's sequence i, -1 if
-  // its logits were unusable (ends that request with an error); ignored where samples[i] is 0.
+  // Retires the plan in flight, the older of two. `sampled[i]` is the token drawn for the plan's
+  // sequence i, -1 if its logits were unusable (ends that request with an error); ignored where
+  // samples[i] is 0, and for a sequence that has not followed. A question whose answer is not there
+  // by then finds what was planned ahead on it void.
   void commit(int lane, const std::int32_t* sampled, std::int32_t count);
 
-  // Retires a plan whose forward pass gave nothing at all: its sequences end with Finish::error.
+  // Retires a plan whose forward pass gave nothing at all, the older of two: its sequences end with
+  // Finish::error. Not those that have not followed. What they have in the next plan is void.
   void fail(int lane);
 
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
@@ -132,6 +142,7 @@ class Scheduler {
 
   Sequence& find(SequenceId id);
   std::int32_t blocks_for(std::int32_t rows) const;
+  void check_flights(const Sequence& sequence) const;
 
   // lifecycle.cpp
   void check_request(const Request& request, std::int32_t samples) const;
@@ -159,6 +170,7 @@ class Scheduler {
   void truncate_now(Sequence& sequence, std::int32_t length);
   void discard_tokens(Sequence& sequence, std::int32_t length);
   void keep_rows(Sequence& sequence, int model, std::int32_t rows);
+  void keep_blocks(Sequence& sequence, int model, std::int32_t rows);
   void take_rows(Sequence& sequence, int model, std::int32_t rows);
 
   // sharing.cpp
@@ -172,15 +184,26 @@ class Scheduler {
   std::optional<BlockId> take_block(int lane);
   std::vector<Sequence*> holders(int lane, BlockId block, std::size_t index) const;
 
+  // ahead.cpp
+  bool goes_ahead(const Sequence& sequence, int lane) const;
+  void add_ahead(int lane, Sequence& sequence, std::int32_t wanted);
+  void settle_ahead(Sequence& sequence);
+  void drop_ahead(Sequence& sequence, int lane);
+
   // tick.cpp
   void admit();
   std::int32_t missing_blocks(const Sequence& sequence, int model) const;
   double expected_slabs(const Sequence& sequence) const;
-  bool holds(int lane);
-  std::int32_t runnable(int lane) const;
+  const Plan* oldest(int lane) const;
+  Plan& landing(int lane);
+  Plan& filling(int lane) { return lanes_[lane][lanes_[lane][0].in_flight]; }
+  bool holds(int lane, bool ahead);
+  std::int32_t runnable(int lane, bool ahead = false) const;
+  void add_spans(int lane, bool ahead);
   void add_span(int lane, Sequence& sequence, std::int32_t wanted);
+  void fly(int lane, Sequence& sequence, std::int32_t rows);
   void read_along(int lane, Sequence& sequence);
-  void land(int lane);
+  void land(int lane, Plan& plan);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
   void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
   void retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token);
@@ -197,7 +220,7 @@ class Scheduler {
   StepDetector detector_;
   BlockPool pool_;
   PrefixCache cache_;
-  std::array<Plan, kModels> lanes_;
+  std::array<std::vector<Plan>, kModels> lanes_;  // kDepth each
   std::array<Tick, kModels> clock_{0, 0};
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // in order

@@ -40,6 +40,7 @@ struct Request {
   std::vector<Token> think_end = {};  // tokens that end the thinking part: a boundary follows
   std::int32_t max_think_tokens = 0;  // think_end is written after so many; 0: never
   std::int32_t max_repeats = 0;       // of a piece of text in a row that end it; 0: any number
+  bool ahead = true;  // may be planned behind a token that only the device knows yet
 };
 
 // What the text asks for behind a token: its end, or the end of a step.
@@ -52,6 +53,15 @@ struct Step {
   std::int32_t start;           // first token of the step
   int model;                    // who writes it
   StepDetector::Cursor cursor;  // of the detector where the step opens
+};
+
+// Rows planned behind those that are in flight, see ahead.cpp.
+struct Ahead {
+  std::int32_t rows = 0;   // 0: none
+  std::int32_t first = 0;  // position
+  std::int32_t attempt = 0;
+  std::int32_t row = 0;  // of the sequence in that plan
+  std::int32_t plan = 0;
 };
 
 enum class Phase : int { waiting, running, finished };
@@ -68,7 +78,9 @@ struct Sequence {
   std::array<std::int32_t, kModels> computed{};            // rows of KV that are there
   std::array<std::int32_t, kModels> highest{};    // rows of KV that ever were: below is recompute
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
+  std::array<std::int32_t, kModels> row{};        // of the sequence in that plan
   std::array<Tick, kModels> last_tick{-1, -1};    // that it was planned in
+  std::array<Ahead, kModels> ahead{};             // no more than a bet: they keep nothing waiting
   std::int32_t settled = 0;
   std::int32_t attempt = 0;       // truncations so far: keys the draws that follow
   std::int32_t samples = 1;       // that share the prompt
@@ -104,6 +116,10 @@ struct Sequence {
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }
+  // Rows behind those in flight: what is known of the text, else the token in flight.
+  std::int32_t span_ahead(int model) const {
+    return std::max(1, length() - computed[model] - in_flight[model]);
+  }
   // Something has to happen first that waits for the batch in flight.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {

@@ -16,7 +16,8 @@ void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
     const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
     const auto hit = cache_.find(
         lane, parent, {sequence.tokens.data() + computed, static_cast<std::size_t>(size)});
-    if (!hit) return;
+    // What is about to leave, as soon as the batch in flight has retired, is not taken up again.
+    if (!hit || !pool_.open_to(pool_.slab_of(lane, hit->block), lane)) return;
     if (pool_.references(lane, hit->block) == BlockPool::kCached) {
       pool_.revive(lane, hit->block);
       cache_.unpark(lane, hit->block);
@@ -60,12 +61,15 @@ void Scheduler::share_prompt(Sequence& sequence, int lane) {
         other->computed[lane] > (from ? from->computed[lane] : computed))
       from = other;
   if (from == nullptr) return;
-  const std::int32_t before = computed, rows = std::min(from->computed[lane], last);
+  const std::int32_t before = computed;
+  std::int32_t rows = std::min(from->computed[lane], last);
+  for (std::int32_t row = computed; row < rows; row += size)
+    if (!pool_.open_to(pool_.slab_of(lane, from->blocks[lane][row / size]), lane)) rows = row;
   for (; computed + size <= rows; computed += size, ++counters_.shared[lane]) {
     blocks.push_back(from->blocks[lane][computed / size]);
     pool_.retain(lane, blocks.back());
   }
-  Plan& plan = lanes_[lane];
+  Plan& plan = filling(lane);
   if (const auto to = rows == last && computed < rows && !plan.short_of_memory ? take_block(lane)
                                                                                : std::nullopt) {
     const BlockId source = from->blocks[lane][computed / size];

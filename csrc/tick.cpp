@@ -64,31 +64,21 @@ double Scheduler::expected_slabs(const Sequence& sequence) const {
 
 // Decoding sequences come first in the row budget and prefills share what they leave, but memory
 // is handed out strictly in order.
-std::int32_t Scheduler::plan(int lane) {
-  Plan& plan = lanes_.at(lane);
-  if (plan.in_flight)
+std::int32_t Scheduler::plan(int lane, bool ahead) {
+  const Plan* before = oldest(lane);
+  if (before != nullptr && (!ahead || std::ranges::all_of(lanes_[lane], &Plan::in_flight)))
     throw std::logic_error("lane " + std::to_string(lane) + " has a plan in flight: commit first");
+  ahead = before != nullptr;
   admit();
+  Plan& plan = filling(lane);
   plan.clear();
-  if (holds(lane)) return 0;
-  std::int32_t prefill = config_.max_tick_tokens;
-  for (Sequence* sequence : running_) {
-    if (!sequence->runnable(lane)) continue;
-    reuse_prefix(*sequence, lane, sequence->length() - 1);
-    prefill -= sequence->span(lane) == 1;
-  }
-  for (Sequence* sequence : running_) {
-    if (!sequence->runnable(lane) || follows_sample(*sequence, lane)) continue;
-    const std::int32_t span = sequence->span(lane);
-    const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
-    const std::int32_t before = plan.rows;
-    if (wanted > 0) add_span(lane, *sequence, wanted);
-    if (span > 1) prefill -= plan.rows - before;
-  }
+  if (holds(lane, ahead)) return 0;
+  add_spans(lane, ahead);
   if (!plan.short_of_memory) pool_.unreserve(lane);
   if (config_.background[lane] > 0 && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
-  if (config_.lanes.policy != LanePolicy::latency)
+  // Behind a batch in flight an empty plan does not say that the lane has nothing to do.
+  if (config_.lanes.policy != LanePolicy::latency && (plan.sequences > 0 || !ahead))
     turns_.planned(lane, plan.sequences, {runnable(kSmall), runnable(kLarge)});
   if (plan.sequences == 0) return 0;
   plan.tick = clock_[lane]++;
@@ -98,37 +88,78 @@ std::int32_t Scheduler::plan(int lane) {
   return plan.sequences;
 }
 
-std::int32_t Scheduler::runnable(int lane) const {
+void Scheduler::add_spans(int lane, bool ahead) {
+  const Plan& plan = filling(lane);
+  std::int32_t prefill = config_.max_tick_tokens;
+  for (Sequence* sequence : running_) {
+    if (sequence->runnable(lane)) {
+      reuse_prefix(*sequence, lane, sequence->length() - 1);
+      prefill -= sequence->span(lane) == 1;
+    } else if (ahead && goes_ahead(*sequence, lane)) {
+      prefill -= sequence->span_ahead(lane) == 1;
+    }
+  }
+  for (Sequence* sequence : running_) {
+    const bool follows = ahead && goes_ahead(*sequence, lane);
+    if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
+    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->span(lane);
+    const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
+    const std::int32_t before = plan.rows;
+    if (wanted > 0)
+      follows ? add_ahead(lane, *sequence, wanted) : add_span(lane, *sequence, wanted);
+    if (span > 1) prefill -= plan.rows - before;
+  }
+}
+
+const Plan* Scheduler::oldest(int lane) const {
+  const Plan* found = nullptr;
+  for (const Plan& plan : lanes_.at(lane))
+    if (plan.in_flight && (found == nullptr || plan.tick < found->tick)) found = &plan;
+  return found;
+}
+
+// Sequences that could be in a plan of the lane; with `ahead` also behind those in flight.
+std::int32_t Scheduler::runnable(int lane, bool ahead) const {
   return static_cast<std::int32_t>(std::count_if(
-      running_.begin(), running_.end(), [lane](const Sequence* s) { return s->runnable(lane); }));
+      running_.begin(), running_.end(),
+      [&](const Sequence* s) { return s->runnable(lane) || (ahead && goes_ahead(*s, lane)); }));
 }
 
 // Does the lane policy put this plan off?
-bool Scheduler::holds(int lane) {
+bool Scheduler::holds(int lane, bool ahead) {
+  if (config_.lanes.policy == LanePolicy::latency) return false;
   const auto running = static_cast<std::int32_t>(running_.size());
-  const bool held =
-      config_.lanes.policy != LanePolicy::latency &&
-      turns_.holds(lane, lanes_[1 - lane].in_flight, running, {runnable(kSmall), runnable(kLarge)});
+  const bool held = turns_.holds(
+      lane, oldest(1 - lane) != nullptr, running,
+      {runnable(kSmall, ahead && lane == kSmall), runnable(kLarge, ahead && lane == kLarge)});
   counters_.held[lane] += held;
   return held;
 }
 
 void Scheduler::add_span(int lane, Sequence& sequence, std::int32_t wanted) {
-  Plan& plan = lanes_[lane];
+  Plan& plan = filling(lane);
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   if (sequence.samples > 1) share_prompt(sequence, lane);
   const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
-  if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
+  if (rows > 0) fly(lane, sequence, rows);
+}
+
+void Scheduler::fly(int lane, Sequence& sequence, std::int32_t rows) {
+  Plan& plan = filling(lane);
+  sequence.row[lane] = plan.sequences;
+  plan.add(sequence, lane, rows, config_.block_tokens);
+  sequence.in_flight[lane] = rows;
 }
 
 // Reads what the other model writes, with rows and blocks that nobody else needs: nothing is
 // evicted for it, and what was taken away once is left alone. One settled token is left, so that
 // there is a row to sample from whatever is taken back.
 void Scheduler::read_along(int lane, Sequence& sequence) {
-  Plan& plan = lanes_[lane];
-  if (sequence.active == lane || sequence.in_flight[lane] > 0 || sequence.pending() ||
-      sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
+  const Plan& plan = filling(lane);
+  if (sequence.active == lane || sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 ||
+      sequence.pending() || sequence.rest_from >= 0 ||
+      (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;
   reuse_prefix(sequence, lane, sequence.settled - 1);
@@ -145,27 +176,31 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
   rows = std::min(rows, room - first);
   if (rows <= 0) return;
   counters_.background[lane] += rows;
-  plan.add(sequence, lane, rows, config_.block_tokens);
+  fly(lane, sequence, rows);
 }
 
 void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count) {
-  Plan& plan = lanes_.at(lane);
-  if (!plan.in_flight)
-    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
+  Plan& plan = landing(lane);
   if (count != plan.sequences)
     throw std::invalid_argument("commit needs one token a sequence: expected " +
                                 std::to_string(plan.sequences) + ", got " + std::to_string(count));
-  land(lane);
-  for (std::int32_t row = 0; row < plan.sequences; ++row)
-    retire(*plan.members[row], lane, row, plan.samples[row] != 0, sampled[row]);
+  land(lane, plan);
+  for (std::int32_t row = 0; row < plan.sequences; ++row) {
+    Sequence* sequence = plan.members[row];
+    if (sequence == nullptr) continue;
+    if (sequence->in_flight[lane] > 0)
+      retire(*sequence, lane, row, plan.samples[row] != 0, sampled[row]);
+    settle_ahead(*sequence);
+  }
 }
 
 void Scheduler::fail(int lane) {
-  Plan& plan = lanes_.at(lane);
-  if (!plan.in_flight)
-    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
-  land(lane);
+  Plan& plan = landing(lane);
+  land(lane, plan);
   for (Sequence* sequence : plan.members) {
+    if (sequence == nullptr) continue;
+    drop_ahead(*sequence, lane);
+    if (sequence->in_flight[lane] == 0) continue;  // it was planned ahead, and has not followed
     sequence->in_flight[lane] = 0;
     sequence->keep_pending[lane] = -1;
     keep_rows(*sequence, lane, sequence->computed[lane]);  // the other lane may still be reading it
@@ -173,9 +208,16 @@ void Scheduler::fail(int lane) {
   }
 }
 
+// The plan that is to retire next.
+Plan& Scheduler::landing(int lane) {
+  const Plan* plan = oldest(lane);
+  if (plan == nullptr)
+    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
+  return const_cast<Plan&>(*plan);
+}
+
 // A plan is no longer in flight: what its copies read from is given back.
-void Scheduler::land(int lane) {
-  Plan& plan = lanes_[lane];
+void Scheduler::land(int lane, Plan& plan) {
   plan.in_flight = false;
   pool_.retire(lane, plan.tick);
   turns_.changed();

@@ -22,7 +22,7 @@ inline constexpr int kNobody = -1;
 //   prompt     first computation of a prompt token
 //   catchup    first computation of a token that lies past the prompt
 //   sampled    its logits gave a token that was kept
-//   discarded  its logits gave a token that was dropped
+//   discarded  its logits gave a token that was dropped, or it was computed ahead in vain
 //   recompute  its KV had been there before and was given up
 // `sampled` and `discarded` win over the others: the last row of a catch-up is the one that
 // samples.

@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from engine.errors import SteerError
 
-ARCHITECTURES = ("Qwen2ForCausalLM",)
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+LOAD_FORMATS = ("safetensors", "dummy")
+DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched over a longer context.
+
+    kind: "default" (not at all), "linear", "llama3" or "yarn".
+    factor: how much longer.
+    original_max_position: tokens that the model was first trained on (llama3, yarn).
+    low, high: llama3's bounds on original_max_position / wavelength, between which it is blended;
+        yarn's likewise (beta_slow, beta_fast).
+    attention_factor: multiplies cosines and sines (yarn).
+    truncate: yarn rounds the blended range outward to whole dimensions.
+    """
+
+    kind: str = "default"
+    factor: float = 1.0
+    original_max_position: int = 0
+    low: float = 1.0
+    high: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a checkpoint packs its linear layers; see :mod:`engine.models.quantisation`.
+
+    method: "fp8", "gptq", "awq", or "packed" (compressed-tensors' int weights).
+    bits: of a weight.
+    group: columns that share a scale, 0 for all of a row (not fp8).
+    strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
+    block: rows and columns of a block.
+    scale_name: of fp8: how its scales are called.
+    symmetric: "packed" has no zero points.
+    zero_shift: what GPTQ's first format took from its zero points.
+    """
+
+    method: str
+    bits: int
+    group: int = 0
+    strategy: str = "group"
+    block: tuple[int, int] = (1, 1)
+    scale_name: str = ""
+    symmetric: bool = True
+    zero_shift: int = 0
+
+
+_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """The shape of one decoder, as its ``config.json`` gives it. Sizes in elements."""
+    """The shape of one decoder, as its ``config.json`` gives it. Sizes in elements.
+
+    max_position: tokens of one sequence at most. A sliding window counts as such a limit: within it
+        attention is complete, so what is computed is exact.
+    qkv_bias, output_bias, mlp_bias: which linear layers add a bias.
+    qk_norm: queries and keys are normed head by head (Qwen3).
+    tied: the head is the embedding.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,6 +86,12 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied: bool = False
     eos_ids: tuple[int, ...] = ()
+    qkv_bias: bool = True
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    rope: RopeScaling = RopeScaling()
+    quantisation: Quantisation | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "head_dim"):
@@ -54,104 +114,18 @@ class ModelConfig:
         """Columns of all key heads together."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def description(self) -> str:
+        """What fingerprints are made of. Fields that came later show where they are not default."""
+        early = [f for f in fields(self) if f.name not in _LATER]
+        late = [f for f in fields(self) if f.name in _LATER and getattr(self, f.name) != f.default]
+        return (
+            f"ModelConfig({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in early + late)})"
+        )
+
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values of one token, all layers."""
         return self.layers * 2 * self.kv_width * element_bytes
-
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-        """Read a Hugging Face ``config.json``. Raises SteerError on what is not supported."""
-        fields = _Fields(raw, where)
-        architectures = raw.get("architectures")
-        found = architectures[0] if isinstance(architectures, list) and architectures else None
-        if found not in ARCHITECTURES:
-            raise SteerError(
-                f"{where}: architecture {found or 'none named'} is not supported; "
-                f"supported: {', '.join(ARCHITECTURES)}"
-            )
-        fields.check_supported()
-        heads = fields.integer("num_attention_heads")
-        hidden = fields.integer("hidden_size")
-        return cls(
-            vocab_size=fields.integer("vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=fields.integer("intermediate_size"),
-            layers=fields.integer("num_hidden_layers"),
-            heads=heads,
-            kv_heads=fields.integer("num_key_value_heads", heads),
-            head_dim=fields.integer("head_dim", hidden // heads),
-            max_position=fields.integer("max_position_embeddings", 32768),
-            rope_theta=fields.number("rope_theta", fields.rope_theta()),
-            norm_eps=fields.number("rms_norm_eps", 1e-6),
-            tied=fields.boolean("tie_word_embeddings", False),
-            eos_ids=fields.token_ids("eos_token_id"),
-        )
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """Typed access to a config.json; errors name the file and the field."""
-
-    raw: Mapping[str, Any]
-    where: str
-
-    def _wrong(self, name: str, expected: str) -> SteerError:
-        found = self.raw.get(name)
-        if found is None:
-            return SteerError(f"{self.where}: {name!r} is missing")
-        return SteerError(f"{self.where}: {name} must be {expected}, found {found!r}")
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._wrong(name, "a whole number above 0")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self._wrong(name, "a number above 0")
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false")
-        return value
-
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        value = self.raw.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(i, int) and i >= 0 for i in ids):
-            raise self._wrong(name, "a token id or a list of them")
-        return tuple(ids)
-
-    def _rope(self) -> Mapping[str, Any]:
-        for name in ("rope_scaling", "rope_parameters"):
-            found = self.raw.get(name)
-            if found and not isinstance(found, Mapping):
-                raise self._wrong(name, "an object")
-            if found:
-                return dict(found)
-        return {}
-
-    def rope_theta(self) -> float:
-        return _Fields(self._rope(), self.where).number("rope_theta", 10000.0)
-
-    def check_supported(self) -> None:
-        rope = self._rope()
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        activation = self.raw.get("hidden_act", "silu")
-        if kind != "default":
-            raise SteerError(
-                f"{self.where}: rope type {kind!r} is not supported; supported: default"
-            )
-        if self.raw.get("use_sliding_window"):
-            raise SteerError(f"{self.where}: sliding windows are not supported; set it to false")
-        if activation != "silu":
-            raise SteerError(f"{self.where}: hidden_act {activation!r} is not supported: silu is")
 
 
 def _qwen25(
@@ -185,11 +159,15 @@ NAMED_PAIRS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A small and a large model by name, and where their weights are, if anywhere."""
+    """A small and a large model by name, and where their weights are, if anywhere.
+
+    ``made_up``: shapes that no checkpoint has, for dummy weights.
+    """
 
     name: str
     small: Path | None = None
     large: Path | None = None
+    made_up: tuple[ModelConfig, ModelConfig] | None = None
 
     @classmethod
     def named(
@@ -210,6 +188,8 @@ class Pair:
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
         """The named shapes of small and large; SteerError for a pair without (tiny)."""
+        if self.made_up:
+            return self.made_up
         small, slash, large = self.name.partition("/")
         if not slash:
             raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
@@ -249,6 +229,8 @@ class EngineConfig:
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
+    load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
+        of the folders' shapes, or of the pair's named ones where it has no folders.
     cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
         without, through PyTorch's operators, one by one.
     """
@@ -267,11 +249,13 @@ class EngineConfig:
     eager_backlog: int = 0
     read_along: int = 0
     check_every: int = 0
+    load_format: str = "safetensors"
     cpu_kernels: bool = True
 
     def __post_init__(self) -> None:
+        chosen = ("delimiters", "prefix_cache", "lane_policy", "load_format", "cpu_kernels")
         for name, value in vars(self).items():
-            if name in ("delimiters", "prefix_cache", "lane_policy", "cpu_kernels"):
+            if name in chosen:
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
@@ -298,6 +282,10 @@ class EngineConfig:
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
+            )
+        if self.load_format not in LOAD_FORMATS:
+            raise SteerError(
+                f"unknown load_format {self.load_format!r}; known: {', '.join(LOAD_FORMATS)}"
             )
         found = self.delimiters
         listed = isinstance(found, tuple | list) and bool(found)

@@ -1,4 +1,4 @@
-"""Text files that a user names: reading whole ones, writing JSON lines."""
+"""Text files that a user names: reading whole ones and JSON, writing JSON lines."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def read_text(path: Path, what: str) -> str:
         raise SteerError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
         raise SteerError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of a checkpoint folder. SteerError on anything else."""
+    if not path.is_file():
+        raise SteerError(
+            f"{path.parent}: {path.name} is missing; expected a Hugging Face checkpoint folder"
+        )
+    try:
+        content = json.loads(read_text(path, "file"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SteerError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise SteerError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 class JsonLines:

@@ -110,9 +110,10 @@ class Intake:
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt."""
         try:
-            ids = (
-                self._tokenizer.encode(prompt) if isinstance(prompt, str) else [*map(index, prompt)]
-            )
+            if isinstance(prompt, str):
+                ids = self._tokenizer.encode(prompt, special=True)
+            else:
+                ids = [*map(index, prompt)]
         except TypeError:
             raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
         if not ids:

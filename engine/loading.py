@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig, ModelConfig, Pair
+from engine.config import DUMMY, EngineConfig, ModelConfig, Pair
+from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.errors import SteerError
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.tokenizer import Tokenizer
+from kernels.ops import Weight
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,7 +25,7 @@ class LoadedPair:
     """Both models, small first.
 
     ``fingerprint`` changes with anything that gives signals another meaning: weights, shapes, the
-    tokenizer, the delimiters.
+    tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``.
     """
 
     decoders: tuple[Decoder, Decoder]
@@ -38,22 +41,38 @@ class LoadedPair:
 
 def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPair:
     """Read both folders. SteerError on anything that cannot be loaded, naming it."""
-    if pair.small is None or pair.large is None:
+    dummy = config.load_format == "dummy"
+    folders = None if pair.small is None or pair.large is None else (pair.small, pair.large)
+    if folders:
+        shapes = load_config(folders[0]), load_config(folders[1])
+        pair.check_shapes(shapes)
+    elif dummy:
+        shapes = pair.shapes
+    else:
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
-    shapes = load_config(pair.small), load_config(pair.large)
-    pair.check_shapes(shapes)
     context = _context(config, shapes)
-    tokenizer = _shared_tokenizer((pair.small, pair.large), shapes)
-    small, large = (
-        Decoder(shape, load_weights(folder, shape, dtype), context, config.cpu_kernels)
-        for folder, shape in zip((pair.small, pair.large), shapes, strict=True)
+    tokenizer = (
+        _shared_tokenizer(folders, shapes)
+        if folders
+        else dummy_tokenizer(min(shape.vocab_size for shape in shapes))
     )
+
+    def decoder(model: int) -> Decoder:
+        weights: Mapping[str, Weight]
+        if folders and not dummy:
+            weights = load_weights(folders[model], shapes[model], dtype)
+        else:
+            weights = DummyWeights(shapes[model], dtype, "cpu", seed=model)
+        return Decoder(shapes[model], weights, context, config.cpu_kernels)
+
+    decoders = decoder(0), decoder(1)
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
-    for decoder in (small, large):
-        digest.update(repr(decoder.config).encode())
-        for tensor in decoder.tensors():
+    for each in decoders:
+        digest.update(each.config.description.encode())
+        for tensor in each.tensors():
             digest.update(_sample(tensor))
-    return LoadedPair((small, large), tokenizer, context, f"{pair.name}-{digest.hexdigest()[:12]}")
+    name = f"{DUMMY}{pair.name}" if dummy else pair.name
+    return LoadedPair(decoders, tokenizer, context, f"{name}-{digest.hexdigest()[:12]}")
 
 
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
@@ -72,7 +91,7 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 def _shared_tokenizer(
     folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig]
 ) -> Tokenizer:
-    small, large = (Tokenizer(folder / "tokenizer.json") for folder in folders)
+    small, large = (Tokenizer(folder) for folder in folders)
     difference = small.difference(large)
     if difference:
         raise SteerError(f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}")

@@ -1,48 +1,82 @@
-"""Text to ids and back, and the bytes of each id, from a ``tokenizer.json``."""
+"""Text to ids and back, messages to ids, and the bytes of each id."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as HFTokenizer
-
+from engine.chat import Message
 from engine.errors import SteerError
+from engine.tokenizer_files import read_tokenizer
 
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
-    """One tokenizer; both models of a pair must agree on it."""
+    """One tokenizer; both models of a pair must agree on it.
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise SteerError(f"{path.parent}: tokenizer.json is missing")
-        try:
-            self._tokenizer = HFTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+    ``size`` is one more than the largest id; ``bytes`` are those of each id, none for special ones.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read a checkpoint folder, or a tokenizer.json. SteerError on what cannot be read."""
+        files = read_tokenizer(folder)
+        self._where = str(folder)
+        self._tokenizer = files.tokenizer
+        self.chat_template = files.chat_template
         self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
-            raise SteerError(f"{path}: the vocabulary is empty")
+            raise SteerError(f"{folder}: the tokenizer's vocabulary is empty")
         self.size = 1 + max(vocabulary.values())
-        self._unknown = self._tokenizer.token_to_id(
-            self._definition["model"].get("unk_token") or ""
-        )
+        model = self._definition["model"]
+        self._unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")
         self.bytes = self._token_bytes()
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written in it are recognised, none are added.
+    def __repr__(self) -> str:
+        chat = "with" if self.chat_template else "without"
+        return f"Tokenizer({self._where!r}, {self.size} ids, {chat} a chat template)"
 
-        SteerError on text that the tokenizer cannot write.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Ids of a conversation, as the checkpoint's chat template writes it; a prompt.
+
+        Args:
+            messages: each with a ``role`` and a ``content``.
+            tools: JSON schemas of functions that the model may call.
+            add_generation_prompt: end where the assistant's answer begins.
+            variables: what else the template reads, such as ``enable_thinking``.
+
+        Raises:
+            SteerError: without a template, and on messages that are none or that it refuses.
+        """
+        if self.chat_template is None:
+            raise SteerError(f"{self._where}: the checkpoint brings no chat template")
+        return self.encode(
+            self.chat_template.render(messages, tools, add_generation_prompt, **variables)
+        )
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text; special tokens written in it are recognised.
+
+        Args:
+            text: what to encode.
+            special: add what the model wants around a text, such as a token of its beginning.
+
+        Raises:
+            SteerError: on text that the tokenizer cannot write.
         """
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            encoding = self._tokenizer.encode(text, add_special_tokens=special)
         except TypeError:  # lone surrogates, as undecodable bytes on a command line become
             raise SteerError("the text holds characters that are not valid Unicode") from None
         if self._unknown in encoding.ids:
@@ -103,7 +137,7 @@ class Tokenizer:
         decoder = json.dumps(self._definition.get("decoder"))
         if '"ByteLevel"' in decoder:
             alphabet = _byte_level_alphabet()
-            return lambda token: bytes(alphabet[c] for c in token)
+            return lambda token: _byte_level_bytes(token, alphabet)
         if '"ByteFallback"' in decoder or '"Metaspace"' in decoder:
             return _sentencepiece_bytes
         return str.encode
@@ -115,6 +149,13 @@ def _byte_level_alphabet() -> dict[str, int]:
     rest = [b for b in range(256) if b not in printable]
     shifted = {chr(256 + n): b for n, b in enumerate(rest)}
     return {chr(b): b for b in printable} | shifted
+
+
+def _byte_level_bytes(token: str, alphabet: dict[str, int]) -> bytes:
+    """A token with other characters stands for itself, as in the tokenizers library."""
+    if all(character in alphabet for character in token):
+        return bytes(alphabet[character] for character in token)
+    return token.encode()
 
 
 def _sentencepiece_bytes(token: str) -> bytes:

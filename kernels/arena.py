@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import triton
-from torch import Tensor
 
 from kernels.checks import check_choice
 from kernels.reference.attention import KVLayout
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 PAGES = (4, 8, 16, 32, 64, 128)
-
-
-def interpreted(kernel: Any) -> bool:
-    """Whether Triton runs a kernel in its interpreter, on the CPU."""
-    return not isinstance(kernel, triton.JITFunction)
-
-
-def check_device(name: str, tensor: Tensor, kernel: Any) -> None:
-    """ValueError unless a kernel can be launched on a tensor."""
-    if not (tensor.is_cuda or interpreted(kernel)):
-        raise ValueError(f"{name} must be on a CUDA device, got {tensor.device}")
 
 
 def check_layout(layout: KVLayout, layer: int = 0) -> None:

@@ -16,8 +16,8 @@ else is in the batch, as long as the chunks (``Splits``) are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,19 +25,20 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.arena import FLOATS, check_device, check_layout, interpreted
+from kernels.arena import FLOATS, check_layout
 from kernels.attention_config import (
     FULL,
     HALF,
     Split,
     Splits,
+    Tile,
     Work,
     check_splits,
     shared_constants,
 )
 from kernels.attention_prefill import prefill_kernel
 from kernels.attention_split import merge_kernel, split_kernel
-from kernels.checks import check_choice, check_tensor
+from kernels.checks import check_choice, check_device, check_tensor, interpreted
 from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
@@ -200,44 +201,54 @@ _BUDGET = {"decode": 16, "short": 28, "long": 72}
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """bf16, pages of 64 tokens, 64 sequences."""
+    """Pages of 64 tokens, 64 sequences; bf16, and the products also in fp32."""
     layout = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
               "sequences", "rows", "splits")  # fmt: skip
-    signature = dict.fromkeys(("query", "arena", "out"), "*bf16")
-    signature |= dict.fromkeys(("table", "starts", "contexts"), "*i32")
+    signature = dict.fromkeys(("table", "starts", "contexts"), "*i32")
     signature |= dict.fromkeys(("stats", "parts"), "*fp32") | dict.fromkeys(layout, "i32")
     signature["scale"] = "fp32"
-    pointers = ("query", "arena", "table", "starts", "contexts", "stats", "parts", "out")
-    group, found = shape.heads // shape.kv_heads, []
-    for kind, tile in HALF.items():
-        constants: dict[str, Any] = shared_constants(kind, group, shape.head_dim, 64, tile)
-        splits = Splits.choose(1, shape.kv_heads)
-        split = splits.decode if kind == "decode" else splits.short
-        tiles = {"page": 64, "block_m": tile.rows, "block_n": tile.keys, "upcast": False}
-        cut = {"chunk": split.chunk, "most": split.most}
-        both: list[tuple[str, Any, dict[str, Any], int, int]]
-        if kind == "long":
-            both = [("prefill", prefill_kernel, tiles | {"clear": True}, tile.warps, tile.stages)]
-        else:
-            last = {"tile": min(_MERGED, split.most), "clear": True}
-            both = [
-                (f"{kind}_split", split_kernel, tiles | cut, tile.warps, tile.stages),
-                (f"{kind}_merge", merge_kernel, cut | last, 4, 3),
-            ]
-        for name, kernel, more, warps, stages in both:
-            used = kernel.arg_names
-            found.append(
-                Variant(
-                    op="attention",
-                    name=f"{name}",
-                    kernel=kernel,
-                    signature={k: v for k, v in signature.items() if k in used},
-                    constants=constants | more,
-                    aligned=tuple(p for p in pointers if p in used),
-                    warps=warps,
-                    stages=stages,
-                    elements=0 if kernel is merge_kernel else 2 * tile.keys * shape.head_dim,
-                    budget=0 if kernel is merge_kernel else _BUDGET[kind],
-                )
-            )
+    found = []
+    for suffix, dtype, tiles in (("", "*bf16", HALF), ("_fp32", "*fp32", FULL)):
+        types = signature | dict.fromkeys(("query", "arena", "out"), dtype)
+        for kind, tile in tiles.items():
+            products, merges = _variants_of(kind, tile, shape, types)
+            found.append(replace(products, name=products.name + suffix))
+            if merges is not None and not suffix:
+                found.append(merges)
     return found
+
+
+def _variants_of(
+    kind: str, tile: Tile, shape: ModelShape, types: Mapping[str, str]
+) -> tuple[Variant, Variant | None]:
+    """The kernel of the products, and the merge where keys are split."""
+    constants: dict[str, Any] = shared_constants(
+        kind, shape.heads // shape.kv_heads, shape.head_dim, 64, tile
+    )
+    tiles = {"page": 64, "block_m": tile.rows, "block_n": tile.keys, "upcast": False}
+    limits = {
+        "elements": 2 * tile.keys * shape.head_dim,
+        "budget": _BUDGET[kind] if tile is HALF[kind] else 0,
+    }
+    options = {"warps": tile.warps, "stages": tile.stages}
+    if kind == "long":
+        constants |= tiles | {"clear": True}
+        return _variant("prefill", prefill_kernel, types, constants, options | limits), None
+    splits = Splits.choose(1, shape.kv_heads)
+    split = splits.decode if kind == "decode" else splits.short
+    constants |= {"chunk": split.chunk, "most": split.most}
+    merged = constants | {"tile": min(_MERGED, split.most), "clear": True}
+    of_merge = {"elements": merged["tile"] * shape.head_dim, "budget": 64}
+    return (
+        _variant(f"{kind}_split", split_kernel, types, constants | tiles, options | limits),
+        _variant(f"{kind}_merge", merge_kernel, types, merged, of_merge),
+    )
+
+
+def _variant(
+    name: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Variant:  # fmt: skip
+    used = {k: v for k, v in types.items() if k in kernel.arg_names}
+    pointers = tuple(k for k, v in used.items() if v.startswith("*"))
+    return Variant("attention", name, kernel, used, constants, pointers, **options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 
@@ -49,3 +52,20 @@ def check_choice(name: str, value: int, known: Sequence[int]) -> None:
     if value not in known:
         expected = ", ".join(map(str, known))
         raise ValueError(f"{name} must be one of {expected}, got {value}")
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether Triton runs a kernel in its interpreter, on the CPU."""
+    return not isinstance(kernel, triton.JITFunction)
+
+
+def check_device(name: str, tensor: Tensor, kernel: Any) -> None:
+    """ValueError unless a kernel can be launched on a tensor."""
+    if not (tensor.is_cuda or interpreted(kernel)):
+        raise ValueError(f"{name} must be on a CUDA device, got {tensor.device}")
+
+
+def check_eps(eps: float) -> None:
+    """ValueError unless it can be added to a mean square."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be 0 or more, got {eps}")

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
@@ -110,10 +110,11 @@ def confidence(
             raise ValueError(f"source must have {vocabulary} columns, got {source.shape[1]}")
     if draw is not None:
         draw.check(logits)
-    found = merge(logits, _tiles(logits, vocabulary, draw, source), None, vocabulary, BLOCK,
+    partials = _tiles(logits, vocabulary, draw, source)
+    found = merge(logits, partials, None, vocabulary, BLOCK,
                   draw, source)  # fmt: skip
     if draw is not None and draw.filtered:
-        draw_filtered(logits, source, vocabulary, draw, found)
+        draw_filtered(logits, source, vocabulary, draw, found, partials)
     return found
 
 
@@ -141,6 +142,7 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
 
 def _check(logits: Tensor, vocabulary: int) -> None:
     check_tensor("logits", logits, [None, None], LOGITS, contiguous=False)
+    check_device("logits", logits, tile_statistics)
     if not 0 < vocabulary <= logits.shape[1]:
         raise ValueError(
             f"vocabulary must be in 1..{logits.shape[1]}, the head's rows; got {vocabulary}"
@@ -198,8 +200,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS,
-                wide=False, registers=168,
+                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
+                budget=150 if draw else 60, wide=False, registers=168,
             )
         )  # fmt: skip
     return [*made, *sampling_variants(shape)]

@@ -12,14 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arena import FLOATS, check_device, check_layout
-from kernels.checks import check_tensor
+from kernels.arena import FLOATS, check_layout
+from kernels.checks import check_device, check_tensor
 from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
 
 _WORDS = 4096  # of 32 bits, a program: 32 a thread, in 16-byte loads that are all in flight
 _WARPS = 4
+_PAIRS = 65535  # the most that a grid's second dimension holds
 
 
 @triton.jit(do_not_specialize=("slots", "slab_words"))
@@ -60,15 +61,17 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
             f"layout.head_dim must make rows of a multiple of 16 bytes, got {layout.head_dim} "
             f"elements of {arena.element_size()}"
         )
+    if arena.data_ptr() % 16:
+        raise ValueError("arena must start at a multiple of 16 bytes, got a slice that does not")
     check_tensor("copies", copies, (None, 2), (torch.int32,), like=arena)
-    if not len(copies):
-        return
     memory = arena.view(torch.int32)
     block_words = layout.block_rows * memory.shape[1]
-    copy_kernel[(triton.cdiv(block_words, _WORDS), len(copies))](
-        memory, copies, layout.slots, layout.slab_rows * memory.shape[1], block_words,
-        size=_WORDS, unit=4, num_warps=_WARPS,
-    )  # fmt: skip
+    for pairs in copies.split(_PAIRS):
+        if len(pairs):
+            copy_kernel[(triton.cdiv(block_words, _WORDS), len(pairs))](
+                memory, pairs, layout.slots, layout.slab_rows * memory.shape[1], block_words,
+                size=_WORDS, unit=4, num_warps=_WARPS,
+            )  # fmt: skip
 
 
 def floor(layout: KVLayout, pairs: int, itemsize: int = 2) -> Floor:

@@ -9,7 +9,7 @@ however a prefill is cut and however many threads run; not so on another instruc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,27 +24,11 @@ _LONGEST_HEAD = 512  # kLongest in csrc/cpu/layers.h
 _STRETCH = 8  # kQueryRows in csrc/cpu/decoder.cpp
 
 
-class LayerWeights(Protocol):
-    """One layer, [out, in] each; see ``engine.models.decoder.Layer``."""
-
-    @property
-    def attention_norm(self) -> Tensor: ...
-    @property
-    def qkv(self) -> Tensor: ...
-    @property
-    def output(self) -> Tensor: ...
-    @property
-    def mlp_norm(self) -> Tensor: ...
-    @property
-    def gate_up(self) -> Tensor: ...
-    @property
-    def down(self) -> Tensor: ...
-    @property
-    def qkv_bias(self) -> Tensor | None: ...
-    @property
-    def query_norm(self) -> Tensor | None: ...
-    @property
-    def key_norm(self) -> Tensor | None: ...
+# Of a layer, in the order of csrc/cpu/decoder.h; see ``engine.models.decoder.Layer``.
+_WEIGHTS = (
+    "attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down", "qkv_bias", "output_bias",
+    "gate_up_bias", "down_bias", "query_norm", "key_norm",
+)  # fmt: skip
 
 
 class Tick(Protocol):
@@ -67,13 +51,15 @@ def instruction_sets() -> list[str]:
     return _cpu.instruction_sets()
 
 
-def takes(embedding: Tensor, rope: Tensor) -> bool:
-    """Whether there are kernels for a model with these weights."""
+def takes(embedding: Tensor, rope: Tensor, layers: Sequence[Any]) -> bool:
+    """Whether there are kernels for a model with these weights: none are packed yet."""
+    found = (getattr(layer, name) for layer in layers for name in _WEIGHTS)
     return (
         embedding.device.type == "cpu"
         and embedding.dtype in DTYPES
         and rope.shape[-1] % 2 == 0
         and rope.shape[-1] <= _LONGEST_HEAD
+        and all(weight is None or isinstance(weight, Tensor) for weight in found)
     )
 
 
@@ -86,7 +72,7 @@ class ForwardPass:
         norm: Tensor,
         head: Tensor,
         rope: Tensor,
-        layers: Sequence[LayerWeights],
+        layers: Sequence[Any],
         heads: int,
         eps: float,
         threads: int | None = None,
@@ -128,24 +114,16 @@ class ForwardPass:
             [self._addresses(layer, hidden, heads, intermediate) for layer in layers],
         )
 
-    def _addresses(
-        self, layer: LayerWeights, hidden: int, heads: int, intermediate: int
-    ) -> list[int]:
+    def _addresses(self, layer: Any, hidden: int, heads: int, intermediate: int) -> list[int]:
         width = self._head_dim
         queries, fused = heads * width, (heads + 2 * self._kv_heads) * width
-        shapes: dict[str, tuple[int, ...]] = {
-            "attention_norm": (hidden,),
-            "qkv": (fused, hidden),
-            "output": (hidden, queries),
-            "mlp_norm": (hidden,),
-            "gate_up": (2 * intermediate, hidden),
-            "down": (hidden, intermediate),
-            "qkv_bias": (fused,),
-            "query_norm": (width,),
-            "key_norm": (width,),
-        }
+        shapes: tuple[tuple[int, ...], ...] = (
+            (hidden,), (fused, hidden), (hidden, queries), (hidden,), (2 * intermediate, hidden),
+            (hidden, intermediate), (fused,), (hidden,), (2 * intermediate,), (hidden,), (width,),
+            (width,),
+        )  # fmt: skip
         addresses = []
-        for name, shape in shapes.items():
+        for name, shape in zip(_WEIGHTS, shapes, strict=True):
             weight = getattr(layer, name)
             if weight is not None:
                 check_tensor(name, weight, shape, (self._dtype,), self._turns)

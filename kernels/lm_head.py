@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
@@ -143,7 +143,10 @@ def lm_head(
             bf16 the log-probability of a token that is not the argmax is that of its rounded logit.
     """
     check_tensor("hidden", hidden, [None, None], LOGITS, contiguous=False)
+    check_device("hidden", hidden, head_statistics)
     rows, depth = hidden.shape
+    if not depth:
+        raise ValueError("hidden must have columns, got none")
     check_tensor("weight", weight, [None, depth], (hidden.dtype,), hidden, contiguous=False)
     head_rows = len(weight)
     if not 0 < vocabulary <= head_rows:
@@ -163,7 +166,7 @@ def lm_head(
     read = hidden if logits is None else logits
     found = merge(read, partials, firsts, vocabulary, BLOCK_N, draw, None)
     if logits is not None and draw is not None and draw.filtered:
-        draw_filtered(logits, None, vocabulary, draw, found)
+        draw_filtered(logits, None, vocabulary, draw, found, partials)
     return found, logits
 
 
@@ -211,7 +214,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 "lm_head", f"m{c.rows}" + f"-{store[1:]}-draw" * bool(store),
                 head_statistics, signature, constants,
                 ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
-                 "weight_stride"), c.warps, c.stages,
+                 "weight_stride"), c.warps, c.stages, elements=BLOCK_N * c.rows,
+                budget=90 if store else 62,
             )
         )  # fmt: skip
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))
@@ -222,8 +226,8 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_signature("*bf16"),
                 {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS,
-                wide=False,
+                 "source_stride"), MERGE_WARPS, elements=BLOCK_N + tiles,
+                budget=200 if draw else 65, wide=False,
             )
         )  # fmt: skip
     return made

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_eps, check_tensor
 from kernels.floor import Floor
 from kernels.variant import ModelShape, Variant
 
@@ -100,8 +100,8 @@ def _check(x: Tensor, weight: Tensor, eps: float, contiguous: bool) -> None:
     if not 1 <= x.shape[-1] <= WIDEST:
         raise ValueError(f"x must have 1 to {WIDEST} columns, got {x.shape[-1]}")
     check_tensor("weight", weight, (x.shape[-1],), (x.dtype,), like=x)
-    if not eps >= 0:
-        raise ValueError(f"eps must be 0 or more, got {eps}")
+    check_device("x", x, _norm_kernel)
+    check_eps(eps)
 
 
 def _warps(block: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from kernels import cpu
 from kernels.attention_config import Splits, Work
-from kernels.cpu import ForwardPass, LayerWeights
+from kernels.cpu import ForwardPass
 from kernels.draws import DrawRows
 from kernels.reference import attention as _attention
 from kernels.reference import confidence as _confidence
@@ -29,6 +30,15 @@ from kernels.reference.attention import AttentionPlan, KVLayout
 from kernels.reference.confidence import Confidence
 from kernels.reference.layers import rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
+from kernels.reference.packed import (
+    Fp8Weight,
+    IntWeight,
+    PackedWeight,
+    StackedWeight,
+    Weight,
+    packed_linear,
+    weight_tensors,
+)
 from kernels.reference.penalties import PenaltyRows, penalise
 from kernels.reference.sampling import SamplingRows, philox_uniform
 
@@ -37,11 +47,16 @@ __all__ = [
     "Confidence",
     "DrawRows",
     "ForwardPass",
+    "Fp8Weight",
+    "IntWeight",
     "KVLayout",
     "LogProbs",
+    "PackedWeight",
     "PenaltyRows",
     "SamplingRows",
     "Splits",
+    "StackedWeight",
+    "Weight",
     "Work",
     "add_rms_norm",
     "attended",
@@ -62,6 +77,7 @@ __all__ = [
     "sample",
     "silu_mul",
     "token_logprobs",
+    "weight_tensors",
 ]
 
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
@@ -93,11 +109,11 @@ def compiled(x: Tensor) -> bool:
 
 
 def forward_pass(
-    embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[LayerWeights],
+    embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[Any],
     heads: int, eps: float,
 ) -> ForwardPass | None:  # fmt: skip
     """A model's whole pass in one call; None where no kernels take it. See ``ForwardPass``."""
-    if not cpu.takes(embedding, rope):
+    if not cpu.takes(embedding, rope, layers):
         return None
     return ForwardPass(embedding, norm, head, rope, layers, heads, eps)
 
@@ -139,9 +155,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor, weight: Weight, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """``x @ weight^T * scale + bias``; see the reference. Many rows go to the vendor's library."""
+    """``x @ weight^T * scale + bias``; see the references. ``scale`` is for plain weights only.
+
+    Many rows go to the vendor's library.
+    """
+    if not isinstance(weight, Tensor):
+        return packed_linear(x, weight, bias)
     if _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x):
         from kernels import skinny_gemm
 

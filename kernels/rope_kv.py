@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.arena import FLOATS, check_device, check_layout
-from kernels.checks import check_choice, check_tensor
+from kernels.arena import FLOATS, check_layout
+from kernels.checks import check_choice, check_device, check_eps, check_tensor
 from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
 from kernels.variant import ModelShape, Variant
@@ -122,7 +122,7 @@ def rope_kv(
     Returns:
         The rotated queries, ``out``.
     """
-    heads = _check(qkv, bias, rope, positions, slots, arena, layout, layer, norms)
+    heads = _check(qkv, bias, rope, positions, slots, arena, layout, layer, norms, eps)
     rows, head_dim = len(qkv), layout.head_dim
     if out is None:
         out = qkv.new_empty((rows, heads, head_dim))
@@ -148,6 +148,7 @@ def _block_heads(head_dim: int) -> int:
 def _check(
     qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor, slots: Tensor,
     arena: Tensor, layout: KVLayout, layer: int, norms: tuple[Tensor, Tensor] | None,
+    eps: float,
 ) -> int:  # fmt: skip
     """Returns the query heads."""
     head_dim = layout.head_dim
@@ -171,6 +172,7 @@ def _check(
     check_tensor("arena", arena, (None, head_dim), same, like=qkv)
     for name, weight in zip(("norms[0]", "norms[1]"), norms or (), strict=False):
         check_tensor(name, weight, (head_dim,), same, like=qkv)
+    check_eps(eps)
     return heads
 
 

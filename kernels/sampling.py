@@ -1,10 +1,14 @@
 """Draws of rows with filters: top-k, then renormalised top-p, then min-p, one program a row.
 
+Nearly always all that the filters keep is in a short list (``kernels.candidates``): then only that
+is searched, otherwise the whole row.
+
 In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So filters
 and draw are one search: the key (a float's bits in order) at which a sum over all likelier tokens
 reaches a goal: a count for top-k, a mass for top-p, and for the draw the uniform's share of what is
-kept. The search fixes two bits of the key in each pass over logits that lie in the L2 cache: exact,
-whatever is kept, and no sort. Sums run in fp32 within a lane and fp64 across lanes.
+kept. The search fixes two bits of the key in each pass over the list, or over logits that lie in
+the L2 cache: exact, whatever is kept, and no sort. Sums run in fp32 within a lane and fp64 across
+lanes.
 
 A key draws the same token as in ``kernels.reference.sampling``, unless its uniform falls within
 about 1e-7 of the edge between two tokens.
@@ -12,17 +16,22 @@ about 1e-7 of the edge between two tokens.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import candidates
+from kernels.candidates import filter_columns, filter_flags, filters_of
 from kernels.draws import DrawRows
 from kernels.merge import BIG, LOWEST, Scored, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
 from kernels.variant import ModelShape, Variant
 
 CHUNK, WARPS = 8192, 16
+LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter
 # Low bits of the fp32 pattern that are the same for all values of a type: no need to search them.
 SHIFTS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}
 
@@ -121,21 +130,22 @@ def draw_filtered_rows(
     logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
     counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
     probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
-    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, source_stride: tl.tensor,
-    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, SHIFT: tl.constexpr,
-    CHUNK: tl.constexpr,
+    ids: tl.tensor, sizes: tl.tensor, totals: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
+    stride: tl.tensor, source_stride: tl.tensor, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr, LISTED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One row; it ends at once where no filter is on."""
+    """One row with filters, others end at once. LISTED: those with a list, or those without."""
     row = tl.program_id(0).to(tl.int64)
-    temperature = tl.load(temperatures + row)
-    top_k = tl.load(top_ks + row) if TOP_K else row * 0
-    top_p = tl.load(top_ps + row) if TOP_P else temperature * 0 + 1
-    min_p = tl.load(min_ps + row) if MIN_P else temperature * 0
-    few = (top_k > 0) & (top_k < vocabulary)
-    if (temperature <= 0) | (tl.load(valid + row) == 0):
+    on, temperature, top_k, top_p, min_p = filters_of(
+        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, TOP_K, TOP_P, MIN_P
+    )
+    if not on:
         return
-    if (not few) & (top_p >= 1) & (min_p <= 0):
+    size = tl.load(sizes + row)
+    if (size > 0) != LISTED:
         return
+    if LISTED:
+        vocabulary = size
     scale = inverse_temperature(temperatures, row)
     source += row * source_stride
     peak = tl.full((CHUNK,), float("-inf"), tl.float32)
@@ -144,12 +154,14 @@ def draw_filtered_rows(
         peak = tl.maximum(peak, x)
     top = tl.maximum(tl.max(peak, 0), LOWEST)
     kept = temperature * 0
-    if few:
+    if top_k > 0:
         goal = top_k.to(tl.float64)
         key, above = _search(source, width, vocabulary, top, scale, goal, True, False, SHIFT, CHUNK)
         own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
         kept = _mass_from(source, width, vocabulary, top, scale, key + 1, SHIFT, CHUNK)
         kept += (goal - above) * own
+    elif LISTED:
+        kept = tl.load(totals + row)
     else:
         kept = _mass_from(source, width, vocabulary, top, scale, row * 0, SHIFT, CHUNK)
     if top_p < 1:
@@ -173,6 +185,8 @@ def draw_filtered_rows(
     own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
     rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), BIG - 1.0).to(tl.int32)
     chosen = tl.maximum(_find(source, width, vocabulary, key, rank, SHIFT, CHUNK), 0)
+    if LISTED:
+        chosen = tl.load(ids + row * source_stride + chosen)
     x = tl.load(logits + row * stride + chosen).to(tl.float32)
     tl.store(token + row, chosen.to(tl.int64))
     best = tl.log(tl.load(probs + row))
@@ -183,46 +197,53 @@ def draw_filtered_rows(
 
 
 def draw_filtered(
-    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: Scored
-) -> None:
+    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: Scored,
+    partials: Tensor,
+) -> None:  # fmt: skip
     """Draw again in rows with filters; rewrites their ``token`` and ``logprob`` in ``found``.
 
-    Arguments have been checked: see ``kernels.confidence.confidence``.
+    Arguments have been checked: see ``kernels.confidence.confidence``. ``partials``: of the tiles,
+    with what a draw needs.
     """
     if not len(logits):
         return
     source = logits if source is None else source
-    flags = draw.top_k is not None, draw.top_p is not None, draw.min_p is not None
-    draw_filtered_rows[(len(logits),)](
-        logits, source, draw.temperature, draw.seed, draw.counter,
-        draw.seed if draw.top_k is None else draw.top_k,
-        draw.temperature if draw.top_p is None else draw.top_p,
-        draw.temperature if draw.min_p is None else draw.min_p,
-        found.max_logit, found.max_prob, found.argmax, found.valid.view(torch.int8), found.token,
-        found.logprob,
-        source.shape[1], vocabulary, logits.stride(0), source.stride(0), TOP_K=flags[0],
-        TOP_P=flags[1], MIN_P=flags[2], SHIFT=SHIFTS[source.dtype], CHUNK=CHUNK, num_warps=WARPS,
-    )  # fmt: skip
+    valid = found.valid.view(torch.int8)
+    listed = candidates.gather(source, partials, vocabulary, draw, valid)
+    for given, in_list, chunk, warps in (
+        (listed.values, True, LIST_CHUNK, LIST_WARPS), (source, False, CHUNK, WARPS)
+    ):  # fmt: skip
+        draw_filtered_rows[(len(logits),)](
+            logits, given, draw.temperature, draw.seed, draw.counter, *filter_columns(draw),
+            found.max_logit, found.max_prob, found.argmax, valid, found.token, found.logprob,
+            listed.ids, listed.sizes, listed.total, given.shape[1], vocabulary, logits.stride(0),
+            given.stride(0), **filter_flags(draw), SHIFT=SHIFTS[source.dtype], CHUNK=chunk,
+            LISTED=in_list, num_warps=warps,
+        )  # fmt: skip
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """All filters at once, over bf16 logits and over fp32 logits with penalties."""
-    made = []
-    for dtype, shift in (("*bf16", 16), ("*fp32", 0)):
+    """All filters at once, over lists and over rows; of bf16 logits, and of fp32 with penalties."""
+    made = candidates.variants(shape)
+    for (dtype, shift), listed in product((("*bf16", 16), ("*fp32", 0)), (True, False)):
         signature = {
-            "logits": dtype, "source": dtype, "temperatures": "*fp64", "seeds": "*i64",
-            "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64", "min_ps": "*fp64",
-            "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64", "valid": "*i8", "token": "*i64",
-            "logprob": "*fp32", "width": "i32", "vocabulary": "i32", "stride": "i32",
+            "logits": dtype, "source": "*fp32" if listed else dtype, "temperatures": "*fp64",
+            "seeds": "*i64", "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64",
+            "min_ps": "*fp64", "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64",
+            "valid": "*i8", "token": "*i64", "logprob": "*fp32", "ids": "*i32", "sizes": "*i32",
+            "totals": "*fp64", "width": "i32", "vocabulary": "i32", "stride": "i32",
             "source_stride": "i32",
         }  # fmt: skip
         constants = {
-            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "CHUNK": CHUNK,
+            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "LISTED": listed,
+            "CHUNK": LIST_CHUNK if listed else CHUNK,
         }  # fmt: skip
         made.append(
             Variant(
-                "confidence", f"filters-{dtype[1:]}", draw_filtered_rows, signature, constants,
-                ("logits", "source", "width", "stride", "source_stride"), WARPS, registers=128,
+                "confidence", f"filters-{dtype[1:]}" + "-list" * listed, draw_filtered_rows,
+                signature, constants, ("logits", "source", "width", "stride", "source_stride"),
+                LIST_WARPS if listed else WARPS, elements=LIST_CHUNK if listed else CHUNK,
+                budget=600 if listed else 330, registers=128,
             )
         )  # fmt: skip
     return made

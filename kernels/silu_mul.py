@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.floor import Floor
 from kernels.variant import ModelShape, Variant
 
@@ -46,6 +46,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         [rows, width] of its type.
     """
     check_tensor("gate_up", gate_up, (None, None), FLOATS, contiguous=False)
+    check_device("gate_up", gate_up, _silu_mul_kernel)
     rows, both = gate_up.shape
     if both % 2 or not both:
         raise ValueError(f"gate_up must have an even number of columns above 0, got {both}")

@@ -13,7 +13,6 @@ More rows, or another device, go to the vendor's library through ``linear``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -22,15 +21,15 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from kernels.checks import check_tensor
+from kernels.checks import check_device, check_tensor
 from kernels.floor import Floor
 from kernels.reference import layers
+from kernels.skinny_config import Plan, plan
 from kernels.variant import ModelShape, Variant
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
 ROWS = 16  # the padded M
-SMS = 132
 MERGE_BLOCK = 1024
 
 
@@ -120,49 +119,6 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     tl.store(y_ptr + m * n_size + n, total.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Tile sizes and options of one kind of shape."""
-
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    budget: float  # instructions an element
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one [N, K] is run, whatever M is."""
-
-    config: Config
-    splits: int
-    blocks_per_split: int
-
-
-# Tiles of 256 to 512 bytes of each row of w; three to five programs fit an SM, so that some 100 KB
-# of it are always loading there.
-WIDE = Config(block_n=64, block_k=128, warps=4, stages=3, budget=9)
-# Small layers: thin tiles give enough programs without a split, whose merge is a second launch.
-NARROW = Config(block_n=16, block_k=256, warps=2, stages=4, budget=14)
-# Tiles too small for warp-group products: with those, the compiler loads fp8 by 8 bytes, not 16.
-BYTES = Config(block_n=32, block_k=256, warps=2, stages=4, budget=10.5)
-NARROW_BYTES = Config(block_n=16, block_k=256, warps=1, stages=4, budget=10.5)
-EXACT = Config(block_n=32, block_k=64, warps=4, stages=3, budget=45)
-LEAST_BLOCKS = 4  # of K in a split: fewer leave the pipeline unfilled
-
-
-@cache
-def plan(n: int, k: int, weight_bytes: int) -> Plan:
-    """The configuration of a shape: a pure function of it, never of M."""
-    wide, narrow = {1: (BYTES, NARROW_BYTES), 2: (WIDE, NARROW), 4: (EXACT, EXACT)}[weight_bytes]
-    config = narrow if k <= 2048 and n <= wide.block_n * SMS else wide
-    tiles, blocks = triton.cdiv(n, config.block_n), triton.cdiv(k, config.block_k)
-    wanted = triton.cdiv(2 * SMS, tiles) if k > 2048 else 1
-    each = triton.cdiv(blocks, max(1, min(wanted, blocks // LEAST_BLOCKS)))
-    return Plan(config, triton.cdiv(blocks, each), each)
-
-
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
@@ -196,7 +152,7 @@ def skinny_linear(
         return y
     chosen = plan(n, k, weight.element_size())
     split = chosen.splits > 1
-    out = torch.empty((chosen.splits, m, n), device=x.device) if split else y
+    out = torch.empty((chosen.splits, m, n), dtype=torch.float32, device=x.device) if split else y
     config = chosen.config
     scale_at, bias_at = (w if w is not None else y for w in (scale, bias))
     _skinny_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
@@ -216,6 +172,7 @@ def skinny_linear(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
     check_tensor("x", x, (None, None), FLOATS, contiguous=False)
+    check_device("x", x, _skinny_kernel)
     m, k = x.shape
     if m > ROWS:
         raise ValueError(f"x must have at most {ROWS} rows, got {m}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CAPABILITY = 90  # Hopper
+MOST_SHARED = 227 * 1024  # bytes that one program can have there
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Report:
             found.append(f"spills {self.spills} bytes a thread")
         if self.registers > v.registers:
             found.append(f"{self.registers} registers, at most {v.registers}")
+        if self.shared > MOST_SHARED:
+            found.append(f"{self.shared} bytes of shared memory, at most {MOST_SHARED}")
         if v.wide and not self.loads.get(128):
             found.append(f"no 16-byte loads: {dict(self.loads)}")
         if v.budget and self.per_element > v.budget:
@@ -132,8 +135,9 @@ def _read(variant: Variant, cubin: bytes, shared: int) -> Report:
 
 
 def _width(line: str) -> int:
-    """Bits of a global load."""
-    found = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", line.split("LDG", 1)[1])
+    """Bits of a global load, by its opcode: addresses have suffixes of their own."""
+    opcode = line.split("LDG", 1)[1].split()[0]
+    found = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", opcode)
     return int(found[1].strip("US")) if found else 32
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
-from statistics import quantiles
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ import triton
 from torch import Tensor
 from tqdm import tqdm
 
+from bench.kernel_bench import rivals
 from bench.kernel_bench.case import Case
 from bench.kernel_bench.cases import CASES
+from bench.stats import percentiles
 from bench.table import render
 from kernels.variant import ModelShape
 
@@ -33,6 +35,8 @@ MOST_SETS = 128
 MOST_BYTES = 4 * 2**30  # of the memory of one case
 _GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
 _GIB = 2**30
+_PLAIN = ("torch", "torch.compile")
+_OWN = ("steer", *_PLAIN)
 
 
 @triton.jit
@@ -76,12 +80,6 @@ def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
     return [1e3 * span / len(calls) for span in spans]
 
 
-def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """20th, 50th and 80th."""
-    tenths = quantiles(values, n=10)
-    return tenths[1], tenths[4], tenths[7]
-
-
 def _median(call: Call, calls: int, replays: int = 10) -> float:
     return percentiles(graph_times([call] * calls, replays))[1]
 
@@ -119,8 +117,10 @@ def _clocks() -> str:
 
 def measure(
     ops: Sequence[str], shapes: Sequence[ModelShape], card: Card, replays: int
-) -> list[Row]:
-    """Rows for every case of the ops and models: our kernel, torch and torch.compile each."""
+) -> Iterator[Row]:
+    """Rows for every case of the ops and models as they come: our kernel, torch, torch.compile,
+    and public rivals where they are installed.
+    """
     cases = [
         (shape.name, case)
         for shape in shapes
@@ -130,11 +130,9 @@ def measure(
         for case in CASES[op](shape, batch)
         if _fits(shape.name, case, card)
     ]
-    rows = []
     for model, case in tqdm(cases, "bench.kernels"):
-        rows += _measure_case(model, case, card, replays)
+        yield from _measure_case(model, case, card, replays)
         torch.cuda.empty_cache()
-    return rows
 
 
 def _fits(model: str, case: Case, card: Card) -> bool:
@@ -147,37 +145,70 @@ def _fits(model: str, case: Case, card: Card) -> bool:
     return needed <= MOST_BYTES
 
 
+@dataclass(frozen=True)
+class _Contestant:
+    """prepare: a case's arguments -> a call. note: what it does otherwise than our kernel."""
+
+    provider: str
+    version: str
+    prepare: Callable[..., Call]
+    compared: bool = False
+    note: str = ""
+
+
+def _contestants(case: Case) -> list[_Contestant]:
+    compiled = torch.compile(case.baseline, dynamic=False)
+    return [
+        _Contestant("steer", triton.__version__, partial(partial, case.kernel)),
+        _Contestant("torch", torch.__version__, partial(partial, case.baseline)),
+        _Contestant("torch.compile", torch.__version__, partial(partial, compiled)),
+        *(
+            _Contestant(r.package, r.version, r.prepare, r.compared, r.does)
+            for r in rivals.of(case.op, case.name)
+        ),
+    ]
+
+
 def _measure_case(model: str, case: Case, card: Card, replays: int) -> list[Row]:
     torch._dynamo.reset()
     inputs = [case.inputs()]
     size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
     sets = -(-2 * card.l2_bytes // size)
-    contestants = {
-        "steer": case.kernel,
-        "torch": case.baseline,
-        "torch.compile": torch.compile(case.baseline, dynamic=False),
-    }
+    contestants = _contestants(case)
     rows = []
     for l2 in ("hot", "cold") if sets > 1 else ("cold",):
         if l2 == "cold":
             if sets > MOST_SETS:
                 break
             inputs += [case.inputs() for _ in range(sets - 1)]
-        rounds = -(-_GRAPH_CALLS // len(inputs))
-        for provider, function in contestants.items():
-            calls = [_bind(function, arguments) for arguments in inputs] * rounds
-            times = percentiles(graph_times(calls, replays))
-            rows.append(_row(model, case, card, provider, l2, times))
+        for each in tuple(contestants):
+            try:
+                times = _time(case, each, inputs, replays)
+            except Exception as error:
+                if each.provider == "steer":
+                    raise
+                contestants.remove(each)  # whatever another's code raises: ours goes on
+                why = (str(error).strip() or repr(error)).splitlines()[0]
+                where = f"{case.op} {case.name} {model}, {case.rows} rows"
+                print(f"left out: {each.provider} {each.version}, {where}: {why}", file=sys.stderr)
+                continue
+            rows.append(_row(model, case, card, each, l2, times))
     return rows
 
 
-def _bind(function: Callable[..., object], arguments: tuple[Any, ...]) -> Call:
-    return lambda: function(*arguments)
+def _time(
+    case: Case, each: _Contestant, inputs: Sequence[tuple[Any, ...]], replays: int
+) -> tuple[float, float, float]:
+    calls = [each.prepare(*arguments) for arguments in inputs]
+    if each.compared and not rivals.agree(case.kernel(*inputs[0]), calls[0]()):
+        raise ValueError("its result is not ours")
+    return percentiles(graph_times(calls * -(-_GRAPH_CALLS // len(inputs)), replays))
 
 
 def _row(
-    model: str, case: Case, card: Card, provider: str, l2: str, times: tuple[float, float, float]
-) -> Row:
+    model: str, case: Case, card: Card, each: _Contestant, l2: str,
+    times: tuple[float, float, float],
+) -> Row:  # fmt: skip
     p20, p50, p80 = times
     seconds, floor = 1e-6 * p50, case.floor
     return {
@@ -185,7 +216,9 @@ def _row(
         "op": case.op,
         "kernel": case.name,
         "model": model,
-        "provider": provider,
+        "provider": each.provider,
+        "version": each.version,
+        "note": each.note,
         "rows": case.rows,
         "context": case.context,
         "l2": l2,
@@ -213,7 +246,7 @@ def show(rows: Sequence[Row], card: Card) -> str:
     )
     header = (
         "op", "kernel", "model", "rows", "context", "L2", "p20 us", "p50 us", "p80 us", "TB/s",
-        "of copy floor", "of read floor", "torch us", "torch.compile us",
+        "of copy floor", "of read floor", "torch us", "torch.compile us", "others us",
     )  # fmt: skip
     cases: dict[tuple[object, ...], dict[str, Row]] = {}
     for r in rows:
@@ -230,5 +263,6 @@ def _figures(found: dict[str, Row]) -> tuple[str, ...]:
         f"{ours['bytes_per_second'] / 1e12:.2f}",
         f"{ours['of_copy_floor']:.0%}",
         f"{ours['of_read_floor']:.0%}",
-        *(f"{found[name]['p50_us']:.2f}" for name in ("torch", "torch.compile")),
+        *(f"{found[n]['p50_us']:.2f}" if n in found else "-" for n in _PLAIN),
+        " ".join(f"{n} {r['p50_us']:.2f}" for n, r in found.items() if n not in _OWN) or "-",
     )

@@ -19,12 +19,12 @@ from kernels.reference.sampling import philox_uniform
 from kernels.variant import ModelShape
 
 _STATISTICS = len(reference.Confidence._fields)
-_TEMPERATURE = 0.8
+TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
 _SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
 
 
 def confidences(shape: ModelShape, batch: int) -> list[Case]:
-    """Statistics of stored logits, alone and with a token drawn."""
+    """Statistics of stored logits, alone, with a token drawn, and drawn under filters."""
     vocabulary = shape.head_rows
     floor = confidence.floor(batch, vocabulary, DTYPE)
     scratch = _SCRATCH * batch * vocabulary
@@ -37,6 +37,11 @@ def confidences(shape: ModelShape, batch: int) -> list[Case]:
         Case(
             "confidence", "statistics_draw", batch, floor,
             partial(_draw_inputs, batch, vocabulary), _drawn, _plain_drawn, scratch=scratch,
+        ),
+        Case(
+            "confidence", "statistics_filters", batch, floor,
+            partial(_filter_inputs, batch, vocabulary), _filtered, _plain_filtered,
+            scratch=2 * scratch,
         ),
     ]  # fmt: skip
 
@@ -64,7 +69,7 @@ def _draw_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
     """Logits, temperatures, seeds and counters; for torch the uniforms that these keys give."""
     seed, counter = torch.arange(batch) + 7, torch.arange(4 * batch).view(batch, 4)
     uniform = philox_uniform(seed.numpy().astype(np.uint64), counter.numpy().astype(np.uint64))
-    temperature = torch.full((batch,), _TEMPERATURE, dtype=torch.float64)
+    temperature = torch.full((batch,), TEMPERATURE, dtype=torch.float64)
     columns = (temperature, seed, counter, uniform)
     return case.random(batch, vocabulary), *(c.to(case.DEVICE) for c in columns)
 
@@ -87,6 +92,39 @@ def _plain_drawn(
     token = torch.searchsorted(mass, goal, right=True).clamp(max=vocabulary - 1)
     logprob = logits.gather(1, token)[:, 0].float() - found.logsumexp
     return *found, token[:, 0], logprob
+
+
+def _filter_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """The same, a top-k and a top-p; the logits of a few tokens stand out, as a model's do."""
+    inputs = _draw_inputs(batch, vocabulary)
+    inputs[0].mul_(2.5)
+    top_k = torch.full((batch,), TOP_K, device=case.DEVICE)
+    return *inputs, top_k, torch.full((batch,), TOP_P, dtype=torch.float64, device=case.DEVICE)
+
+
+def _filtered(
+    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor,
+    top_k: Tensor, top_p: Tensor,
+) -> Scored:  # fmt: skip
+    draw = DrawRows(temperature, seed, counter, top_k, top_p)
+    return confidence.confidence(logits, logits.shape[1], draw)
+
+
+def _plain_filtered(
+    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor,
+    top_k: Tensor, top_p: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """A stable sort, its first TOP_K, and of those the shortest beginning that has TOP_P."""
+    found = reference.confidence(logits, logits.shape[1])
+    order = logits.sort(dim=-1, descending=True, stable=True)
+    mass = (order.values[:, :TOP_K].double() / temperature[:, None]).softmax(-1)
+    total = mass.cumsum(-1)
+    mass = torch.where(total - mass < top_p[:, None], mass, 0.0)
+    total = mass.cumsum(-1)
+    goal = uniform[:, None] * total[:, -1:]
+    place = torch.searchsorted(total, goal, right=True).clamp(max=TOP_K - 1)
+    logprob = order.values.gather(1, place)[:, 0].float() - found.logsumexp
+    return *found, order.indices.gather(1, place)[:, 0], logprob
 
 
 def _head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

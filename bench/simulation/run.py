@@ -11,7 +11,7 @@ import numpy as np
 from bench.simulation.clock import NOBODY, SharedClock
 from bench.simulation.meter import ArenaMeter, RequestMeter, percentiles, row_counts
 from bench.simulation.setting import Case, Setting, build_scheduler
-from bench.simulation.workload import TEXT, Workload
+from bench.simulation.workload import TEXT, Texts
 from engine.config import ROLES
 
 SMALL, LARGE = range(2)
@@ -22,7 +22,7 @@ _DECIDE = 0
 class Simulation:
     """One case, run once."""
 
-    def __init__(self, setting: Setting, workload: Workload, case: Case) -> None:
+    def __init__(self, setting: Setting, workload: Texts, case: Case) -> None:
         self.case = case
         self.clock = SharedClock(setting.together)
         self.scheduler = build_scheduler(setting, case, workload.longest)
@@ -43,7 +43,7 @@ class Simulation:
         self._handoffs = workload.handoffs(case.handoff)
         # Where all goes to the large model nobody reads a boundary.
         self._reader = -1 if case.handoff == 1 else SMALL
-        self._arrivals = workload.arrivals(case.rate) if case.rate else []
+        self._arrivals = list(workload.arrivals(case.rate)) if case.rate else []
         self._added = 0
 
     def run(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ the same text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,24 @@ class Means:
     answer: float
     step: float
     spread: float
+
+
+class Texts(Protocol):
+    """What a simulation asks of its requests; fields as in :class:`Workload`."""
+
+    prompts: list[int]
+    answers: list[int]
+    longest: int
+    offsets: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int32]
+
+    def handoffs(self, share: float) -> bytes:
+        """1 where a boundary goes to the large model, by place as in ``tokens``."""
+        ...
+
+    def arrivals(self, rate: float) -> Sequence[float]:
+        """Moments of arrival in seconds."""
+        ...
 
 
 class Workload:

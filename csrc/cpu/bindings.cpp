@@ -18,9 +18,9 @@ T* at(Address address) {
 }
 
 Layer make_layer(const std::vector<Address>& w) {
-  if (w.size() != 9) throw std::invalid_argument("a layer has 9 addresses");
+  if (w.size() != 12) throw std::invalid_argument("a layer has 12 addresses");
   const auto in = [&](int i) { return at<const void>(w[i]); };
-  return {in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8)};
+  return {in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)};
 }
 
 // sizes: as in Shape, then positions; weights: embedding, norm, head, turns.

@@ -157,13 +157,13 @@ class TypedDecoder final : public Decoder {
     m.phase(static_cast<std::int64_t>(stretches_.size()) * s_.kv_heads, [&](std::int64_t task) {
       attend(index, stretches_[task / s_.kv_heads], task % s_.kv_heads, m.index);
     });
-    add_product(m, w.output, input_, query_width());
+    add_product(m, w.output, w.output_bias, input_, query_width());
     norm(m, w.mlp_norm);
     each_rows(m, s_.intermediate, s_.hidden,
               [&](std::int64_t first, std::int64_t rows, int thread) {
                 gate(w, first, rows, scratch_[thread].data());
               });
-    add_product(m, w.down, gated_, s_.intermediate);
+    add_product(m, w.down, w.down_bias, gated_, s_.intermediate);
   }
 
   void norm(Team::Member& m, const void* w) {
@@ -172,16 +172,28 @@ class TypedDecoder final : public Decoder {
     });
   }
 
-  // x += matrix * input.
-  void add_product(Team::Member& m, const void* matrix, const T* input, std::int64_t columns) {
+  // x += matrix * input + bias.
+  void add_product(Team::Member& m, const void* matrix, const void* bias, const T* input,
+                   std::int64_t columns) {
     each_rows(m, s_.hidden, columns, [&](std::int64_t first, std::int64_t rows, int thread) {
       float* sums = scratch_[thread].data();
       k_.linear(weight(matrix) + first * columns, rows, input, columns, b_.rows, columns, sums,
                 rows);
+      add_bias(bias, first, rows, b_.rows, sums);
       for (std::int64_t row = 0; row < b_.rows; ++row)
         for (std::int64_t i = 0; i < rows; ++i)
           x_[row * s_.hidden + first + i] += sums[row * rows + i];
     });
+  }
+
+  // Adds the bias of some outputs, which may be null, to each column's sums of them.
+  void add_bias(const void* bias, std::int64_t first, std::int64_t rows, std::int64_t columns,
+                float* sums) const {
+    if (!bias) return;
+    std::vector<float> wide(rows);
+    k_.widen(weight(bias) + first, rows, wide.data());
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t i = 0; i < rows; ++i) sums[c * rows + i] += wide[i];
   }
 
   void gate(const Layer& w, std::int64_t first, std::int64_t rows, float* scratch) {
@@ -193,6 +205,8 @@ class TypedDecoder final : public Decoder {
       const T* input = input_ + row * s_.hidden;
       k_.linear(gates, rows, input, s_.hidden, columns, s_.hidden, scratch, rows);
       k_.linear(ups, rows, input, s_.hidden, columns, s_.hidden, second, rows);
+      add_bias(w.gate_up_bias, first, rows, columns, scratch);
+      add_bias(w.gate_up_bias, s_.intermediate + first, rows, columns, second);
       for (std::int64_t c = 0; c < columns; ++c)
         k_.silu_mul(scratch + c * rows, second + c * rows, rows,
                     gated_ + (row + c) * s_.intermediate + first);

@@ -19,7 +19,7 @@ struct Shape {
 // Addresses of one layer's weights, [out, in] each; what a family lacks is null.
 struct Layer {
   const void *attention_norm, *qkv, *output, *mlp_norm, *gate_up, *down;
-  const void *qkv_bias, *query_norm, *key_norm;
+  const void *qkv_bias, *output_bias, *gate_up_bias, *down_bias, *query_norm, *key_norm;
 };
 
 struct Weights {

@@ -2,126 +2,177 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
-from engine.files import read_text
+from engine.files import read_json
+from engine.models.config_json import parse_config
+from engine.models.layout import Part, Table, expected_shapes, model_parts
+from engine.models.quantisation import FLOATS, Wanted, pack, wanted_tensors
+from engine.models.shards import Shards
+from kernels.ops import Fp8Weight, IntWeight, StackedWeight, Weight
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["expected_shapes", "load_config", "load_weights"]
+
+# Written by some exporters and of no use here: scales of activations and of a quantised cache too.
+_IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
 
 
 def load_config(folder: Path) -> ModelConfig:
     """The model's shape; end-of-sequence ids of generation_config.json win over config.json's."""
     if not folder.is_dir():
         raise SteerError(f"{folder}: no such folder; expected a Hugging Face checkpoint folder")
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     if generation.is_file():
-        eos = _read_json(generation).get("eos_token_id")
+        eos = read_json(generation).get("eos_token_id")
         raw = raw if eos is None else {**raw, "eos_token_id": eos}
-    return ModelConfig.from_hf(raw, str(folder / "config.json"))
+    return parse_config(raw, str(folder / "config.json"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SteerError(
-            f"{path.parent}: {path.name} is missing; expected a Hugging Face checkpoint folder"
-        )
-    try:
-        content = json.loads(read_text(path, "file"))
-    except json.JSONDecodeError as error:
-        raise SteerError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise SteerError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+def load_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, progress: bool = False
+) -> dict[str, Weight]:
+    """All weights by the names of :mod:`engine.models.layout`, plain ones in ``dtype``.
 
+    Each is allocated once and filled from the mapped files, which are unmapped layer by layer: at
+    no time are there two copies of more than a layer.
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a Qwen2 checkpoint of this shape holds."""
-    hidden, width = config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not config.tied:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-        for name, rows in (
-            ("q", config.query_width), ("k", config.kv_width), ("v", config.kv_width),
-        ):  # fmt: skip
-            shapes[f"{prefix}.self_attn.{name}_proj.weight"] = (rows, hidden)
-            shapes[f"{prefix}.self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{prefix}.self_attn.o_proj.weight"] = (hidden, config.query_width)
-        shapes[f"{prefix}.mlp.gate_proj.weight"] = (width, hidden)
-        shapes[f"{prefix}.mlp.up_proj.weight"] = (width, hidden)
-        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, width)
-    return shapes
+    Args:
+        folder: of the checkpoint.
+        config: its shape.
+        dtype: of what is not quantised.
+        progress: show a bar on standard error.
 
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        if not single.is_file():
-            raise SteerError(f"{folder}: model.safetensors is missing (pickles are never loaded)")
-        return [single]
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SteerError(f"{index}: expected a weight_map from tensor names to files")
-    names = sorted({str(name) for name in weight_map.values()})
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise SteerError(f"{index}: shard {name!r} is not a safetensors file of this folder")
-        if not (folder / name).is_file():
-            raise SteerError(f"{folder}: shard {name} is missing")
-    return [folder / name for name in names]
-
-
-def load_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors by name, converted to ``dtype``.
-
-    Raises SteerError on missing, extra, doubled or mis-shaped tensors and unreadable files.
+    Raises:
+        SteerError: on missing, extra, doubled or mis-shaped tensors and unreadable files.
     """
-    expected, weights = expected_shapes(config), {}
-    for path in _shards(folder):
-        for name, tensor in _read_shard(path):
-            if name not in expected:
-                if config.tied and name == "lm_head.weight":
-                    continue  # a tied head is written out by some exporters: the embedding counts
-                raise SteerError(f"{path}: unexpected tensor {name}")
-            if name in weights:
-                raise SteerError(f"{path}: tensor {name} appears twice")
-            if tuple(tensor.shape) != expected[name]:
-                raise SteerError(
-                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, "
-                    f"config.json asks for {expected[name]}"
-                )
-            if tensor.dtype not in _DTYPES:
-                raise SteerError(
-                    f"{path}: tensor {name} is {tensor.dtype}; expected float32, bfloat16 or "
-                    "float16"
-                )
-            weights[name] = tensor.to(dtype)
-    missing = [name for name in expected if name not in weights]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SteerError(f"{folder}: tensor {missing[0]}{more} is missing")
+    shards = Shards(folder)
+    loader = _Loader(shards, config, dtype)
+    loader.check()
+    weights: dict[str, Weight] = {}
+    label = f"loading {folder.name}"
+    with tqdm(total=config.layers, desc=label, unit="layer", disable=not progress) as bar:
+        for _, parts in groupby(model_parts(config), _layer_of):
+            with shards:
+                for part in parts:
+                    weights.update(loader.load(part))
+            bar.update(min(1, config.layers - bar.n))
     return weights
 
 
-def _read_shard(path: Path) -> list[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as shard:
-            return [(name, shard.get_tensor(name)) for name in shard.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SteerError(f"{path}: not a readable safetensors file: {error}") from None
+def _layer_of(part: Part) -> str:
+    return ".".join(part.name.split(".")[:3])
+
+
+class _Loader:
+    """Fills the parts of one model from its shards."""
+
+    def __init__(self, shards: Shards, config: ModelConfig, dtype: torch.dtype) -> None:
+        self._shards = shards
+        self._config = config
+        self._dtype = dtype
+
+    def check(self) -> None:
+        """SteerError unless the shards hold exactly what the model needs."""
+        shards = self._shards
+        expected = dict[str, Wanted]()
+        for part in model_parts(self._config):
+            expected.update(self._wanted(part))
+        for name, shape in shards.shapes.items():
+            if name in expected:
+                self._check_tensor(name, shape, expected[name])
+            elif not self._unused(name):
+                raise SteerError(f"{shards.path(name)}: unexpected tensor {name}")
+        missing = [n for n, w in expected.items() if not w.optional and n not in shards.shapes]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise SteerError(f"{shards.folder}: tensor {missing[0]}{more} is missing")
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...], wanted: Wanted) -> None:
+        where = f"{self._shards.path(name)}: tensor {name}"
+        if shape not in wanted.shapes:
+            right = " or ".join(map(str, wanted.shapes))
+            raise SteerError(f"{where} has shape {shape}, config.json asks for {right}")
+        if self._shards.dtypes[name] not in wanted.dtypes:
+            right = " or ".join(wanted.dtypes)
+            raise SteerError(f"{where} is {self._shards.dtypes[name]}; expected {right}")
+
+    def _unused(self, name: str) -> bool:
+        """A tied head is written out by some exporters: the embedding counts."""
+        return (self._config.tied and name == "lm_head.weight") or bool(_IGNORED.fullmatch(name))
+
+    def _wanted(self, part: Part) -> Iterator[tuple[str, Wanted]]:
+        """Names, shapes and dtypes of the tensors that make a part."""
+        if isinstance(part, Table):
+            yield part.name, Wanted((part.shape,), FLOATS)
+            return
+        for name, rows in part.parts:
+            for suffix, wanted in self._weight_tensors(name, rows, part.columns).items():
+                yield f"{name}.{suffix}", wanted
+            if part.biased:
+                yield f"{name}.bias", Wanted(((rows,),), FLOATS)
+
+    def _weight_tensors(self, name: str, rows: int, columns: int) -> dict[str, Wanted]:
+        """By suffix. What is there decides: checkpoints leave some layers unquantised."""
+        packing = self._packing(name)
+        if packing is None:
+            return {"weight": Wanted(((rows, columns),), FLOATS)}
+        try:
+            return wanted_tensors(packing, rows, columns)
+        except SteerError as error:
+            raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
+
+    def _packing(self, name: str) -> Quantisation | None:
+        plain = self._shards.dtypes.get(f"{name}.weight") in FLOATS
+        return None if plain else self._config.quantisation
+
+    def load(self, part: Part) -> Iterator[tuple[str, Weight]]:
+        """The part's weights by the model's names."""
+        if isinstance(part, Table):
+            yield part.name, self._stacked([part.name], part.shape)
+            return
+        names = [name for name, _ in part.parts]
+        if any(self._packing(name) for name in names):
+            weights = [self._weight(name, rows, part.columns) for name, rows in part.parts]
+            whole: Weight = StackedWeight(tuple(weights)) if len(weights) > 1 else weights[0]
+        else:
+            whole = self._stacked([f"{n}.weight" for n in names], (part.rows, part.columns))
+        yield f"{part.name}.weight", whole
+        if part.biased:
+            yield f"{part.name}.bias", self._stacked([f"{n}.bias" for n in names], (part.rows,))
+
+    def _weight(self, name: str, rows: int, columns: int) -> Tensor | Fp8Weight | IntWeight:
+        """A layer of the checkpoint, packed if it is there."""
+        packing = self._packing(name)
+        if packing is None:
+            return self._stacked([f"{name}.weight"], (rows, columns))
+        suffixes = self._weight_tensors(name, rows, columns)
+        found = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
+        try:
+            tensors = {suffix: self._shards.read(full) for suffix, full in found.items()}
+            return pack(packing, tensors, rows, columns)
+        except SteerError as error:
+            raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
+
+    def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
+        try:
+            whole = torch.empty(shape, dtype=self._dtype)
+        except (RuntimeError, MemoryError):
+            size = math.prod(shape) * self._dtype.itemsize / 2**30
+            raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None
+        first = 0
+        for name in names:
+            tensor = self._shards.read(name)
+            whole[first : first + len(tensor)].copy_(tensor)
+            first += len(tensor)
+        return whole

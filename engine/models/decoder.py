@@ -1,13 +1,15 @@
-"""The decoder: a Qwen2-style transformer over the paged arena."""
+"""The decoder: a transformer of the Llama and Qwen families over the paged arena."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
+from engine.models.rope import rope_table
 from kernels import ops
 
 
@@ -15,19 +17,22 @@ from kernels import ops
 class Layer:
     """Weights of one layer; query, key and value fused, gate and up fused. [out, in].
 
-    What a family lacks is None: ``qkv_bias`` [(heads + 2 * kv_heads) * head_dim], and the norms of
-    each query and key head, ``query_norm`` and ``key_norm`` [head_dim], both or neither.
+    What a family lacks is None: biases [out], and the norms of each query and key head,
+    ``query_norm`` and ``key_norm`` [head_dim], both or neither.
     """
 
     attention_norm: Tensor
-    qkv: Tensor
+    qkv: ops.Weight
     qkv_bias: Tensor | None
-    output: Tensor
+    output: ops.Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: ops.Weight
+    down: ops.Weight
     query_norm: Tensor | None = None
     key_norm: Tensor | None = None
+    output_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,21 @@ class Decoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: dict[str, Tensor],
+        weights: Mapping[str, ops.Weight],
         max_context: int,
         cpu_kernels: bool = True,
     ) -> None:
         """
         Args:
-            weights: by Hugging Face name, as ``load_weights`` returns them.
+            weights: by the names of the layout, as ``load_weights`` returns them.
             cpu_kernels: whether a pass on a CPU may be one call; without, it goes op by op.
         """
         self.config = config
-        self.embedding = weights["model.embed_tokens.weight"]
-        self.norm = weights["model.norm.weight"]
-        self.head = self.embedding if config.tied else weights["lm_head.weight"]
+        self.embedding = _plain(weights["model.embed_tokens.weight"])
+        self.norm = _plain(weights["model.norm.weight"])
+        self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = ops.rope_tables(max_context, config.head_dim, config.rope_theta)
+        self.rope = rope_table(config, max_context)
         self._pass = None
         if cpu_kernels:
             self._pass = ops.forward_pass(
@@ -74,27 +79,31 @@ class Decoder:
             )  # fmt: skip
 
     @staticmethod
-    def _layer(weights: dict[str, Tensor], prefix: str) -> Layer:
-        def fused(room: str, names: tuple[str, ...], part: str) -> Tensor:
-            return torch.cat([weights[f"{prefix}.{room}.{n}_proj.{part}"] for n in names])
+    def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
+        def vector(name: str) -> Tensor | None:
+            found = weights.get(f"{prefix}.{name}")
+            return None if found is None else _plain(found)
 
-        biased = f"{prefix}.self_attn.q_proj.bias" in weights
         return Layer(
-            attention_norm=weights[f"{prefix}.input_layernorm.weight"],
-            qkv=fused("self_attn", ("q", "k", "v"), "weight"),
+            attention_norm=_plain(weights[f"{prefix}.input_layernorm.weight"]),
+            qkv=weights[f"{prefix}.self_attn.qkv_proj.weight"],
             output=weights[f"{prefix}.self_attn.o_proj.weight"],
-            mlp_norm=weights[f"{prefix}.post_attention_layernorm.weight"],
-            gate_up=fused("mlp", ("gate", "up"), "weight"),
+            mlp_norm=_plain(weights[f"{prefix}.post_attention_layernorm.weight"]),
+            gate_up=weights[f"{prefix}.mlp.gate_up_proj.weight"],
             down=weights[f"{prefix}.mlp.down_proj.weight"],
-            qkv_bias=fused("self_attn", ("q", "k", "v"), "bias") if biased else None,
-            query_norm=weights.get(f"{prefix}.self_attn.q_norm.weight"),
-            key_norm=weights.get(f"{prefix}.self_attn.k_norm.weight"),
+            qkv_bias=vector("self_attn.qkv_proj.bias"),
+            query_norm=vector("self_attn.q_norm.weight"),
+            key_norm=vector("self_attn.k_norm.weight"),
+            output_bias=vector("self_attn.o_proj.bias"),
+            gate_up_bias=vector("mlp.gate_up_proj.bias"),
+            down_bias=vector("mlp.down_proj.bias"),
         )
 
     def tensors(self) -> list[Tensor]:
-        """All weights, in a fixed order."""
+        """All weights as they are kept in memory, in an order that fingerprints rely on."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
-        return [self.embedding, self.norm, self.head, *(w for w in layers if w is not None)]
+        kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
+        return [self.embedding, self.norm, self.head, *kept]
 
     def forward(self, batch: Batch, arena: Tensor) -> Tensor:
         """Write the batch's keys and values into ``arena`` and return its sampled rows' logits.
@@ -118,7 +127,8 @@ class Decoder:
         for index, (layer, norm) in enumerate(zip(self.layers, following, strict=True)):
             mixed = self._attention(index, layer, h, batch, arena)
             h = ops.add_rms_norm(x, mixed, layer.mlp_norm, eps)
-            written = ops.linear(ops.silu_mul(ops.linear(h, layer.gate_up)), layer.down)
+            gated = ops.silu_mul(ops.linear(h, layer.gate_up, layer.gate_up_bias))
+            written = ops.linear(gated, layer.down, layer.down_bias)
             if norm is self.norm:  # after it nobody needs the other rows
                 x, written = (part.index_select(0, batch.sampled) for part in (x, written))
             h = ops.add_rms_norm(x, written, norm, eps)
@@ -135,7 +145,7 @@ class Decoder:
             batch.attention, index, norms, self.config.norm_eps,
         )  # fmt: skip
         mixed = ops.paged_attention(arena, batch.attention, index, query)
-        return ops.linear(mixed.flatten(1), layer.output)
+        return ops.linear(mixed.flatten(1), layer.output, layer.output_bias)
 
     def statistics(
         self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool
@@ -154,3 +164,9 @@ class Decoder:
         if self._pass is None or not ops.compiled(batch.tokens):
             return ops.attended(batch.attention, cells)
         return self._pass.attended(batch.attention)
+
+
+def _plain(weight: ops.Weight) -> Tensor:
+    """A weight that no checkpoint quantises."""
+    assert isinstance(weight, Tensor)
+    return weight

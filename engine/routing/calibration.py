@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.config import DUMMY
 from engine.errors import SteerError
 from engine.files import read_text
 from engine.routing.mixture import Mixture, fit_mixture
@@ -54,7 +55,10 @@ class Calibration:
         """Fit the mixture to the signal of a window at many boundaries. No labels.
 
         Boundaries without signals (those that a window of the last step cannot judge) are left out.
+        SteerError for a pair with made-up weights: its signals mean nothing.
         """
+        if pair.startswith(DUMMY):
+            raise SteerError(f"{pair}: dummy weights calibrate nothing; load real ones")
         check_signal(signal)
         values = [confidence_scale(signal, s) for s in boundaries if s is not None]
         provenance = {"boundaries": len(values)}

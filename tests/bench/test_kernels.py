@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.kernel_bench import arena_cases, case, cases, gpu, reference
+from bench.kernel_bench import arena_cases, case, cases, gpu, reference, rivals
 from bench.kernels import main
 from kernels import registry
+from kernels.reference import layers
 from kernels.variant import ModelShape
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +130,7 @@ def test_every_op_has_cases():
 def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "_measure_case", lambda model, each, *_: [each.rows])
     large = ModelShape("large", 5120, 27648, 40, 8, 128, 152064)
-    rows = gpu.measure(["attention"], [large], CARD, 9)
+    rows = list(gpu.measure(["attention"], [large], CARD, 9))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
     assert rows.count(64) == 2  # decodes of all but the longest context
     assert told == [
@@ -143,7 +145,7 @@ def test_gpu_rows_and_table(monkeypatch):
         gpu, "graph_times", lambda calls, replays: [2.0 + i for i in range(replays)]
     )
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    rows = gpu.measure(["norm"], [SMALL], CARD, 9)
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, 9))
     assert len(rows) == 3 * 2 * 3  # batches, kernels, contestants; too small to be cold
     assert {r["provider"] for r in rows} == {"steer", "torch", "torch.compile"}
     assert all(r["p50_us"] == 6.0 and r["l2"] == "hot" for r in rows)
@@ -161,7 +163,43 @@ def test_gpu_rows_go_round_cold_inputs(monkeypatch):
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: seen.append(len(calls)) or [1.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
     card = gpu.Card(**{**vars(CARD), "l2_bytes": 1000})
-    rows = gpu.measure(["silu_mul"], [SMALL], card, 9)
+    rows = list(gpu.measure(["silu_mul"], [SMALL], card, 9))
     assert {r["l2"] for r in rows if r["rows"] == 1} == {"hot", "cold"}
     assert {r["l2"] for r in rows if r["rows"] == 64} == {"cold"}  # one set is twice the cache
     assert min(seen) >= 40
+
+
+def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
+    """One that raises, one that computes something else, one that does what ours does."""
+
+    def broken(*_):
+        raise RuntimeError("no such kernel\nand more")
+
+    def other(gate_up):
+        return lambda: layers.silu_mul(gate_up) + 1
+
+    def same(gate_up):
+        return lambda: layers.silu_mul(gate_up)
+
+    found = [rivals.Rival("json", "numpy", prepare) for prepare in (broken, other, same)]
+    monkeypatch.setitem(rivals.RIVALS, ("silu_mul", "silu_mul"), tuple(found))
+    monkeypatch.setattr(case, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
+    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
+    card = gpu.Card(**{**vars(CARD), "l2_bytes": 1000})
+    rows = [r for r in gpu.measure(["silu_mul"], [SMALL], card, 9) if r["rows"] == 1]
+    told = [e for e in capsys.readouterr().err.splitlines() if "left out" in e and " 1 rows" in e]
+    assert len(told) == 2
+    assert told[0].endswith("silu_mul silu_mul small, 1 rows: no such kernel")
+    assert told[1].endswith("its result is not ours")
+    of_rival = [r for r in rows if r["provider"] == "json"]
+    assert [r["l2"] for r in of_rival] == ["hot", "cold"]
+    assert all(r["version"] == metadata.version("numpy") for r in of_rival)
+    assert "json 4.00" in gpu.show(rows, CARD)
+
+
+def test_rivals_are_those_of_known_cases():
+    known = {(c.op, c.name) for make in cases.CASES.values() for c in make(SMALL, 1)}
+    assert set(rivals.RIVALS) <= known
+    absent = rivals.Rival("no_such_package", "no-such-package", lambda: None)
+    assert not absent.installed and absent.version == "unknown"

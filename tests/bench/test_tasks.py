@@ -6,7 +6,7 @@ import pytest
 
 from bench import dataset
 from bench.tasks import arithmetic
-from bench.tasks.tokenizer import build_tokenizer
+from bench.tasks.tokenizer import ALPHABET, build_tokenizer
 from engine import SteerError
 
 
@@ -62,7 +62,7 @@ def test_tokenizer_round_trip():
         text = problem.prompt + problem.trace
         ids = tokenizer.encode(text + arithmetic.EOS).ids
         assert tokenizer.decode(ids) == text
-        assert ids[-1] == arithmetic.ALPHABET.index(arithmetic.EOS)
+        assert ids[-1] == ALPHABET.index(arithmetic.EOS)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,12 @@ def test_tokenizer_round_trip():
         ("it is -7", "7", False),
         ("The answer is B", "B", True),
         ("", "42", False),
+        ("so it is \\boxed{\\frac{2}{4}}", "\\frac{1}{2}", True),
+        ("\\boxed{(x+1)^2}", "x^2+2x+1", True),
+        ("\\boxed{\\sqrt{18}}", "3\\sqrt{2}", True),
+        ("\\boxed{\\sqrt{19}}", "3\\sqrt{2}", False),
+        ("\\boxed{\\frac{36}{2}}", "18", True),
+        ("\\boxed{(2, 1)}", "(1, 2)", False),
     ],
 )
 def test_answers_from_free_text(text: str, answer: str, right: bool):
@@ -93,6 +99,7 @@ def test_answers_from_free_text(text: str, answer: str, right: bool):
         ("[1]", r"d\.jsonl:2: expected \{\"prompt\""),
         ('{"prompt": "", "answer": "1"}', r"d\.jsonl:2: expected"),
         ('{"prompt": "1+1?"}', r"d\.jsonl:2: expected"),
+        ('{"prompt": "1+1?", "answer": " "}', r"d\.jsonl:2: the answer is empty"),
     ],
 )
 def test_a_bad_dataset_line_is_named(tmp_path, line: str, message: str):

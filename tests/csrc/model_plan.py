@@ -12,15 +12,15 @@ from collections import Counter
 from engine._core import Scheduler, Sequence
 
 from .model_scheduler import Flight, SchedulerModel, Span
-from .model_sequence import NOBODY, SMALL, SequenceModel
+from .model_sequence import SMALL, SequenceModel
 from .model_text import NONE
 
 
 class View:
     """A plan as the core shows it, with what the core says of every sequence behind it."""
 
-    def __init__(self, core: Scheduler, lane: int, after: dict[int, Sequence]) -> None:
-        plan = core.buffers(lane)
+    def __init__(self, core: Scheduler, lane: int, buffer: int, after: dict[int, Sequence]) -> None:
+        plan = core.buffers(lane, buffer)
         self.after, self.short, self.total = after, plan.short_of_memory, plan.rows
         starts = plan.starts[: plan.sequences + 1].tolist()
         self.ids = plan.ids[: plan.sequences].tolist()
@@ -50,6 +50,7 @@ class Judge:
         self.size, self.budget = model.size, model.shape.budget
         self.running = list(model.running)
         self.runnable = [s for s in self.running if s.runnable(lane)]
+        self.following = {s: rows for s in self.running if (rows := s.follows(lane))}
         now = {s: view.after[s.id] for s in self.running}
         # Rows that were found instead of computed, and rows that others took.
         self.took = Counter({s: now[s].cached[lane] - s.cached[lane] for s in self.running})
@@ -64,6 +65,8 @@ class Judge:
         self.tables = {s: list(s.blocks[lane]) for s in self.running}
         self.need = 0  # blocks
         self.starved = False
+        # Blocks that go to the other model when the batch in flight has retired are not taken up.
+        self.leaving = bool(model.flights[lane]) and any(s.may_lose[lane] for s in self.running)
         self.askers: list[SequenceModel] = []  # who needs a block
         self.planned: list[SequenceModel] = []
 
@@ -73,6 +76,7 @@ class Judge:
             self.have[s] += self.hits[s]
         self.serve()
         self.check_shortage()
+        self.check_bets()
         if not self.view.short:
             for s in self.running:
                 self.read_along(s)
@@ -89,7 +93,7 @@ class Judge:
             return
         for s in self.runnable:
             assert self.model.cache is not None or s.samples == 1, "see Machine.let_go()"
-            known = self.model.cache is not None
+            known = self.model.cache is not None and not self.leaving
             self.hits[s] = self.known_rows(s, s.length - 1) if known else self.took[s]
         held, _ = self.model.live(self.lane)
         for s in self.runnable:
@@ -133,7 +137,7 @@ class Judge:
             o.group == s.group
             and o.active == self.lane
             and self.have[o] < last
-            and (o in self.runnable)
+            and (o in self.runnable or o.flying[self.lane] > 0)
             for o in before
         )
 
@@ -142,7 +146,12 @@ class Judge:
     def serve(self) -> None:
         """Decodes get their row, prefills share what these leave, memory goes in order."""
         left = self.budget - sum(s.length - self.have[s] == 1 for s in self.runnable)
-        for s in self.runnable:
+        left -= list(self.following.values()).count(1)
+        for s in self.running:
+            if s in self.following:
+                left -= self.check_following(s, left)
+            if s not in self.runnable:
+                continue
             self.have[s] -= self.lost[self.lane][s]
             rows, shared = self.view.rows(s), self.took[s] - self.hits[s]
             span = s.length - self.have[s]
@@ -159,10 +168,32 @@ class Judge:
                 self.planned.append(s)
         assert self.view.short == self.starved, "short of memory"
 
+    def check_following(self, s: SequenceModel, left: int) -> int:
+        """Rows behind those in flight, while there are blocks that nobody has. Returns those that
+        others cannot have."""
+        span, rows = self.following[s], self.view.rows(s)
+        here = s.computed[self.lane] + s.flying[self.lane]
+        wanted = 1 if span == 1 else min(span, left)
+        if s.may_lose[self.lane] and not rows:
+            return 0  # others may have taken KV that it is about to give up
+        if wanted <= 0 or self.starved:
+            assert rows == 0, "planned ahead though memory is short"
+            return 0
+        blocks = self.model.blocks_for
+        self.need += blocks(here + wanted) - blocks(here)
+        assert rows <= wanted
+        if rows < wanted:
+            assert (here + rows) % self.size == 0, "rows are missing though there is room"
+            self.starved = True
+        if rows:
+            self.planned.append(s)
+            self.model.ahead[self.lane] += rows
+        return rows if span > 1 else 0
+
     def check_shared(self, s: SequenceModel, shared: int) -> None:
         assert not (self.starved and shared % self.size), "a block after somebody got none"
         full, part = self.to_share(s)
-        if self.lossy:  # which rows the others had then is not known
+        if self.lossy or self.leaving:  # which rows the others had then is not known
             full, part = shared - shared % self.size, shared % self.size
         self.need += part > 0
         if part and not self.starved and self.need <= self.free:
@@ -192,17 +223,18 @@ class Judge:
     def read_along(self, s: SequenceModel) -> None:
         """What the other model writes, with what is left over."""
         lane, took, rows = self.lane, self.took[s], self.view.rows(s)
-        if s in self.runnable:
+        if s in self.runnable or s in self.following:
             return
         lag = s.settled - 1 - (s.computed[lane] - self.lost[lane][s])
         wants = self.model.shape.background[lane]
         unread = lane == SMALL and s.request.reader != SMALL
-        busy = s.active == lane or s.flying[lane] or s.pending
+        busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending
         if busy or not wants or s.rest_from >= 0 or unread or lag < wants:
             assert took == rows == 0, "read along without need"
             return
         self.have[s] -= self.lost[lane][s]
-        if self.model.cache is not None and not self.evicted and not self.lossy:
+        trusted = self.model.cache is not None and not self.leaving
+        if trusted and not self.evicted and not self.lossy:
             assert took == self.known_rows(s, s.settled - 1)
         self.hits[s] = took
         self.have[s] += took
@@ -223,6 +255,14 @@ class Judge:
         """The progress rule."""
         over = s.end_pending != NONE or s.active != model
         return over or any(asker.order < s.order for asker in self.askers)
+
+    def check_bets(self) -> None:
+        """Whose KV is taken, now or when it retires, has nothing planned ahead on it any more."""
+        for s in self.running:
+            for model, bet in enumerate(s.bets):
+                if bet and not self.view.after[s.id].ahead[model]:
+                    assert self.need > self.free and self.may_lose(s, model), "unlawful loss"
+                    s.lose_bet(model)
 
     def check_losses(self) -> None:
         for model in (0, 1):
@@ -253,10 +293,12 @@ class Judge:
             self.adopt_table(s, busy)
         for s in self.planned:
             flight.spans.append(self.fly(s))
+        behind = bool(model.flights[lane])
         if self.planned:
-            model.flights[lane] = flight
+            model.flights[lane].append(flight)
             model.ticks[lane] += 1
-        model.turns.planned(lane, len(self.planned), model.ready())
+        if self.planned or not behind:
+            model.turns.planned(lane, len(self.planned), model.ready())
 
     def adopt_rows(self, s: SequenceModel, rows: int) -> None:
         """The rows that are there: found, lost or as before."""
@@ -302,7 +344,7 @@ class Judge:
     def adopt_table(self, s: SequenceModel, busy: set[int]) -> None:
         """What was there stays, what was found is what another holds, what is new was free."""
         lane, known = self.lane, s.blocks[self.lane]
-        count = self.model.blocks_for(s.computed[lane] + self.view.rows(s))
+        count = self.model.blocks_for(s.computed[lane] + s.flying[lane] + self.view.rows(s))
         table = self.view.of[s.id][3]
         assert not any(table[count:]), "a table is padded with zeros"
         for index, block in enumerate(table[:count]):
@@ -317,27 +359,23 @@ class Judge:
         """The rows follow what is computed, and what they build on is there."""
         lane, view, rows = self.lane, self.view, self.view.rows(s)
         span, (context, samples, attempt, table) = view.spans[s.id], view.of[s.id]
-        first = s.computed[lane]
+        first = s.computed[lane] + s.flying[lane]
         last = first + rows
+        tokens = s.tokens[first:last]
+        if last > s.length:  # what it samples in the plan before
+            before = [span.sequence for span in self.model.flights[lane][0].spans]
+            tokens.append(-1 - before.index(s))
         assert view.positions[span] == list(range(first, last))
-        assert view.tokens[span] == s.tokens[first:last]
+        assert view.tokens[span] == tokens
         places = [table[p // self.size] * self.size + p % self.size for p in range(last)]
         assert view.slots[span] == places[first:]
-        assert (context, bool(samples), attempt) == (last, last == s.length, s.attempt)
-        digests = digest(s.tokens[:last])
-        found = [self.model.shadow.read(lane, place) for place in places[:first]]
-        assert found == digests[:first], "KV that is built upon is not there"
-        for place, content in zip(places[first:], digests[first:], strict=True):
-            self.model.shadow.write(lane, place, content)
-        s.flying[lane] = rows
+        assert (context, bool(samples), attempt) == (last, last >= s.length, s.attempt)
+        made = Span(s, bool(samples), first, rows, places, [], s.attempt)
+        if s in self.following:
+            s.bets[lane] = made
+        else:
+            s.flying[lane] = rows
+        self.model.write(lane, made, s.tokens)
         self.model.planned[lane][0] += rows
         self.model.planned[lane][1] += sum(range(first + 1, last + 1))
-        return Span(s, bool(samples), list(zip(places, digests, strict=True)))
-
-
-def digest(tokens: list[int]) -> list[int]:
-    """A hash of each prefix."""
-    hashes = [NOBODY]
-    for token in tokens:
-        hashes.append(hash((hashes[-1], token)))
-    return hashes[1:]
+        return made

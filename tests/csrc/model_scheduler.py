@@ -41,13 +41,21 @@ class Span:
 
     sequence: SequenceModel
     samples: bool
-    contents: list[tuple[int, int]]  # of each row of KV behind the last one planned: place, digest
+    first: int
+    rows: int
+    places: list[int]  # of each row of KV up to the last one planned
+    contents: list[int]  # what must be there
+    attempt: int
+    void: bool = False
 
 
 @dataclass
 class Flight:
     spans: list[Span] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)  # blocks that copies read
+
+
+BET = -2  # what a row holds that was planned ahead, while it is not won
 
 
 class Shadow:
@@ -68,6 +76,14 @@ class Shadow:
         return rows.get(place) if owner == model else None
 
 
+def digest(tokens: list[int]) -> list[int]:
+    """A hash of each prefix."""
+    hashes = [NOBODY]
+    for token in tokens:
+        hashes.append(hash((hashes[-1], token)))
+    return hashes[1:]
+
+
 class SchedulerModel:
     def __init__(self, shape: Shape) -> None:
         self.shape, self.size = shape, shape.size
@@ -75,7 +91,7 @@ class SchedulerModel:
         self.running: list[SequenceModel] = []
         self.waiting: list[SequenceModel] = []
         self.events: list[tuple[int, int, int]] = []
-        self.flights: list[Flight | None] = [None, None]
+        self.flights: list[list[Flight]] = [[], []]  # oldest first
         self.turns = Turns(shape.lanes)
         self.shadow = Shadow(shape)
         self.next_id = 1
@@ -84,6 +100,7 @@ class SchedulerModel:
         # Counters of the core.
         self.admitted, self.ticks, self.held, self.lost = 0, [0, 0], [0, 0], [0, 0]
         self.hits, self.shared, self.copied, self.background = [0, 0], [0, 0], [0, 0], [0, 0]
+        self.ahead, self.voided = [0, 0], [0, 0]
         self.may_have_lost = False  # KV taken in flight may go with the end anyway: who knows
         self.planned = [[0, 0], [0, 0]]  # rows and keys of each lane, less those that failed
 
@@ -152,13 +169,17 @@ class SchedulerModel:
             held = (s.prompt - 1) // self.shape.size
         return max(0, self.blocks_for(s.length + 1) - held)
 
-    def ready(self) -> list[int]:
-        return [sum(s.runnable(lane) for s in self.running) for lane in (0, 1)]
+    def ready(self, ahead: int = NOBODY) -> list[int]:
+        """Sequences with work on each lane; on lane ``ahead`` also behind what is in flight."""
+        return [
+            sum(s.runnable(lane) or (lane == ahead and s.follows(lane) > 0) for s in self.running)
+            for lane in (0, 1)
+        ]
 
     def holds(self, lane: int) -> bool:
         """Does the lane policy put the lane off?"""
-        other_flies = self.flights[1 - lane] is not None
-        held = self.turns.holds(lane, other_flies, len(self.running), self.ready())
+        other_flies = bool(self.flights[1 - lane])
+        held = self.turns.holds(lane, other_flies, len(self.running), self.ready(lane))
         self.held[lane] += held
         return held
 
@@ -166,8 +187,7 @@ class SchedulerModel:
 
     def is_shared(self, one: SequenceModel, model: int, index: int) -> bool:
         block = one.blocks[model][index]
-        flight = self.flights[model]
-        if flight and block in flight.sources:
+        if any(block in flight.sources for flight in self.flights[model]):
             return True
         tables = (s.blocks[model] for s in self.running if s is not one)
         return block is not None and any(block in table[index : index + 1] for table in tables)
@@ -200,32 +220,61 @@ class SchedulerModel:
         for s in self.running:
             known.update(block for block in s.blocks[model] if block is not None)
             unknown += s.blocks[model].count(None)
-        if flight := self.flights[model]:
+        for flight in self.flights[model]:
             known.update(flight.sources)
         return known, unknown
 
     # -- a batch comes home
 
     def land(self, lane: int) -> list[Span]:
-        flight = self.flights[lane]
-        assert flight is not None
-        self.flights[lane] = None
+        flight = self.flights[lane].pop(0)
         self.turns.changed()
         for span in flight.spans:
-            for place, digest in span.contents:
-                assert self.shadow.read(lane, place) == digest, "KV in use was overwritten"
+            if not span.void:
+                found = [self.shadow.read(lane, place) for place in span.places]
+                assert found == span.contents, "KV in use was overwritten"
         return flight.spans
+
+    def write(self, lane: int, span: Span, tokens: list[int]) -> None:
+        """What a span computes from these tokens, on KV that is there. A bet leaves in its rows
+        what nobody can read, until it is won."""
+        first = span.first
+        digests = digest(tokens[: first + span.rows])
+        found = [self.shadow.read(lane, place) for place in span.places[:first]]
+        assert found == digests[:first], "KV that is built upon is not there"
+        if span.sequence.bets[lane] is span:
+            digests = digests[:first] + [BET] * span.rows
+        for place, content in zip(span.places[first:], digests[first:], strict=True):
+            self.shadow.write(lane, place, content)
+        span.contents = digests
+
+    def win(self, lane: int, bet: Span, tokens: list[int]) -> None:
+        found = {self.shadow.read(lane, place) for place in bet.places[bet.first :]}
+        assert found == {BET}, "rows planned ahead were overwritten"
+        self.write(lane, bet, tokens)
 
     def commit(self, lane: int, tokens: list[int], after: dict[int, Sequence]) -> None:
         for row, span in enumerate(self.land(lane)):
             s = span.sequence
+            if span.void:
+                continue
+            if s.bets[lane] is span:  # no answer has come in time
+                s.lose_bet(lane)
+                continue
             if s.may_lose[lane]:
                 self.may_have_lost = True
             s.retire(lane, row, span.samples, tokens[row], after[s.id].computed[lane])
+            s.settle_bets()
 
     def fail(self, lane: int) -> None:
         for span in self.land(lane):
             s = span.sequence
+            if span.void:
+                continue
+            undecided = s.bets[lane] is span
+            s.lose_bet(lane)
+            if undecided:
+                continue
             first, last = s.computed[lane], s.computed[lane] + s.flying[lane]
             self.planned[lane][0] -= last - first
             self.planned[lane][1] -= sum(range(first + 1, last + 1))

@@ -24,7 +24,7 @@ from .model_text import (
 )
 
 if TYPE_CHECKING:
-    from .model_scheduler import SchedulerModel
+    from .model_scheduler import SchedulerModel, Span
 
 SMALL, LARGE, NOBODY = 0, 1, -1
 PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
@@ -53,6 +53,8 @@ class SequenceModel:
         self.computed, self.highest, self.flying = [0, 0], [0, 0], [0, 0]
         self.blocks: list[list[int | None]] = [[], []]
         self.known = [0, 0]
+        # What is planned behind the rows in flight: won, or lost, when these have retired.
+        self.bets: list[Span | None] = [None, None]
         # What waits for the batch in flight; others may take KV then as well.
         self.end_pending, self.cut_pending = NONE, -1
         self.gives_up, self.may_lose = [False, False], [False, False]
@@ -87,6 +89,22 @@ class SequenceModel:
         free = not self.awaits_route and not self.pending and not self.flying[lane]
         return self.phase == RUNNING and self.active == lane and free
 
+    def follows(self, lane: int) -> int:
+        """Rows that may be planned behind those in flight; none if the text is known to end with
+        the token in flight, or to go on with others than the model's."""
+        if not self.flying[lane] or self.active != lane or self.awaits_route or self.pending:
+            return 0
+        if self.phase != RUNNING or self.bets[lane] or self.gives_up[lane]:
+            return 0
+        left = self.length - self.computed[lane] - self.flying[lane]
+        if left:
+            return left
+        written = [*self.written, NOBODY]
+        ends = len(written) >= self.request.max_tokens
+        return int(
+            self.request.ahead and not ends and not must_stop_thinking(self.request, written)
+        )
+
     def differences(self, seen: Sequence) -> dict[str, tuple[object, object]]:
         """Where the core disagrees: what it has, and what it should have."""
         forced = [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED]
@@ -108,6 +126,7 @@ class SequenceModel:
             "forced": (seen.forced, forced),
             "computed": (seen.computed, self.computed),
             "in_flight": (seen.in_flight, self.flying),
+            "ahead": (seen.ahead, [bet.rows if bet else 0 for bet in self.bets]),
             "rows": (seen.rows.tolist(), self.rows),
             "entries": (seen.entries.tolist(), self.entries),
             "cached": (seen.cached, self.cached),
@@ -152,6 +171,7 @@ class SequenceModel:
             self.conclude(self.trial_end)
         else:
             self.hand_over(model, rest)
+        self.settle_bets()
 
     def hand_over(self, model: int, rest: bool) -> None:
         """A step of the model. A token of its own that stands ready is its first."""
@@ -242,6 +262,7 @@ class SequenceModel:
         self.phase, self.settled, self.trial_from, self.cut_pending = OVER, self.length, -1, -1
         self.awaits_route = self.reading = False
         for model in (SMALL, LARGE):
+            self.lose_bet(model)
             self.keep(model, 0)
         self.core.leave(self)
 
@@ -283,6 +304,7 @@ class SequenceModel:
         self.trial_from = -1 if self.trial_from >= length else self.trial_from
         self.awaits_route = self.reading = False
         for model in (SMALL, LARGE):
+            self.lose_bet(model)
             if not self.flying[model]:
                 self.keep(model, rows[model])
             self.highest[model] = min(self.highest[model], length)
@@ -313,11 +335,45 @@ class SequenceModel:
 
     def give_up(self, model: int) -> None:
         """preempt(): all KV of a model, in flight when it retires."""
+        self.lose_bet(model)
         if self.flying[model]:
             self.gives_up[model] = True
         else:
             self.core.lost[model] += self.computed[model]
             self.keep(model, 0)
+
+    # -- bets
+
+    def settle_bets(self) -> None:
+        """What was planned ahead is in flight now, if a plan made now would hold just that; lost,
+        if no answer to a question can make it so any more."""
+        for lane, bet in enumerate(self.bets):
+            if bet is None or self.flying[lane]:
+                continue
+            here = bet.first == self.computed[lane] and bet.attempt == self.attempt
+            last = bet.first + bet.rows
+            samples_as_planned = last == self.length if bet.samples else last < self.length
+            if here and self.runnable(lane) and samples_as_planned:
+                self.flying[lane], self.bets[lane] = bet.rows, None
+                self.core.win(lane, bet, self.tokens)
+            elif not here or not self.may_still_win(lane, last):
+                self.lose_bet(lane)
+
+    def may_still_win(self, lane: int, last: int) -> bool:
+        read_elsewhere = self.reading and self.active != lane
+        if self.pending or not (self.awaits_route or read_elsewhere):
+            return False
+        own = self.candidate >= 0 and self.request.reader == lane
+        return last == self.length + own
+
+    def lose_bet(self, lane: int) -> None:
+        if (bet := self.bets[lane]) is None:
+            return
+        self.bets[lane], bet.void = None, True
+        self.book(lane, DISCARDED, bet.first, bet.first + bet.rows)
+        self.core.voided[lane] += bet.rows
+        rows = self.computed[lane] + self.flying[lane]
+        del self.blocks[lane][self.core.blocks_for(rows) :]
 
     # -- the books
 

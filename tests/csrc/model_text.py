@@ -36,6 +36,7 @@ class Request:
     think_end: Sequence[int] = ()
     max_think_tokens: int = 0
     max_repeats: int = 0
+    ahead: bool = True
 
 
 class Verdict(NamedTuple):

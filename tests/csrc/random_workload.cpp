@@ -24,6 +24,7 @@ class Workload {
 
   void run(int steps) {
     for (int i = 0; i < steps; ++i) {
+      if (i % 200 == 0) ahead_ = below(4) * 4;
       operation(below(100));
       check();
     }
@@ -33,10 +34,13 @@ class Workload {
       check();
     }
     const auto& counters = scheduler_.counters();
-    std::printf("seed %u: preemptions %lld, lent slabs %lld, hits %lld + %lld\n", seed_,
-                static_cast<long long>(counters.preemptions),
-                static_cast<long long>(scheduler_.pool().lent()),
-                static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]));
+    std::printf(
+        "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld\n",
+        seed_, static_cast<long long>(counters.preemptions),
+        static_cast<long long>(scheduler_.pool().lent()),
+        static_cast<long long>(counters.ahead[0] + counters.ahead[1]),
+        static_cast<long long>(counters.voided[0] + counters.voided[1]),
+        static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]));
   }
 
  private:
@@ -97,17 +101,19 @@ class Workload {
       request.trial_tokens = std::min(below(8) - 1, request.max_tokens);
     if (below(3) == 0) request.think_end = {0, 1}, request.max_think_tokens = below(3) * 4;
     if (below(3) == 0) request.max_repeats = 9;
+    request.ahead = below(5) > 0;
     const int samples = below(4) == 0 ? 1 + below(3) : 1;
     const SequenceId first = scheduler_.add(request, samples);
     for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
   }
 
   void lane(int lane) {
-    const Plan& plan = scheduler_.buffers(lane);
-    if (!plan.in_flight) {
-      scheduler_.plan(lane);
-      return;
-    }
+    const Plan &one = scheduler_.buffers(lane, 0), &two = scheduler_.buffers(lane, 1);
+    const int flying = one.in_flight + two.in_flight;
+    if (flying == 0 || (flying == 1 && below(10) < ahead_))
+      if (scheduler_.plan(lane, true) > 0 || flying == 0) return;
+    const Plan& plan = !two.in_flight || (one.in_flight && one.tick < two.tick) ? one : two;
+    if (below(400) == 0) return scheduler_.fail(lane);
     std::vector<std::int32_t> tokens(plan.sequences);
     for (auto& token : tokens) token = below(200) == 0 ? -1 : below(40) == 0 ? 7 : below(7);
     scheduler_.commit(lane, tokens.data(), plan.sequences);
@@ -131,6 +137,7 @@ class Workload {
   Scheduler scheduler_;
   std::vector<SequenceId> alive_;
   int truncations_ = 0;
+  int ahead_ = 0;  // plans of ten that are made ahead where they can be
 };
 
 }  // namespace

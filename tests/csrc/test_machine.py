@@ -111,6 +111,7 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
         think_end=think_end,
         max_think_tokens=dice.pick(0, 1, 3, 9) if think_end else 0,
         max_repeats=dice.pick(0, 0, 2, 9),
+        ahead=dice.pick(True, True, True, False),
     )
 
 
@@ -144,7 +145,7 @@ class Machine(RuleBasedStateMachine):
     operations = 0  # of all examples
     seen: ClassVar[Counter[str]] = Counter()
 
-    @initialize(dice=dice(20))
+    @initialize(dice=dice(24))
     def build(self, dice: Dice) -> None:
         self.shape = shape = draw_shape(dice)
         self.core = Scheduler(
@@ -167,6 +168,7 @@ class Machine(RuleBasedStateMachine):
         self.booked = [[0, 0], [0, 0]]  # rows and keys of forgotten sequences, by lane
         self.idle = [False, False]  # lanes that had nothing to plan, and nothing has happened since
         self.sound = True
+        self.eager = dice.pick(0, 2, 4)  # how often a lane plans ahead where it can
 
     # -- requests
 
@@ -228,33 +230,36 @@ class Machine(RuleBasedStateMachine):
         self.ticks(dice)
 
     def move(self, lane: int, dice: Dice) -> None:
-        if self.model.flights[lane] is not None:
-            self.commit(lane, dice)
-        else:
+        flying = len(self.model.flights[lane])
+        if flying == 0 or (flying == 1 and self.eager and dice.below(self.eager)):
             self.let_go()
-            self.plan(lane)
+            if self.plan(lane) or not flying:
+                return
+        self.commit(lane, dice)
 
-    def plan(self, lane: int) -> None:
+    def plan(self, lane: int) -> int:
         core, model, pool = self.core, self.model, self.core.pool
+        ahead, buffer = bool(model.flights[lane]), int(core.buffers(lane, 0).in_flight)
         empty = [pool.available(m) for m in (SMALL, LARGE)]
         free = [empty[m] + pool.reclaimable(m) for m in (SMALL, LARGE)]
         live = [pool.live(m) for m in (SMALL, LARGE)]
         with self.operation("plan"):
-            count, after = core.plan(lane), self.look()
-            self.idle = [False, False] if count else [self.idle[m] or m == lane for m in (0, 1)]
+            count, after = core.plan(lane, ahead), self.look()
+            idle = [self.idle[m] or (m == lane and not ahead) for m in (0, 1)]
+            self.idle = [False, False] if count else idle
             model.admit(free, live, after)
             if model.holds(lane):
-                assert count == core.buffers(lane).sequences == 0
-                return
-            view = View(core, lane, after)
+                assert count == core.buffers(lane, buffer).sequences == 0
+                return count
+            view = View(core, lane, buffer, after)
             assert count == len(view.ids)
             dropped = core.counters()["evictions"] != self.counters["evictions"]
             Judge(model, lane, view, (free[lane], empty[lane]), dropped).judge()
             self.seen["short of memory"] += view.short
+        return count
 
     def commit(self, lane: int, dice: Dice) -> None:
-        flight = self.model.flights[lane]
-        assert flight is not None
+        flight = self.model.flights[lane][0]
         tokens = [self.draw(span.sequence, span.samples, dice) for span in flight.spans]
         with self.operation("commit"):
             self.core.commit(lane, np.array(tokens, np.int32))
@@ -273,7 +278,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(lane=LANES, luck=st.integers(0, 3))
     def fail(self, lane: int, luck: int) -> None:
-        if self.model.flights[lane] is None or luck:
+        if not self.model.flights[lane] or luck:
             return
         with self.operation("fail"):
             self.core.fail(lane)
@@ -404,12 +409,13 @@ class Machine(RuleBasedStateMachine):
         core, lane, one = self.core, dice.below(2), np.zeros(1, np.int32)
         calls = [(IndexError, "at", call, (2,)) for call in (core.plan, core.fail, core.buffers)]
         calls.append((IndexError, "at", core.commit, (-1, one)))
-        if (flight := self.model.flights[lane]) is None:
+        flights = self.model.flights[lane]
+        if not flights:
             calls.append((RuntimeError, "no plan in flight", core.fail, (lane,)))
             calls.append((RuntimeError, "no plan in flight", core.commit, (lane, one)))
         else:
-            more = np.zeros(len(flight.spans) + 1, np.int32)
-            calls.append((RuntimeError, "commit first", core.plan, (lane,)))
+            more = np.zeros(len(flights[0].spans) + 1, np.int32)
+            calls.append((RuntimeError, "commit first", core.plan, (lane, len(flights) == 2)))
             calls.append((ValueError, "one token a sequence", core.commit, (lane, more)))
             calls.append((ValueError, "one dimension", core.commit, (lane, more[None])))
         return calls
@@ -461,7 +467,8 @@ class Machine(RuleBasedStateMachine):
         assert (core.running, core.waiting) == (len(model.running), len(model.waiting))
         self.check_counters()
         for lane in (SMALL, LARGE):
-            assert core.buffers(lane).in_flight == (model.flights[lane] is not None)
+            flying = [core.buffers(lane, i).in_flight for i in (0, 1)]
+            assert sum(flying) == len(model.flights[lane])
             known, unknown = model.live(lane)
             assert len(known) <= core.pool.live(lane) <= len(known) + unknown
             if model.cache is not None:
@@ -472,7 +479,10 @@ class Machine(RuleBasedStateMachine):
         self.counters, model = self.core.counters(), self.model
         if model.may_have_lost:
             model.lost, model.may_have_lost = self.counters["lost_rows"], False
-        names = ("admitted", "ticks", "held", "hits", "shared", "copied", "background")
+        names = (
+            "admitted", "ticks", "held", "hits", "shared", "copied", "background", "ahead",
+            "voided",
+        )  # fmt: skip
         wrong = {n: self.counters[n] for n in names if self.counters[n] != getattr(model, n)}
         assert not wrong, wrong
         assert self.counters["lost_rows"] == model.lost
@@ -544,6 +554,6 @@ def test_the_machine_went_everywhere() -> None:
         "fail", "finish 1", "finish 2", "finish 3", "finish 4", "finish 5", "finish 6", "forced",
         "aborted in flight", "preempted in flight", "truncated", "truncated in flight",
         "trial kept", "trial taken back", "short of memory", "lent_slabs", "preemptions",
-        "hits", "evictions", "shared", "copied", "background", "held",
+        "hits", "evictions", "shared", "copied", "background", "held", "ahead", "voided",
     )  # fmt: skip
     assert {name: n for name in events if (n := Machine.seen[name]) < EXAMPLES // 10} == {}

@@ -77,32 +77,36 @@ class Arena:
 class Driver:
     """A scheduler, its shadow, and the operations of the test."""
 
-    def __init__(self, seed: int, prefix_cache: bool) -> None:
+    def __init__(self, seed: int, prefix_cache: bool, **changes: object) -> None:
         self.random = Random(seed)
-        self.prefix_cache = prefix_cache
+        self.prefix_cache, self.most_samples = prefix_cache, 3
         slots, token, slab = GEOMETRIES[seed % len(GEOMETRIES)]
-        slabs = 11 // min(slots)
+        slabs = int(changes.get("slabs", 11 // min(slots)))
         self.arena = Arena(slabs, slots, token, slab)
-        self.scheduler = Scheduler(
-            slabs=slabs,
-            slots=slots,
-            block_tokens=BLOCK_TOKENS,
-            max_context=CONTEXT,
-            max_sequences=7,
-            max_tick_tokens=self.random.choice((8, 16, 64)),
-            recompute_cost=(1.0, self.random.choice((0.3, 1.0, 15.0))),
-            prefix_cache=prefix_cache,
-            background=(seed % 4, 3 * (seed % 3)),
-            lane_policy=("latency", "throughput", "weighted", "auto")[seed % 4],
-            gather=seed % 3,
-            hold_ticks=5,
-            automatic_from=3,
-            tick_cost=(1.0, 6.0),
-            delimiters=[b"\n\n", b"c."],
-            token_bytes=TOKEN_BYTES,
-        )
+        self.budget = self.random.choice((8, 16, 64))
+        settings = {
+            "slabs": slabs,
+            "slots": slots,
+            "block_tokens": BLOCK_TOKENS,
+            "max_context": CONTEXT,
+            "max_sequences": 7,
+            "max_tick_tokens": self.budget,
+            "recompute_cost": (1.0, self.random.choice((0.3, 1.0, 15.0))),
+            "prefix_cache": prefix_cache,
+            "background": (seed % 4, 3 * (seed % 3)),
+            "lane_policy": ("latency", "throughput", "weighted", "auto")[seed % 4],
+            "gather": seed % 3,
+            "hold_ticks": 5,
+            "automatic_from": 3,
+            "tick_cost": (1.0, 6.0),
+            "delimiters": [b"\n\n", b"c."],
+            "token_bytes": TOKEN_BYTES,
+        }
+        self.scheduler = Scheduler(**(settings | changes))
         self.plans = [self.scheduler.buffers(lane) for lane in (SMALL, LARGE)]
         self.prompts: dict[int, list[int]] = {}
+        self.limits: dict[int, int] = {}  # max_tokens
+        self.more: dict[str, bool] = {}  # arguments of every request
         self.alive: list[int] = []
         self.undecided: list[int] = []
         self.truncations: Counter[int] = Counter()
@@ -124,7 +128,7 @@ class Driver:
         reader = random.choice((NOBODY, SMALL, SMALL, LARGE))
         max_tokens = random.randint(1, CONTEXT - len(prompt))
         trials = (0, 0, WHOLE, 1, 2, min(5, max_tokens)) if reader != NOBODY else (0,)
-        samples = random.choice((1, 1, 1, 2, 3))
+        samples = min(random.choice((1, 1, 1, 2, 3)), self.most_samples)
         think_end = random.choice(([], [], MARKER))
         first = self.scheduler.add(
             prompt,
@@ -138,8 +142,10 @@ class Driver:
             max_think_tokens=random.choice((0, 3, 9)) if think_end else 0,
             max_repeats=random.choice((0, 0, 9)),
             samples=samples,
+            **self.more,
         )
         for id in range(first, first + samples):
+            self.limits[id] = max_tokens
             self.prompts[id] = prompt
             self.alive.append(id)
 
@@ -306,8 +312,8 @@ class Driver:
         assert sequence.finish in (STOP, LENGTH, ABORT, REPETITION)
         if sequence.finish == STOP:
             assert tokens.index(STOP_ID) == len(tokens) - 1
-        else:
-            assert STOP_ID not in tokens
+        else:  # a trial that has stopped may be aborted before the answer
+            assert STOP_ID not in tokens[: -1 if sequence.finish == ABORT else None]
         self.seen[f"finish {sequence.finish}"] += 1
 
     def run(self) -> None:

@@ -114,9 +114,27 @@ def test_unsupported_architecture(folder: Path):
         load(folder)
 
 
-def test_unsupported_rope(folder: Path):
-    edit_json(folder / "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0})
-    with pytest.raises(SteerError, match="rope type 'yarn' is not supported"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "rope type 'dynamic' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
+        ({"rope_scaling": {"type": "yarn", "factor": -2}}, "factor must be a number above 0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 10**400}}, "factor must be a number above 0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1 is not supported"),
+        (
+            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4,
+                              "high_freq_factor": 1}},
+            "low_freq_factor must be below high_freq_factor",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ],
+)  # fmt: skip
+def test_unsupported_parts(folder: Path, changes: dict[str, object], message: str):
+    raw = json.loads((folder / "config.json").read_text())
+    raw.pop("rope_parameters")
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+    with pytest.raises(SteerError, match=rf"config\.json: .*{message}"):
         load(folder)
 
 
@@ -152,7 +170,9 @@ def test_integer_tensor(folder: Path):
         tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int32)
 
     edit_tensors(folder, to_integers)
-    with pytest.raises(SteerError, match=r"model\.norm\.weight is torch\.int32; expected float32"):
+    with pytest.raises(
+        SteerError, match=r"model\.norm\.weight is I32; expected F32 or BF16 or F16"
+    ):
         load(folder)
 
 

@@ -1,46 +1,125 @@
-"""Decoders of other families' parts: norms of queries and keys, no bias; against transformers."""
+"""Every family and rotary scaling says what transformers says, from folders on disk."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import ModelConfig
-from engine.models.decoder import Batch, Decoder
-from kernels import ops
+from engine.models.checkpoint import load_config
+
+from .conftest import TOKENS, build_tokenizer
 
 SHAPE = {
-    "vocab_size": 40, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
-    "max_position_embeddings": 64, "initializer_range": 0.2,
+    "vocab_size": len(TOKENS), "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    "initializer_range": 0.2, "eos_token_id": None, "bos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-FAMILIES = {"qwen3": (Qwen3Config, Qwen3ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+DEEPSEEK = YARN | {"mscale": 0.7, "mscale_all_dim": 0.3, "beta_fast": 8, "beta_slow": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied, yarn": ("qwen2", {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3 tied, biased": (
+        "qwen3",
+        {"head_dim": 12, "tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "llama 2": ("llama", {"num_key_value_heads": 6}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 10}),
+    "llama all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "smollm2": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 3,
+                          "num_key_value_heads": 1}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral, window": ("mistral", {"sliding_window": 90}),
+    "mistral yarn": ("mistral", {"sliding_window": None, "rope_parameters": DEEPSEEK}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_transformers(family):
-    torch.manual_seed(0)
-    config, build = FAMILIES[family]
-    model = build(config(**SHAPE)).float().eval()
-    for name, weight in model.named_parameters():
-        if "norm" in name:
-            weight.data.normal_(1.0, 0.3)
-    theta = model.config.rope_parameters["rope_theta"]
-    shape = ModelConfig(
-        40, 48, 72, 2, 6, 2, 16, 64, rope_theta=theta, norm_eps=model.config.rms_norm_eps
-    )
-    decoder = Decoder(shape, dict(model.state_dict()), 64)
-    assert (decoder.layers[0].qkv_bias is None) and len(decoder.tensors()) > 3
-    assert (decoder.layers[0].query_norm is not None) == (family == "qwen3")
-    text = torch.randint(40, (21,))
-    layout = ops.KVLayout(2, 2, 16, 4, slots=1, slab_rows=64)
-    places = torch.arange(21)
-    plan = ops.AttentionPlan.build(
-        layout, torch.tensor([0, 21]), torch.tensor([21]), torch.arange(6)[None], places
-    )
-    arena = torch.full((6 * layout.slab_rows, 16), torch.nan)
-    ours = decoder.forward(Batch(text, places, places, plan), arena)
+def checkpoint(kind: str, changes: dict[str, Any], folder: Path) -> Any:
+    """A random model of a family, written to ``folder``; the model is transformers'."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SHAPE | changes)))
+    model = model.float().eval()
     with torch.no_grad():
-        theirs = model(text[None]).logits[0]
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight.normal_(float("norm" in name), 0.2)
+    model.save_pretrained(folder)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers(case: str, tmp_path: Path):
+    """Log-probabilities of 40 tokens behind a prompt of 50, beyond the original context."""
+    model = checkpoint(*CASES[case], tmp_path)
+    engine = Engine("custom", small=tmp_path, large=tmp_path)
+    prompt = torch.randint(2, len(TOKENS), (50,)).tolist()
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=1, logprobs=20)
+    (done,) = engine.generate([prompt], params, "small")
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *done.token_ids]])).logits[0]
+    expected = logits.log_softmax(-1)
+    for place, (token, said) in enumerate(zip(done.token_ids, done.logprobs, strict=True), 49):
+        assert said.logprob == pytest.approx(float(expected[place, token]), abs=1e-4)
+        for other, value in said.top:
+            assert value == pytest.approx(float(expected[place, other]), abs=1e-4)
+
+
+def test_a_sliding_window_bounds_the_context(tmp_path: Path):
+    """Within a window attention is complete; what would leave it is refused."""
+    checkpoint(*CASES["mistral, window"], tmp_path)
+    assert Engine("custom", small=tmp_path, large=tmp_path).max_context == 90
+    with pytest.raises(SteerError, match="max_context 91 exceeds the models' 90"):
+        Engine("custom", small=tmp_path, large=tmp_path, config=EngineConfig(max_context=91))
+
+
+def config_of(folder: Path, **raw: Any) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(raw))
+    return load_config(folder)
+
+
+def test_published_configs(tmp_path: Path):
+    """config.json as published, in the notation of older versions of transformers."""
+    base = {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    }  # fmt: skip
+    llama = config_of(
+        tmp_path, **base, architectures=["LlamaForCausalLM"], max_position_embeddings=131072,
+        rope_theta=500000.0, eos_token_id=[128001, 128008, 128009],
+        rope_scaling=LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192},
+    )  # fmt: skip
+    assert (llama.max_position, llama.rope_theta, llama.head_dim) == (131072, 500000.0, 128)
+    assert llama.eos_ids == (128001, 128008, 128009) and not llama.qkv_bias
+    mistral = config_of(
+        tmp_path, **base, architectures=["MistralForCausalLM"], max_position_embeddings=32768,
+        sliding_window=4096,
+    )  # fmt: skip
+    assert mistral.max_position == 4096
+    qwen = base | {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 32768}
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    found = config_of(
+        tmp_path, **qwen, rope_scaling=yarn, sliding_window=131072, use_sliding_window=False
+    )
+    assert found.max_position == 131072 and found.rope.kind == "yarn" and found.qkv_bias
+    assert (
+        config_of(tmp_path, **qwen, sliding_window=64, use_sliding_window=True).max_position == 64
+    )
+    qwen3 = config_of(tmp_path, **(base | {"architectures": ["Qwen3ForCausalLM"]}), head_dim=128)
+    assert qwen3.qk_norm and not qwen3.qkv_bias and qwen3.query_width == 4096

@@ -69,6 +69,9 @@ class Model:
                 gate_up=self.random(2 * s.intermediate, s.hidden),
                 down=self.random(s.hidden, s.intermediate),
                 qkv_bias=self.random(fused, scale=0.3) if s.extras else None,
+                output_bias=self.random(s.hidden, scale=0.3) if s.extras else None,
+                gate_up_bias=self.random(2 * s.intermediate, scale=0.3) if s.extras else None,
+                down_bias=self.random(s.hidden, scale=0.3) if s.extras else None,
                 query_norm=self.random(s.head_dim, scale=0.2, mean=1) if s.extras else None,
                 key_norm=self.random(s.head_dim, scale=0.2, mean=1) if s.extras else None,
             )
@@ -97,15 +100,14 @@ class Model:
         x = self.embedding[text].double()
         for w in self.layers:
             h = self.rounded(self.normed(x, w.attention_norm))
-            x = x + self.attend(h @ w.qkv.double().T, w) @ w.output.double().T
+            x = x + product(self.attend(product(h, w.qkv, w.qkv_bias), w), w.output, w.output_bias)
             h = self.rounded(self.normed(x, w.mlp_norm))
-            gate, up = (h @ w.gate_up.double().T).chunk(2, -1)
-            x = x + self.rounded(gate * gate.sigmoid() * up) @ w.down.double().T
+            gate, up = product(h, w.gate_up, w.gate_up_bias).chunk(2, -1)
+            x = x + product(self.rounded(gate * gate.sigmoid() * up), w.down, w.down_bias)
         return self.rounded(self.normed(x, self.norm)) @ self.head.double().T
 
     def attend(self, qkv: Tensor, w: SimpleNamespace) -> Tensor:
         s, rows = self.shape, len(qkv)
-        qkv = qkv if w.qkv_bias is None else qkv + w.qkv_bias.double()
         q, k, v = qkv.view(rows, -1, s.head_dim).split([s.heads, s.kv_heads, s.kv_heads], 1)
         if w.query_norm is not None:
             q, k = self.normed(q, w.query_norm), self.normed(k, w.key_norm)
@@ -115,6 +117,11 @@ class Model:
         score = q.transpose(0, 1) @ k.mT * s.head_dim**-0.5
         score = score.masked_fill(~torch.ones(rows, rows, dtype=torch.bool).tril(), -torch.inf)
         return self.rounded((score.softmax(-1) @ v).transpose(0, 1).reshape(rows, -1))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = x @ weight.double().T
+    return y if bias is None else y + bias.double()
 
 
 def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

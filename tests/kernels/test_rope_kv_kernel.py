@@ -182,6 +182,11 @@ BAD = [
     ("layout.slab_rows", lambda c: {"layout": replace(c.layout, slab_rows=9)}),
     ("norms.0. must have shape", lambda c: {"norms": (c.bias, c.bias[:32])}),
     ("out must have shape", lambda c: {"out": c.qkv}),
+    ("eps must be 0 or more", lambda c: {"eps": -1e-6}),
+    ("arena must be contiguous", lambda c: {"arena": c.arena.repeat(1, 2)[:, ::2]}),
+    ("layout.block_tokens", lambda c: {"layout": replace(c.layout, block_tokens=24)}),
+    ("positions must have shape", lambda c: {"positions": integers(c.positions[1:])}),
+    ("bias must be on", lambda c: {"bias": torch.empty(c.bias.shape, device="meta")}),
 ]
 
 
@@ -222,6 +227,17 @@ class TestCopies:
             ("arena must be bfloat16", lambda c: {"arena": c.arena.double()}),
             ("copies must have shape", lambda c: {"copies": integers([1, 2, 3]).view(1, 3)}),
             ("copies must be int32", lambda c: {"copies": integers([[0, 1]]).long()}),
+            ("copies must be on", lambda c: {"copies": torch.zeros(1, 2, device="meta").int()}),
+            ("copies must be contiguous", lambda c: {"copies": integers([[0], [1]]).expand(2, 2)}),
+            ("arena must be contiguous", lambda c: {"arena": c.arena.repeat(1, 2)[:, ::2]}),
+            ("layout.block_tokens", lambda c: {"layout": replace(c.layout, block_tokens=24)}),
+            (
+                "layout.head_dim",
+                lambda c: {
+                    "arena": c.arena.half().view(-1, 4),
+                    "layout": replace(c.layout, head_dim=4),
+                },
+            ),
             ("layout.slab_rows", lambda c: {"layout": replace(c.layout, slots=9)}),
         ],
     )

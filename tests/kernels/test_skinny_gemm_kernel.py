@@ -7,6 +7,7 @@ import torch
 
 from kernels import norm, ops, silu_mul, skinny_gemm
 from kernels.reference import layers
+from kernels.skinny_config import NARROW_BYTES
 from kernels.skinny_gemm import FP8, linear, plan, skinny_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +76,7 @@ def test_the_shapes_above_split_and_do_not():
     assert plan(48, 896, 2).splits == 1
     assert plan(130, 2500, 2).splits > 1
     assert plan(70, 2500, 1).splits > 1
-    assert plan(48, 896, 1).config is skinny_gemm.NARROW_BYTES
+    assert plan(48, 896, 1).config is NARROW_BYTES
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -1,0 +1,204 @@
+"""How close does each model alone come to the memory's bandwidth while it decodes?
+
+    python -m bench.decode                  a CUDA card: 1.5B and 32B with made-up weights;
+                                            a CPU: a pair that was scaled down
+    python -m bench.decode --quick          a few seconds, to see that it works
+    python -m bench.decode --pair qwen-1.5b/qwen-7b --batch 1,4,16 --context 1024
+    python -m bench.decode --load-format safetensors --small DIR --large DIR
+
+A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed as
+in the engine, and its time is the wall clock of all three. The bytes that it must move are the
+weights, once, and the keys and values that it reads and writes. What they would take at the
+bandwidth that was measured in the same run, as a copy and as a read, is the fraction reached.
+
+Beside it, in the same run: transformers with a static cache, where it is installed, and gpt-fast,
+where --gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their
+step is compiled into graphs. Nothing is downloaded. Cells that do not fit are skipped, and named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.lanes.options import Defaults, Options, Setup, guarded
+from bench.lanes.peers import check_gpt_fast, peers_of, time_step
+from bench.lanes.plots import line_plot
+from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.traffic import tick_bytes
+from bench.rows import RowWriter, versions
+from bench.stats import percentiles
+from bench.table import render
+from engine.config import ROLES, ModelConfig
+from engine.loading import DTYPES
+
+Row = dict[str, Any]
+Cell = tuple[int, int]
+OWN: Defaults = {
+    "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
+    "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
+}
+_KEYS = 2**20  # of a CPU's cell at most: its memory is not its bandwidth
+
+
+class Bench:
+    """Every cell of both models, for the engine and its peers."""
+
+    def __init__(self, setup: Setup, cells: Sequence[Cell], repeats: int) -> None:
+        self.rows: list[Row] = []
+        self._setup = setup
+        self._cells = cells
+        self._repeats = repeats
+
+    def engine_rows(self) -> Iterator[Row]:
+        """Of the engine."""
+        engine = self._setup.engine()
+        puppet = Puppet(engine, self._setup.device)
+        for model, (batch, context) in product((0, 1), self._cells):
+            try:
+                ticks = puppet.decode(model, batch, context, self._repeats)
+            except NoRoomError as error:
+                puppet.clear()
+                tqdm.write(f"skipped: {ROLES[model]}, {batch} x {context}: {error}", sys.stderr)
+                continue
+            keys = batch * fmean(tick.context for tick in ticks)
+            busy = None
+            if batch == 1 and self._setup.device.on_gpu:
+                busy = puppet.busy_share(model, context, self._repeats)
+            row = self._row(
+                model, engine.shapes[model], (batch, context), keys, [t.seconds for t in ticks]
+            )
+            steer = {"provider": "steer", "provider_version": versions()["steer-engine"]}
+            yield {**row, **steer, "compiled": None, "busy_share": busy}
+
+    def peer_rows(self, shapes: tuple[ModelConfig, ModelConfig], gpt_fast: Any) -> Iterator[Row]:
+        """Of whatever else is installed, one model in memory at a time."""
+        device, dtype = self._setup.device, DTYPES[self._setup.dtype]
+        for model, shape in enumerate(shapes):
+            for build in peers_of(shape, dtype, device, gpt_fast):
+                device.release()
+                peer = build()
+                for batch, context in self._cells:
+                    if not self._fits(shape, batch, context):
+                        continue
+                    seconds = time_step(peer.step(batch, context), device, self._repeats)
+                    row = self._row(model, shape, (batch, context), batch * (context + 1), seconds)
+                    named = {"provider": peer.name, "provider_version": peer.version}
+                    yield {**row, **named, "compiled": peer.compiled, "busy_share": None}
+                del peer
+
+    def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
+        """Whether the arena's bytes would hold it: a peer gets no more memory than the engine."""
+        size = self._setup.config.arena_tokens * self._setup.shapes[1].kv_bytes_per_token(1)
+        return batch * (context + 1) * shape.kv_bytes_per_token(1) <= size
+
+    def _row(
+        self, model: int, shape: ModelConfig, cell: Cell, keys: float, seconds: list[float]
+    ) -> Row:
+        p20, p50, p80 = percentiles(seconds)
+        batch, context = cell
+        moved = tick_bytes(shape, self._setup.element_bytes, keys, batch)
+        return {
+            "bench": "decode",
+            "model": ROLES[model],
+            "batch": batch,
+            "context": context,
+            "p20_ms": 1e3 * p20,
+            "p50_ms": 1e3 * p50,
+            "p80_ms": 1e3 * p80,
+            "tokens_per_second": batch / p50,
+            "bytes": moved,
+            "of_copy": moved / (p50 * self._setup.bandwidth.copy),
+            "of_read": moved / (p50 * self._setup.bandwidth.read),
+            **self._setup.fields,
+        }
+
+
+def show(rows: Sequence[Row]) -> str:
+    """The table."""
+    header = (
+        "model", "provider", "batch", "context", "p20 ms", "p50 ms", "p80 ms", "tokens/s",
+        "of copy", "of read", "busy",
+    )  # fmt: skip
+    return render(
+        header,
+        [
+            (
+                r["model"],
+                f"{r['provider']} {r['provider_version']}",
+                str(r["batch"]),
+                str(r["context"]),
+                *(f"{r[f'{p}_ms']:.3f}" for p in ("p20", "p50", "p80")),
+                f"{r['tokens_per_second']:.1f}",
+                f"{r['of_copy']:.1%}",
+                f"{r['of_read']:.1%}",
+                "-" if r["busy_share"] is None else f"{r['busy_share']:.1%}",
+            )
+            for r in rows
+        ],
+    )
+
+
+def plot(rows: Sequence[Row], options: Options, title: str) -> None:
+    """Fraction of the bandwidth against the context."""
+    line_plot(
+        rows,
+        options.plot,
+        x=("context", "keys that each sequence sees"),
+        y=("of_copy", "bytes moved, fraction of the copy bandwidth"),
+        series=lambda r: f"{r['model']}, {r['provider']}, {r['batch']} at once",
+        title=title,
+        log="x",
+    )
+
+
+def command_line() -> Options:
+    """The flags."""
+    options = Options("decode", __doc__, OWN)
+    options.add("--batch", "sequences in a tick")
+    options.add("--context", "keys that each of them sees")
+    options.add_path("--gpt-fast", "a checkout of gpt-fast, to measure beside it", "DIR")
+    options.add_switch("--no-peers", "measure the engine alone")
+    return options
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Measure, write rows, print the table."""
+    options = command_line()
+    options.parse(arguments)
+    cells = list(product(options.each("batch"), options.each("context")))
+    repeats = options.whole("repeats", 2)
+    check_gpt_fast(options.gpt_fast)
+    setup = options.setup()
+    if not setup.device.on_gpu:
+        cells = [cell for cell in cells if cell[0] * cell[1] <= _KEYS]
+    bench = Bench(setup, cells, repeats)
+    with RowWriter(options.json) as writer, tqdm(desc="bench.decode", unit=" cells") as bar:
+
+        def keep(rows: Iterator[Row]) -> None:
+            for row in rows:
+                writer.write(row)
+                bench.rows.append(row)
+                bar.update()
+
+        keep(bench.engine_rows())
+        if not options.no_peers:
+            keep(bench.peer_rows(setup.shapes, options.gpt_fast))
+    print(f"{setup.head}\n\n{show(bench.rows)}")
+    if options.plot:
+        plot(bench.rows, options, setup.head)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 2 on bad input, 130 when interrupted."""
+    return guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

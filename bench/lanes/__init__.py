@@ -1,0 +1,1 @@
+"""Parts of the benchmarks that drive both models: decode, handoff, overlap, pair."""

@@ -1,0 +1,129 @@
+"""The device that is measured: its name, its clock, its bandwidth. Nobody else here asks torch."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.rows import machine
+from engine.errors import SteerError
+
+KINDS = ("cpu", "cuda")
+_COPIED = 2**28  # bytes; far more than a cache holds
+_QUICK = 2**24
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes a second as measured in this run: a copy (reads and writes both count), and a read."""
+
+    copy: float
+    read: float
+
+
+class Device:
+    """A CPU or the current CUDA device."""
+
+    def __init__(self, kind: str) -> None:
+        """SteerError on an unknown kind, and on CUDA where there is none."""
+        if kind not in KINDS:
+            raise SteerError(f"--device: unknown device {kind!r}; known: {', '.join(KINDS)}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise SteerError("--device cuda: PyTorch sees no NVIDIA GPU here; use --device cpu")
+        self.kind = kind
+        self.on_gpu = kind == "cuda"
+
+    @classmethod
+    def best(cls) -> Device:
+        """CUDA where there is a card."""
+        return cls("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def name(self) -> str:
+        """The card, or the processor."""
+        return torch.cuda.get_device_name() if self.on_gpu else machine()
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What an engine is told to come here; nothing for the CPU, which is its default."""
+        return {"device": self.kind} if self.on_gpu else {}
+
+    @property
+    def lanes_together(self) -> bool:
+        """Whether both lanes can be in flight at once: on a CPU they take turns."""
+        return self.on_gpu
+
+    def synchronize(self) -> None:
+        """Wait until all that was launched is done."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Wall clock of a call, all of its work on the device included."""
+        self.synchronize()
+        began = time.perf_counter()
+        call()
+        self.synchronize()
+        return time.perf_counter() - began
+
+    def release(self) -> None:
+        """Give back the memory of what was dropped, so that the next model fits."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    def bandwidth(self, quick: bool = False) -> Bandwidth:
+        """Measure it: before the models are loaded, as it takes memory of its own."""
+        if self.on_gpu:
+            from bench.kernel_bench.gpu import calibrate
+
+            card = calibrate()
+            self.release()
+            return Bandwidth(card.copy_bandwidth, card.read_bandwidth)
+        size = _QUICK if quick else _COPIED
+        source = torch.ones(size // 4)
+        target = torch.empty_like(source)
+        copy, read = (
+            min(self.seconds(call) for _ in range(5))
+            for call in (lambda: target.copy_(source), lambda: source.sum())
+        )
+        return Bandwidth(2 * size / copy, size / read)
+
+    def busy_share(self, call: Callable[[], object]) -> float | None:
+        """Share of a call's time in which the device computed; None where nothing can tell.
+
+        From the profiler, which slows the host down: an upper bound of how idle the device is.
+        """
+        if not self.on_gpu:
+            return None
+        from torch.autograd import DeviceType
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            wall = self.seconds(call)
+        spans = [
+            (event.time_range.start, event.time_range.end)
+            for event in found.events()
+            if event.device_type == DeviceType.CUDA
+        ]
+        return covered(spans) / (1e6 * wall)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return total
+
+
+def threads() -> str:
+    """How many threads the CPU's products use."""
+    return f"{torch.get_num_threads()} threads, {platform.machine()}"

@@ -1,0 +1,81 @@
+"""What routed generation must cost at least: sums of tick times along a schedule.
+
+``walk`` lists the ticks of one request that has a card to itself. Their times, measured with the
+card to itself, add up to the ideal at concurrency 1. With tick times that do not depend on the
+context that is
+
+    N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
+
+for N_S small tokens, n tokens to catch up and l tokens a large step. A re-read is the tick in which
+the small model reads a boundary: where it goes on it gives its next token and costs only the rows
+that it has missed; where the large one takes over the token is dropped and the tick is on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.lanes.schedule import SMALL, Job
+from bench.simulation.ticktimes import TickTimes
+
+
+@dataclass(frozen=True)
+class WalkTick:
+    """One tick: rows that it computes, keys that its last row sees."""
+
+    model: int
+    rows: int
+    context: int
+
+
+def walk(
+    prompt: int, steps: Sequence[tuple[int, int]], reads: bool, most_rows: int
+) -> Iterator[WalkTick]:
+    """The ticks of a request alone, in order.
+
+    Args:
+        prompt: tokens.
+        steps: (model, tokens) of each.
+        reads: whether the small model reads every boundary.
+        most_rows: of one tick; longer spans are cut.
+    """
+    length, computed = prompt, [0, 0]
+
+    def catch_up(model: int) -> Iterator[WalkTick]:
+        while computed[model] < length:
+            rows = min(most_rows, length - computed[model])
+            computed[model] += rows
+            yield WalkTick(model, rows, computed[model])
+
+    for model, tokens in steps:
+        if reads:
+            yield from catch_up(SMALL)
+        for _ in range(tokens):
+            yield from catch_up(model)
+            length += 1
+
+
+def walks(jobs: Iterable[Job], most_rows: int) -> list[WalkTick]:
+    """The ticks of all jobs, each alone."""
+    return [t for job in jobs for t in walk(job.prompt, job.steps, job.reads, most_rows)]
+
+
+def ideal_seconds(ticks: Iterable[WalkTick], times: TickTimes) -> float:
+    """One request after the other, nothing hidden and nothing lost."""
+    return sum(times.seconds(t.model, 1, t.context, t.rows) for t in ticks)
+
+
+def bound_seconds(ticks: Iterable[WalkTick], times: TickTimes, concurrency: int) -> float:
+    """The least with ``concurrency`` requests at once: sum N_m T_m(C) / C + catch-up.
+
+    Every tick shares the weights with as many others as there are requests; a tick of several rows
+    costs what they cost beyond one row, by itself.
+    """
+    total = 0.0
+    for t in ticks:
+        total += times.seconds(t.model, concurrency, t.context, 1) / concurrency
+        if t.rows > 1:
+            alone, one = (times.seconds(t.model, 1, t.context, r) for r in (t.rows, 1))
+            total += max(0.0, alone - one)
+    return total

@@ -1,0 +1,228 @@
+"""Drives an engine's scheduler tick by tick, so that single ticks can be timed as they occur.
+
+What leads up to a tick (a prompt, what the other model wrote) is planned and committed, but no
+model runs: the keys and values that it would have left are whatever the arena holds, which costs a
+forward pass just as much. The plans are the scheduler's own.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.lanes.device import Device
+from bench.lanes.schedule import LARGE, SMALL
+from engine import Engine, SamplingParams
+from engine.config import ROLES
+from engine.errors import SteerError
+from engine.live import LiveRequest
+from engine.routing.policies import Always
+
+_DECIDE = 0
+_NOBODY = -1
+_HOLD = -1  # in place of a model: wait
+_NOT_TIMED = 2  # of each kind: compilation, graphs, first touches
+
+
+class NoRoomError(SteerError):
+    """The arena, or the context, does not hold what was asked for."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One tick of a model: plan, forward pass, commit.
+
+    context: keys that the last row of a sequence sees, on average.
+    sampled: sequences that it gave a token.
+    """
+
+    seconds: float
+    sequences: int
+    rows: int
+    context: float
+    sampled: int
+
+
+class Puppet:
+    """One engine whose requests nobody but this drives."""
+
+    def __init__(self, engine: Engine, device: Device) -> None:
+        self._engine = engine
+        self._device = device
+        self._scheduler = engine.scheduler
+        self._plans = [engine.scheduler.buffers(model) for model in (SMALL, LARGE)]
+        self._routes: dict[int, list[int]] = {}
+        self._live: dict[int, LiveRequest] = {}
+        self._held: list[int] = []
+
+    @property
+    def most_rows(self) -> int:
+        """Of one tick."""
+        return self._engine.config.max_tick_tokens
+
+    def decode(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
+        """``count`` ticks of ``batch`` sequences, a token each, from ``context`` keys on."""
+        self._line_up(model, batch, context, count)
+        found = [self._tick(model, batch) for _ in range(count + _NOT_TIMED)]
+        self.clear()
+        return found[_NOT_TIMED:]
+
+    def busy_share(self, model: int, context: int, count: int) -> float | None:
+        """Share of the time in which the device computes while one sequence decodes, if known."""
+        self._line_up(model, 1, context, count)
+        for _ in range(_NOT_TIMED):
+            self._tick(model, 1)
+        found = self._device.busy_share(lambda: [self._tick(model, 1) for _ in range(count)])
+        self.clear()
+        return found
+
+    def _line_up(self, model: int, batch: int, context: int, count: int) -> None:
+        """Bring sequences to where each tick gives all of them a token."""
+        tokens = count + _NOT_TIMED + 1
+        self._check_room({model}, batch, context + tokens)
+        for _ in range(batch):  # a token each, then they wait for one another
+            self._add(context, tokens, [model, _HOLD], step=1)
+        self._drain(model)
+        if len(self._held) < batch:
+            raise NoRoomError(f"{batch} sequences of {context} tokens were not let in at once")
+        for number in self._held:
+            self._scheduler.route(number, model, True)
+
+    def _tick(self, model: int, expected: int = 0) -> Tick:
+        """Plan, run and commit; NoRoomError if it is not the rows expected."""
+        began = self._now()
+        self._scheduler.plan(model)
+        plan = self._plans[model]
+        n, rows = plan.sequences, plan.rows
+        if expected and rows != expected:
+            raise NoRoomError(f"a tick of {expected} rows was asked for, {rows} found room")
+        context, sampled = float(plan.contexts[:n].mean()), int((plan.samples[:n] != 0).sum())
+        result = self._engine.lanes[model].runner.execute(plan, self._live)
+        self._commit(model, result.tokens)
+        return Tick(self._now() - began, n, rows, context, sampled)
+
+    def catch_up(self, model: int, batch: int, context: int, span: int, count: int) -> list[Tick]:
+        """``count`` ticks in which ``batch`` sequences compute ``span`` rows each and get a token.
+
+        The other model has written all of a span but its first row. Below a context of twice the
+        span there is no such text: then a prompt of one span is read.
+        """
+        if batch * span > self.most_rows:
+            raise NoRoomError(f"{batch} spans of {span} rows exceed a tick of {self.most_rows}")
+        found = []
+        for _ in range(count + _NOT_TIMED):
+            self._prepare(model, batch, context, span)
+            found.append(self._tick(model, batch * span))
+            self.clear()
+        return found[_NOT_TIMED:]
+
+    def _prepare(self, model: int, batch: int, context: int, span: int) -> None:
+        step = span - 1
+        if context < 2 * span:
+            self._check_room({model}, batch, span + 2)
+            for _ in range(batch):
+                self._add(span, 2, [model])
+            return
+        self._check_room({SMALL, LARGE}, batch, context + 2)
+        for _ in range(batch):
+            self._add(context - 2 * step, 2 * step + 2, [model, 1 - model, model], step)
+        self._drain(model)
+        self._drain(1 - model)
+
+    def handoff(self, to: int, context: int, backlog: int) -> list[Tick]:
+        """The ticks from the boundary to the first token of ``to``.
+
+        It knows ``context`` tokens, the other model wrote ``backlog`` more. While that one writes,
+        ``to`` reads along as far as the engine is told to.
+        """
+        self._check_room({SMALL, LARGE}, 1, context + 2 * backlog + 2)
+        # The small model reads along only where it is going to read the boundary.
+        reader = SMALL if to == SMALL else _NOBODY
+        models = [to, 1 - to, to]
+        request = self._add(context, 2 * backlog + 2, models, backlog, reader)
+        self._drain(to)
+        boundary = context + 2 * backlog
+        while self._length(request) < boundary:
+            if self._scheduler.plan(1 - to):
+                self._pass(1 - to)
+            # Before the boundary nobody waits for this model: what it plans is reading along.
+            if self._length(request) < boundary and self._scheduler.plan(to):
+                self._pass(to)
+        found: list[Tick] = []
+        while not found or not found[-1].sampled:
+            found.append(self._tick(to))
+        self.clear()
+        return found
+
+    def clear(self) -> None:
+        """End all requests."""
+        for number in list(self._live):
+            self._scheduler.abort(number)
+        self._answer()
+        self._held.clear()
+
+    def _now(self) -> float:
+        self._device.synchronize()
+        return time.perf_counter()
+
+    def _add(
+        self, prompt: int, tokens: int, models: list[int], step: int = 0, reader: int = _NOBODY
+    ) -> int:
+        """Queue a request; ``models`` write its steps, the last of them the rest."""
+        number = self._scheduler.add(
+            [1] * prompt, max_tokens=tokens, max_step_tokens=step, reader=reader
+        )
+        self._routes[number] = models
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+        self._live[number] = LiveRequest(params, 0, Always(ROLES[models[-1]]), prompt)
+        self._answer()
+        return number
+
+    def _length(self, request: int) -> int:
+        return self._scheduler.sequence(request).length
+
+    def _drain(self, model: int) -> None:
+        """Pass ticks of a model until it has nothing to do."""
+        while self._scheduler.plan(model):
+            self._pass(model)
+
+    def _pass(self, model: int) -> None:
+        """Commit what is planned as if it had run."""
+        self._commit(model, np.zeros(self._plans[model].sequences, np.int32))
+
+    def _commit(self, model: int, tokens: np.ndarray) -> None:
+        self._scheduler.commit(model, tokens)
+        self._answer()
+
+    def _answer(self) -> None:
+        while events := self._scheduler.take_events():
+            for kind, number, _ in events:
+                if kind == _DECIDE:
+                    self._decide(number)
+                else:
+                    self._scheduler.forget(number)
+                    del self._routes[number], self._live[number]
+
+    def _decide(self, number: int) -> None:
+        first, *rest = self._routes[number]
+        if first == _HOLD:
+            self._held.append(number)
+            return
+        self._routes[number] = rest
+        self._scheduler.route(number, first, not rest)
+
+    def _check_room(self, models: set[int], batch: int, tokens: int) -> None:
+        """NoRoomError unless all that is asked for fits the arena at once."""
+        if tokens > self._engine.max_context:
+            limit = self._engine.max_context
+            raise NoRoomError(f"{tokens} tokens exceed the context of {limit}")
+        geometry = self._engine.arena.geometry
+        blocks = batch * -(-tokens // self._engine.config.block_tokens)
+        slabs = sum(-(-blocks // geometry.slots[model]) for model in models)
+        if slabs > geometry.slabs:
+            raise NoRoomError(
+                f"{batch} x {tokens} tokens need {slabs} slabs of the arena, it has "
+                f"{geometry.slabs}: raise --arena-tokens"
+            )

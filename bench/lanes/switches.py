@@ -1,0 +1,27 @@
+"""The engine's optimisations and how each is turned the other way: one place for all ablations."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from engine import EngineConfig
+
+# Numbers of which 0 means off, with the value that means on.
+_AMOUNTS = {"eager_backlog": 128, "read_along": 32}
+# Requests of a bench must not share what they measure.
+_NOT_HERE = ("prefix_cache",)
+
+
+def flipped(config: EngineConfig) -> dict[str, Any]:
+    """By name, the value that each switch of ``config`` does not have now.
+
+    Every true-or-false setting is a switch, so new ones show up by themselves.
+    """
+    found: dict[str, Any] = {
+        f.name: not getattr(config, f.name)
+        for f in fields(config)
+        if isinstance(getattr(config, f.name), bool) and f.name not in _NOT_HERE
+    }
+    amounts = {n: 0 if getattr(config, n) else on for n, on in _AMOUNTS.items()}
+    return found | amounts

@@ -1,0 +1,72 @@
+"""Tick times of this engine on this device, as the table that the simulator asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import product
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from bench.lanes.puppet import Puppet
+from bench.lanes.schedule import LARGE, SMALL
+from bench.simulation.table import Point, TableTimes
+from engine.config import ROLES
+from engine.errors import SteerError
+
+_MICRO = 1e6
+
+
+def powers(most: int) -> list[int]:
+    """1, 2, 4, ... and ``most`` itself."""
+    return [*(2**k for k in range((most - 1).bit_length())), most]
+
+
+def measure_table(
+    puppet: Puppet,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    spans: Sequence[int],
+    repeats: int,
+) -> tuple[TableTimes, list[dict[str, Any]]]:
+    """Median times of both models on the full grid, and its rows.
+
+    A batch of spans that one tick does not hold is given the time of the largest that it does, per
+    row: no such tick is ever planned, but the table has to be full. Its rows say so.
+    """
+    times: list[dict[Point, float]] = [{}, {}]
+    rows = []
+    cells = list(product((SMALL, LARGE), spans, contexts, batches))
+    for model, span, context, batch in tqdm(cells, "tick times"):
+        held = max((b for b in batches if b * span <= puppet.most_rows), default=0)
+        if not held:
+            raise SteerError(f"a span of {span} rows exceeds a tick: raise --max-tick-tokens")
+        extended = batch > held
+        if extended:
+            us = times[model][held, context, span] * batch / held
+        else:
+            us = _MICRO * _time(puppet, model, batch, context, span, repeats)
+        times[model][batch, context, span] = us
+        place = {"model": ROLES[model], "batch": batch, "context": context, "span": span}
+        rows.append({**place, "us": us, "extended": extended})
+    return TableTimes(times, "measured in this run"), rows
+
+
+def _time(puppet: Puppet, model: int, batch: int, context: int, span: int, repeats: int) -> float:
+    if span == 1:
+        ticks = puppet.decode(model, batch, context, repeats)
+    else:
+        ticks = puppet.catch_up(model, batch, context, span, repeats)
+    return median(tick.seconds for tick in ticks)
+
+
+def spread(low: int, high: int, count: int) -> list[int]:
+    """``count`` whole numbers from ``low`` to ``high``, evenly in ratio, each once."""
+    ratio = (high / low) ** (1 / max(1, count - 1))
+    return sorted({low, high, *(round(low * ratio**k) for k in range(1, count - 1))})
+
+
+def clipped(values: Iterable[int], most: int) -> list[int]:
+    """Those up to ``most``."""
+    return [value for value in values if value <= most]

@@ -1,0 +1,1 @@
+"""The recipe of the embedded pair: shapes, batches, the training loop, what was learned."""

@@ -1,0 +1,118 @@
+"""Problems of the ``reasoning-gym`` package, scored by its own scorers.
+
+A source is ``reasoning-gym:NAME`` or ``reasoning-gym:NAME,setting=value,...``, for example
+``reasoning-gym:path_star,degree=2,max_path_length=3``. The question goes to the models as it is,
+except that the embedded pair is given graphs of ``path_star`` in the words of its planning task.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from bench.tasks import planning
+from bench.tasks.problem import DELIMITER
+from engine.errors import SteerError
+
+PREFIX = "reasoning-gym:"
+_PATIENCE = 20  # problems drawn for each distinct one before the task counts as exhausted
+_MARKED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class GymProblem:
+    """A prompt, its entry, and the data set that scores answers to it."""
+
+    prompt: str
+    entry: dict[str, Any]
+    dataset: Any
+    where: str
+    names: dict[str, str] | None = None  # labels by town, where the prompt is in the pair's words
+
+    def score(self, text: str) -> float:
+        """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it."""
+        return max(float(self.dataset.score_answer(a, self.entry)) for a in self._readings(text))
+
+    def _readings(self, text: str) -> list[str]:
+        if self.names is not None:
+            towns = [planning.start_of(self.prompt), *planning.moves_of(text)]
+            return [" ".join(self.names.get(town, town) for town in towns)]
+        if marked := _MARKED.findall(text):
+            return [marked[-1].strip()]
+        lines = text.strip().splitlines() or [""]
+        return [text.strip(), lines[-1].strip()]
+
+
+def is_correct(problem: GymProblem, text: str) -> bool:
+    """Whether the scorer gives full marks."""
+    return problem.score(text) >= 1
+
+
+def read_problems(source: str, count: int, seed: int = 0, pair: bool = False) -> list[GymProblem]:
+    """``count`` distinct problems, the same for the same arguments.
+
+    ``pair``: put them in the words of the embedded pair, where it knows the task.
+    """
+    name, settings = _parse(source)
+    data = _create(source, name, count, seed, settings)
+    found: dict[str, GymProblem] = {}
+    for index in range(_PATIENCE * count):
+        entry = data[index]
+        where = f"{PREFIX}{name} problem {index}"
+        problem = GymProblem(entry["question"], entry, data, where)
+        if pair and name == "path_star":
+            problem = _as_routes(problem)
+        found.setdefault(problem.prompt, problem)
+        if len(found) == count:
+            return list(found.values())
+    raise SteerError(
+        f"{source}: only {len(found)} distinct problems were found; ask for fewer with --problems"
+    )
+
+
+def _parse(source: str) -> tuple[str, dict[str, Any]]:
+    name, *settings = source.removeprefix(PREFIX).split(",")
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise SteerError(f"{source}: expected setting=value, got {setting!r}")
+        try:
+            parsed[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[key] = value
+    return name, parsed
+
+
+def _create(source: str, name: str, count: int, seed: int, settings: dict[str, Any]) -> Any:
+    try:
+        from reasoning_gym.factory import DATASETS, create_dataset
+    except ImportError:
+        raise SteerError(
+            f"{source} needs the reasoning-gym package: pip install 'steer-engine[gym]'"
+        ) from None
+    if name not in DATASETS:
+        raise SteerError(f"{source}: reasoning-gym has no task {name!r}")
+    try:
+        return create_dataset(name, seed=seed, size=_PATIENCE * count, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SteerError(f"{source}: {error}") from None
+
+
+def _as_routes(problem: GymProblem) -> GymProblem:
+    """A ``path_star`` graph in the words of the planning task: node labels become its towns."""
+    task = next(line for line in problem.entry["question"].splitlines() if line.endswith(" = "))
+    graph, _, ends = task.removesuffix(" = ").partition("/")
+    roads = [road.split() for road in graph.strip("|").split("|")]
+    labels = list(dict.fromkeys(label for road in roads for label in road))
+    if len(labels) > len(planning.TOWNS):
+        raise SteerError(
+            f"{problem.where}: {len(labels)} nodes, the embedded pair knows {len(planning.TOWNS)}"
+        )
+    towns = dict(zip(labels, planning.TOWNS, strict=False))
+    text = "".join(f"{towns[a]}{planning.ROAD}{towns[b]}" for a, b in roads)
+    prompt = f"{text}?{''.join(towns[end] for end in ends.split())}{DELIMITER}"
+    names = {town: label for label, town in towns.items()}
+    return GymProblem(prompt, problem.entry, problem.dataset, problem.where, names)

@@ -1,0 +1,97 @@
+// Planning one tick ahead: the host plans a lane's next batch while the last one is in flight, and
+// decides one tick late.
+//
+// Whatever is planned behind a batch in flight is a bet that the sequence goes on as it does: with
+// more of the text that is known, or with the token that is about to be drawn. When that batch has
+// retired the rows are one of
+//
+//   promoted   a plan made now would hold exactly them: from here on they are rows in flight
+//   undecided  a question is out, and the answer may yet make them so: until it comes, or until
+//              their own batch retires
+//   void       anything else: what they compute is ignored
+//
+// Rows that are not promoted keep nothing waiting: a sequence ends, is cut or handed over as if
+// they were not there. What a void row writes lies behind everything that was computed when it was
+// planned, in a block that nobody else holds and the prefix cache does not know, and is written
+// before anything that the lane plans later. The other lane gets the block only behind the fence.
+#include <algorithm>
+#include <utility>
+
+#include "scheduler.h"
+
+namespace steer {
+
+// Is it in flight here, and may a plan hold what follows? Not where it is known that the token in
+// flight ends the text, or that other tokens are written behind it.
+bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
+  const Request& request = sequence.request;
+  if (sequence.phase != Phase::running || sequence.in_flight[lane] == 0 ||
+      sequence.active != lane || sequence.awaits_route || sequence.pending() ||
+      sequence.keep_pending[lane] >= 0)
+    return false;
+  if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.length()) return true;
+  const std::int32_t generated = sequence.generated() + 1;
+  const bool forced =
+      sequence.thinking && request.max_think_tokens > 0 && generated >= request.max_think_tokens;
+  return request.ahead && generated < request.max_tokens && !forced;
+}
+
+// A bet takes nothing from anybody. Once a plan is short of memory there are no more: who stays out
+// has retired when the next plan looks for blocks that it may take.
+void Scheduler::add_ahead(int lane, Sequence& sequence, std::int32_t wanted) {
+  Plan& plan = filling(lane);
+  if (plan.short_of_memory) return;
+  const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
+  auto& blocks = sequence.blocks[lane];
+  wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
+  const auto needed = static_cast<std::size_t>(blocks_for(first + wanted));
+  while (blocks.size() < needed && !plan.short_of_memory) {
+    const auto block = take_block(lane);
+    if (block) blocks.push_back(*block);
+    plan.short_of_memory = !block;
+  }
+  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
+  const std::int32_t rows = std::min(wanted, room - first);
+  if (rows <= 0) return;
+  const auto buffer = static_cast<std::int32_t>(&plan - lanes_[lane].data());
+  sequence.ahead[lane] = {rows, first, sequence.attempt, plan.sequences, buffer};
+  plan.add(sequence, lane, rows, config_.block_tokens);
+  counters_.ahead[lane] += rows;
+}
+
+// To be called when what these rows were planned behind has retired, and after each answer.
+void Scheduler::settle_ahead(Sequence& sequence) {
+  for (int lane = 0; lane < kModels; ++lane) {
+    Ahead& ahead = sequence.ahead[lane];
+    if (ahead.rows == 0 || sequence.in_flight[lane] > 0) continue;
+    const Plan& plan = lanes_[lane][ahead.plan];
+    const std::int32_t last = ahead.first + ahead.rows, length = sequence.length();
+    const bool follows = plan.in_flight && !sequence.pending() &&
+                         sequence.computed[lane] == ahead.first &&
+                         sequence.attempt == ahead.attempt;
+    if (follows && sequence.runnable(lane) && last <= length &&
+        plan.samples[ahead.row] == (last == length)) {
+      sequence.row[lane] = ahead.row;
+      sequence.in_flight[lane] = std::exchange(ahead.rows, 0);
+      continue;
+    }
+    // Either the candidate's row, or that of the last token, if this lane writes on behind it.
+    const bool candidate = sequence.candidate >= 0 && sequence.request.reader == lane;
+    const bool asked = sequence.awaits_route || (sequence.reading && sequence.active != lane);
+    if (!follows || !asked || last != length + candidate) drop_ahead(sequence, lane);
+  }
+}
+
+// Makes rows void.
+void Scheduler::drop_ahead(Sequence& sequence, int lane) {
+  Ahead& ahead = sequence.ahead[lane];
+  if (ahead.rows == 0) return;
+  const std::int32_t rows = std::exchange(ahead.rows, 0);
+  sequence.usage.rows[lane][static_cast<int>(RowKind::discarded)].add(ahead.first,
+                                                                      ahead.first + rows);
+  lanes_[lane][ahead.plan].members[ahead.row] = nullptr;
+  counters_.voided[lane] += rows;
+  keep_blocks(sequence, lane, sequence.computed[lane] + sequence.in_flight[lane]);
+}
+
+}  // namespace steer

@@ -1,0 +1,122 @@
+"""What a checkpoint folder says about its tokenizer, wherever it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, processors
+
+from engine.chat import ChatTemplate
+from engine.errors import SteerError
+from engine.files import read_json, read_text
+from engine.spm import SentencePieceModel
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+            "mask_token")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A fast tokenizer with all added tokens, and the chat template if there is one."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+
+
+def read_tokenizer(where: Path) -> TokenizerFiles:
+    """Read a folder (tokenizer.json, else tokenizer.model) or a tokenizer.json alone.
+
+    tokenizer_config.json adds tokens, and the chat template, for which chat_template.jinja counts
+    more. The marks of a text's beginning and end are those of tokenizer.json, as in transformers;
+    only for tokenizer.model is it the config that says.
+    """
+    folder = where if where.is_dir() else where.parent
+    config = _optional(folder / "tokenizer_config.json")
+    path = where / "tokenizer.json" if where.is_dir() else where
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+    elif (folder / "tokenizer.model").is_file():
+        tokenizer = SentencePieceModel.read(folder / "tokenizer.model").tokenizer()
+        config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"} | config
+        _mark_ends(tokenizer, config)
+    else:
+        raise SteerError(f"{folder}: tokenizer.json is missing, and so is tokenizer.model")
+    _add_tokens(tokenizer, folder, config)
+    return TokenizerFiles(tokenizer, _chat_template(folder, config))
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _content(token: Any) -> str:
+    """A token as text: some are written as objects."""
+    return str(token.get("content")) if isinstance(token, Mapping) else str(token)
+
+
+def _add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+    """Tokens that the folder adds; SteerError where they get other ids than it says."""
+    listed = config.get("added_tokens_decoder") or {}
+    path = folder / "tokenizer_config.json"
+    added: dict[int, Any] = {}
+    try:
+        added |= {int(index): token for index, token in listed.items()}
+        extra = _optional(folder / "added_tokens.json")
+        added = {int(i): {"content": token, "special": False} for token, i in extra.items()} | added
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SteerError(f"{path}: added tokens must have ids: {error}") from None
+    for index, token in sorted(added.items()):
+        text = _content(token)
+        if tokenizer.token_to_id(text) == index and _is_added(tokenizer, index):
+            continue
+        options = token if isinstance(token, Mapping) else {}
+        flags = {n: bool(options.get(n, False)) for n in ("lstrip", "rstrip", "single_word")}
+        special = bool(options.get("special", False))
+        made = AddedToken(
+            text, special=special, normalized=bool(options.get("normalized", not special)), **flags
+        )
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([made])
+        if tokenizer.token_to_id(text) != index:
+            found = tokenizer.token_to_id(text)
+            raise SteerError(f"{path}: added token {text!r} should be id {index}, it is {found}")
+
+
+def _is_added(tokenizer: Tokenizer, index: int) -> bool:
+    return index in tokenizer.get_added_tokens_decoder()
+
+
+def _mark_ends(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Tokens around a text."""
+    wanted = ("bos_token", "add_bos_token"), ("eos_token", "add_eos_token")
+    bos, eos = (_content(config[name]) if config.get(flag) else "" for name, flag in wanted)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token]
+    missing = next((token for token, index in ids if index is None), None)
+    if missing:
+        raise SteerError(f"tokenizer_config.json: special token {missing!r} is not a token")
+    parts = [f"{bos}:0"] * bool(bos) + ["$A:0"] + [f"{eos}:0"] * bool(eos)
+    tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ids)
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    path = folder / "chat_template.jinja"
+    source: Any = config.get("chat_template")
+    if path.is_file():
+        source = read_text(path, "chat template")
+    if isinstance(source, list):  # several by name
+        named = {t.get("name"): t.get("template") for t in source if isinstance(t, Mapping)}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise SteerError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
+    special = {name: _content(config[name]) for name in _SPECIAL if config.get(name) is not None}
+    try:
+        return ChatTemplate(source, special)
+    except SteerError as error:
+        raise SteerError(f"{folder}: {error}") from None

@@ -1,0 +1,266 @@
+"""Forced schedules, ideals and replays: against figures worked out by hand, and the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.lanes.contest import compare
+from bench.lanes.device import Bandwidth, Device, covered
+from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
+from bench.lanes.options import Setup
+from bench.lanes.pairs import SCALED, dummy_pair
+from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.replay import Replay
+from bench.lanes.routed import run_jobs
+from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
+from bench.lanes.switches import flipped
+from bench.lanes.ticktable import measure_table, powers, spread
+from bench.lanes.traffic import tick_bytes
+from bench.lanes.window import Window, measure
+from bench.overlap import inflation
+from bench.simulation.meter import row_counts
+from engine import Engine, EngineConfig, SteerError
+from engine.config import LANE_POLICIES, ModelConfig
+
+CPU = Device("cpu")
+CONFIG = EngineConfig(
+    block_tokens=64, arena_tokens=4096, prefix_cache=False, max_tick_tokens=512, load_format="dummy"
+)
+SETUP = Setup(dummy_pair("dummy-tiny", 1), CONFIG, "float32", CPU, Bandwidth(1e9, 1e9), "a test")
+
+
+class Linear:
+    """The small model takes 1 s a tick, the large one 20; 1 ms a row, 1 us a key of context."""
+
+    def seconds(self, model: int, batch: float, context: float, span: float) -> float:
+        return (1.0, 20.0)[model] + 1e-3 * batch * span + 1e-6 * context
+
+
+class ByModel:
+    """The small model takes 1 s a tick, the large one 20; a row beyond the first 10 ms."""
+
+    def seconds(self, model: int, batch: float, context: float, span: float) -> float:
+        return (1.0, 20.0)[model] + 0.01 * (span - 1)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return SETUP.engine()
+
+
+@pytest.fixture
+def puppet(engine: Engine) -> Iterator[Puppet]:
+    yield Puppet(engine, CPU)
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+    engine.scheduler.check_integrity()
+
+
+# The schedule
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.2, 0.4, 0.5, 1])
+def test_shares_come_out(share: float):
+    assert sum(even_steps(10, share, 0.5)) == 10 * share
+    assert sum(drawn_steps(10, share, 2.0, seed=3)) == 10 * share
+    evenly, in_runs = Load(40, 16, 80, 8), Load(40, 16, 80, 8, runs=2.0)
+    assert large_share(evenly.jobs(share)) == pytest.approx(share, abs=0.01)
+    assert large_share(in_runs.jobs(share)) == pytest.approx(share)
+
+
+def test_steps_are_spread_evenly_and_requests_differ():
+    assert even_steps(10, 0.2, 0.5) == (0, 0, 1, 0, 0, 0, 0, 1, 0, 0)
+    assert len({job.models for job in Load(8, 16, 80, 8).jobs(0.2)}) > 2
+    assert {job.reads for job in Load(2, 16, 80, 8).jobs(1)} == {False}
+
+
+def test_drawn_runs_stay_apart():
+    steps = drawn_steps(400, 0.25, 5.0, seed=1)
+    runs = "".join(map(str, steps)).split("0")
+    lengths = [len(run) for run in runs if run]
+    assert sum(lengths) == 100 and 3 < sum(lengths) / len(lengths) < 8
+    assert steps == drawn_steps(400, 0.25, 5.0, seed=1) != drawn_steps(400, 0.25, 5.0, seed=2)
+
+
+def test_the_last_step_is_cut():
+    job = Job(prompt=5, answer=10, step=4, models=(SMALL, LARGE, SMALL), reads=True)
+    assert job.steps == [(SMALL, 4), (LARGE, 4), (SMALL, 2)]
+    with pytest.raises(SteerError, match="--step: 9 is longer than the answer of 8"):
+        Load(1, 4, 8, 9)
+
+
+# Ideal and bound, by hand
+
+
+def test_the_walk():
+    ticks = list(walk(6, [(SMALL, 2), (LARGE, 3), (SMALL, 1)], reads=True, most_rows=100))
+    assert ticks == [
+        WalkTick(SMALL, 6, 6),  # the boundary at the prompt's end, and the first token
+        WalkTick(SMALL, 1, 7),
+        WalkTick(SMALL, 1, 8),  # reads a boundary; its token is dropped
+        WalkTick(LARGE, 8, 8),
+        WalkTick(LARGE, 1, 9),
+        WalkTick(LARGE, 1, 10),
+        WalkTick(SMALL, 3, 11),  # reads the large step, and the last token
+    ]
+    cut = walk(6, [(LARGE, 2)], reads=False, most_rows=4)
+    assert list(cut) == [WalkTick(LARGE, 4, 4), WalkTick(LARGE, 2, 6), WalkTick(LARGE, 1, 7)]
+
+
+def test_the_ideal_is_the_formula():
+    """N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + re-reads."""
+    job = Job(prompt=1, answer=50, step=10, models=(0, 1, 0, 0, 1), reads=True)
+    small, handoffs = 30 * 1.0, 0.0
+    for n in (10, 20):  # the first has the prompt's token before it, the second a token of its own
+        handoffs += (20 + 0.01 * n) + 9 * 20
+    rereads = 2 * 1.0 + 0.01 * (10 - 1)  # two dropped tokens; one large step to read
+    assert ideal_seconds(walks([job], 100), ByModel()) == pytest.approx(small + handoffs + rereads)
+
+
+def test_the_bound_shares_the_weights():
+    """sum N_m T_m(C) / C, and rows beyond the first at their own cost."""
+    jobs = [Job(1, 20, 10, (SMALL, LARGE), True)] * 4
+    each = 11 * 1.0 / 4 + 10 * 20.0 / 4 + 0.01 * 10  # 10 small tokens, a dropped one, 11 rows
+    assert bound_seconds(walks(jobs, 100), ByModel(), 4) == pytest.approx(4 * each)
+
+
+def test_bytes_of_a_tick():
+    shape = ModelConfig(10, 8, 12, layers=2, heads=2, kv_heads=1, head_dim=4)
+    attention, mlp, head = 8 * (8 + 4 + 4 + 8), 3 * 8 * 12, 8 * 10
+    small = (8 + 4 + 4) * 2 + 5 * 8  # biases and norms
+    weights = 2 * (attention + mlp) + head + small
+    assert tick_bytes(shape, 2, keys=100, rows=3) == 2 * weights + 2 * 2 * 4 * 2 * 103
+
+
+def test_small_arithmetic():
+    assert covered([(4, 6), (0, 2), (1, 3), (5, 5.5)]) == 5
+    assert covered([]) == 0
+    assert powers(1) == [1] and powers(8) == [1, 2, 4, 8] and powers(6) == [1, 2, 4, 6]
+    assert spread(100, 400, 3) == [100, 200, 400] and spread(7, 7, 3) == [7]
+    assert inflation(2.0, 5.0) == 2.5 and inflation(None, 5.0) is None
+    window = Window(seconds=2.0, ticks=(10, 1), tokens=(10.0, 0.0), bytes=6e9)
+    assert (window.token_ms(SMALL), window.token_ms(LARGE), window.of(4e9)) == (200, None, 0.75)
+
+
+def test_rows_are_compared():
+    def row(lanes: str, share: float, rate: float) -> dict[str, Any]:
+        return {"lanes": lanes, "share": share, "concurrency": 8, "tokens_per_second": rate}
+
+    alone = compare(row("latency", 1.0, 10.0), [])
+    assert (alone["speedup"], alone["over_equal"]) == (1, 1)
+    equal = compare(row("latency", 0.2, 30.0), [alone])
+    other = compare(row("throughput", 0.2, 45.0), [alone, equal])
+    assert (equal["speedup"], other["speedup"], other["over_equal"]) == (3, 4.5, 1.5)
+    assert compare(row("auto", 0.2, 45.0), [])["speedup"] is None
+
+
+def test_every_switch_is_turned():
+    turned = flipped(CONFIG)
+    switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
+    assert set(turned) == switches | {"eager_backlog", "read_along"}
+    for name, value in turned.items():
+        assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
+
+
+# Against the engine
+
+
+@pytest.mark.parametrize("runs", [0.0, 2.0])
+@pytest.mark.parametrize(
+    ("lanes", "share", "concurrency"),
+    [(LANE_POLICIES[0], 0.4, 1), (LANE_POLICIES[0], 1, 3), *((n, 0.4, 5) for n in LANE_POLICIES)],
+)
+def test_a_replay_is_the_run_tick_for_tick(lanes: str, share: float, concurrency: int, runs: float):
+    engine = SETUP.engine(lane_policy=lanes)
+    jobs = Load(2 * concurrency, 12, 20, 4, runs).jobs(share)
+    ran = run_jobs(engine, CPU, jobs, concurrency)
+    found = Replay(engine, Linear(), together=None).run(jobs, share, concurrency)
+    assert (found["small_ticks"], found["large_ticks"]) == ran.ticks
+    assert {name: found[name] for name in row_counts(ran.usage)} == row_counts(ran.usage)
+    assert ran.large_tokens == large_share(jobs) * ran.tokens
+    if concurrency == 1:  # and its time is the ideal
+        ideal = ideal_seconds(walks(jobs, CONFIG.max_tick_tokens), Linear())
+        assert found["simulated_seconds"] == pytest.approx(ideal)
+
+
+def test_a_run_cannot_beat_the_bound():
+    engine = SETUP.engine()
+    jobs = Load(12, 12, 20, 4).jobs(0.4)
+    bound = bound_seconds(walks(jobs, CONFIG.max_tick_tokens), ByModel(), 6)
+    for together in (None, 1.0):
+        found = Replay(engine, ByModel(), together).run(jobs, 0.4, 6)
+        assert bound < found["simulated_seconds"] < 6 * bound
+
+
+def test_ticks_are_what_was_asked_for(puppet: Puppet):
+    for model in (SMALL, LARGE):
+        ticks = puppet.decode(model, batch=3, context=100, count=4)
+        assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
+        assert [t.context for t in ticks] == [103, 104, 105, 106]
+        (late,) = puppet.catch_up(model, batch=2, context=100, span=17, count=1)
+        assert (late.sequences, late.rows, late.context, late.sampled) == (2, 34, 100, 2)
+        (early,) = puppet.catch_up(model, batch=2, context=20, span=17, count=1)
+        assert (early.sequences, early.rows, early.context) == (2, 34, 17)
+        assert all(tick.seconds > 0 for tick in (*ticks, late, early))
+
+
+def test_a_handoff_catches_up(puppet: Puppet):
+    assert [t.rows for t in puppet.handoff(LARGE, 40, 100)] == [101]
+    assert [t.rows for t in puppet.handoff(SMALL, 40, 100)] == [100]
+    assert [t.rows for t in puppet.handoff(LARGE, 40, 600)] == [512, 89]  # cut at 512 rows a tick
+
+
+def test_an_eager_handoff_has_less_to_catch_up():
+    eager = Puppet(SETUP.engine(eager_backlog=32, read_along=32), CPU)
+    for to in (SMALL, LARGE):
+        (tick,) = eager.handoff(to, 40, 100)
+        assert tick.rows <= 34
+
+
+def test_what_does_not_fit_is_said(puppet: Puppet):
+    with pytest.raises(NoRoomError, match="slabs of the arena"):
+        puppet.decode(LARGE, batch=64, context=1000, count=2)
+    with pytest.raises(NoRoomError, match="exceed the context of 32768"):
+        puppet.decode(SMALL, batch=1, context=40000, count=2)
+    with pytest.raises(NoRoomError, match="64 spans of 17 rows exceed a tick of 512"):
+        puppet.catch_up(SMALL, batch=64, context=100, span=17, count=2)
+
+
+def test_a_measured_table_is_full(puppet: Puppet):
+    times, rows = measure_table(puppet, [1, 8], [70, 200], [1, 100], repeats=2)
+    assert len(rows) == 16
+    extended = [r for r in rows if r["extended"]]
+    assert {(r["batch"], r["span"]) for r in extended} == {(8, 100)}
+    for row in extended:
+        alone = times.seconds(row["model"] == "large", 1, row["context"], 100)
+        assert row["us"] == pytest.approx(8e6 * alone)
+
+
+def test_a_window_counts_both_lanes(engine: Engine):
+    element, shapes = 4, engine.shapes
+    found = measure(engine, CPU, [SMALL, LARGE, LARGE], 50, 5, element)
+    assert found.ticks == (5, 5) and found.tokens == (5.0, 5.0)  # in turn, on a CPU
+    keys = sum(range(53, 58))  # of one request; the first may be ahead by a tick
+    floor = sum(
+        tick_bytes(shape, element, count * keys / 5, count) * 5
+        for shape, count in zip(shapes, (1, 2), strict=True)
+    )
+    assert found.bytes == pytest.approx(floor, rel=0.01)
+    assert measure(engine, CPU, [SMALL], 50, 5, element).ticks == (5, 0)
+    with pytest.raises(SteerError, match="raise --arena-tokens"):
+        measure(engine, CPU, [SMALL] * 60, 100, 5, element)
+    assert engine.scheduler.running == 0
+
+
+def test_pairs_are_scaled():
+    assert dummy_pair("qwen-1.5b/qwen-32b").shapes[1].layers == 64
+    cut = dummy_pair("qwen-1.5b/qwen-32b", 2)
+    assert [shape.layers for shape in cut.shapes] == [2, 2]
+    assert cut.shapes[1].hidden_size == 5120
+    for shapes in SCALED.values():
+        assert shapes[0].vocab_size == shapes[1].vocab_size
+    with pytest.raises(SteerError, match="--pair: no shapes for 'tiny'; known: dummy-tiny"):
+        dummy_pair("tiny")
