@@ -27,17 +27,39 @@ struct State {
   float* total;   // [count] sum of weights so far
 };
 
+template <typename T>
+inline const T* keys_at(const State<T>& s, Index position) {
+  const Pages& p = s.pages;
+  const Index block = p.table[position / p.page], offset = position % p.page;
+  return s.arena + block / p.slots * p.slab + block % p.slots * p.block + p.plane +
+         offset * s.queries.width;
+}
+
 // Calls run(keys, from, size) for each stretch of keys [begin, end) that lies within one page.
 template <typename T, typename Run>
 inline void each_page(const State<T>& s, Index begin, Index end, Run run) {
-  const Pages& p = s.pages;
   for (Index at = begin; at < end;) {
-    const Index block = p.table[at / p.page], offset = at % p.page;
-    const Index left = p.page - offset, size = left < end - at ? left : end - at;
-    const T* first = s.arena + block / p.slots * p.slab + block % p.slots * p.block + p.plane;
-    run(first + offset * s.queries.width, at - begin, size);
+    const Index left = s.pages.page - at % s.pages.page, size = left < end - at ? left : end - at;
+    run(keys_at(s, at), at - begin, size);
     at += size;
   }
+}
+
+template <typename T>
+inline void fetch(const T* from, Index count) {
+  for (Index i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Pages lie far apart, so what the hardware fetches ahead ends with each: keys are asked for two
+// pages before they are scored, values while their keys are.
+template <typename T>
+inline void score(State<T>& s, const T* query, Index begin, Index end, Index keys) {
+  const Index width = s.queries.width, ahead = 2 * s.pages.page;
+  each_page(s, begin, end, [&](const T* from, Index at, Index size) {
+    if (begin + at + ahead < keys) fetch(keys_at(s, begin + at + ahead), size * width);
+    fetch(from + s.pages.values, size * width);
+    products(from, width, size, query, width, s.count, width, s.scores + at, kKeyChunk);
+  });
 }
 
 // Scores to weights; `visible` of the chunk's `size` keys count.
@@ -138,9 +160,7 @@ void attend(const Pages& pages, const Queries& queries, const T* arena, const T*
   const Index keys = queries.keys + queries.rows - 1;
   for (Index begin = 0; begin < keys; begin += kKeyChunk) {
     const Index end = begin + kKeyChunk < keys ? begin + kKeyChunk : keys;
-    each_page(s, begin, end, [&](const T* from, Index at, Index size) {
-      products(from, width, size, query, width, count, width, s.scores + at, kKeyChunk);
-    });
+    score(s, query, begin, end, keys);
     for (Index q = 0; q < count; ++q)
       soften(s, q, queries.keys + q / queries.group - begin, end - begin);
     mix_all(s, begin, end);

@@ -63,13 +63,9 @@ inline void products(const T* w, Index w_stride, Index rows, const T* x, Index x
   for (; c + kWide <= columns; c += kWide)
     strip<T, kLanes / kWide, kWide>(w, w_stride, rows, x + c * x_stride, x_stride, size,
                                     y + c * y_stride, y_stride);
-  const T* xc = x + c * x_stride;
-  float* yc = y + c * y_stride;
-  if (columns - c == 1) strip<T, kLanes, 1>(w, w_stride, rows, xc, x_stride, size, yc, y_stride);
-  if constexpr (kWide == 4) {
-    if (columns - c == 2) strip<T, 8, 2>(w, w_stride, rows, xc, x_stride, size, yc, y_stride);
-    if (columns - c == 3) strip<T, 4, 3>(w, w_stride, rows, xc, x_stride, size, yc, y_stride);
-  }
+  for (; c < columns; ++c)
+    strip<T, kLanes, 1>(w, w_stride, rows, x + c * x_stride, x_stride, size, y + c * y_stride,
+                        y_stride);
 }
 
 // Blocks of activations that fit the L1 cache meet a few rows of weights at a time.
