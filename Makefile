@@ -46,15 +46,17 @@ gpu-check: setup ## the kernels at ragged shapes under compute-sanitizer, where 
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$$tool" --tool memcheck --error-exitcode 1 \
 	  python -m pytest -m gpu tests/kernels/test_bounds.py -k bare
 
-sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
+sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 	@for kind in address thread; do \
 	  cmake -S . -B build/$$kind -DSTEER_SANITIZE=$$kind \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null && \
-	  cmake --build build/$$kind --target random_workload --parallel 2 > /dev/null || exit 1; \
+	  cmake --build build/$$kind --target random_workload cpu_kernels --parallel 2 > /dev/null || exit 1; \
 	done
 	build/address/random_workload 16 10000
 	build/thread/random_workload 4 3000 2
+	build/address/cpu_kernels 30
+	build/thread/cpu_kernels 10
 
 soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
