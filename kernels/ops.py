@@ -245,8 +245,8 @@ def lm_head(
 
 def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
-    if compiled(logits) and logits.dtype == torch.float32:
-        return cpu.confidence(logits, vocabulary)
+    if compiled(logits) and logits.dtype != torch.float64:
+        return cpu.confidence(logits.float(), vocabulary)
     if not _fused(logits):
         return _confidence.confidence(logits, vocabulary)
     from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere

@@ -213,10 +213,10 @@ def test_nan_weights_do_not_outlive_their_repair(engine: Engine):
     """What bad weights computed is in no cache."""
     small = Engine("tiny", config=EngineConfig(block_tokens=4, check_every=1))
     decoder = small.lanes[0].runner.decoder
-    good = decoder.embedding
-    decoder.embedding = good * float("nan")
+    good = decoder.embedding.clone()
+    decoder.embedding.fill_(float("nan"))
     assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "error"
-    decoder.embedding = good
+    decoder.embedding.copy_(good)
     assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "stop"
 
 
