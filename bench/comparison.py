@@ -12,7 +12,7 @@ from bench.rows import RowWriter
 from bench.stats import paired_difference
 from bench.table import policies_table, trace_lines
 from engine import Calibration, Engine, SteerError
-from engine.routing.names import make_policy
+from engine.routing.names import is_calibrated, make_policy
 
 _NOTES = """\
 FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
@@ -50,7 +50,8 @@ class Comparison:
     def policy(self, name: str, tests: TestSet) -> None:
         """Run one policy and write its row."""
         share = self.evaluations["steer"].large_step_share if name == "random" else 0.0
-        policy = make_policy(name, self.calibration, share=share)
+        price = self.engine.row_price
+        policy = make_policy(name, self.calibration, share, price)
         folder = self.options.save_traces
         trace = folder / f"{name.replace(':', '-')}.jsonl" if folder else None
         done = evaluate(self.engine, policy, tests, name, progress=True, trace=trace)
@@ -65,7 +66,7 @@ class Comparison:
     def row(self, name: str) -> dict[str, Any]:
         """The result row of a policy that is done."""
         row = self.evaluations[name].row(self.evaluations["large"])
-        if name == "steer" and self.calibration:
+        if is_calibrated(name) and self.calibration:
             found = self.calibration
             row |= {"tau": found.tau, "signal": found.signal, "window": found.window}
         return {

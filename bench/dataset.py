@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from engine.answers import final_answer, matches
 from engine.errors import SteerError
 from engine.files import read_text
-
-_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 
 
 @dataclass(frozen=True)
@@ -63,60 +60,19 @@ def _parse(where: str, line: str) -> FileProblem:
     if not isinstance(prompt, str) or not prompt or not (number or isinstance(answer, str)):
         raise SteerError(f'{where}: expected {{"prompt": text, "answer": text or number}}')
     if not str(answer).strip():
-        raise SteerError(f"{where}: the answer is empty")
+        raise SteerError(f"{where}: the answer is empty; leave the problem out or give its answer")
     return FileProblem(prompt, str(answer), where)
 
 
-def answer_of(text: str) -> str:
-    """The last boxed answer, else what follows the last ####, else the last number or line."""
-    for found in (_boxed(text), text.rpartition("####")[2] if "####" in text else ""):
-        if found.strip():
-            return found.strip()
-    numbers = _NUMBER.findall(text)
-    lines = text.strip().splitlines()
-    return str(numbers[-1]) if numbers else lines[-1] if lines else ""
-
-
-def _boxed(text: str) -> str:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return ""
-    depth, begin = 0, start + len("\\boxed")
-    for end in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[begin + 1 : end]
-    return ""
-
-
 def is_correct(problem: FileProblem, text: str) -> bool:
-    """Whether the answers are equal as numbers, as text but for case and outer marks, or as maths.
-
-    The expected answer is read like the given one if it is boxed or follows ####. Words are also
-    right as the last word of the text. What is then left is for ``math-verify`` to say.
-    """
-    marked = "\\boxed{" in problem.answer or "####" in problem.answer
-    expected = answer_of(problem.answer) if marked else problem.answer
-    return _is_plainly(_plain(expected), text) or _verified(expected, answer_of(text))
-
-
-def _is_plainly(expected: str, text: str) -> bool:
-    given = _plain(answer_of(text))
-    if given == expected:
-        return True
-    try:
-        return Fraction(given) == Fraction(expected)
-    except (ValueError, ZeroDivisionError):
-        words = text.split()
-        return bool(words) and _plain(words[-1]) == expected
+    """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says."""
+    return matches(problem.answer, text) or _verified(problem.answer, final_answer(text))
 
 
 def _verified(expected: str, given: str) -> bool:
     from math_verify import parse, verify
 
-    gold, answer = (parse(f"${text.strip().strip('$')}$") for text in (expected, given))
+    marked = "\\boxed{" in expected or "####" in expected
+    wanted = final_answer(expected) if marked else expected
+    gold, answer = (parse(f"${text.strip().strip('$')}$") for text in (wanted, given))
     return bool(gold and answer and verify(gold, answer))
-
-
-def _plain(answer: str) -> str:
-    return answer.replace(",", "").replace("$", "").strip().rstrip(".").casefold()

@@ -35,7 +35,7 @@ from bench.rows import RowWriter, versions
 from bench.stats import percentiles
 from bench.table import render
 from engine.config import ROLES, ModelConfig
-from engine.loading import DTYPES
+from engine.device import DTYPES
 
 Row = dict[str, Any]
 Cell = tuple[int, int]

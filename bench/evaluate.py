@@ -111,13 +111,14 @@ def evaluate(
     name: str | None = None,
     progress: bool = False,
     trace: Path | None = None,
+    token_signals: bool = False,
 ) -> Evaluation:
     """Answer all problems at once, greedily, and check them."""
     before = engine.scheduler.counters()["ticks"]
     started = time.perf_counter()
     completions = engine.generate(
         [p.prompt for p in tests.problems],
-        SamplingParams(max_tokens=tests.max_tokens),
+        SamplingParams(max_tokens=tests.max_tokens, token_signals=token_signals),
         policy,
         progress=progress,
         trace=trace,

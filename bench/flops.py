@@ -3,6 +3,7 @@
 python -m bench.flops                                    the embedded pair, 500 problems
 python -m bench.flops --model-pair qwen-1.5b/qwen-32b    prices a stored trace, runs nothing
 python -m bench.flops --model-pair qwen-1.5b/qwen-7b --small DIR --large DIR --dataset F.jsonl
+python -m bench.flops --all --report DIR                 every domain and rival, into a folder
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from bench.comparison import Comparison, named
 from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
+from bench.report import run as report
 from bench.rows import RowWriter
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
 from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
-from engine.routing.names import HELP, POLICIES, make_policy
+from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
 
 INTERRUPTED = 130
@@ -102,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--trace", type=Path, metavar="FILE", help="price this trace (pairs without weights)")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
+    report.add_flags(parser)
     return parser
 
 
@@ -118,13 +121,14 @@ def _check(options: argparse.Namespace) -> list[str]:
     if not policies:
         raise SteerError("--policies names no policy")
     for policy in policies:
-        if policy != "steer":  # which needs its calibration first
+        if not is_calibrated(policy):  # which need their calibration first
             make_policy(policy)
     if "random" in policies and "steer" not in policies:
         raise SteerError("policy random takes its share from steer: add steer, or use random:SHARE")
-    wanted = [p for p in dict.fromkeys(policies) if p not in ("large", "steer", "random")]
-    tail = [p for p in ("steer", "random") if p in policies]
-    return ["large", *wanted, *tail]
+    rest = [p for p in dict.fromkeys(policies) if p not in ("large", "random")]
+    fitted = [p for p in rest if is_calibrated(p)]
+    tail = [p for p in ("random",) if p in policies]
+    return ["large", *(p for p in rest if p not in fitted), *fitted, *tail]
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
@@ -202,7 +206,7 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
         run = Comparison(options, engine, rows)
         try:
             for name in order:
-                if name == "steer":
+                if is_calibrated(name) and run.calibration is None:
                     run.prepare(calibration)
                 run.policy(name, tests)
         except KeyboardInterrupt:
@@ -248,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
+        if options.all or options.report:
+            return report.write_report(options)
         pair = Pair.named(options.model_pair, options.small, options.large)
         if pair.small is None:
             return price_pair(options, pair)

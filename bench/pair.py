@@ -61,7 +61,7 @@ OWN: Defaults = {
     "answer": {"quick": "20", "cpu": "80", "cuda": "320"},
     "step": {"quick": "4", "cpu": "8", "cuda": "32"},
     "rounds": {"quick": "1", "cpu": "2", "cuda": "2"},
-    "repeats": {"quick": "2", "cpu": "5", "cuda": "10"},
+    "repeats": {"quick": "2", "cpu": "3", "cuda": "10"},
     "ablate_share": {"quick": "0.4", "cpu": "0.2", "cuda": "0.2"},
     "ablate_concurrency": {"quick": "3", "cpu": "8", "cuda": "8"},
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.calibrate import calibrate
 from bench.evaluate import evaluate, task_tests
+from bench.pair_training.spec import ROLES
 from bench.rows import provenance
 from bench.table import render
 from bench.tasks.registry import ALL, TASKS
@@ -27,14 +28,15 @@ understood without a download: they solve three small tasks and nothing else.
 
 Prompts and one example of each trace (`bench/tasks/`; steps are separated by blank lines):
 
-    arithmetic  47+36*7-15?                    47+36 / 83*7 / 81-15 / 66
-    hops        bNdaLdcNaaNbdNccLb...?a1N2S3B  a1N / b2S / c3B / d
-    planning    a>bd>xb>cc>ge>db>d?ag          b / c / g
+    arithmetic  47+36*7-15?                     47+36 / 83*7 / 81-15 / 66
+    hops        b>da@dc>aa>bd>cc@b.../aA>B>>C<  aA>. / bB>>. / cC<. / d
+    planning    a>bd>xb>cc>ge>db>d/ag           b. / c. / g
 
 Arithmetic is read from left to right, modulo 100: `+` and `-` by 10..99 are easy, `*` by 3, 7 or 9
-medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard. Hops: N (comes next) and L (likes) are facts in
-the prompt and easy, B (comes before) is a fact read backwards and medium, S (second next) puts two
-facts together and is hard. Planning: a move is hard at a fork whose other way is a dead end.
+medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard. Hops: `>` (comes next) and `@` (likes) are facts
+in the prompt and easy, `<` (comes before) is a fact read backwards and medium, `>>` (second next)
+puts two facts together and is hard. Planning: a move is hard at a fork whose other way is a dead
+end.
 
 Problems are drawn at random and split by a hash of the prompt (1/16 test, 1/16 calibration, the
 rest training), so held-out problems never occur in training. Single steps may. Of the test sets'
@@ -49,6 +51,12 @@ generalisation. The small model saw few hard steps on purpose: it must not know 
 
 ## Models
 
+Each model is joined of two halves that were trained apart and share no symbol but the end of
+sequence: `numbers` learned arithmetic, `graphs` hops and planning. Every matrix of the joined model
+is block diagonal, every symbol embeds in one half and the other half holds zeros
+(`bench/pair_training/join.py`), so half of its weights are zeros: one model trained on everything
+could be smaller, but needs several times the updates.
+
 {models}
 
 Shares of the batches and of easy/medium/hard steps in them:
@@ -56,11 +64,11 @@ Shares of the batches and of easy/medium/hard steps in them:
 {data}
 
 Loss after the prompt only; Muon (lr 0.02, momentum .95, decay .05) for hidden matrices, AdamW for
-the rest; batch 32, warm-up 100 updates, a constant rate that falls to 2% in the last {decay}
-updates, clip 1.0. Weights are rounded to bf16. Hops and planning have at most four steps in the
-first {short} updates. The first heads of the first layer start out looking a fixed number of tokens
-back (`bench/pair_training/model.py`). The large head has six rows beyond the tokenizer, as the
-larger Qwen2.5 heads do: padding ids are masked for real.
+the rest; batch 32, warm-up 100 updates, a constant rate, then a cosine to 2% (over the `last`
+updates), clip 1.0. Hops and planning have at most four steps in the first {short} updates. The
+first heads of the first layer of the graph halves start out looking a fixed number of tokens back
+(`bench/pair_training/model.py`). Weights are rounded to bf16. The large head has six rows beyond
+the tokenizer, as the larger Qwen2.5 heads do: padding ids are masked for real.
 
 ## Step accuracy
 
@@ -70,8 +78,8 @@ every step right.
 
 {accuracy}
 
-The gate asks for {gate} of the easy steps in every task; of several seeds the one with the surest
-easy steps is kept. All that were tried with this recipe:
+The gate asks for {gate} of the easy steps in every task; of several seeds of a half the one with
+the surest easy steps is kept. All that were tried with this recipe, worst task of the half:
 
 {seeds}
 
@@ -96,14 +104,13 @@ def finish(output: Path, gates: dict[str, float]) -> None:
     calibration.save(output / "calibration.json")
     trace = output / "trace.jsonl"
     evaluate(engine, Steer(calibration), task_tests("test", TRACE_PROBLEMS, task=ALL), trace=trace)
-    records = [json.loads((output / f"{r}-training.json").read_text()) for r in ("small", "large")]
+    records = [json.loads((output / f"{r}-training.json").read_text()) for r in ROLES]
     where = provenance()
     card = _CARD.format(
         seen=_seen(records),
         models=_models(records),
         data=_data(records),
-        decay=_each(records, "decay"),
-        short=_each(records, "short"),
+        short=records[0]["halves"][1]["spec"]["short"],
         problems=records[0]["problems"],
         accuracy=_accuracy(records),
         gate=" and ".join(f"{gate} ({role})" for role, gate in gates.items()),
@@ -122,66 +129,71 @@ def _indent(table: str) -> str:
     return "\n".join("    " + line for line in table.splitlines())
 
 
-def _each(records: list[dict[str, Any]], field: str) -> str:
-    return " and ".join(f"{r['spec'][field]:,} ({r['spec']['name']})" for r in records)
+def _halves(records: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{role}, {half['spec']['name']}", half)
+        for role, record in zip(ROLES, records, strict=True)
+        for half in record["halves"]
+    ]
 
 
 def _seen(records: list[dict[str, Any]]) -> str:
-    rows = [
-        (r["spec"]["name"], *(f"{r['seen_before'][task]:.4f}" for task in TASKS)) for r in records
-    ]
+    rows = []
+    for role, record in zip(ROLES, records, strict=True):
+        seen = {
+            task: share for half in record["halves"] for task, share in half["seen_before"].items()
+        }
+        rows.append((role, *(f"{seen[task]:.4f}" for task in TASKS)))
     return _indent(render(("model", *TASKS), rows))
 
 
 def _models(records: list[dict[str, Any]]) -> str:
-    header = ("model", "hidden", "layers", "heads/kv", "ff", "parameters", "updates")
-    rows = []
-    for record in records:
-        s = record["spec"]
+    header = ("model", "hidden", "layers", "heads/kv", "ff", "parameters", "updates", "last")
+    rows: list[tuple[str, ...]] = []
+    for name, half in _halves(records):
+        s = half["spec"]
         rows.append(
             (
-                s["name"], str(s["hidden"]), str(s["layers"]), f"{s['heads']}/{s['kv_heads']}",
-                str(s["feed_forward"]), f"{record['parameters']:,}", f"{s['updates']:,}",
+                name, str(s["hidden"]), str(s["layers"]), f"{s['heads']}/{s['kv_heads']}",
+                str(s["feed_forward"]), "", f"{s['updates']:,}", f"{s['decay']:,}",
             )
         )  # fmt: skip
+    for role, r in zip(ROLES, records, strict=True):
+        shape = (r["hidden"], r["layers"], f"{r['heads']}/{r['heads']}", r["feed_forward"])
+        rows.append((role, *(str(n) for n in shape), f"{r['parameters']:,}", "", ""))
     return _indent(render(header, rows))
 
 
 def _data(records: list[dict[str, Any]]) -> str:
     rows = [
-        (
-            r["spec"]["name"], task, f"{r['spec']['shares'][task]:g}",
-            "/".join(f"{share:g}" for share in r["spec"]["mixes"][task]),
-        )
-        for r in records
-        for task in TASKS
-    ]  # fmt: skip
-    return _indent(render(("model", "task", "share", "easy/medium/hard"), rows))
+        (name, task, f"{share:g}", "/".join(f"{kind:g}" for kind in half["spec"]["mixes"][task]))
+        for name, half in _halves(records)
+        for task, share in half["spec"]["shares"].items()
+    ]
+    return _indent(render(("half", "task", "share", "easy/medium/hard"), rows))
 
 
 def _accuracy(records: list[dict[str, Any]]) -> str:
     rows = []
-    for record in records:
+    for role, record in zip(ROLES, records, strict=True):
         for task in TASKS:
             found = record["step_accuracy"][task]
             shares = [f"{found[kind]:.4f}" if kind in found else "-" for kind in _KINDS]
-            rows.append((record["spec"]["name"], task, *shares))
-    return _indent(render(("model", "task", *_KINDS), rows))
+            rows.append((f"{role}, {task}", *shares))
+    return _indent(render(("model", *_KINDS), rows))
 
 
 def _seeds(records: list[dict[str, Any]]) -> str:
     rows = []
-    for record in records:
-        for run in record["runs"]:
-            kept = " (kept)" if run["seed"] == record["chosen_seed"] else ""
-            hard = (f"{run['step_accuracy'][task]['hard']:.4f}" for task in TASKS)
-            worst = min(run["step_accuracy"][task]["easy"] for task in TASKS)
+    for name, half in _halves(records):
+        for run in half["runs"]:
+            kept = " (kept)" if run["seed"] == half["chosen_seed"] else ""
+            tasks = run["step_accuracy"].values()
             rows.append(
                 (
-                    record["spec"]["name"], f"{run['seed']}{kept}", f"{worst:.4f}", *hard,
-                    f"{run['tokens'] / 1e6:.1f}", str(run["cpu_seconds"]), str(run["seconds"]),
+                    f"{name}, seed {run['seed']}{kept}",
+                    *(f"{min(found[kind] for found in tasks):.4f}" for kind in _KINDS[1:4]),
+                    str(run["cpu_seconds"] or "-"), str(run["seconds"]),
                 )
             )  # fmt: skip
-    hard_columns = (f"hard {task}" for task in TASKS)
-    header = ("model", "seed", "worst easy", *hard_columns, "Mtokens", "CPU s", "wall s")
-    return _indent(render(header, rows))
+    return _indent(render(("half", *_KINDS[1:4], "CPU s", "wall s"), rows))

@@ -38,8 +38,7 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
 
 // A bet takes nothing from anybody. Once a plan is short of memory there are no more: who stays out
 // has retired when the next plan looks for blocks that it may take.
-void Scheduler::add_ahead(int lane, Sequence& sequence, std::int32_t wanted) {
-  Plan& plan = filling(lane);
+void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   if (plan.short_of_memory) return;
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
   auto& blocks = sequence.blocks[lane];
@@ -57,29 +56,28 @@ void Scheduler::add_ahead(int lane, Sequence& sequence, std::int32_t wanted) {
   sequence.ahead[lane] = {rows, first, sequence.attempt, plan.sequences, buffer};
   plan.add(sequence, lane, rows, config_.block_tokens);
   counters_.ahead[lane] += rows;
+  ++bets_;
 }
 
 // To be called when what these rows were planned behind has retired, and after each answer.
-void Scheduler::settle_ahead(Sequence& sequence) {
-  for (int lane = 0; lane < kModels; ++lane) {
-    Ahead& ahead = sequence.ahead[lane];
-    if (ahead.rows == 0 || sequence.in_flight[lane] > 0) continue;
-    const Plan& plan = lanes_[lane][ahead.plan];
-    const std::int32_t last = ahead.first + ahead.rows, length = sequence.length();
-    const bool follows = plan.in_flight && !sequence.pending() &&
-                         sequence.computed[lane] == ahead.first &&
-                         sequence.attempt == ahead.attempt;
-    if (follows && sequence.runnable(lane) && last <= length &&
-        plan.samples[ahead.row] == (last == length)) {
-      sequence.row[lane] = ahead.row;
-      sequence.in_flight[lane] = std::exchange(ahead.rows, 0);
-      continue;
-    }
-    // Either the candidate's row, or that of the last token, if this lane writes on behind it.
-    const bool candidate = sequence.candidate >= 0 && sequence.request.reader == lane;
-    const bool asked = sequence.awaits_route || (sequence.reading && sequence.active != lane);
-    if (!follows || !asked || last != length + candidate) drop_ahead(sequence, lane);
+void Scheduler::settle_ahead(Sequence& sequence, int lane) {
+  Ahead& ahead = sequence.ahead[lane];
+  if (ahead.rows == 0 || sequence.in_flight[lane] > 0) return;
+  const Plan& plan = lanes_[lane][ahead.plan];
+  const std::int32_t last = ahead.first + ahead.rows, length = sequence.length();
+  const bool follows = plan.in_flight && !sequence.pending() &&
+                       sequence.computed[lane] == ahead.first && sequence.attempt == ahead.attempt;
+  if (follows && sequence.runnable(lane) && last <= length &&
+      plan.samples[ahead.row] == (last == length)) {
+    sequence.row[lane] = ahead.row;
+    sequence.in_flight[lane] = std::exchange(ahead.rows, 0);
+    --bets_;
+    return;
   }
+  // Either the candidate's row, or that of the last token, if this lane writes on behind it.
+  const bool candidate = sequence.candidate >= 0 && sequence.request.reader == lane;
+  const bool asked = sequence.awaits_route || (sequence.reading && sequence.active != lane);
+  if (!follows || !asked || last != length + candidate) drop_ahead(sequence, lane);
 }
 
 // Makes rows void.
@@ -87,10 +85,11 @@ void Scheduler::drop_ahead(Sequence& sequence, int lane) {
   Ahead& ahead = sequence.ahead[lane];
   if (ahead.rows == 0) return;
   const std::int32_t rows = std::exchange(ahead.rows, 0);
+  --bets_;
+  counters_.voided[lane] += rows;
   sequence.usage.rows[lane][static_cast<int>(RowKind::discarded)].add(ahead.first,
                                                                       ahead.first + rows);
   lanes_[lane][ahead.plan].members[ahead.row] = nullptr;
-  counters_.voided[lane] += rows;
   keep_blocks(sequence, lane, sequence.computed[lane] + sequence.in_flight[lane]);
 }
 

@@ -244,6 +244,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
            py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
+      .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,
            py::return_value_policy::reference_internal)
       .def("fail", &Scheduler::fail, py::arg("lane"))
@@ -266,20 +267,7 @@ void bind_scheduler(py::module_& m) {
       .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
       .def_property_readonly("running", &Scheduler::running)
       .def_property_readonly("waiting", &Scheduler::waiting)
-      .def("check_integrity", &Scheduler::check_integrity)
-      .def("dump", [](Scheduler& s, std::vector<SequenceId> ids) {
-        s.pool().dump();
-        for (auto id : ids) {
-          auto& q = s.sequence(id);
-          for (int m = 0; m < 2; ++m) {
-            printf("%ld m%d keep %d:", (long)id, m, q.keep_pending[m]);
-            for (auto b : q.blocks[m])
-              printf(" %d(slab %d, refs %d)", b, s.pool().slab_of(m, b), s.pool().references(m, b));
-            printf(" last_tick %ld highest %d\n", (long)q.last_tick[m], q.highest[m]);
-          }
-        }
-        fflush(stdout);
-      });
+      .def("check_integrity", &Scheduler::check_integrity);
 }
 
 }  // namespace

@@ -14,7 +14,6 @@
 
 #include <array>
 #include <cstdint>
-#include <cstdio>
 #include <optional>
 #include <vector>
 
@@ -81,14 +80,6 @@ class BlockPool {
   // Proves the books: free + cached + live == total, per model and jointly. Throws
   // std::logic_error.
   void check_integrity() const;
-  void dump() const {
-    for (std::size_t i = 0; i < slabs_.size(); ++i) {
-      auto& s = slabs_[i];
-      printf("slab %zu owner %d last %d res %d held %d cached %d fence %ld\n", i, s.owner,
-             s.last_owner, s.reserved_for, s.held, s.cached, (long)s.fence);
-    }
-    printf("retired %ld %ld\n", (long)retired_[0], (long)retired_[1]);
-  }
 
  private:
   struct Slab {

@@ -66,8 +66,10 @@ void Scheduler::check_flights(const Sequence& s) const {
 void Scheduler::check_integrity() const {
   pool_.check_integrity();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
+  std::int64_t bets = 0;
   for (const auto& [id, owned] : sequences_) {
     const Sequence& s = *owned;
+    bets += (s.ahead[kSmall].rows > 0) + (s.ahead[kLarge].rows > 0);
     check_counts(s);
     check_flights(s);
     const bool listed = std::count(running_.begin(), running_.end(), &s) == 1;
@@ -100,6 +102,7 @@ void Scheduler::check_integrity() const {
     if (static_cast<std::int64_t>(cache_.parked(model).size()) != pool_.cached(model))
       throw std::logic_error("a cached block is not parked");
   }
+  if (bets != bets_) throw std::logic_error("the spans planned ahead are miscounted");
   const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
   if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||
       !std::is_sorted(waiting_.begin(), waiting_.end(), in_order))

@@ -17,14 +17,13 @@ namespace steer {
 // After the first shortage of a plan nobody allocates any more: what comes free is not for those
 // who come later in the order.
 std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span) {
-  Plan& plan = filling(lane);
   auto& blocks = sequence.blocks[lane];
   const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
-  while (blocks.size() < needed && !plan.short_of_memory) {
+  while (blocks.size() < needed && !filling(lane).short_of_memory) {
     if (const auto block = take_block(lane)) {
       blocks.push_back(*block);
     } else if (make_room(sequence, lane) != Found::now) {
-      plan.short_of_memory = true;
+      filling(lane).short_of_memory = true;
     }
   }
   const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;

@@ -35,9 +35,10 @@ void Plan::add_copy(BlockId from, BlockId to) {
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
   const std::int32_t last = first + span, known = sequence.length();
+  const Token unknown = -1 - sequence.row[lane];
   const auto& table = sequence.blocks[lane];
   for (std::int32_t position = first; position < last; ++position, ++rows) {
-    tokens[rows] = position < known ? sequence.tokens[position] : -1 - sequence.row[lane];
+    tokens[rows] = position < known ? sequence.tokens[position] : unknown;
     positions[rows] = position;
     slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
   }
@@ -48,6 +49,10 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   samples[sequences] = last >= known;
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);
+  if (sequence.in_flight[lane] == 0) {
+    sequence.in_flight[lane] = span;
+    sequence.row[lane] = sequences;
+  }
   starts[++sequences] = rows;
 }
 

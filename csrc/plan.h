@@ -36,8 +36,8 @@ struct Plan {
 
   Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width);
   void clear();
-  // Appends `span` rows of `sequence` behind those that are computed or in flight. Capacity is the
-  // caller's duty.
+  // Appends `span` rows of `sequence` behind those that are computed or in flight; if none are,
+  // these are now. Capacity is the caller's duty.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
   // At most one a sequence.
   void add_copy(BlockId from, BlockId to);

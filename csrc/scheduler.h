@@ -89,6 +89,9 @@ class Scheduler {
   // by then finds what was planned ahead on it void.
   void commit(int lane, const std::int32_t* sampled, std::int32_t count);
 
+  // For each sequence of the plan that retires next, whether what it gives will count.
+  std::vector<bool> standing(int lane) const;
+
   // Retires a plan whose forward pass gave nothing at all, the older of two: its sequences end with
   // Finish::error. Not those that have not followed. What they have in the next plan is void.
   void fail(int lane);
@@ -186,8 +189,11 @@ class Scheduler {
 
   // ahead.cpp
   bool goes_ahead(const Sequence& sequence, int lane) const;
-  void add_ahead(int lane, Sequence& sequence, std::int32_t wanted);
-  void settle_ahead(Sequence& sequence);
+  void add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
+  void settle_ahead(Sequence& sequence) {
+    for (int lane = 0; bets_ > 0 && lane < kModels; ++lane) settle_ahead(sequence, lane);
+  }
+  void settle_ahead(Sequence& sequence, int lane);
   void drop_ahead(Sequence& sequence, int lane);
 
   // tick.cpp
@@ -200,8 +206,7 @@ class Scheduler {
   bool holds(int lane, bool ahead);
   std::int32_t runnable(int lane, bool ahead = false) const;
   void add_spans(int lane, bool ahead);
-  void add_span(int lane, Sequence& sequence, std::int32_t wanted);
-  void fly(int lane, Sequence& sequence, std::int32_t rows);
+  void add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
   void read_along(int lane, Sequence& sequence);
   void land(int lane, Plan& plan);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
@@ -228,6 +233,7 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
+  std::int64_t bets_ = 0;  // spans that are planned ahead and neither promoted nor void
   std::array<double, kModels> entered_{0, 0};  // share of late sequences that a model worked on
   SequenceId next_id_ = 1;
 };

@@ -80,7 +80,6 @@ struct Sequence {
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
   std::array<std::int32_t, kModels> row{};        // of the sequence in that plan
   std::array<Tick, kModels> last_tick{-1, -1};    // that it was planned in
-  std::array<Ahead, kModels> ahead{};             // no more than a bet: they keep nothing waiting
   std::int32_t settled = 0;
   std::int32_t attempt = 0;       // truncations so far: keys the draws that follow
   std::int32_t samples = 1;       // that share the prompt
@@ -93,6 +92,7 @@ struct Sequence {
   std::vector<Token> tokens;
   std::array<std::vector<BlockId>, kModels> blocks;
   std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
+  std::array<Ahead, kModels> ahead{};  // no more than a bet: it keeps nothing waiting
 
   Request request;
   Finish finish = Finish::none;

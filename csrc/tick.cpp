@@ -89,7 +89,7 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
 }
 
 void Scheduler::add_spans(int lane, bool ahead) {
-  const Plan& plan = filling(lane);
+  Plan& plan = filling(lane);
   std::int32_t prefill = config_.max_tick_tokens;
   for (Sequence* sequence : running_) {
     if (sequence->runnable(lane)) {
@@ -106,7 +106,7 @@ void Scheduler::add_spans(int lane, bool ahead) {
     const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
     const std::int32_t before = plan.rows;
     if (wanted > 0)
-      follows ? add_ahead(lane, *sequence, wanted) : add_span(lane, *sequence, wanted);
+      follows ? add_ahead(plan, lane, *sequence, wanted) : add_span(plan, lane, *sequence, wanted);
     if (span > 1) prefill -= plan.rows - before;
   }
 }
@@ -136,27 +136,19 @@ bool Scheduler::holds(int lane, bool ahead) {
   return held;
 }
 
-void Scheduler::add_span(int lane, Sequence& sequence, std::int32_t wanted) {
-  Plan& plan = filling(lane);
+void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   if (sequence.samples > 1) share_prompt(sequence, lane);
   const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
-  if (rows > 0) fly(lane, sequence, rows);
-}
-
-void Scheduler::fly(int lane, Sequence& sequence, std::int32_t rows) {
-  Plan& plan = filling(lane);
-  sequence.row[lane] = plan.sequences;
-  plan.add(sequence, lane, rows, config_.block_tokens);
-  sequence.in_flight[lane] = rows;
+  if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
 // Reads what the other model writes, with rows and blocks that nobody else needs: nothing is
 // evicted for it, and what was taken away once is left alone. One settled token is left, so that
 // there is a row to sample from whatever is taken back.
 void Scheduler::read_along(int lane, Sequence& sequence) {
-  const Plan& plan = filling(lane);
+  Plan& plan = filling(lane);
   if (sequence.active == lane || sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 ||
       sequence.pending() || sequence.rest_from >= 0 ||
       (lane == kSmall && sequence.request.reader != kSmall) ||
@@ -176,7 +168,7 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
   rows = std::min(rows, room - first);
   if (rows <= 0) return;
   counters_.background[lane] += rows;
-  fly(lane, sequence, rows);
+  plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
 void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count) {
@@ -192,6 +184,14 @@ void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count
       retire(*sequence, lane, row, plan.samples[row] != 0, sampled[row]);
     settle_ahead(*sequence);
   }
+}
+
+std::vector<bool> Scheduler::standing(int lane) const {
+  std::vector<bool> stands;
+  if (const Plan* plan = oldest(lane))
+    for (const Sequence* sequence : plan->members)
+      stands.push_back(sequence != nullptr && sequence->in_flight[lane] > 0);
+  return stands;
 }
 
 void Scheduler::fail(int lane) {

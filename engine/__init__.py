@@ -15,10 +15,10 @@ from engine.routing.policies import (
     Policy,
     Query,
     Random,
-    Steer,
     Threshold,
 )
 from engine.routing.signals import Signals
+from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 from engine.stream import StreamEvent
 
@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Cascade",
     "Completion",
+    "CostAware",
     "Decision",
     "Engine",
     "EngineConfig",

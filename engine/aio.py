@@ -32,6 +32,9 @@ class AsyncEngine:
         self._driving: asyncio.Task[None] | None = None
         self._failures = 0  # steps in a row
 
+    def __repr__(self) -> str:
+        return f"AsyncEngine({self._engine!r}, {len(self._open)} open)"
+
     async def __aenter__(self) -> AsyncEngine:
         return self
 

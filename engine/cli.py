@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config import NAMED_MODELS, NAMED_PAIRS
@@ -11,10 +12,13 @@ from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
+from engine.replay import command as replaying
 from engine.request import Completion
+from engine.routing.calibration import Calibration
 from engine.routing.names import HELP
 from engine.routing.policies import AfterThinking
 from engine.routing.windows import FORMS
+from engine.tuning import command as calibrating
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = generate.add_argument
     add("prompts", nargs="+", metavar="PROMPT")
+    add("--chat", action="store_true", help="prompts are a user's messages: use the chat template")
+    add("--system", metavar="TEXT", help="with --chat: the system's message")
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
     add("--small", type=Path, metavar="DIR", help="weights of the small model")
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
@@ -44,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="POLICY",
         help="who writes what follows the text that ends thinking (default: as before it)",
     )
-    add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
+    add("--dtype", default="auto", help="of weights and KV: float32, bfloat16, auto (default)")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
     add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
     add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
     add(
@@ -69,9 +76,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="hand no step over while the large model has written more than this share "
         "(default: 1)",
     )
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add(
+        "--temperature",
+        type=float,
+        help="0 is greedy (default: what the large checkpoint recommends, else 0)",
+    )
     add("--seed", type=int, help="of the random draws (default: a fresh one)")
     add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
+    add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
+    calibrating.add_parser(commands)
+    replaying.add_parser(commands)
     commands.add_parser("pairs", help="list the named pairs and their shapes")
     return parser
 
@@ -91,20 +105,31 @@ def run_generate(options: argparse.Namespace) -> int:
     """``steer generate``."""
     params = SamplingParams(
         max_tokens=options.max_tokens,
-        temperature=options.temperature,
+        temperature=options.temperature or 0.0,
         seed=options.seed,
         n=options.n,
         max_think_tokens=options.max_think_tokens,
         think_end=options.think_end,
         max_large_share=options.max_large_share,
     )
+    if options.system and not options.chat:
+        raise SteerError("--system goes with --chat")
     check_output(options.trace, "--trace")
-    engine = Engine(options.pair, small=options.small, large=options.large, dtype=options.dtype)
+    bar = sys.stderr.isatty() and options.pair != "tiny"
+    engine = Engine(
+        options.pair, small=options.small, large=options.large, dtype=options.dtype,
+        device=options.device, progress=bar,
+    )  # fmt: skip
+    if options.temperature is None:
+        params = _recommended(params, engine.default_params)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]
-    policy = engine.policy(options.policy)
+    file = options.calibration
+    calibration = Calibration.load(file, engine.fingerprint) if file else None
+    policy = engine.policy(options.policy, calibration)
     if options.answer_policy:
-        policy = AfterThinking(policy, engine.policy(options.answer_policy))
-    completions = engine.generate(prompts, params, policy, trace=options.trace)
+        policy = AfterThinking(policy, engine.policy(options.answer_policy, calibration))
+    asked = [_chat(engine, p, options.system) for p in prompts] if options.chat else prompts
+    completions = engine.generate(asked, params, policy, trace=options.trace)
     for i, completion in enumerate(completions):
         print(f"{prompts[i // options.n].strip()}\n{show(completion)}")
     failed = sum(c.finish_reason == "error" for c in completions)
@@ -113,7 +138,19 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_pairs() -> int:
+def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
+    """How to draw is the checkpoint's to say where the command line does not."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return replace(params, **{name: getattr(defaults, name) for name in names})
+
+
+def _chat(engine: Engine, text: str, system: str | None) -> list[int]:
+    """Ids of a user's message."""
+    before = [{"role": "system", "content": system}] if system else []
+    return engine.tokenizer.chat([*before, {"role": "user", "content": text}])
+
+
+def run_pairs(options: argparse.Namespace) -> int:
     """``steer pairs``."""
     print("tiny: the embedded pair, weights included")
     print("custom: any two folders")
@@ -127,11 +164,19 @@ def run_pairs() -> int:
     return 0
 
 
+_COMMANDS = {
+    "generate": run_generate,
+    "pairs": run_pairs,
+    "calibrate": calibrating.run,
+    "replay": replaying.run,
+}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        return run_pairs() if options.command == "pairs" else run_generate(options)
+        return _COMMANDS[options.command](options)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,9 @@ from engine.errors import SteerError
 
 ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
+GRAPHS = ("auto", "on", "off")
+PLAN_AHEAD = ("auto", "off", "small", "both")
+ARENA_TOKENS = 32768  # on a CPU
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
@@ -208,12 +211,19 @@ class Pair:
                     )
 
 
+_NOT_WHOLE = (
+    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "plan_ahead",
+    "memory_fraction", "cpu_kernels",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Settings of one engine.
 
     block_tokens: tokens of a KV block.
-    arena_tokens: KV room in tokens of the large model; the small one may borrow all of it.
+    arena_tokens: KV room in tokens of the large model; the small one may borrow all of it. 0 takes
+        what is free on a GPU, and ARENA_TOKENS on a CPU.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
     max_sequences: running at once, the rest waits.
     max_waiting: waiting at once, the rest is refused; 0 sets no limit.
@@ -228,15 +238,20 @@ class EngineConfig:
     eager_backlog: the large model reads along once it lags so many settled tokens behind what the
         small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
     read_along: likewise the small model, where it will read the next boundary.
+    plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
+        "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
+        other model takes over costs a row; of the large model, that is a whole tick for little.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
+    graphs: whether decodes are recorded and replayed: "on", "off", or "auto", on GPUs only.
+    memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
     cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
         without, through PyTorch's operators, one by one.
     """
 
     block_tokens: int = 16
-    arena_tokens: int = 32768
+    arena_tokens: int = 0
     max_context: int = 0
     max_sequences: int = 256
     max_waiting: int = 8192
@@ -248,24 +263,27 @@ class EngineConfig:
     hold_ticks: int = 32
     eager_backlog: int = 0
     read_along: int = 0
+    plan_ahead: str = "auto"
     check_every: int = 0
     load_format: str = "safetensors"
+    graphs: str = "auto"
+    memory_fraction: float = 0.92
     cpu_kernels: bool = True
 
     def __post_init__(self) -> None:
-        chosen = ("delimiters", "prefix_cache", "lane_policy", "load_format", "cpu_kernels")
         for name, value in vars(self).items():
-            if name in chosen:
+            if name in _NOT_WHOLE:
                 continue
             limit = 2**62 if name == "arena_tokens" else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
                 raise SteerError(f"{name} must be a whole number below {limit}, got {value!r}")
         self._check_choices()
-        for name in ("block_tokens", "arena_tokens", "max_sequences", "hold_ticks"):
+        for name in ("block_tokens", "max_sequences", "hold_ticks"):
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
-            "max_context", "max_waiting", "check_every", "gather", "eager_backlog", "read_along",
+            "arena_tokens", "max_context", "max_waiting", "check_every", "gather", "eager_backlog",
+            "read_along",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -283,6 +301,17 @@ class EngineConfig:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
             )
+        for name, known in (("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD)):
+            if getattr(self, name) not in known:
+                raise SteerError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
+        share = self.memory_fraction
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise SteerError(f"memory_fraction must be above 0 and at most 1, got {share!r}")
+        self._check_loading()
+
+    def _check_loading(self) -> None:
         if self.load_format not in LOAD_FORMATS:
             raise SteerError(
                 f"unknown load_format {self.load_format!r}; known: {', '.join(LOAD_FORMATS)}"

@@ -21,6 +21,7 @@ from engine.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 _DECIDE = 0
+_POLL = 2e-5  # seconds between looks at two lanes that run
 
 
 class _Live(dict[int, LiveRequest]):
@@ -67,26 +68,47 @@ class Driver:
             heapq.heapify(self._deadlines)
 
     def advance(self) -> None:
-        """One tick of each lane.
+        """Commit the ticks that are over and launch the next ones; wait only if all lanes run.
 
-        A policy that raises ends its request with an abort; the exception passes through, and the
-        next call goes on with all others.
+        On a CPU that is one tick of each lane. A policy that raises ends its request with an abort;
+        the exception passes through, and the next call goes on with all others.
         """
         self._expire()
         before = len(self.finished)
         self._answer()
         progressed = False
         for lane in self._lanes:
-            progressed |= lane.tick(self.live)
-            self._answer()
+            progressed |= self._tick(lane)
         progressed |= len(self.finished) > before
+        if not progressed:
+            progressed = self._wait()
         self._idle = 0 if progressed or not self.live else self._idle + 1
         # An empty round may only have given a reservation back, or a lane's turn to the other.
         if self._idle > 2:
             raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
         self._ticks += 1
+        if not self.live:
+            for lane in self._lanes:  # what was launched in vain
+                lane.land(self.live)
         if not self.live or (self._check and self._ticks % self._check == 0):
             self._scheduler.check_integrity()
+
+    def _tick(self, lane: Lane) -> bool:
+        moved = lane.retire(self.live)
+        self._answer()  # before the next plan: it follows what was decided
+        moved |= lane.start(self.live)
+        moved |= lane.retire(self.live)  # on a CPU it is over at once
+        self._answer()
+        return moved
+
+    def _wait(self) -> bool:
+        """Until a tick is over, whichever lane's it is. False if none runs."""
+        flying = [lane for lane in self._lanes if lane.in_flight]
+        if len(flying) == 1:
+            flying[0].wait()
+        while flying and not any(lane.ready() for lane in flying):
+            time.sleep(_POLL)
+        return bool(flying)
 
     def cancel(self, requests: Iterable[int]) -> None:
         """End requests and drop their completions, whatever state an exception left them in.

@@ -10,23 +10,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine import _core
+from engine.card import CardRoom
 from engine.config import ROLES, TINY, EngineConfig, Pair
+from engine.device import choose_devices, choose_dtype, make_queue
 from engine.driver import Driver
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.graphs import Graphs
+from engine.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
 from engine.intake import Intake
 from engine.lane import Lane
-from engine.loading import DTYPES, load_pair
-from engine.memory import ArenaGeometry, KVArena
+from engine.loading import load_pair
+from engine.memory import KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.pricing import Executed, Price
-from engine.queue import HostQueue
+from engine.queue import CudaQueue
 from engine.request import Completion
 from engine.routing.calibration import Calibration
-from engine.routing.names import make_policy
-from engine.routing.policies import Boundary, Decision, Policy
+from engine.routing.names import is_calibrated, make_policy
+from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.runner import ModelRunner, TickLimits
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
@@ -37,6 +39,9 @@ AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
 class Engine:
     """A small and a large model that share a tokenizer and write one answer together.
+
+    ``tokenizer`` encodes texts and chats, ``default_params`` are what the large checkpoint's
+    generation_config.json recommends: requests without parameters of their own get them.
 
     An engine owns its weights, its arena and its scheduler, and frees them when it dies. Engines
     share nothing: several can live in one process. One thread drives an engine.
@@ -49,7 +54,10 @@ class Engine:
         small: str | Path | None = None,
         large: str | Path | None = None,
         config: EngineConfig | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
+        device: str = "auto",
+        devices: Sequence[str] | None = None,
+        progress: bool = False,
     ) -> None:
         """Load a pair.
 
@@ -58,33 +66,42 @@ class Engine:
             small: Hugging Face folder of the small model, for the pairs that have no weights here.
             large: likewise.
             config: settings; the defaults suit the embedded pair.
-            dtype: of weights and KV, "float32" or "bfloat16".
+            dtype: of KV and of weights that are not quantised, "float32", "bfloat16", or
+                "auto": bfloat16 on GPUs.
+            device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one.
+            devices: one for each model instead.
+            progress: show a bar on standard error while weights are read.
 
         Raises:
             SteerError: on anything that cannot be loaded, naming it.
         """
-        if dtype not in DTYPES:
-            raise SteerError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+        self.devices = choose_devices(device, devices)
+        self.dtype = choose_dtype(dtype, self.devices)
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
-        self.dtype = DTYPES[dtype]
-        loaded = load_pair(self.pair, self.config, self.dtype)
+        room = CardRoom(self.devices, self.config, self.dtype.itemsize)
+        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
-        self.arena = KVArena(
-            ArenaGeometry.of(self.shapes, self.config, self.dtype.itemsize), self.dtype
-        )
+        self.default_params = loaded.default_params
+        self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
         small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
-        self.lanes = Lane(self.scheduler, small_runner), Lane(self.scheduler, large_runner)
+        self.lanes = self._build_lane(small_runner), self._build_lane(large_runner)
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
         )
         eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
-        self._intake = Intake(self.scheduler, self.tokenizer, self._driver, eos_ids)
+        self._intake = Intake(
+            self.scheduler, self.tokenizer, self._driver, eos_ids, self.default_params
+        )
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
     def _build_scheduler(self) -> _core.Scheduler:
         config, geometry = self.config, self.arena.geometry
@@ -110,35 +127,60 @@ class Engine:
 
     def _build_runner(self, model: int, decoder: Decoder) -> ModelRunner:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
-        rows = self.arena.rows(decoder.config)
+        rows = self.arena.rows(decoder.config, model)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
         sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
-        config = self.config
+        config, queue = self.config, make_queue(model, self.devices[model])
         limits = TickLimits(
             config.max_sequences, config.max_tick_tokens,
             -(-self.max_context // config.block_tokens),
         )  # fmt: skip
+        on_card = isinstance(queue, CudaQueue)
+        recorder: Recorder | None = None
+        if config.graphs == "on" or (config.graphs == "auto" and on_card):
+            recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
+        # A GPU fills batches up without graphs too, so that they change no bit.
         return ModelRunner(
-            model, decoder, rows, layout, sampler, HostQueue(), Graphs(None), limits, False
-        )
+            model, decoder, rows, layout, sampler, queue, Graphs(recorder), limits,
+            padded=on_card or recorder is not None,
+        )  # fmt: skip
+
+    def _build_lane(self, runner: ModelRunner) -> Lane:
+        choice = self.config.plan_ahead
+        if choice == "auto":
+            choice = "small" if runner.queue.device.type == "cuda" else "off"
+        ahead = choice == "both" or choice == ROLES[runner.model]
+        return Lane(self.scheduler, runner, ahead)
+
+    @property
+    def graph_counts(self) -> dict[str, GraphCounts]:
+        """How often each lane replayed a graph, recorded one, or did without."""
+        return {r: lane.runner.graphs.counts for r, lane in zip(ROLES, self.lanes, strict=True)}
 
     @property
     def executed(self) -> dict[str, Executed]:
         """FLOPs that the forward passes of each model really ran so far, by term."""
         return {r: lane.runner.executed for r, lane in zip(ROLES, self.lanes, strict=True)}
 
-    def policy(self, policy: AnyPolicy) -> Policy:
-        """Resolve a policy; "steer" by name uses the calibration that comes with the pair."""
-        calibration = None
-        if policy == "steer":
-            path = TINY / "calibration.json"
+    def policy(self, policy: AnyPolicy, calibration: Calibration | None = None) -> Policy:
+        """Resolve a policy; by name, the calibrated ones use the given calibration of this pair.
+
+        Without one they use that which comes with the embedded pair.
+        """
+        if is_calibrated(policy) and calibration is None:
             if self.pair.name != "tiny":
                 raise SteerError(
-                    f"pair {self.pair.name} comes without a calibration: fit one and pass "
-                    "Steer(calibration)"
+                    f"pair {self.pair.name} comes without a calibration: fit one with `steer "
+                    "calibrate`"
                 )
-            calibration = Calibration.load(path, self.fingerprint)
-        return make_policy(policy, calibration)
+            calibration = Calibration.load(TINY / "calibration.json", self.fingerprint)
+        return make_policy(policy, calibration, price=self.row_price)
+
+    @property
+    def row_price(self) -> float:
+        """FLOPs of a row of the small model over those of a row of the large one."""
+        small, large = (Price.of(shape).row for shape in self.shapes)
+        return small / large
 
     def submit(
         self,
@@ -239,11 +281,12 @@ class Engine:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
         waiting = deque(self._intake.prompt_ids(prompt) for prompt in prompts)
-        count = params.n if params else 1
+        count = (params or self.default_params).n
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
         finished = self._driver.finished
-        writer = TraceWriter(Path(trace), self.fingerprint, chosen.name) if trace else None
+        named = self.fingerprint, chosen.name, str(window_of(chosen))
+        writer = TraceWriter(Path(trace), *named) if trace else None
         with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
             try:
                 while len(done) < count * len(prompts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -99,7 +100,8 @@ class TickInputs:
         self._turn ^= 1
         ticket = self._tickets[self._turn]
         if ticket is not None:
-            ticket.wait()
+            with suppress(Exception):  # over is enough
+                ticket.wait()
             self._tickets[self._turn] = None
         memory = self._host[self._turn]
         _, end = _places(extent)

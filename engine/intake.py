@@ -27,8 +27,11 @@ class Intake:
         tokenizer: Tokenizer,
         driver: Driver,
         eos_ids: Sequence[int],
+        defaults: SamplingParams,
     ) -> None:
-        """``eos_ids`` end a text unless a request ignores them."""
+        """``eos_ids`` end a text unless a request ignores them; ``defaults`` are for requests
+        without parameters."""
+        self._defaults = defaults
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._driver = driver
@@ -44,7 +47,7 @@ class Intake:
         settle_at_once: bool = True,
     ) -> range:
         """Queue ``params.n`` samples, all or none; their ids."""
-        params = params or SamplingParams()
+        params = params or self._defaults
         if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         if not isinstance(priority, int) or abs(priority) >= 2**31:

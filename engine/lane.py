@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
 
 from engine import _core
-from engine.pending import TickResult
+from engine.pending import Pending, TickResult
 from engine.routing.signals import Signals
 from engine.runner import ModelRunner
 from engine.sampler import Draw
@@ -13,62 +18,149 @@ from engine.sampler import Draw
 _SMALL = 0
 
 
-class Lane:
-    """Drives one model through the scheduler. On a CPU the engine ticks its lanes in turn."""
+@dataclass
+class _Flight:
+    """A plan that is not committed. ``pending``: None until its launch has succeeded."""
 
-    def __init__(self, scheduler: _core.Scheduler, runner: ModelRunner) -> None:
+    plan: _core.Plan
+    pending: Pending | None = None
+    failed: bool = False
+
+
+class Lane:
+    """Drives one model through the scheduler. Never waits for the device unless it is told to.
+
+    With ``ahead`` the next tick is planned and launched while the last one still runs, so that the
+    device has work while the host decides.
+    """
+
+    def __init__(
+        self, scheduler: _core.Scheduler, runner: ModelRunner, ahead: bool = False
+    ) -> None:
         self.runner = runner
         self._scheduler = scheduler
-        self._plan = scheduler.buffers(runner.model)
+        self._depth = 2 if ahead else 1
+        self._plans = [scheduler.buffers(runner.model, index) for index in range(2)]
+        self._flights: deque[_Flight] = deque()  # at most ``depth``, oldest first
+        self._latest: Pending | None = None  # of the tick that was launched last
         self._result: TickResult | None = None
         self._running = False
-        self._failed = False
 
-    def tick(self, requests: Mapping[int, Draw]) -> bool:
-        """One plan, one forward pass, one commit. False if there was nothing to do now.
+    @property
+    def in_flight(self) -> bool:
+        """Whether a tick runs whose end can be waited for."""
+        return bool(self._flights) and self._flights[0].pending is not None
 
-        A plan whose forward pass an exception cut short is run again: it writes the same rows. If
-        it fails twice its requests end with an error, and the exception passes through again.
+    def start(self, requests: Mapping[int, Draw]) -> bool:
+        """Plan and launch what there is to do. False if that was nothing.
+
+        A plan whose launch an exception cut short is launched again, behind those before it: it
+        writes the same rows. If it fails twice its requests end with an error, and the exception
+        passes through again; but not where a device was short of memory, which others' requests
+        need not hear of.
         """
         if self._running:  # called from within its own forward pass
             return False
-        if not self._plan.in_flight:
-            self._failed = False
-            if self._scheduler.plan(self.runner.model) == 0:
-                return False
+        moved = False
+        while (flight := self._next()) is not None:
+            moved = True
+            if not self._launch(flight, requests):
+                break
+        return moved
+
+    def _next(self) -> _Flight | None:
+        """What is to be launched next."""
+        flights = self._flights
+        if flights and flights[-1].pending is None:
+            return flights[0] if len(flights) == 1 else None
+        if len(flights) == self._depth:
+            return None
+        plan = self._plans[bool(flights) and flights[0].plan is self._plans[0]]
+        if self._scheduler.plan(self.runner.model, bool(flights)) == 0:
+            return None
+        flights.append(_Flight(plan))
+        return flights[-1]
+
+    def _launch(self, flight: _Flight, requests: Mapping[int, Draw]) -> bool:
         self._running = True
         try:
-            result = self.runner.execute(self._plan, requests)
-        except Exception:
-            if self._failed:
-                self._scheduler.fail(self.runner.model)
-            self._failed = True
-            raise
+            flight.pending = self.runner.launch(flight.plan, requests, self._latest)
+        except Exception as error:
+            self._give_up(flight)
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.runner.release()
+            return False
         finally:
             self._running = False
-        self._result = result
-        self._keep(result, requests)
-        self._scheduler.commit(self.runner.model, result.tokens)
+        self._latest = flight.pending
         return True
 
-    def _keep(self, result: TickResult, requests: Mapping[int, Draw]) -> None:
-        """What requests want to know of their draws, before a commit can end them."""
-        for request, drawn in result.drawn.items():
-            requests[request].drawn.add(drawn)
-        if self.runner.model != _SMALL:
-            return
-        for row in result.sampled:
-            draw = requests[int(self._plan.ids[row])]
-            if draw.collects:
-                draw.signals[int(self._plan.contexts[row])] = result.signals(row)
+    def _give_up(self, flight: _Flight) -> None:
+        """A launch failed: again later, unless it was the second time."""
+        if flight.failed:
+            self._flights.remove(flight)
+            self._scheduler.fail(self.runner.model)
+        flight.failed = True
+
+    def ready(self) -> bool:
+        """Whether ``retire`` has something to commit."""
+        pending = self._flights[0].pending if self._flights else None
+        return pending is not None and pending.done()
+
+    def retire(self, requests: Mapping[int, Draw]) -> bool:
+        """Commit the oldest tick if it is over. False if it is not."""
+        if not self.ready():
+            return False
+        self._commit(requests)
+        return True
+
+    def wait(self) -> None:
+        """Until the oldest tick is over, if one runs."""
+        pending = self._flights[0].pending if self._flights else None
+        if pending is not None and pending.ticket is not None:
+            with suppress(Exception):  # it comes up with the result
+                pending.ticket.wait()
 
     def land(self, requests: Mapping[int, Draw]) -> None:
-        """Bring home a plan that an exception left in flight."""
-        if self._plan.in_flight:
-            self.tick(requests)
+        """Bring home what is in flight, and what an exception left unlaunched."""
+        while self._flights and not self._running:
+            flight = self._flights[0]
+            if flight.pending is None and not self._launch(flight, requests):
+                continue
+            self._commit(requests)
+
+    def _commit(self, requests: Mapping[int, Draw]) -> None:
+        """Waits. What fails on the device itself cannot be tried again: its requests end."""
+        flight = self._flights[0]
+        assert flight.pending is not None
+        try:
+            result = flight.pending.result()
+        except Exception:
+            while self._flights:  # what ran behind it has read what it should have written
+                self._flights.popleft()
+                self._scheduler.fail(self.runner.model)
+            raise
+        self._keep(flight.plan, result, requests)
+        self._flights.popleft()
+        self._result = result
+        self._scheduler.commit(self.runner.model, result.tokens)
+
+    def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
+        """What requests want to know of their draws, before a commit can end them."""
+        stands = self._scheduler.standing(self.runner.model) if self._depth > 1 else None
+        for row in result.sampled:
+            if stands is not None and not stands[row]:
+                continue
+            request = int(plan.ids[row])
+            drawn = result.drawn.get(request)
+            if drawn is not None:
+                requests[request].drawn.add(drawn)
+            if self.runner.model == _SMALL and requests[request].collects:
+                requests[request].signals[int(plan.contexts[row])] = result.signals(row)
 
     def signals(self, row: int) -> Signals:
-        """Boundary statistics of a row of the last tick."""
+        """Boundary statistics of a row of the tick that was committed last."""
         if self._result is None:
-            raise RuntimeError("no tick has run on this lane")
+            raise RuntimeError("no tick was committed on this lane")
         return self._result.signals(row)

@@ -39,7 +39,7 @@ class LiveRequest:
 
     def __post_init__(self) -> None:
         self.window: Window = window_of(self.policy)
-        self.collects = self.window.kind != "boundary"
+        self.collects = self.window.kind != "boundary" or self.params.token_signals
         self._budget = Budget(
             self.params.max_large_share,
             math.inf if self.params.max_flops is None else self.params.max_flops,
@@ -52,7 +52,7 @@ class LiveRequest:
         steps = [step for step in sequence.steps if step[0] < position]
         ends = [start for start, _ in steps[1:]] + [position] * bool(steps)
         lengths = [end - start for (start, _), end in zip(steps, ends, strict=True)]
-        if self.collects:
+        if self.window.kind != "boundary":
             first = position if trial else steps[-1][0] if steps else position
             wanted = range(first, sequence.length)
             tokens = [self.signals[i] for i in wanted if i in self.signals]
@@ -71,6 +71,7 @@ class LiveRequest:
                 n for (_, model), n in zip(steps, lengths, strict=True) if model == _LARGE
             ),
             thinking=sequence.thinking,
+            risk=1 - math.prod(1 - d.risk for p, (_, d) in self.decisions.items() if p < position),
         )
 
     def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
@@ -126,6 +127,14 @@ class LiveRequest:
             seed=self.seed,
             sample=self.sample,
             logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
+            token_signals=self._token_signals(steps) if self.params.token_signals else None,
+        )
+
+    def _token_signals(self, steps: tuple[Step, ...]) -> tuple[Signals | None, ...]:
+        return tuple(
+            self.signals.get(position) if step.model == ROLES[_SMALL] else None
+            for step in steps
+            for position in range(step.position, step.position + len(step.token_ids))
         )
 
     def _step(
@@ -144,4 +153,5 @@ class LiveRequest:
             reason=decision.reason if decision else "on trial, not decided",
             signals=boundary.signals if boundary and here else None,
             posterior=decision.posterior if decision and here else None,
+            tried=boundary.tried if boundary and here else 0,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import torch
 from engine.config import DUMMY, EngineConfig, ModelConfig, Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.errors import SteerError
+from engine.generation import default_params
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
+from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
 from kernels.ops import Weight
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,15 @@ class LoadedPair:
     """Both models, small first.
 
     ``fingerprint`` changes with anything that gives signals another meaning: weights, shapes, the
-    tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``.
+    tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``. ``default_params`` are
+    the large checkpoint's recommendation, or else the small one's.
     """
 
     decoders: tuple[Decoder, Decoder]
     tokenizer: Tokenizer
     max_context: int
     fingerprint: str
+    default_params: SamplingParams
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
@@ -39,8 +45,18 @@ class LoadedPair:
         return self.decoders[0].config, self.decoders[1].config
 
 
-def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPair:
-    """Read both folders. SteerError on anything that cannot be loaded, naming it."""
+def load_pair(
+    pair: Pair,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    devices: tuple[torch.device, torch.device],
+    check: Callable[[tuple[ModelConfig, ModelConfig]], None] = lambda shapes: None,
+    progress: bool = False,
+) -> LoadedPair:
+    """Read both folders. SteerError on anything that cannot be loaded, naming it.
+
+    ``check`` may refuse the shapes before any weight is read; ``progress`` shows a bar.
+    """
     dummy = config.load_format == "dummy"
     folders = None if pair.small is None or pair.large is None else (pair.small, pair.large)
     if folders:
@@ -50,6 +66,7 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
         shapes = pair.shapes
     else:
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
+    check(shapes)
     context = _context(config, shapes)
     tokenizer = (
         _shared_tokenizer(folders, shapes)
@@ -60,25 +77,30 @@ def load_pair(pair: Pair, config: EngineConfig, dtype: torch.dtype) -> LoadedPai
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]
         if folders and not dummy:
-            weights = load_weights(folders[model], shapes[model], dtype)
+            weights = load_weights(folders[model], shapes[model], dtype, progress, devices[model])
         else:
-            weights = DummyWeights(shapes[model], dtype, "cpu", seed=model)
+            weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
         return Decoder(shapes[model], weights, context, config.cpu_kernels)
 
+    begin = time.monotonic()
     decoders = decoder(0), decoder(1)
+    size = sum(t.numel() * t.itemsize for each in decoders for t in each.tensors())
+    seconds = time.monotonic() - begin
+    _log.info("pair %s: %.2f GiB of weights in %.1f s", pair.name, size / 2**30, seconds)
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
     for each in decoders:
         digest.update(each.config.description.encode())
         for tensor in each.tensors():
             digest.update(_sample(tensor))
     name = f"{DUMMY}{pair.name}" if dummy else pair.name
-    return LoadedPair(decoders, tokenizer, context, f"{name}-{digest.hexdigest()[:12]}")
+    params = default_params(*reversed(folders)) if folders else SamplingParams()
+    return LoadedPair(decoders, tokenizer, context, f"{name}-{digest.hexdigest()[:12]}", params)
 
 
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
     """Evenly spaced elements: any training changes nearly all, and 64 GB need not be read."""
     flat = tensor.flatten()
-    return flat[:: max(1, flat.numel() // count)].float().numpy().tobytes()
+    return flat[:: max(1, flat.numel() // count)].float().cpu().numpy().tobytes()
 
 
 def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> int:
@@ -100,4 +122,5 @@ def _shared_tokenizer(
             raise SteerError(
                 f"{folder}: the tokenizer has {small.size} ids, the model {shape.vocab_size}"
             )
+    small.chat_template = large.chat_template or small.chat_template
     return small

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import ARENA_TOKENS, EngineConfig, ModelConfig
 from engine.errors import SteerError
 from kernels.ops import KVLayout
 
@@ -38,18 +38,31 @@ class ArenaGeometry:
         small, large = (config.block_tokens * s.kv_bytes_per_token(element_bytes) for s in shapes)
         unit = math.lcm(*(s.head_dim * element_bytes for s in shapes))
         slab = math.ceil(max(small, large) / unit) * unit
-        slabs = math.ceil(config.arena_tokens / config.block_tokens / (slab // large))
+        tokens = config.arena_tokens or ARENA_TOKENS
+        slabs = math.ceil(tokens / config.block_tokens / (slab // large))
         return cls(slabs, slab, (small, large))
 
 
 class KVArena:
-    """Owns the arena's memory for the life of an engine; freed with it. Nothing else holds KV."""
+    """Owns the arena's memory for the life of an engine; freed with it. Nothing else holds KV.
 
-    def __init__(self, geometry: ArenaGeometry, dtype: torch.dtype) -> None:
+    Two models on two devices have an arena of the same geometry on each: a slab is used on the
+    device of the model that it is lent to, and lies idle on the other.
+    """
+
+    def __init__(
+        self, geometry: ArenaGeometry, dtype: torch.dtype, devices: tuple[torch.device, ...] = ()
+    ) -> None:
+        """``devices``: of the small and the large model; default: the CPU."""
         self.geometry = geometry
         size = geometry.slabs * geometry.slab_bytes
+        self._devices = devices or (torch.device("cpu"),) * 2
         try:
-            self._memory = torch.zeros(size, dtype=torch.uint8)
+            # Never zeroed: rows that nobody wrote are masked by every reader.
+            self._memory = {
+                device: torch.empty(size, dtype=torch.uint8, device=device)
+                for device in dict.fromkeys(self._devices)
+            }
         except (RuntimeError, MemoryError):
             raise SteerError(
                 f"no memory for an arena of {size / 2**30:.1f} GiB; lower arena_tokens"
@@ -58,12 +71,13 @@ class KVArena:
 
     @property
     def bytes(self) -> int:
-        """Size of the allocation."""
-        return self._memory.numel()
+        """Size of the allocations."""
+        return sum(memory.numel() for memory in self._memory.values())
 
-    def rows(self, shape: ModelConfig) -> Tensor:
-        """The arena as head rows of one model: [arena_rows, head_dim]. A view, never a copy."""
-        return self._memory.view(self._dtype).view(-1, shape.head_dim)
+    def rows(self, shape: ModelConfig, model: int = 0) -> Tensor:
+        """A model's arena as its head rows: [arena_rows, head_dim]. A view, never a copy."""
+        memory = self._memory[self._devices[model]]
+        return memory.view(self._dtype).view(-1, shape.head_dim)
 
     def layout(self, shape: ModelConfig, model: int, block_tokens: int) -> KVLayout:
         """Where the blocks of ``model`` lie among those rows."""

@@ -85,6 +85,7 @@ class SamplingParams:
     logit_bias: token id -> what is added to its logit, in [-100, 100]. A copy is kept.
     logprobs: how many of the likeliest tokens come back with each generated token and its own
         log-probability, 0 to 20; None gives no log-probabilities.
+    token_signals: the small model's signals come back with each token that it wrote.
 
     SteerError on a value out of its range or of the wrong type, naming the field.
     """
@@ -111,6 +112,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    token_signals: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -140,8 +142,9 @@ class SamplingParams:
         self._check_biases()
 
     def _check_stops(self) -> None:
-        if not isinstance(self.ignore_eos, bool):
-            raise SteerError(f"ignore_eos must be true or false, got {self.ignore_eos!r}")
+        for name in ("ignore_eos", "token_signals"):
+            if not isinstance(getattr(self, name), bool):
+                raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
         ids, texts = self.stop_token_ids, self.stop
         if not _is_list(ids) or not all(_is_whole(i) and 0 <= i < 2**31 for i in ids):
             raise SteerError(f"stop_token_ids must be token ids, got {ids!r}")

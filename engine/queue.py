@@ -30,6 +30,9 @@ class DeviceQueue(Protocol):
     def fetch(self, tensor: Tensor) -> Tensor:
         """From within work: a copy on the host, there once that work's ticket is done."""
 
+    def release(self) -> None:
+        """Give memory back that is only kept to be used again."""
+
 
 class _Over:
     def done(self) -> bool:
@@ -50,6 +53,9 @@ class HostQueue:
 
     def fetch(self, tensor: Tensor) -> Tensor:
         return tensor.clone()
+
+    def release(self) -> None:
+        pass
 
 
 class _Recorded:
@@ -89,3 +95,6 @@ class CudaQueue:
         # Freed pinned memory is given out again only after this copy: its allocator sees to that.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()

@@ -30,7 +30,8 @@ class Step:
 
     ``position`` is its first token's place in the sequence; ``text`` is that of all its tokens, a
     stop that ends the completion's text included; ``signals`` are None where the policy
-    did not read the boundary; ``posterior`` is the probability of the confident component.
+    did not read the boundary; ``posterior`` is the probability of the confident component;
+    ``tried`` are the tokens that stood on trial when it was decided.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Step:
     reason: str
     signals: Signals | None = None
     posterior: float | None = None
+    tried: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,21 @@ class Completion:
     """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not.
 
     ``logprobs`` has an entry for each of ``token_ids``, or is None where none were asked for;
-    ``sample`` counts the answers to one prompt from 0.
+    ``sample`` counts the answers to one prompt from 0. ``token_signals`` has an entry for each of
+    ``token_ids``, None for those of the large model; it is None where none were asked for.
     """
 
     request_id: int
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] = field(repr=False)
     usage: Usage = field(repr=False)
     seed: int = 0
     sample: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
 
     @property
     def large_step_share(self) -> float:

@@ -82,7 +82,7 @@ class ModelRunner:
         self._arena = arena
         self._layout = layout
         self._sampler = sampler
-        self._queue = queue
+        self.queue = queue
         self._limits = limits
         self._padded = padded
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
@@ -116,10 +116,14 @@ class ModelRunner:
         tick = _Tick(staged, rows, work, int(spans.dot(contexts)), resolves)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         pending = Pending(n, wanted, columns, partial(self._sampler.drawn, rows=rows))
-        pending.ticket = self._queue.submit(partial(self._run, tick, pending))
+        pending.ticket = self.queue.submit(partial(self._run, tick, pending))
         self._inputs.sent(pending.ticket)
         self._latest = pending
         return pending
+
+    def release(self) -> None:
+        """Give back what memory can be spared; for who has run out of it."""
+        self.queue.release()
 
     def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
         n, limits = plan.sequences, self._limits
@@ -148,7 +152,7 @@ class ModelRunner:
         else:
             *found, logits, last = self._pass(tick, wanted)
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
-        pending.packed = self._queue.fetch(packed)
+        pending.packed = self.queue.fetch(packed)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""
@@ -202,7 +206,7 @@ class ModelRunner:
         chosen = self._sampler.choose(logits, confidence, tick.rows, last)
         scores = self._sampler.logprobs(logits, chosen, tick.rows)
         if scores is not None:
-            pending.scores = ops.LogProbs(*(self._queue.fetch(part) for part in scores))
+            pending.scores = ops.LogProbs(*(self.queue.fetch(part) for part in scores))
         return self._settle(confidence, chosen, wanted)
 
     def _settle(self, confidence: ops.Confidence, chosen: Tensor, wanted: Tensor | None) -> Tensor:

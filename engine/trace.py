@@ -16,6 +16,7 @@ from engine.errors import SteerError
 from engine.files import JsonLines, read_text
 from engine.ledger import Usage
 from engine.request import Completion
+from engine.routing.signals import SIGNAL_NAMES, Signals
 
 SCHEMA = "steer-trace/1"
 
@@ -23,9 +24,11 @@ SCHEMA = "steer-trace/1"
 class TraceWriter(JsonLines):
     """Writes one run."""
 
-    def __init__(self, path: Path, pair: str, policy: str) -> None:
+    def __init__(self, path: Path, pair: str, policy: str, window: str = "boundary") -> None:
+        """``window``: what the signals of its steps were taken from."""
         super().__init__(path)
-        self.write({"schema": SCHEMA, "type": "run", "pair": pair, "policy": policy})
+        run = {"schema": SCHEMA, "type": "run", "pair": pair, "policy": policy, "window": window}
+        self.write(run)
 
     def add(self, completion: Completion) -> None:
         """Write the steps of a finished request, then its counts."""
@@ -37,6 +40,7 @@ class TraceWriter(JsonLines):
                     "step": step.index,
                     "position": step.position,
                     "tokens": len(step.token_ids),
+                    "tried": step.tried,
                     "model": step.model,
                     "signals": step.signals and step.signals.to_json(),
                     "posterior": step.posterior,
@@ -58,14 +62,38 @@ class TraceWriter(JsonLines):
 
 
 @dataclass(frozen=True)
-class TracedRequest:
-    """One request of a trace: what pricing needs."""
+class TracedStep:
+    """One step: its place, its length, who wrote it, what the decision saw.
 
+    ``tried``: tokens that stood on trial when it was decided.
+    """
+
+    position: int
+    tokens: int
+    model: str
+    signals: Signals | None
+    tried: int
+
+
+@dataclass(frozen=True)
+class TracedRequest:
+    """One request of a trace."""
+
+    request: int
     prompt_tokens: int
     completion_tokens: int
-    steps: int
-    large_steps: int
+    trail: tuple[TracedStep, ...]
     usage: Usage
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return len(self.trail)
+
+    @property
+    def large_steps(self) -> int:
+        """How many the large model wrote."""
+        return sum(step.model == "large" for step in self.trail)
 
 
 @dataclass(frozen=True)
@@ -75,26 +103,32 @@ class Trace:
     pair: str
     policy: str
     requests: tuple[TracedRequest, ...]
+    window: str = "boundary"
 
     @classmethod
     def read(cls, path: Path) -> Trace:
         """Read a file. SteerError with file and line number on anything that is not a trace."""
         run: dict[str, Any] = {}
         requests: list[TracedRequest] = []
-        steps = large = 0
+        trail: list[TracedStep] = []
         for number, row in _rows(path):
             if not run:
                 if row.get("schema") != SCHEMA:
-                    raise SteerError(f"{path}:1: schema {row.get('schema')!r}, expected {SCHEMA!r}")
+                    raise SteerError(
+                        f"{path}:1: schema {row.get('schema')!r}, expected {SCHEMA!r}: not a "
+                        "trace, or one of another version"
+                    )
                 run = row
             elif row.get("type") == "step":
-                steps, large = steps + 1, large + (row.get("model") == "large")
+                trail.append(_step(path, number, row))
             elif row.get("type") == "request":
-                requests.append(_request(path, number, row, steps, large))
-                steps = large = 0
+                requests.append(_request(path, number, row, trail))
+                trail = []
         if not requests:
             raise SteerError(f"{path}: no finished request in this trace")
-        return cls(str(run.get("pair")), str(run.get("policy")), tuple(requests))
+        # Older traces name no window; those of policy cascade had another one.
+        window = str(run.get("window", "boundary"))
+        return cls(str(run.get("pair")), str(run.get("policy")), tuple(requests), window)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -108,10 +142,25 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _request(path: Path, number: int, row: dict[str, Any], steps: int, large: int) -> TracedRequest:
+def _step(path: Path, number: int, row: dict[str, Any]) -> TracedStep:
+    try:
+        raw = row["signals"]
+        signals = None if raw is None else Signals(**{k: float(raw[k]) for k in SIGNAL_NAMES})
+        place, tokens, tried = (int(row.get(k, 0)) for k in ("position", "tokens", "tried"))
+        return TracedStep(place, tokens, str(row["model"]), signals, tried)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SteerError(f"{path}:{number}: not a step of a trace: {error}") from None
+
+
+def _request(
+    path: Path, number: int, row: dict[str, Any], trail: list[TracedStep]
+) -> TracedRequest:
     try:
         usage = Usage.from_json(row)
         prompt, generated = int(row["prompt_tokens"]), int(row["completion_tokens"])
+        name = int(row["request"])
     except (KeyError, TypeError, ValueError) as error:
         raise SteerError(f"{path}:{number}: not a request of a trace: {error}") from None
-    return TracedRequest(prompt, generated, steps, large, usage)
+    if sum(step.tokens for step in trail) != generated:
+        raise SteerError(f"{path}:{number}: the steps before do not add up to its tokens")
+    return TracedRequest(name, prompt, generated, tuple(trail), usage)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 
@@ -56,6 +55,8 @@ def check_choice(name: str, value: int, known: Sequence[int]) -> None:
 
 def interpreted(kernel: Any) -> bool:
     """Whether Triton runs a kernel in its interpreter, on the CPU."""
+    import triton  # not to be paid for by who only has arguments checked
+
     return not isinstance(kernel, triton.JITFunction)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.checks import check_tensor
-
 
 @dataclass(frozen=True)
 class DrawRows:
@@ -57,6 +55,8 @@ class DrawRows:
 
     def check(self, like: Tensor) -> None:
         """ValueError unless all fit the rows of ``like``."""
+        from kernels.checks import check_tensor  # Triton, not to be imported without a kernel
+
         rows, real = len(like), (torch.float64,)
         check_tensor("draw.temperature", self.temperature, [rows], real, like)
         check_tensor("draw.seed", self.seed, [rows], (torch.int64,), like)

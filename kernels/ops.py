@@ -159,11 +159,14 @@ def linear(
 ) -> Tensor:
     """``x @ weight^T * scale + bias``; see the references. ``scale`` is for plain weights only.
 
-    Many rows go to the vendor's library.
+    On a GPU up to 16 rows go to a kernel of our own, more to the vendor's library.
     """
+    own = _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x)
+    if own and isinstance(weight, Fp8Weight) and weight.block == (1, weight.shape[1]):
+        scale, weight = weight.scale.view(-1), weight.codes
     if not isinstance(weight, Tensor):
         return packed_linear(x, weight, bias)
-    if _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x):
+    if own:
         from kernels import skinny_gemm
 
         return skinny_gemm.skinny_linear(x, weight, bias, scale)

@@ -17,9 +17,9 @@ from bench.simulation.grid import each, whole
 from bench.simulation.setting import BLOCK_TOKENS
 from engine import Engine, EngineConfig
 from engine.config import LOAD_FORMATS, ModelConfig, Pair
+from engine.device import DTYPES
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.loading import DTYPES
 from engine.models.checkpoint import load_config
 
 Defaults = dict[str, dict[str, str]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.lanes.device import Device
+from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
 from engine.config import ROLES
 from engine.errors import SteerError
@@ -16,6 +18,8 @@ from engine.ledger import Usage
 from engine.pricing import weight_bytes
 
 _WARM = 2  # tokens of each request before the window opens
+_MARGIN = 4  # tokens before its end at which a request counts as ending
+_SLACK = 16  # tokens that the large model may write while the small one begins
 
 
 @dataclass(frozen=True)
@@ -56,36 +60,96 @@ def measure(
 ) -> Window:
     """Decode a request on each of ``models`` until each on the slower lane has ``tokens`` more.
 
-    SteerError where a request ends before: the arena is too small for it.
+    The window closes early where the faster lane has no room left. SteerError if the slower one has
+    not had two tokens by then, or if the arena does not hold that many requests.
     """
-    room = engine.config.arena_tokens // len(models) - context
-    longest = min(room, engine.max_context - context)
-    if longest < tokens + 2 * _WARM:
+    run = _Run(engine, models, context, tokens)
+    try:
+        run.start()
+        first = _books(engine, device, run.requests)
+        run.decode(tokens)
+        last = _books(engine, device, run.requests)
+    finally:
+        run.end()
+    found = _between(engine, run.models, first, last, element)
+    if found.tokens[max(models)] < min(2, tokens):
         raise SteerError(
-            f"{len(models)} requests of {context} + {tokens} tokens do not fit an arena of "
-            f"{engine.config.arena_tokens}: raise --arena-tokens"
+            f"{len(models)} requests of {context} tokens leave the arena no room to decode: "
+            "raise --arena-tokens"
         )
-    params = SamplingParams(max_tokens=longest, ignore_eos=True, seed=0)
-    requests = [engine.submit([1] * context, params, ROLES[model]) for model in models]
-    slower = [request for request, m in zip(requests, models, strict=True) if m == max(models)]
+    return found
 
-    def run(until: int) -> None:
-        """Go on while one of the slower lane's requests has fewer tokens than that."""
-        while min(engine.scheduler.sequence(r).length for r in slower) < until:
-            engine.step()
-            if not all(map(engine.is_live, requests)):
-                raise SteerError("a request ended in the window: raise --arena-tokens")
 
-    while min(engine.scheduler.sequence(r).length for r in requests) < context + _WARM:
-        engine.step()
-    first = _books(engine, device, requests)
-    run(min(engine.scheduler.sequence(r).length for r in slower) + tokens)
-    last = _books(engine, device, requests)
-    for request in requests:
-        engine.abort(request)
-    while any(map(engine.is_live, requests)):
-        engine.step()
-    return _between(engine, models, first, last, element)
+class _Run:
+    """Requests of fixed length, each on one model."""
+
+    def __init__(self, engine: Engine, models: Sequence[int], context: int, tokens: int) -> None:
+        self.models = sorted(models, reverse=True)  # large ones first: they take longer to begin
+        self.requests: list[int] = []
+        self._engine = engine
+        self._context = context
+        self._longest = self._lengths(tokens)
+
+    def start(self) -> None:
+        """Bring all to where they decode."""
+        for model in dict.fromkeys(self.models):
+            params = SamplingParams(max_tokens=self._longest[model], ignore_eos=True, seed=0)
+            for _ in range(self.models.count(model)):
+                number = self._engine.submit([1] * self._context, params, ROLES[model])
+                self.requests.append(number)
+            while self._open() and self._fewest(self.requests) < _WARM:
+                self._engine.step()
+
+    def decode(self, tokens: int) -> None:
+        """Until each request of the slower lane has so many more, or one is about to end."""
+        slower = self.requests[: self.models.count(self.models[0])]
+        until = self._fewest(slower) + tokens
+        while self._open() and self._fewest(slower) < until:
+            self._engine.step()
+
+    def end(self) -> None:
+        """End all requests."""
+        for number in self.requests:
+            self._engine.abort(number)
+        while any(map(self._engine.is_live, self.requests)):
+            self._engine.step()
+
+    def _fewest(self, requests: Sequence[int]) -> int:
+        lengths = (self._engine.scheduler.sequence(number).length for number in requests)
+        return min(lengths) - self._context
+
+    def _open(self) -> bool:
+        """Whether no request is about to end."""
+        return all(
+            self._engine.scheduler.sequence(number).length
+            < self._context + self._longest[model] - _MARGIN
+            for number, model in zip(self.requests, self.models, strict=False)
+        )
+
+    def _lengths(self, tokens: int) -> list[int]:
+        """The most tokens of a request by model: large ones' as few as needed, then the rest."""
+        config, geometry = self._engine.config, self._engine.arena.geometry
+        begin = self.models.count(SMALL) * self._context // config.max_tick_tokens
+        needed = tokens + _WARM + _MARGIN + _SLACK + begin
+        slabs, longest = geometry.slabs, [needed, needed]
+        for model in (LARGE, SMALL):
+            count = self.models.count(model)
+            if not count:
+                continue
+            if model == SMALL:
+                blocks = slabs * geometry.slots[model] // count
+                room = blocks * config.block_tokens - self._context
+                alone = geometry.slabs * min(geometry.slots) * config.block_tokens
+                most = min(alone, self._engine.max_context) - self._context
+                longest[model] = min(room, most)
+            blocks = count * math.ceil((self._context + longest[model]) / config.block_tokens)
+            slabs -= math.ceil(blocks / geometry.slots[model])
+            if slabs < 0 or longest[model] <= _WARM + _MARGIN:
+                raise SteerError(
+                    f"{len(self.models)} requests of {self._context} tokens do not fit an arena "
+                    f"of {config.arena_tokens}: raise --arena-tokens"
+                )
+        return longest
 
 
 def _books(engine: Engine, device: Device, requests: Sequence[int]) -> _Books:

@@ -1,14 +1,14 @@
-"""What a model learned: held-out step accuracy by task and kind, and what it had seen before."""
+"""What a model learned: held-out step accuracy by task and kind."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from transformers import Qwen2ForCausalLM
 
 from bench.pair_training.batches import Batches
-from bench.pair_training.spec import Spec
 from bench.tasks.problem import DELIMITER, EOS, Problem
 from bench.tasks.registry import TASKS
 from bench.tasks.tokenizer import ALPHABET
@@ -18,14 +18,20 @@ _CHUNK = 64
 
 
 @torch.no_grad()
-def step_accuracy(model: Qwen2ForCausalLM, batches: Batches, count: int, seed: int) -> Accuracy:
+def step_accuracy(
+    model: Qwen2ForCausalLM,
+    batches: Batches,
+    count: int,
+    seed: int,
+    tasks: Iterable[str] = tuple(TASKS),
+) -> Accuracy:
     """Teacher-forced share of held-out steps with every token right.
 
     ``count`` problems of each task, mix "hard". ``problem`` is the share with all steps right.
     """
     found: Accuracy = {}
-    for name, task in TASKS.items():
-        problems = task.problems("test", count, seed, "hard", batches.style)
+    for name in tasks:
+        problems = TASKS[name].problems("test", count, seed, "hard", batches.style)
         right: dict[str, list[bool]] = defaultdict(list)
         for start in range(0, count, _CHUNK):
             for problem, hits in _steps(model, batches, problems[start : start + _CHUNK]):
@@ -44,7 +50,7 @@ def _steps(
     for i, (row, _) in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     hits = model(input_ids=ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
-    ends = [ALPHABET.index(DELIMITER), ALPHABET.index(EOS)]
+    ends = [i for i, token in enumerate(ALPHABET) if token.endswith(DELIMITER) or token == EOS]
     found = []
     for problem, (row, start), hit in zip(problems, rows, hits.tolist(), strict=True):
         steps = []
@@ -56,22 +62,6 @@ def _steps(
     return found
 
 
-def seen_before(spec: Spec, seed: int, style: str, count: int) -> dict[str, float]:
-    """By task, the share of the test set's single steps that this training run had trained on.
-
-    A step is known by all that its result depends on (``Task.step_keys``). ``count`` problems a
-    task, mix "mixed". Draws the run's problems again; takes a minute or two.
-    """
-    wanted = {
-        name: [k for p in t.problems("test", count, style=style) for k in t.step_keys(p)]
-        for name, t in TASKS.items()
-    }
-    missing = {name: set(keys) for name, keys in wanted.items()}
-    batches = Batches(spec, seed, style)
-    for update in range(spec.updates):
-        for problem in batches.problems(update):
-            missing[problem.task].difference_update(TASKS[problem.task].step_keys(problem))
-    return {
-        name: sum(key not in missing[name] for key in keys) / len(keys)
-        for name, keys in wanted.items()
-    }
+def solidity(accuracy: Accuracy) -> float:
+    """How sure the easy steps are: of the task that has them worst."""
+    return min(kinds["easy"] for kinds in accuracy.values())

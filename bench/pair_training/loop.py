@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,26 @@ from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
 from bench.pair_training.batches import Batches
+from bench.pair_training.grow import grow
 from bench.pair_training.model import build_model
-from bench.pair_training.spec import Spec
+from bench.pair_training.spec import SMALL, Spec
 
 _WARM_UP = 100
 _CHECKPOINT_EVERY = 250
 
 
 def learning_rate(update: int, spec: Spec) -> float:
-    """Linear warm-up, then constant, then linear down to 2%; relative to the peak.
+    """Linear warm-up, constant, then a cosine down to 2%; relative to the peak.
 
-    Constant until it falls: before that a run may be made shorter or longer without a new start.
+    While it is constant a run may still be made shorter or longer without a new start.
     """
-    left = (spec.updates - update) / max(1, spec.decay)
-    return min(1.0, (update + 1) / _WARM_UP, max(0.02, left))
+    done = max(0.0, 1 - (spec.updates - update) / spec.decay)
+    return min(1.0, (update + 1) / _WARM_UP, 0.51 + 0.49 * math.cos(math.pi * done))
 
 
 def build_optimizers(model: Qwen2ForCausalLM, spec: Spec) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, AdamW for embedding, norms and biases."""
-    named = list(model.named_parameters())
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     embedding = [p for n, p in named if "embed" in n]
     vectors = [p for _, p in named if p.ndim == 1]
@@ -41,12 +43,19 @@ def build_optimizers(model: Qwen2ForCausalLM, spec: Spec) -> list[torch.optim.Op
     return [muon, torch.optim.AdamW(groups, lr=spec.adam_lr, betas=(0.9, 0.98))]
 
 
+def _grown(spec: Spec, seed: int, style: str) -> Qwen2ForCausalLM:
+    small = SMALL[1]
+    seedling = Training(small, small.seeds[0], style)
+    seedling.run(until=spec.grown)
+    return grow(seedling.model, spec, seed)
+
+
 class Training:
     """One model in training, from one seed; goes on from its checkpoint if there is one."""
 
     def __init__(self, spec: Spec, seed: int, style: str, checkpoint: Path | None = None) -> None:
         self.spec, self.checkpoint = spec, checkpoint
-        self.model = build_model(spec, seed)
+        self.model = _grown(spec, seed, style) if spec.grown else build_model(spec, seed)
         self.batches = Batches(spec, seed, style)
         self.optimizers = build_optimizers(self.model, spec)
         self._peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
@@ -54,25 +63,23 @@ class Training:
         if checkpoint and checkpoint.is_file():
             self._load(torch.load(checkpoint, weights_only=False))
 
-    def run(self, position: int = 0) -> Qwen2ForCausalLM:
-        """All updates; the model with its weights rounded to bf16."""
+    def run(self, position: int = 0, until: int | None = None) -> None:
+        """All updates, or those up to a number."""
+        last = self.spec.updates if until is None else until
         before = self.seconds - time.perf_counter(), self.cpu_seconds - time.process_time()
         bar = tqdm(
-            total=self.spec.updates, initial=self.update, desc=self.spec.name, position=position,
+            total=last, initial=self.update, desc=self.spec.name, position=position,
             mininterval=10,
         )  # fmt: skip
-        while self.update < self.spec.updates:
+        while self.update < last:
             loss = self._step()
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             self.seconds = before[0] + time.perf_counter()
             self.cpu_seconds = before[1] + time.process_time()
-            if self.checkpoint and self.update % _CHECKPOINT_EVERY == 0:
-                self._save(self.checkpoint)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter.copy_(parameter.to(torch.bfloat16))
-        return self.model.eval()
+            if self.update % _CHECKPOINT_EVERY == 0:
+                self.save()
+        self.save()
 
     def _step(self) -> float:
         factor = learning_rate(self.update, self.spec)
@@ -91,15 +98,19 @@ class Training:
         self.tokens += ids.numel()
         return loss.item()
 
-    def _save(self, path: Path) -> None:
+    def save(self) -> None:
+        """Write the checkpoint, if there is a place for it."""
+        if self.checkpoint is None:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "random": self.batches.rng.getstate(),
             "counts": (self.update, self.seconds, self.cpu_seconds, self.tokens),
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -17,26 +17,34 @@ _LEAD = 6.0  # in logits, over the neighbouring distances
 
 
 def build_model(spec: Spec, seed: int) -> Qwen2ForCausalLM:
-    """A model of the given shape, its weights drawn from ``seed``."""
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=spec.vocabulary,
-            hidden_size=spec.hidden,
-            intermediate_size=spec.feed_forward,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            max_position_embeddings=256,
-            rope_parameters={"rope_type": "default", "rope_theta": THETA},
-            tie_word_embeddings=True,
-            initializer_range=0.1,  # at the usual 0.02 some seeds never leave the plateau
-            bos_token_id=None,
-            eos_token_id=ALPHABET.index(EOS),
-            pad_token_id=ALPHABET.index(PAD),
-        )
-    )
+    """A model of the given shape, its weights drawn from ``seed``, its first heads looking back."""
+    model = initialise(spec, seed)
     look_back(model, spec)
+    return model
+
+
+def initialise(spec: Spec, seed: int) -> Qwen2ForCausalLM:
+    """A model of the given shape, its weights drawn from ``seed``; value biases stay zero."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=spec.vocabulary,
+        hidden_size=spec.hidden,
+        intermediate_size=spec.feed_forward,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        max_position_embeddings=256,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        tie_word_embeddings=True,
+        initializer_range=0.1,  # at the usual 0.02 some seeds never leave the plateau
+        bos_token_id=None,
+        eos_token_id=ALPHABET.index(EOS),
+        pad_token_id=ALPHABET.index(PAD),
+    )
+    config.head_dim = spec.head_dim
+    model = Qwen2ForCausalLM(config)
+    for layer in model.model.layers:  # a half that sees none of its symbols must stay silent
+        layer.self_attn.v_proj.bias.requires_grad_(False)
     return model
 
 
@@ -49,7 +57,7 @@ def look_back(model: Qwen2ForCausalLM, spec: Spec) -> None:
     prompt needs such heads; small models find them by themselves only after very many updates.
     """
     attention = model.model.layers[0].self_attn
-    size, group = spec.hidden // spec.heads, spec.heads // spec.kv_heads
+    size, group = spec.head_dim, spec.heads // spec.kv_heads
     half = size // 2
     speed = torch.tensor([THETA ** (-f / half) for f in range(half)])
     used = speed >= _SLOWEST

@@ -99,7 +99,7 @@ def first_error(problem: Problem, text: str) -> int | None:
 
 def answer_of(text: str) -> str:
     """The answer that a completion gives: its last line, behind the equals sign if it has one."""
-    return last_line(text)
+    return last_line(text, EQUALS)
 
 
 def is_correct(problem: Problem, text: str) -> bool:

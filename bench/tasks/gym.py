@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.tasks import planning
-from bench.tasks.problem import DELIMITER
 from engine.errors import SteerError
 
 PREFIX = "reasoning-gym:"
@@ -112,7 +111,8 @@ def _as_routes(problem: GymProblem) -> GymProblem:
             f"{problem.where}: {len(labels)} nodes, the embedded pair knows {len(planning.TOWNS)}"
         )
     towns = dict(zip(labels, planning.TOWNS, strict=False))
-    text = "".join(f"{towns[a]}{planning.ROAD}{towns[b]}" for a, b in roads)
-    prompt = f"{text}?{''.join(towns[end] for end in ends.split())}{DELIMITER}"
+    start, goal = (towns[end] for end in ends.split())
+    known = [(towns[a], towns[b]) for a, b in roads]
+    prompt = planning.write_prompt([*known, (goal, planning.EXIT)], start, goal)
     names = {town: label for label, town in towns.items()}
     return GymProblem(prompt, problem.entry, problem.dataset, problem.where, names)

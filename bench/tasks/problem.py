@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 DELIMITER = "\n\n"
 EOS = "<eos>"
 PAD = "<pad>"
-EQUALS = "="  # opens the result of a step in the rigid style
+EQUALS = "="  # opens the result of a step of arithmetic in the rigid style
+COLON = ":"  # the same in hops
+FULL_STOP = "."  # ends a step of hops and planning, whose symbols are all their own
 STYLES = ("open", "rigid")
 SPLITS = ("train", "calibration", "test")
 
@@ -96,9 +98,9 @@ class Task:
         return [next(source) for _ in range(count)]
 
 
-def last_line(text: str) -> str:
-    """The answer that a completion gives: its last line, behind the equals sign if it has one."""
-    return text.rsplit(DELIMITER, 1)[-1].rsplit(EQUALS, 1)[-1].strip()
+def last_line(text: str, mark: str) -> str:
+    """The answer that a completion gives: its last line, behind ``mark`` if it has one."""
+    return text.rsplit(DELIMITER, 1)[-1].rsplit(mark, 1)[-1].strip()
 
 
 def first_difference(gold: list[str], text: str) -> int | None:

@@ -40,7 +40,11 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, progress: bool = False
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Weight]:
     """All weights by the names of :mod:`engine.models.layout`, plain ones in ``dtype``.
 
@@ -52,12 +56,13 @@ def load_weights(
         config: its shape.
         dtype: of what is not quantised.
         progress: show a bar on standard error.
+        device: to allocate them on; what comes from a file is never whole on the host.
 
     Raises:
         SteerError: on missing, extra, doubled or mis-shaped tensors and unreadable files.
     """
     shards = Shards(folder)
-    loader = _Loader(shards, config, dtype)
+    loader = _Loader(shards, config, dtype, torch.device(device))
     loader.check()
     weights: dict[str, Weight] = {}
     label = f"loading {folder.name}"
@@ -77,10 +82,13 @@ def _layer_of(part: Part) -> str:
 class _Loader:
     """Fills the parts of one model from its shards."""
 
-    def __init__(self, shards: Shards, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shards: Shards, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._shards = shards
         self._config = config
         self._dtype = dtype
+        self._device = device
 
     def check(self) -> None:
         """SteerError unless the shards hold exactly what the model needs."""
@@ -166,7 +174,7 @@ class _Loader:
 
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         try:
-            whole = torch.empty(shape, dtype=self._dtype)
+            whole = torch.empty(shape, dtype=self._dtype, device=self._device)
         except (RuntimeError, MemoryError):
             size = math.prod(shape) * self._dtype.itemsize / 2**30
             raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None

@@ -70,7 +70,7 @@ class Decoder:
         self.norm = _plain(weights["model.norm.weight"])
         self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
-        self.rope = rope_table(config, max_context)
+        self.rope = rope_table(config, max_context).to(self.embedding.device)
         self._pass = None
         if cpu_kernels:
             self._pass = ops.forward_pass(

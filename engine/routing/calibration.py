@@ -12,6 +12,7 @@ from engine.config import DUMMY
 from engine.errors import SteerError
 from engine.files import read_text
 from engine.routing.mixture import Mixture, fit_mixture
+from engine.routing.shape import AnswerShape
 from engine.routing.signals import Signals, check_signal, confidence_scale
 from engine.routing.windows import Window
 
@@ -23,7 +24,8 @@ class Calibration:
     """A fitted mixture, the threshold on its posterior, and where it came from.
 
     ``pair`` is the fingerprint of the engine that it was fitted on (``Engine.fingerprint``): the
-    numbers mean nothing on another pair.
+    numbers mean nothing on another pair. ``errors`` are the chances that the small model errs in a
+    step of either component; ``shape`` tells how long answers are, None where nobody has counted.
     """
 
     pair: str
@@ -32,16 +34,25 @@ class Calibration:
     tau: float
     window: str = "boundary"
     provenance: dict[str, Any] = field(default_factory=dict)
+    errors: tuple[float, float] = (1.0, 0.0)
+    shape: AnswerShape | None = None
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
         if not 0 <= self.tau <= 1:
             raise SteerError(f"tau must be in [0, 1], got {self.tau}")
         Window.parse(self.window)
+        if not all(0 <= e <= 1 for e in self.errors):
+            raise SteerError(f"errors must be in [0, 1], got {self.errors}")
 
     def posterior(self, signals: Signals) -> float:
         """Probability that the boundary is one of the confident ones."""
         return self.mixture.posterior(confidence_scale(self.signal, signals))
+
+    def error(self, signals: Signals) -> float:
+        """Chance that the small model errs in the step."""
+        sure = self.posterior(signals)
+        return (1 - sure) * self.errors[0] + sure * self.errors[1]
 
     @classmethod
     def fit(
@@ -78,6 +89,8 @@ class Calibration:
                 "means": mixture.means,
                 "deviations": mixture.deviations,
             },
+            "errors": self.errors,
+            "shape": self.shape and self.shape.to_json(),
             "provenance": self.provenance,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
@@ -99,6 +112,8 @@ class Calibration:
                 tau=float(raw["tau"]),
                 window=raw["window"],
                 provenance=raw["provenance"],
+                errors=_two(raw.get("errors", (1.0, 0.0))),  # older files have neither
+                shape=AnswerShape.from_json(raw["shape"]) if raw.get("shape") else None,
             )
         except SteerError as error:
             raise SteerError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from None

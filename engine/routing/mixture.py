@@ -56,7 +56,8 @@ class Mixture:
 def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1e-9) -> Mixture:
     """Fit by EM from a split at the 25th percentile. SteerError where two components make no sense.
 
-    Deviations are kept above 1% of the data's, so that no component collapses on a point.
+    Deviations are kept above 1% of the data's, so that no component collapses on a point. One that
+    is left with less than two values, or both on one mean, is an error too.
     """
     x = np.asarray(values, np.float64)
     if x.size < 8 or not np.isfinite(x).all():
@@ -72,6 +73,11 @@ def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1
         if likelihood - previous < tolerance * x.size:
             break
         previous = likelihood
+    if min(weights) * x.size < 2 or abs(means[1] - means[0]) < 1e-6 * spread:
+        raise SteerError(
+            f"the mixture collapsed: all {x.size} values are of one kind, this signal tells "
+            "nothing here"
+        )
     order = np.argsort(means)
     lower, upper = (tuple(float(v[i]) for v in (weights, means, deviations)) for i in order)
     weight, mean, deviation = zip(lower, upper, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from engine.config import ROLES
 from engine.errors import SteerError
@@ -17,35 +17,143 @@ from engine.routing.policies import (
     Policy,
     Query,
     Random,
-    Steer,
     Threshold,
 )
+from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 
-POLICIES = ("small", "large", "random", "threshold", "entropy", "query", "cascade", "steer")
 _FORMS = {
+    "small": "small",
+    "large": "large",
     "random": "random:SHARE",
     "threshold": "threshold:SIGNAL:VALUE or threshold:SIGNAL:VALUE@WINDOW",
-    "query": "query:SIGNAL:VALUE",
-    "cascade": "cascade:SIGNAL:VALUE or cascade:SIGNAL:VALUE@WINDOW",
     "entropy": "entropy:VALUE",
+    "max-logit": "max-logit:VALUE or max-logit:VALUE@WINDOW",
+    "previous": "previous:SIGNAL:VALUE or previous:SIGNAL:VALUE@step:least",
+    "query": "query:SIGNAL:VALUE or query:SIGNAL:VALUE@WINDOW",
+    "query-random": "query-random:SHARE",
+    "cascade": "cascade:SIGNAL:VALUE or cascade:SIGNAL:VALUE@WINDOW",
+    "steer": "steer or steer:TAU",
+    "steer-cost": "steer-cost or steer-cost:WORTH",
 }
-HELP = ", ".join([*ROLES, "steer", *_FORMS.values()])
+POLICIES = tuple(_FORMS)
+HELP = ", ".join(_FORMS.values())
+_CALIBRATED = ("steer", "steer-cost")
+
+
+def is_calibrated(policy: object) -> bool:
+    """Whether this is the name of a policy that needs a calibration."""
+    return isinstance(policy, str) and policy.partition(":")[0] in _CALIBRATED
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A name that was taken apart."""
+
+    text: str
+    name: str
+    arguments: tuple[str, ...]
+    window: Window | None
+    calibration: Calibration | None
+    share: float
+    price: float
+
+    def fail(self) -> SteerError:
+        return SteerError(f"policy {self.text!r}: expected {_FORMS[self.name]}")
+
+    def number(self, default: float | None) -> float:
+        """The only argument."""
+        if not self.arguments and default is not None:
+            return default
+        try:
+            (value,) = self.arguments
+            return float(value)
+        except ValueError:
+            raise self.fail() from None
+
+    def threshold(self, kinds: tuple[str, ...]) -> Threshold:
+        """SIGNAL:VALUE, over a window of one of these kinds."""
+        found = Threshold()
+        if self.arguments:
+            try:
+                signal, text = self.arguments
+                value = float(text)
+            except ValueError:
+                raise self.fail() from None
+            found = Threshold(signal, value)
+        return self.looking(found, kinds)
+
+    def looking(self, threshold: Threshold, kinds: tuple[str, ...]) -> Threshold:
+        """Over the window that stands behind the name, the first kind's by default."""
+        window = self.window or Window(kinds[0], least=kinds[0] == "answer")
+        if window.kind not in kinds:
+            raise SteerError(
+                f"policy {self.text!r}: {self.name} looks at {' or '.join(kinds)}, not {window}"
+            )
+        return replace(threshold, window=window)
+
+    def fitted(self) -> Calibration:
+        """The calibration."""
+        if self.calibration is None:
+            raise SteerError(f"policy {self.name} needs a calibration of this pair")
+        return self.calibration
+
+
+_STEPS = ("boundary", "probe", "step", "answer")
+
+
+def _cascade(wanted: _Wanted) -> Policy:
+    threshold = wanted.threshold(("answer",))
+    return Cascade(threshold.signal, threshold.value, window=threshold.window)
+
+
+def _entropy(wanted: _Wanted) -> Policy:
+    return Threshold("entropy", wanted.number(1.0), name="entropy")
+
+
+def _max_logit(wanted: _Wanted) -> Policy:
+    threshold = Threshold("max_logit", wanted.number(None), name="max-logit")
+    return wanted.looking(threshold, _STEPS[:3])
+
+
+def _steer(wanted: _Wanted) -> Policy:
+    tau = wanted.number(None) if wanted.arguments else None
+    return Steer(wanted.fitted(), tau)
+
+
+_MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
+    "small": lambda w: Always("small"),
+    "large": lambda w: Always("large"),
+    "random": lambda w: Random(w.number(w.share)),
+    "threshold": lambda w: w.threshold(_STEPS),
+    "entropy": _entropy,
+    "max-logit": _max_logit,
+    "previous": lambda w: replace(w.threshold(("step",)), name="previous"),
+    "query": lambda w: Query(w.threshold(("boundary", "probe"))),
+    "query-random": lambda w: Query(Random(w.number(w.share)), name="query-random"),
+    "cascade": _cascade,
+    "steer": _steer,
+    "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
+}
+_WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade")
 
 
 def make_policy(
     policy: str | Policy | Callable[[Boundary], str | Decision],
     calibration: Calibration | None = None,
-    tau: float | None = None,
     share: float = 0.2,
+    price: float = 0.0,
 ) -> Policy:
     """A policy from its name, from a function, or the policy itself.
 
-    Names: small, large, steer (``calibration``, ``tau``), random or random:SHARE (``share``), and
-    with a signal and a value of their own threshold:SIGNAL:VALUE, query:SIGNAL:VALUE (one decision,
-    at the prompt's end), cascade:SIGNAL:VALUE (one, on the small model's whole answer) and
-    entropy:VALUE (the first token's entropy in nats). A threshold or a cascade with ``@WINDOW``
-    behind it looks at that window.
+    Names: small and large; random and query-random, with ``:SHARE`` or at ``share``; steer and
+    steer:TAU, steer-cost and steer-cost:WORTH, which need ``calibration``; and with a signal and a
+    value of their own threshold, previous (the step just finished), query (one decision, at the
+    prompt's end) and cascade (one, on the small model's whole answer); with a value only entropy
+    and max-logit, of a step's first token. ``@WINDOW`` behind a name looks at that window.
+
+    Args:
+        price: of a row of the small model in rows of the large one, for steer-cost.
     """
     if not isinstance(policy, str):
         if isinstance(policy, type) or not (isinstance(policy, Policy) or callable(policy)):
@@ -53,57 +161,9 @@ def make_policy(
         return policy if isinstance(policy, Policy) else Call(policy)
     wanted, at, window = policy.partition("@")
     name, *arguments = wanted.split(":")
-    if name not in POLICIES or (arguments and name not in _FORMS):
+    if name not in POLICIES or (arguments and name in ROLES):
         raise SteerError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
-    if at and name not in ("threshold", "cascade"):
+    if at and name not in _WINDOWED:
         raise SteerError(f"policy {policy!r}: {name} has a window of its own; drop @{window}")
-    if name in ROLES:
-        return Always(name)
-    if name == "random":
-        return Random(_share(policy, arguments) if arguments else share)
-    if name == "steer":
-        if calibration is None:
-            raise SteerError("policy steer needs a calibration of this pair")
-        return Steer(calibration, tau)
-    return _compared(policy, name, arguments, Window.parse(window) if at else None)
-
-
-def _compared(policy: str, name: str, arguments: list[str], window: Window | None) -> Policy:
-    """The policies that compare a signal with a value."""
-    if name == "entropy":
-        found = _threshold(policy, ["entropy", *(arguments or ["1.0"])])
-        return replace(found, name="entropy")
-    threshold = _threshold(policy, arguments)
-    if name == "query":
-        return Query(threshold)
-    if name == "cascade":
-        cascade = Cascade(threshold.signal, threshold.value)
-        return replace(cascade, window=_whole(policy, window)) if window else cascade
-    return replace(threshold, window=window) if window else threshold
-
-
-def _whole(policy: str, window: Window) -> Window:
-    if window.kind != "answer":
-        raise SteerError(f"policy {policy!r}: a cascade judges answer or answer:least")
-    return window
-
-
-def _share(policy: str, arguments: list[str]) -> float:
-    try:
-        (share,) = arguments
-        return float(share)
-    except ValueError:
-        raise SteerError(f"policy {policy!r}: expected {_FORMS['random']}") from None
-
-
-def _threshold(policy: str, arguments: list[str]) -> Threshold:
-    if not arguments:
-        return Threshold()
-    try:
-        signal, value = arguments
-        return Threshold(signal, float(value))
-    except ValueError as error:
-        if isinstance(error, SteerError):
-            raise
-        expected = _FORMS[policy.partition(":")[0]]
-        raise SteerError(f"policy {policy!r}: expected {expected}") from None
+    looks = Window.parse(window) if at else None
+    return _MAKERS[name](_Wanted(policy, name, tuple(arguments), looks, calibration, share, price))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from engine.errors import SteerError
-from engine.routing.calibration import Calibration
 from engine.routing.signals import Signals, check_signal
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
@@ -25,6 +24,7 @@ class Boundary:
     tried: tokens that stand on trial.
     large_tokens: of the answer so far, written by the large model.
     thinking: whether the text that ends the thinking part is still to come.
+    risk: chance that a step so far has gone wrong, from the ``risk`` of the decisions before.
     """
 
     request: int
@@ -37,6 +37,7 @@ class Boundary:
     tried: int = 0
     large_tokens: int = 0
     thinking: bool = False
+    risk: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,15 @@ class Decision:
     """``model`` is "small" or "large"; ``reason`` is for people.
 
     With ``rest`` the model writes to the end: later boundaries are neither read nor decided.
+    ``risk`` is the chance that the step goes wrong, as the policy sees it; later boundaries carry
+    what has come together.
     """
 
     model: str
     reason: str
     posterior: float | None = None
     rest: bool = False
+    risk: float = 0.0
 
 
 @runtime_checkable
@@ -142,9 +146,9 @@ class Threshold:
 
     def decide(self, boundary: Boundary) -> Decision:
         """Compares one number."""
-        signals = _read(boundary, self.window)
+        signals = read_signals(boundary, self.window)
         if signals is None:
-            return _NOTHING_TO_JUDGE
+            return NOTHING_TO_JUDGE
         found = float(getattr(signals, self.signal))
         sure = found <= self.value if self.signal == "entropy" else found >= self.value
         sign = "<=" if found <= self.value else ">"
@@ -195,39 +199,6 @@ class Cascade:
         """Asks once, when the small model's answer is there."""
         found = Threshold(self.signal, self.value, window=self.window).decide(boundary)
         return replace(found, rest=True)
-
-
-@dataclass(frozen=True)
-class Steer:
-    """The large model writes where the posterior of the confident component is below tau."""
-
-    calibration: Calibration
-    tau: float | None = None  # None: the calibration's
-    name: str = "steer"
-
-    def __post_init__(self) -> None:
-        if self.tau is not None and not 0 <= self.tau <= 1:
-            raise SteerError(f"tau must be in [0, 1], got {self.tau}")
-
-    @property
-    def window(self) -> Window:
-        """The one that the calibration was fitted on."""
-        return Window.parse(self.calibration.window)
-
-    @property
-    def reads(self) -> bool:
-        """As its window does."""
-        return self.window.reads
-
-    def decide(self, boundary: Boundary) -> Decision:
-        """Mixture posterior against tau."""
-        signals = _read(boundary, self.window)
-        if signals is None:
-            return _NOTHING_TO_JUDGE
-        posterior = self.calibration.posterior(signals)
-        tau = self.calibration.tau if self.tau is None else self.tau
-        chosen, sign = ("small", ">=") if posterior >= tau else ("large", "<")
-        return Decision(chosen, f"posterior {posterior:.4f} {sign} {tau:.4g}", posterior)
 
 
 @dataclass(frozen=True)
@@ -284,10 +255,10 @@ class Call:
         return Decision(answer, "callable") if isinstance(answer, str) else answer
 
 
-_NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")
+NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")
 
 
-def _read(boundary: Boundary, window: Window) -> Signals | None:
+def read_signals(boundary: Boundary, window: Window) -> Signals | None:
     """The signals; None where a window of the last step has none to offer."""
     if boundary.signals is None and window.reads:
         raise SteerError("this policy needs signals, but the boundary was not read")

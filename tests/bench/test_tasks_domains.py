@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from bench.tasks import gym, planning
-from bench.tasks.problem import DELIMITER, EOS, EQUALS, SPLITS, STYLES, Problem, split_of
+from bench.tasks import gym, hops, planning
+from bench.tasks.problem import DELIMITER, EOS, EQUALS, FULL_STOP, SPLITS, STYLES, Problem, split_of
 from bench.tasks.registry import TASKS
 from bench.tasks.tokenizer import ALPHABET, build_tokenizer
 from engine import SteerError
@@ -18,15 +18,10 @@ EVERY = [(name, style) for name in TASKS for style in STYLES]
 def spoiled(problem: Problem, step: int, rng: random.Random) -> str:
     """The gold trace with the result that one step shows exchanged for another of its kind."""
     steps = list(problem.steps)
-    old = steps[step]
-    letters = [c for c in planning.TOWNS if c not in old]
-    if old[-1].islower():
-        steps[step] = old[:-1] + rng.choice(letters)
-    elif old[0].isalpha():
-        steps[step] = rng.choice(letters) + old[1:]
-    else:
-        place = len(old) - 1 if EQUALS in old else 0
-        steps[step] = old[:place] + str((int(old[place]) + 1) % 10) + old[place + 1 :]
+    old, end = steps[step].rstrip(FULL_STOP), steps[step].endswith(FULL_STOP) * FULL_STOP
+    place = len(old) - 1 if old[-1].islower() or old[-1] == "!" or EQUALS in old else 0
+    other = [c for c in ("0123456789" if old[place].isdigit() else planning.TOWNS) if c not in old]
+    steps[step] = old[:place] + rng.choice(other) + old[place + 1 :] + end
     return DELIMITER.join(steps)
 
 
@@ -51,8 +46,9 @@ def test_a_kind_for_every_step_and_an_answer_at_the_end(name: str, style: str):
     problems = task.problems("calibration", 300, style=style)
     for problem in problems:
         assert len(problem.kinds) == len(problem.steps)
-        assert problem.steps[-1].endswith(problem.answer[-1])
-    kinds = [k for p in problems for k in p.kinds if k != "copy"]
+        assert problem.steps[-1].endswith(problem.answer[-1]) or problem.steps[-1].endswith("!")
+    steps = [pair for p in problems for pair in zip(p.kinds, p.steps, strict=True)]
+    kinds = [k for k, step in steps if k != "copy" and not step.endswith("!")]
     assert {*kinds} == {*task.kinds}
     share = kinds.count("hard") / len(kinds)
     assert share == pytest.approx(task.mixes["mixed"][2], abs=0.05)
@@ -75,14 +71,15 @@ def test_splits_are_disjoint_and_seeded(name: str):
 def test_hops_need_what_their_kind_says():
     """Each step is re-read from the facts: as asked, backwards, or two put together."""
     for problem in TASKS["hops"].problems("test", 100, mix="hard"):
-        facts, question = problem.prompt.split("?")
+        facts, question = problem.prompt.split(hops.QUESTION)
         for before, after in zip(problem.steps, problem.steps[1:], strict=False):
-            person, relation, reached = before[0], before[2], after[0]
-            if relation == "S":
-                between = facts[facts.index(f"{person}N") + 2]
-                assert f"{between}N{reached}" in facts and between != reached != person
+            person, relation, reached = before[0], before[2:].rstrip(FULL_STOP), after[0]
+            if relation == ">>":
+                between = facts[facts.index(f"{person}>") + 2]
+                assert f"{between}>{reached}" in facts and between != reached != person
             else:
-                asked = f"{reached}N{person}" if relation == "B" else f"{person}{relation}{reached}"
+                back = relation == "<"
+                asked = f"{reached}>{person}" if back else f"{person}{relation}{reached}"
                 assert asked in facts
         distractors = len(facts) // 3 - len({s[0] for s in problem.steps})
         assert distractors > 3 and question[0] == problem.steps[0][0]
@@ -99,14 +96,13 @@ def test_routes_are_unique_and_hard_moves_pass_a_dead_end():
             assert len(others) == (kind != "easy")
             assert kind != "hard" or ends == others
             if others:
-                wrong = [*route[1 : route.index(here) + 1], others[0]]
-                error = planning.first_error(problem, DELIMITER.join(wrong))
+                wrong = [*route[1 : route.index(here) + 1], others[0], "!"]
+                error = planning.first_error(problem, (FULL_STOP + DELIMITER).join(wrong))
                 assert error == route.index(here)
 
 
 def test_one_tokenizer_for_all_tasks_and_styles():
     tokenizer = build_tokenizer()
-    assert ALPHABET.index(EQUALS) == 17  # where older folders have it
     for name, style in EVERY:
         for problem in TASKS[name].problems("test", 20, style=style):
             text = problem.prompt + problem.trace
@@ -122,11 +118,12 @@ def test_reasoning_gym_scores_as_our_checker_does():
     for problem in gym.read_problems(source, 60, pair=True):
         route = planning.solve(problem.prompt)
         ours = Problem(problem.prompt, tuple(route[1:]), (), " ".join(route))
-        good, other = DELIMITER.join(route[1:]), DELIMITER.join([*route[1:-1], route[0]])
+        join = (FULL_STOP + DELIMITER).join
+        good, other = join([*route[1:], "!"]), join([*route[1:-1], route[0], "!"])
         assert gym.is_correct(problem, good) and planning.is_correct(ours, good)
         assert not gym.is_correct(problem, other) and not planning.is_correct(ours, other)
         for cut in range(len(route) - 1):
-            text = DELIMITER.join(route[1 : cut + 1])
+            text = join([*route[1 : cut + 1], "!"])
             assert not gym.is_correct(problem, text) and not planning.is_correct(ours, text)
 
 

@@ -174,12 +174,16 @@ class Judge:
         span, rows = self.following[s], self.view.rows(s)
         here = s.computed[self.lane] + s.flying[self.lane]
         wanted = 1 if span == 1 else min(span, left)
+        blocks = self.model.blocks_for
         if s.may_lose[self.lane] and not rows:
-            return 0  # others may have taken KV that it is about to give up
+            # Others may have taken KV that it is about to give up; if not, it may lack a block.
+            needs = blocks(here + wanted) - blocks(here)
+            if self.view.short and needs > 0 and self.comes_last(s):
+                self.need, self.starved = self.need + needs, True
+            return 0
         if wanted <= 0 or self.starved:
             assert rows == 0, "planned ahead though memory is short"
             return 0
-        blocks = self.model.blocks_for
         self.need += blocks(here + wanted) - blocks(here)
         assert rows <= wanted
         if rows < wanted:
@@ -189,6 +193,15 @@ class Judge:
             self.planned.append(s)
             self.model.ahead[self.lane] += rows
         return rows if span > 1 else 0
+
+    def comes_last(self, s: SequenceModel) -> bool:
+        """Has nobody behind it in the order got a block, or anything planned ahead?"""
+        for o in self.running[self.running.index(s) + 1 :]:
+            here, rows = o.computed[self.lane] + o.flying[self.lane], self.view.rows(o)
+            more = self.model.blocks_for(here + rows) > self.model.blocks_for(here)
+            if more or (rows and o in self.following):
+                return False
+        return True
 
     def check_shared(self, s: SequenceModel, shared: int) -> None:
         assert not (self.starved and shared % self.size), "a block after somebody got none"

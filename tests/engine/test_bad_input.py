@@ -61,7 +61,7 @@ def test_pair_with_one_folder_only():
         Pair.named("qwen-1.5b/qwen-32b", small="somewhere")
 
 
-@pytest.mark.parametrize("policy", ["stear", "steer:0.5", ""])
+@pytest.mark.parametrize("policy", ["stear", "small:0.5", ""])
 def test_unknown_policy(engine: Engine, policy: str):
     with pytest.raises(SteerError, match=r"unknown policy .*; known: small, large, random"):
         engine.generate([PROMPT], policy=policy)
@@ -292,7 +292,7 @@ def test_sampling_params(field: str, value: float, message: str):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("block_tokens", 0), ("arena_tokens", 0), ("max_sequences", 0), ("delimiters", ("",))],
+    [("block_tokens", 0), ("arena_tokens", -1), ("max_sequences", 0), ("delimiters", ("",))],
 )
 def test_engine_config(field: str, value: object):
     with pytest.raises(SteerError, match=field):
@@ -305,7 +305,7 @@ def test_context_beyond_the_models():
 
 
 def test_unknown_dtype():
-    with pytest.raises(SteerError, match="unknown dtype 'int3'; known: float32, bfloat16"):
+    with pytest.raises(SteerError, match="unknown dtype 'int3'; known: float32, bfloat16, auto"):
         Engine("tiny", dtype="int3")
 
 

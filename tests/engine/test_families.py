@@ -123,3 +123,59 @@ def test_published_configs(tmp_path: Path):
     )
     qwen3 = config_of(tmp_path, **(base | {"architectures": ["Qwen3ForCausalLM"]}), head_dim=128)
     assert qwen3.qk_norm and not qwen3.qkv_bias and qwen3.query_width == 4096
+
+
+GENERATION = {
+    "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
+    "eos_token_id": [5, 7], "max_new_tokens": 9,
+}  # fmt: skip
+
+
+def test_a_generation_config_is_respected(tmp_path: Path):
+    """The large checkpoint's, where a request has no parameters of its own; eos ids always."""
+    checkpoint(*CASES["llama 2"], tmp_path / "small")
+    checkpoint(*CASES["llama 2"], tmp_path / "large")
+    path = tmp_path / "large" / "generation_config.json"
+    path.write_text(json.dumps(GENERATION))
+    engine = Engine("custom", small=tmp_path / "small", large=tmp_path / "large")
+    expected = SamplingParams(9, 0.7, 20, 0.8, repetition_penalty=1.05)
+    assert engine.default_params == expected
+    prompt = [*range(2, 30)]
+    (done,) = engine.generate([prompt], policy="large")
+    again = SamplingParams(9, 0.7, 20, 0.8, repetition_penalty=1.05, seed=done.seed)
+    assert engine.generate([prompt], again, "large")[0].token_ids == done.token_ids
+    assert engine.generate([[5, 6]], SamplingParams(64, 2.0, seed=0), "small")[0].token_ids[-1] in (
+        5,
+        7,
+    )
+    path.write_text(json.dumps(GENERATION | {"do_sample": False}))
+    greedy = Engine("custom", small=tmp_path / "small", large=tmp_path / "large").default_params
+    assert greedy == SamplingParams(9, repetition_penalty=1.05)
+    path.write_text(json.dumps(GENERATION | {"top_p": 3}))
+    with pytest.raises(SteerError, match=r"generation_config\.json: top_p must be in"):
+        Engine("custom", small=tmp_path / "small", large=tmp_path / "large")
+
+
+def test_heads_that_differ_in_padding(tmp_path: Path, prompts):
+    """As Qwen2.5's 1.5B and 32B: rows behind the vocabulary are never drawn by either model."""
+    models = {}
+    for role, rows in (("small", 40), ("large", 56)):
+        changes = {"vocab_size": rows, "tie_word_embeddings": role == "small"}
+        model = checkpoint("qwen2", changes, tmp_path / role)
+        model.get_output_embeddings().weight.data[len(TOKENS) :] *= 50  # they would win
+        model.save_pretrained(tmp_path / role)
+        models[role] = model
+    engine = Engine("custom", small=tmp_path / "small", large=tmp_path / "large")
+    params = SamplingParams(max_tokens=24, max_step_tokens=5, temperature=1.0, seed=0, logprobs=2)
+    turns = {0: "small", 1: "large"}
+    done = engine.generate(prompts(8, seed=1), params, lambda b: turns[b.position % 2])
+    assert {step.model for c in done for step in c.steps} == {"small", "large"}
+    assert max(max(c.token_ids) for c in done) < len(TOKENS)
+    for completion in done:
+        text = torch.tensor([[*completion.prompt_token_ids, *completion.token_ids]])
+        first = len(completion.prompt_token_ids)
+        for step in completion.steps:
+            with torch.no_grad():
+                row = models[step.model](text).logits[0, step.position - 1, : len(TOKENS)]
+            said = completion.logprobs[step.position - first].logprob
+            assert said == pytest.approx(float(row.log_softmax(-1)[step.token_ids[0]]), abs=1e-4)

@@ -220,7 +220,7 @@ def test_a_probe_longer_than_the_answer_is_refused(engine: Engine):
     [
         ("small@probe:3", "has a window of its own"),
         ("threshold:max_prob:0.9@prob:3", "unknown window 'prob:3'"),
-        ("cascade:max_prob:0.9@probe:3", "a cascade judges answer or answer:least"),
+        ("cascade:max_prob:0.9@probe:3", "cascade looks at answer, not probe:3"),
         ("cascade:max_prob", "expected cascade:SIGNAL:VALUE"),
         ("cascade:probability:0.9", "unknown signal"),
     ],

@@ -1,0 +1,100 @@
+"""Policies that decide about whole answers, put together from the two models alone.
+
+Greedy answers do not depend on who else asks, so a cascade or a query policy gives one of the two
+answers, and its books are known: those of the model that answers, and what the other one did in
+vain. One run of each model gives every setting; a test compares with the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.evaluate import Evaluation
+from bench.report.point import Floats, Point, flops_of
+from engine.config import ModelConfig
+from engine.ledger import ROW_KINDS, Usage, span_counts
+from engine.routing.windows import Window
+from engine.tuning.samples import Sample
+
+_SAMPLED, _DISCARDED, _PROMPT = map(ROW_KINDS.index, ("sampled", "discarded", "prompt"))
+_SETTINGS = 11
+
+
+def _taken_back(usage: Usage) -> Usage:
+    """The small model's books once its answer is dropped."""
+    rows = usage.rows.copy()
+    rows[0, _DISCARDED] += rows[0, _SAMPLED]
+    rows[0, _SAMPLED] = 0
+    return replace(usage, rows=rows)
+
+
+def _read(prompt: int) -> Usage:
+    """The small model reads a prompt, and the token that it drew is dropped."""
+    usage = Usage()
+    usage.rows[0, _PROMPT] = span_counts(0, prompt - 1)
+    usage.rows[0, _DISCARDED] = span_counts(prompt - 1, prompt)
+    usage.entries[0] = span_counts(0, prompt - 1)
+    return usage
+
+
+class Composer:
+    """All settings of the policies about whole answers."""
+
+    def __init__(
+        self,
+        small: Evaluation,
+        large: Evaluation,
+        samples: Sequence[Sample],
+        shapes: tuple[ModelConfig, ModelConfig],
+    ) -> None:
+        """``small`` and ``large`` are the runs of either alone, ``samples`` the small one's."""
+        self.small, self.large, self.samples, self.shapes = small, large, samples, shapes
+        self._steps = [np.array([len(c.steps) for c in e.completions]) for e in (small, large)]
+
+    def cascade(self) -> list[Point]:
+        """By the least sure token of the small model's answer."""
+        sure = self._sure(Window("answer", least=True))
+        usages = [_taken_back(c.usage) for c in self.small.completions]
+        return [self._point("cascade", v, sure < v, usages) for v in self._settings(sure)]
+
+    def query(self) -> list[Point]:
+        """By the log-odds of the first token of the small model's answer."""
+        sure = np.array([s.steps[0][0].log_odds for s in self.samples])
+        usages = [_read(s.prompt_tokens) for s in self.samples]
+        return [self._point("query", v, sure < v, usages) for v in self._settings(sure)]
+
+    def query_random(self, seed: int = 0) -> list[Point]:
+        """A share of the problems goes to the large model, without looking."""
+        drawn = np.random.default_rng(seed).permutation(len(self.samples)) / len(self.samples)
+        usages = [Usage() for _ in self.samples]
+        shares = np.linspace(0, 1, _SETTINGS)[1:-1]
+        return [self._point("query-random", v, drawn < v, usages) for v in shares]
+
+    def _sure(self, window: Window) -> Floats:
+        found = [sample.seen(window, 0) for sample in self.samples]
+        return np.array([seen.max_prob if seen else 0.0 for seen in found])
+
+    @staticmethod
+    def _settings(sure: Floats) -> list[float]:
+        return sorted({float(np.quantile(sure, q)) for q in np.linspace(0, 1, _SETTINGS)[1:]})
+
+    def _point(
+        self, family: str, value: float, handed: npt.NDArray[np.bool_], usages: Sequence[Usage]
+    ) -> Point:
+        both = zip(self.small.completions, self.large.completions, usages, handed, strict=True)
+        books = [lost + b.usage if over else a.usage for a, b, lost, over in both]
+        right = np.array(self.small.correct), np.array(self.large.correct)
+        small, large = self._steps
+        steps = np.where(handed, large, small)
+        return Point(
+            family,
+            float(value),
+            np.where(handed, right[1], right[0]).astype(np.float64),
+            flops_of(books, self.shapes),
+            float((steps * handed).sum() / steps.sum()),
+            composed=True,
+        )

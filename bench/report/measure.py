@@ -1,0 +1,127 @@
+"""Runs every policy on one domain."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from bench.calibrate import AUTO, calibrate, samples_of
+from bench.evaluate import Evaluation, evaluate
+from bench.report.compose import Composer
+from bench.report.domain import Domain, domain
+from bench.report.oracle import Oracle
+from bench.report.point import Point, point_of
+from bench.report.rivals import Setting, settings
+from bench.report.signals import SignalRow, signal_rows, step_labels
+from engine import Calibration, Engine, EngineConfig, Random, SteerError
+from engine.tuning.samples import Sample
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Measured:
+    """One domain: its calibration, its points and what signals are worth on it.
+
+    ``seconds`` by part of the work; ``right`` tells which answers of the small model are.
+    """
+
+    name: str
+    problems: int
+    calibration: Calibration
+    points: list[Point] = field(default_factory=list)
+    signals: list[SignalRow] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def of(self, family: str) -> list[Point]:
+        """The points of one policy."""
+        return [p for p in self.points if p.family == family]
+
+    @property
+    def large(self) -> Point:
+        """The large model alone."""
+        return self.of("large")[0]
+
+    @property
+    def steer(self) -> Point:
+        """STEER with the tau that the calibration problems gave."""
+        return next(p for p in self.of("steer") if p.chosen)
+
+
+def measure(name: str, problems: int, say: Say) -> Measured:
+    """All policies on one domain; runs in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    return _Measurement(domain(name, problems), say).run()
+
+
+class _Measurement:
+    def __init__(self, where: Domain, say: Say) -> None:
+        self.domain, self.say = where, say
+        self.seconds: dict[str, float] = {}
+        with self.timed("loading"):
+            self.engine = Engine(where.pair, config=EngineConfig(prefix_cache=False))
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent = time.perf_counter() - started
+        self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+    def run(self) -> Measured:
+        with self.timed("calibration"):
+            calibration = calibrate(self.engine, self.domain.calibration, window=AUTO)
+            fitted_on = samples_of(self.engine, self.domain.calibration)
+        self.say(f"calibrated on {calibration.window}, tau {calibration.tau:.4g}")
+        found = Measured(self.domain.name, len(self.domain.test.problems), calibration)
+        with self.timed("models alone"):
+            large = evaluate(self.engine, self.engine.policy("large"), self.domain.test)
+            small = self._small(found)
+        if large.ended("error"):
+            raise SteerError(f"{self.domain.name}: the large model's logits are unusable")
+        shapes = self.engine.shapes
+        found.points += [
+            point_of("small", None, small, shapes), point_of("large", None, large, shapes)
+        ]  # fmt: skip
+        for setting in settings(calibration, fitted_on, self.engine.row_price):
+            self._run(setting, found)
+        share = found.steer.large_step_share
+        self._run(Setting("random", share, Random(share), chosen=True), found)
+        self._run(Setting("oracle", None, Oracle(self.engine, self.domain)), found)
+        with self.timed("composing"):
+            composer = Composer(small, large, found.samples, shapes)
+            found.points += composer.cascade() + composer.query() + composer.query_random()
+        with self.timed("signals"):
+            labels = step_labels(self.domain, small, found.samples)
+            found.signals = signal_rows(found.samples, labels)
+        found.seconds = self.seconds
+        return found
+
+    def _small(self, found: Measured) -> Evaluation:
+        done = evaluate(
+            self.engine, self.engine.policy("small"), self.domain.test, token_signals=True
+        )
+        found.samples = [Sample.of(c) for c in done.completions]
+        found.right = list(done.correct)
+        return done
+
+    def _run(self, setting: Setting, found: Measured) -> None:
+        with self.timed(setting.family):
+            done = evaluate(self.engine, setting.policy, self.domain.test, setting.family)
+            point = point_of(
+                setting.family, setting.parameter, done, self.engine.shapes, setting.chosen
+            )
+        found.points.append(point)
+        cost = point.cost(found.large, "catchup")
+        self.say(f"{point.label}: accuracy {point.accuracy:.3f}, FLOPs {cost:.3f} with catch-up")
+
+
+def slim(found: Measured) -> Measured:
+    """Without what only the pictures of the process that measured needed."""
+    return replace(found, samples=[])

@@ -1,0 +1,38 @@
+"""A router that cannot err: it knows which steps the small model gets wrong."""
+
+from __future__ import annotations
+
+from bench.report.domain import Domain
+from engine import Boundary, Decision, Engine, Window
+
+_LONGEST = 48  # tokens of a step that are tried
+
+
+class Oracle:
+    """Lets the small model write each step on trial and asks the task's checker about it.
+
+    Its trials are in the books like any probe's. Steps behind the first error that the large model
+    makes are all wrong to the checker.
+    """
+
+    name = "oracle"
+    reads = True
+
+    def __init__(self, engine: Engine, domain: Domain) -> None:
+        self.window = Window("probe", min(_LONGEST, domain.test.max_tokens))
+        self._engine = engine
+        self._first_error = domain.first_error
+        encode = engine.tokenizer.encode
+        self._problems = {tuple(encode(p.prompt)): p for p in domain.test.problems}
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """The large model writes what the small one got wrong."""
+        tokens = self._engine.scheduler.sequence(boundary.request).tokens.tolist()
+        problem = self._problems[tuple(tokens[: boundary.prompt_tokens])]
+        eos = {i for shape in self._engine.shapes for i in shape.eos_ids}
+        written = [t for t in tokens[boundary.prompt_tokens :] if t not in eos]
+        text = self._engine.tokenizer.text_of(written)
+        for delimiter in self._engine.config.delimiters:
+            text = text.removesuffix(delimiter)
+        wrong = self._first_error(problem, text) == boundary.step
+        return Decision("large" if wrong else "small", "wrong" if wrong else "right")

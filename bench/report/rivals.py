@@ -1,0 +1,62 @@
+"""The policies that decide step by step, each with the settings that its frontier is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import Calibration, CostAware, Policy, Random, Steer, Threshold
+from engine.routing.windows import BOUNDARY, Window
+from engine.tuning.samples import Sample
+from engine.tuning.target import ladder
+
+_WORTHS = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 6.0)
+_SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
+_HANDED = (0.04, 0.08, 0.12, 0.18, 0.3)  # shares of steps that a threshold's settings aim at
+_TAUS = 6
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One policy to run."""
+
+    family: str
+    parameter: float | None
+    policy: Policy
+    chosen: bool = False
+
+
+def settings(
+    calibration: Calibration, samples: Sequence[Sample], price: float
+) -> Iterator[Setting]:
+    """All that do not depend on another one's result; ``samples`` are of calibration problems."""
+    taus = ladder(calibration, samples)
+    spread = {taus[round(i)] for i in np.linspace(0, len(taus) - 1, _TAUS)}
+    for tau in sorted(spread | {calibration.tau}):
+        yield Setting("steer", tau, Steer(calibration, tau), tau == calibration.tau)
+    for worth in _WORTHS:
+        yield Setting("steer-cost", worth, CostAware(calibration, worth, price))
+    for share in _SHARES:
+        yield Setting("random", share, Random(share))
+    window = Window.parse(calibration.window)
+    yield from _thresholds("threshold", "max_prob", window, samples)
+    yield from _thresholds("entropy", "entropy", BOUNDARY, samples)
+    yield from _thresholds("max-logit", "max_logit", window, samples)
+    yield from _thresholds("previous", "max_prob", Window("step", least=True), samples)
+
+
+def _thresholds(
+    family: str, signal: str, window: Window, samples: Sequence[Sample]
+) -> Iterator[Setting]:
+    """Values that would hand over a spread of shares of the calibration problems' steps."""
+    found = [
+        float(getattr(seen, signal))
+        for sample in samples
+        for step in range(len(sample.steps))
+        if (seen := sample.seen(window, step)) is not None
+    ]
+    unsure = [1 - share for share in _HANDED] if signal == "entropy" else _HANDED
+    for value in sorted({float(np.quantile(found, q)) for q in unsure}):
+        yield Setting(family, value, Threshold(signal, value, window=window))

@@ -1,0 +1,135 @@
+"""What was measured, as rows: settings, paired differences, signals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from bench.report.frontier import Difference, Frontiers, difference
+from bench.report.measure import Measured
+from bench.report.point import Point
+from bench.stats import paired_difference, wilson
+from engine.pricing import ACCOUNTINGS
+
+OURS = ("steer", "steer-cost")
+COUNTED = ("decode", "catchup")  # the two accountings of plots and frontiers
+
+
+def point_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """A row for each setting of each policy."""
+    for point in found.points:
+        low, high = wilson(int(point.correct.sum()), point.correct.size)
+        yield {
+            "kind": "setting",
+            "domain": found.name,
+            "policy": point.family,
+            "parameter": point.parameter,
+            "chosen": point.chosen,
+            "composed": point.composed,
+            "n": point.correct.size,
+            "accuracy": point.accuracy,
+            "ci_low": low,
+            "ci_high": high,
+            "large_step_share": point.large_step_share,
+            **{f"flops_{a}": point.cost(found.large, a) for a in ACCOUNTINGS},
+            "seconds": round(point.seconds, 3),
+            **point.extra,
+        }
+
+
+def signal_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """A row for each signal over each window."""
+    for signal in found.signals:
+        chosen = (signal.signal, signal.window) == (
+            found.calibration.signal, found.calibration.window
+        )  # fmt: skip
+        yield {"kind": "signal", "domain": found.name, "chosen": chosen, **signal.row()}
+
+
+def paired_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """STEER at its tau against others at theirs, on the same problems."""
+    steer = found.steer
+    for other in (found.of("small") + found.of("large") + found.of("oracle")) + [
+        p for p in found.points if p.chosen and p.family != "steer"
+    ]:
+        bools = [[bool(c) for c in p.correct] for p in (steer, other)]
+        value, low, high = paired_difference(bools[0], bools[1])
+        yield {
+            "kind": "paired",
+            "domain": found.name,
+            "first": steer.label,
+            "second": other.label,
+            "n": steer.correct.size,
+            **_interval(Difference(value, low, high)),
+            "interval": "Newcombe",
+            **{f"flops_{a}": _ratio(steer, other, a) for a in ACCOUNTINGS},
+        }
+
+
+def _ratio(first: Point, second: Point, accounting: str) -> float:
+    return float(first.flops[accounting].sum() / second.flops[accounting].sum())
+
+
+def frontier_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """Both of our policies against each family, at equal cost and at equal accuracy.
+
+    Costs: that of STEER at its tau, and half way from the small model to there. Accuracies: that of
+    STEER, and half way from the small model's to there.
+    """
+    small, steer = found.of("small")[0], found.steer
+    families = [f for f in dict.fromkeys(p.family for p in found.points) if f not in _ALONE]
+    for accounting in COUNTED:
+        fronts = Frontiers(found.points, accounting)
+        cost = [p.cost(found.large, accounting) for p in (small, steer)]
+        for name, at in (("steer's", cost[1]), ("half of steer's", sum(cost) / 2)):
+            values = {f: fronts.accuracy_at(f, at) for f in families}
+            yield from _against(found, accounting, f"{name} cost", at, values)
+        accuracies = small.accuracy, steer.accuracy
+        for name, at in (("steer's", accuracies[1]), ("half of steer's", sum(accuracies) / 2)):
+            values = {f: fronts.cost_at(f, at) for f in families}
+            yield from _against(found, accounting, f"{name} accuracy", at, values)
+        values = {f: fronts.mean_accuracy(f, *cost) for f in families}
+        yield from _against(found, accounting, "mean up to steer's cost", cost[1], values)
+
+
+_ALONE = ("small", "large")
+
+
+def _against(
+    found: Measured, accounting: str, where: str, at: float, values: dict[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    for first in OURS:
+        for second in values:
+            if first != second and (second not in OURS or first == "steer-cost"):
+                yield {
+                    "kind": "frontier",
+                    "domain": found.name,
+                    "accounting": accounting,
+                    "equal": where,
+                    "at": at,
+                    "first": first,
+                    "second": second,
+                    "first_value": float(values[first][0]),
+                    "second_value": float(values[second][0]),
+                    **_interval(difference(values[first], values[second])),
+                    "interval": "bootstrap over problems",
+                }
+
+
+def _interval(found: Difference) -> dict[str, Any]:
+    return {"difference": found.value, "low": found.low, "high": found.high}
+
+
+def time_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    """Seconds by part of the work."""
+    for part, seconds in found.seconds.items():
+        row = {"kind": "time", "domain": found.name, "part": part}
+        yield {**row, "seconds": round(seconds, 3)}
+
+
+def all_rows(found: Measured) -> list[dict[str, Any]]:
+    """Everything about one domain."""
+    makers = point_rows, signal_rows, paired_rows, frontier_rows, time_rows
+    return [row for maker in makers for row in maker(found)]

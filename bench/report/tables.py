@@ -1,0 +1,109 @@
+"""The tables of the report, in Markdown, made from its rows and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def of(rows: Iterable[Row], kind: str, **wanted: Any) -> list[Row]:
+    """Rows of a kind with these fields."""
+    return [r for r in rows if r["kind"] == kind and all(r[k] == v for k, v in wanted.items())]
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    rule = ["---"] * len(header)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def name_of(row: Row) -> str:
+    """A setting's name, with a mark where the calibration problems chose it."""
+    value = "" if row["parameter"] is None else f":{row['parameter']:.4g}"
+    return f"`{row['policy']}{value}`" + (" (chosen)" if row["chosen"] else "")
+
+
+def settings_table(rows: Iterable[Row], domain: str) -> str:
+    """Every setting of every policy."""
+    header = (
+        "policy", "accuracy (95% interval)", "large steps", "decode", "with catch-up",
+        "re-prefill", "seconds",
+    )  # fmt: skip
+    return markdown(
+        header,
+        [
+            (
+                name_of(r),
+                f"{r['accuracy']:.3f} ({r['ci_low']:.3f} - {r['ci_high']:.3f})",
+                f"{r['large_step_share']:.1%}",
+                *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
+                "composed" if r["composed"] else f"{r['seconds']:.1f}",
+            )
+            for r in of(rows, "setting", domain=domain)
+        ],
+    )
+
+
+def signals_table(rows: Iterable[Row], domain: str) -> str:
+    """Areas under the ROC curve, a line a window, a column a signal: with and without labels."""
+    found = of(rows, "signal", domain=domain)
+    signals = list(dict.fromkeys(r["signal"] for r in found))
+    cells = {(r["window"], r["signal"]): r for r in found}
+
+    def cell(window: str, signal: str) -> str:
+        row = cells[window, signal]
+        areas = [row["auroc"], row["auroc_unlabelled"]]
+        text = " / ".join("-" if a is None else f"{a:.3f}" for a in areas)
+        return f"**{text}**" if row["chosen"] else text
+
+    windows = dict.fromkeys(r["window"] for r in found)
+    return markdown(
+        ("window", *signals), [(f"`{w}`", *(cell(w, s) for s in signals)) for w in windows]
+    )
+
+
+def paired_table(rows: Iterable[Row], domain: str) -> str:
+    """STEER at its tau against others."""
+    return markdown(
+        ("STEER minus", "points (95% interval)", "FLOPs: decode", "with catch-up"),
+        [
+            (
+                f"`{r['second']}`",
+                points(r),
+                *(f"{r[f'flops_{a}']:.3f} times" for a in ("decode", "catchup")),
+            )
+            for r in of(rows, "paired", domain=domain)
+        ],
+    )
+
+
+def points(row: Row) -> str:
+    """A difference of accuracies in points, with its interval."""
+    value, low, high = (100 * row[k] for k in ("difference", "low", "high"))
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def frontier_table(rows: Iterable[Row], domain: str, accounting: str, first: str) -> str:
+    """One of our policies against each family, at equal cost and at equal accuracy."""
+    found = of(rows, "frontier", domain=domain, accounting=accounting, first=first)
+    places = list(dict.fromkeys((r["equal"], r["at"]) for r in found))
+    cells = {(r["second"], r["equal"]): r for r in found}
+
+    def cell(family: str, equal: str) -> str:
+        row = cells[family, equal]
+        if "accuracy" not in equal:
+            return points(row)
+        value, low, high = (row[k] for k in ("difference", "low", "high"))
+        return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+    header = [
+        f"{equal} ({at:.3f})" + (": FLOPs" if "accuracy" in equal else ": points")
+        for equal, at in places
+    ]
+    families = dict.fromkeys(r["second"] for r in found)
+    return markdown(
+        (f"`{first}` minus", *header),
+        [(f"`{f}`", *(cell(f, equal) for equal, _ in places)) for f in families],
+    )

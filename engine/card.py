@@ -1,0 +1,56 @@
+"""Whether a pair fits its cards, and how large an arena that leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from engine.config import EngineConfig, ModelConfig
+from engine.device import card_memory, check_shapes
+from engine.memory import ArenaGeometry
+from engine.room import arena_slabs, weight_room, workspace_room
+
+Shapes = tuple[ModelConfig, ModelConfig]
+
+
+class CardRoom:
+    """The memory of the devices of one engine. On a CPU everything is taken to fit."""
+
+    def __init__(
+        self, devices: tuple[torch.device, torch.device], config: EngineConfig, element_bytes: int
+    ) -> None:
+        self._devices = devices
+        self._config = config
+        self._element_bytes = element_bytes
+        self._on_cards = devices[0].type == "cuda"
+
+    def check(self, shapes: Shapes) -> None:
+        """SteerError if the kernels cannot run a pair, or its cards not hold it."""
+        if self._on_cards:
+            check_shapes(shapes, self._config)
+            self._slabs(shapes, loaded=False)
+
+    def geometry(self, shapes: Shapes) -> ArenaGeometry:
+        """The arena, once the weights are loaded."""
+        geometry = ArenaGeometry.of(shapes, self._config, self._element_bytes)
+        if not self._on_cards:
+            return geometry
+        return replace(geometry, slabs=self._slabs(shapes, loaded=True))
+
+    def _slabs(self, shapes: Shapes, loaded: bool) -> int:
+        """What fits all cards: each holds an arena of the same geometry."""
+        config, size = self._config, self._element_bytes
+        geometry = ArenaGeometry.of(shapes, config, size)
+        tokens = geometry.slots[1] * config.block_tokens
+        found = []
+        for device in dict.fromkeys(self._devices):
+            here = [shape for shape, d in zip(shapes, self._devices, strict=True) if d == device]
+            needed = {
+                "weights": 0 if loaded else sum(weight_room(s, size) for s in here),
+                "workspaces": sum(workspace_room(s, config, size) for s in here),
+            }
+            card = card_memory(device, config.memory_fraction)
+            asked = geometry.slabs if config.arena_tokens else 0
+            found.append(arena_slabs(card, needed, geometry.slab_bytes, tokens, asked))
+        return min(found)

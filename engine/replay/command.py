@@ -1,0 +1,92 @@
+"""``steer replay``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engine.config import NAMED_PAIRS, TINY, ModelConfig, Pair
+from engine.errors import SteerError
+from engine.ledger import Usage
+from engine.models.checkpoint import load_config
+from engine.pricing import ACCOUNTINGS, Price, pair_flops
+from engine.replay.replay import LIMITS, Replayed, replay
+from engine.routing.calibration import Calibration
+from engine.routing.names import HELP, is_calibrated, make_policy
+from engine.trace import Trace
+
+Shapes = tuple[ModelConfig, ModelConfig]
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's flags."""
+    parser = commands.add_parser(
+        "replay",
+        help="say what other policies would have decided on a trace, without a model",
+        epilog="example: steer replay trace.jsonl --policy steer:0.9 --policy entropy:0.5",
+    )
+    add = parser.add_argument
+    add("trace", type=Path, metavar="TRACE", help="what generate --trace or bench.flops wrote")
+    add("--policy", action="append", metavar="POLICY", required=True, help=f"{HELP}; repeatable")
+    add("--calibration", type=Path, metavar="FILE", help="of the trace's pair")
+    add(
+        "--pair",
+        default="tiny",
+        help="whose shapes price the rows; one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)",
+    )
+    add("--small", type=Path, metavar="DIR", help="folder of the small model (its config.json)")
+    add("--large", type=Path, metavar="DIR", help="folder of the large model")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Nothing is run but the policies."""
+    trace = Trace.read(options.trace)
+    pair = Pair.named(options.pair, options.small, options.large)
+    shapes = pair.shapes if pair.small is None else _shapes(pair)
+    price = Price.of(shapes[0]).row / Price.of(shapes[1]).row
+    calibration = _calibration(options, trace)
+    found = [replay(trace, make_policy("small"), "small"), replay(trace, make_policy("large"))]
+    for name in dict.fromkeys(options.policy):
+        found.append(replay(trace, make_policy(name, calibration, price=price), name))
+    print(f"{len(trace.requests)} requests of policy {trace.policy} on {trace.pair}\n")
+    print(_table(trace, found, shapes))
+    print(f"\n{LIMITS}")
+    return 0
+
+
+def _shapes(pair: Pair) -> Shapes:
+    assert pair.small and pair.large
+    return load_config(pair.small), load_config(pair.large)
+
+
+def _calibration(options: argparse.Namespace, trace: Trace) -> Calibration | None:
+    """The user's, else the embedded one where the trace is of the embedded pair."""
+    if options.calibration:
+        return Calibration.load(options.calibration, trace.pair)
+    if not any(map(is_calibrated, options.policy)):
+        return None
+    if not trace.pair.startswith("tiny-"):
+        raise SteerError(f"the trace is of {trace.pair}: pass its --calibration FILE")
+    return Calibration.load(TINY / "calibration.json", trace.pair)
+
+
+def _table(trace: Trace, found: list[Replayed], shapes: Shapes) -> str:
+    lengths = [(r.prompt_tokens, r.completion_tokens) for r in trace.requests]
+    alone = Usage.alone_sum("large", lengths)
+    base = {a: pair_flops(alone, shapes, a) for a in ACCOUNTINGS}
+    recorded = Replayed(
+        f"recorded: {trace.policy}",
+        sum((r.usage for r in trace.requests), Usage()),
+        sum(r.steps for r in trace.requests),
+        sum(r.large_steps for r in trace.requests),
+        requests=len(trace.requests),
+        same=len(trace.requests),
+    )
+    width = max(len(f.policy) for f in [recorded, *found])
+    header = ("large steps", "decode", "with catch-up", "re-prefill", "changed", "exact requests")
+    lines = [f"{'policy':{width}}" + "".join(f"  {h:>14}" for h in header)]
+    for f in [recorded, *found]:
+        flops = [f"{pair_flops(f.usage, shapes, a) / base[a]:.3f}" for a in ACCOUNTINGS]
+        cells = [f"{f.large_step_share:.1%}", *flops, str(f.changed), f"{f.same}/{f.requests}"]
+        lines.append(f"{f.policy:{width}}" + "".join(f"  {cell:>14}" for cell in cells))
+    return "\n".join(lines)

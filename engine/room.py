@@ -1,0 +1,86 @@
+"""What fits a card: bytes of weights, workspaces and the arena, before any of it is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine.config import EngineConfig, ModelConfig
+from engine.errors import SteerError
+from engine.models.layout import fused_shapes
+
+LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
+_SPLITS = 32  # partial results of a row in attention, at most
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """Bytes of one card. ``fraction``: of ``total``, what may be in use, others' included."""
+
+    name: str
+    total: int
+    free: int
+    fraction: float
+
+    @property
+    def usable(self) -> int:
+        """What may still be allocated."""
+        return max(0, self.free - math.ceil((1 - self.fraction) * self.total))
+
+
+def weight_room(shape: ModelConfig, element_bytes: int) -> int:
+    """Bytes of a model's weights, unquantised."""
+    return element_bytes * sum(math.prod(size) for size in fused_shapes(shape).values())
+
+
+def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
+    """Bytes beside weights and arena that one lane's biggest tick takes, and what its graphs keep.
+
+    Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed,
+    kept by graphs of all sizes, and changed for a draw; partial results of split attention.
+    """
+    rows, sequences = config.max_tick_tokens, config.max_sequences
+    wide = 4 * shape.hidden_size + 3 * shape.intermediate_size
+    wide += 3 * shape.query_width + 2 * shape.kv_width
+    logits = 4 * sequences * shape.vocab_size
+    partials = 4 * sequences * _SPLITS * shape.heads * (shape.head_dim + 2)
+    # Short spans have more rows and, for that, fewer splits.
+    partials = max(partials, 4 * rows * (_SPLITS // 4) * shape.heads * (shape.head_dim + 2))
+    return rows * wide * element_bytes + 5 * logits + partials
+
+
+def arena_slabs(
+    card: CardMemory, needed: dict[str, int], slab: int, slab_tokens: int, asked: int = 0
+) -> int:
+    """Slabs of an arena that fit a card beside everything else.
+
+    Args:
+        card: as it is now.
+        needed: bytes still to be allocated by what they are for, the arena apart.
+        slab: bytes of one.
+        slab_tokens: of the large model that one holds.
+        asked: slabs wanted; 0 takes all that fit.
+
+    Raises:
+        SteerError: what is needed, what is free, and what would fit.
+    """
+    least = asked or math.ceil(LEAST_TOKENS / slab_tokens)
+    others = sum(needed.values())
+    if others + least * slab <= card.usable:
+        return asked or (card.usable - others) // slab
+    parts = [*needed.items(), (f"an arena of {least * slab_tokens} tokens", least * slab)]
+    listed = " + ".join(f"{_gib(size)} GiB for {what}" for what, size in parts if size)
+    fitting = (card.usable - others) // slab * slab_tokens
+    if fitting >= LEAST_TOKENS:
+        advice = f"arena_tokens={fitting} would fit"
+    else:
+        advice = "free the card, take a smaller pair or dtype, or lower max_tick_tokens"
+    raise SteerError(
+        f"{card.name}: {_gib(others + least * slab)} GiB are needed ({listed}), "
+        f"{_gib(card.usable)} of {_gib(card.free)} GiB free may be used "
+        f"(memory_fraction {card.fraction:g}): {advice}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"

@@ -1,0 +1,111 @@
+"""STEER: the posterior of a calibrated mixture decides, alone or against what a handoff costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine.errors import SteerError
+from engine.routing.calibration import Calibration
+from engine.routing.outlook import Outlook
+from engine.routing.policies import NOTHING_TO_JUDGE, Boundary, Decision, read_signals
+from engine.routing.windows import Window
+
+
+@dataclass(frozen=True)
+class Steer:
+    """The large model writes where the posterior of the confident component is below tau."""
+
+    calibration: Calibration
+    tau: float | None = None  # None: the calibration's
+    name: str = "steer"
+
+    def __post_init__(self) -> None:
+        if self.tau is not None and not 0 <= self.tau <= 1:
+            raise SteerError(f"tau must be in [0, 1], got {self.tau}")
+
+    @property
+    def window(self) -> Window:
+        """The one that the calibration was fitted on."""
+        return Window.parse(self.calibration.window)
+
+    @property
+    def reads(self) -> bool:
+        """As its window does."""
+        return self.window.reads
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Mixture posterior against tau."""
+        signals = read_signals(boundary, self.window)
+        if signals is None:
+            return NOTHING_TO_JUDGE
+        posterior = self.calibration.posterior(signals)
+        tau = self.calibration.tau if self.tau is None else self.tau
+        chosen, sign = ("small", ">=") if posterior >= tau else ("large", "<")
+        return Decision(chosen, f"posterior {posterior:.4f} {sign} {tau:.4g}", posterior)
+
+
+@dataclass(frozen=True)
+class CostAware:
+    """The large model writes where that is worth what it costs.
+
+    Weighed are what it would read now, the expected step, what it costs the small model to read the
+    step instead of keeping what stands on trial, and, through an :class:`Outlook`, that reading now
+    makes later handoffs cheaper and that an answer which has probably gone wrong is worth less.
+
+    worth: of one right answer, in answers by the large model alone: at 1 a point of accuracy may
+        cost 1% of what the large model alone costs.
+    price: of a row of the small model, in rows of the large one.
+
+    The calibration must know the shape of answers. A decision is made on each boundary's own
+    signals; further ones are expected as often unsure as the calibration's were.
+    """
+
+    calibration: Calibration
+    worth: float = 4.0
+    price: float = 0.0
+    name: str = "steer-cost"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.worth < math.inf or not 0 <= self.price < math.inf:
+            raise SteerError(
+                f"worth and price must be 0 or more and finite, got {self.worth} and {self.price}"
+            )
+        if self.calibration.shape is None:
+            raise SteerError(
+                f"policy {self.name} needs a calibration that knows the lengths of answers: "
+                "calibrate again"
+            )
+
+    @property
+    def window(self) -> Window:
+        """The one that the calibration was fitted on."""
+        return Window.parse(self.calibration.window)
+
+    @property
+    def reads(self) -> bool:
+        """As its window does."""
+        return self.window.reads
+
+    @cached_property
+    def _outlook(self) -> Outlook:
+        shape, found = self.calibration.shape, self.calibration
+        assert shape is not None
+        doubts = tuple(zip(found.mixture.weights, found.errors, strict=True))
+        return Outlook(shape, self.worth * shape.tokens, doubts)
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """Expected worth minus cost of either model."""
+        signals = read_signals(boundary, self.window)
+        if signals is None:
+            return NOTHING_TO_JUDGE
+        posterior = self.calibration.posterior(signals)
+        doubt = self.calibration.error(signals)
+        right, lag = 1 - boundary.risk, float(boundary.catch_up)
+        keep = self._outlook.keep(boundary.step, lag, right, doubt)
+        handed = self._outlook.hand_over(boundary.step, lag, right) - self.price * boundary.tried
+        what = f"doubt {doubt:.3f}, handing over {handed - keep:+.1f} tokens' worth"
+        if handed > keep:
+            return Decision("large", what, posterior)
+        return Decision("small", what, posterior, risk=doubt)

@@ -1,0 +1,195 @@
+"""``steer calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.config import NAMED_PAIRS, EngineConfig
+from engine.engine import Engine
+from engine.errors import SteerError
+from engine.files import check_output
+from engine.params import SamplingParams
+from engine.routing.calibration import Calibration
+from engine.routing.signals import check_signal
+from engine.routing.windows import FORMS as WINDOWS
+from engine.routing.windows import Window
+from engine.tuning import target as targets
+from engine.tuning.fitting import fitted
+from engine.tuning.pictures import can_draw, histogram, reliability_plot
+from engine.tuning.prompts import Prompts, read_prompts
+from engine.tuning.samples import Sample, observe
+from engine.tuning.separability import (
+    SIGNALS,
+    Finding,
+    judge_windows,
+    recommend,
+    warnings,
+    windows_for,
+)  # fmt: skip
+from engine.tuning.target import Bench, Target, choose_tau
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's flags."""
+    parser = commands.add_parser(
+        "calibrate",
+        help="fit a calibration to a pair on your prompts, and say what it is worth",
+        description="Runs the small model on the prompts, says which signal over which window "
+        "foretells its doubts, fits the mixture, and picks tau.",
+        epilog="example: steer calibrate prompts.jsonl --target loss:0.01 --output mine.json",
+    )
+    add = parser.add_argument
+    add("prompts", type=Path, metavar="FILE", help='{"prompt": ...} a line; "answer" is optional')
+    add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
+    add("--small", type=Path, metavar="DIR", help="weights of the small model")
+    add("--large", type=Path, metavar="DIR", help="weights of the large model")
+    add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
+    add("--max-tokens", type=int, default=1024, metavar="N", help="per answer (default: 1024)")
+    add("--limit", type=int, metavar="N", help="use the first N prompts")
+    add(
+        "--delimiter",
+        action="append",
+        metavar="TEXT",
+        help="what ends a step, \\n is read as a line end; can be repeated (default: \\n\\n)",
+    )
+    add("--signal", help=f"one of {', '.join(SIGNALS)} (default: the best)")
+    add("--window", help=f"one of {WINDOWS} (default: the best)")
+    add(
+        "--target",
+        help=f"what tau is for: {targets.FORMS}; accuracy is that of the answers, or agreement "
+        "with the large model without answers (default: the Bayes split, without a run of the "
+        "large model)",
+    )
+    add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
+    add("--no-plots", action="store_true", help="write no pictures beside the output")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Everything is worked out before the first file is written."""
+    aim = Target.parse(options.target) if options.target else None
+    _check(options)
+    prompts = _limited(read_prompts(options.prompts), options.limit)
+    config = EngineConfig(prefix_cache=False)
+    if options.delimiter:
+        delimiters = tuple(d.replace("\\n", "\n") for d in options.delimiter)
+        config = EngineConfig(prefix_cache=False, delimiters=delimiters)
+    engine = Engine(
+        options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
+    )
+    params = SamplingParams(max_tokens=options.max_tokens)
+    samples = observe(engine, prompts.texts, params, progress=sys.stderr.isatty())
+    chosen, findings = _choose(options, samples)
+    calibration = fitted(engine, samples, chosen, prompts.texts)
+    right = _right(samples, prompts.is_right)
+    if aim:
+        bench = Bench(engine, prompts.texts, params, prompts.is_right)
+        calibration = choose_tau(calibration, samples, aim, bench)
+        right = _right(samples, bench.is_right)
+    print(_table(findings, chosen))
+    for line in warnings(findings):
+        print(f"warning: {line}")
+    print(_verdict(calibration, chosen))
+    _write(options, calibration, samples, right)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.limit is not None and options.limit < 1:
+        raise SteerError(f"--limit must be at least 1, got {options.limit}")
+    if options.signal:
+        check_signal(options.signal)
+    if options.window and Window.parse(options.window).kind == "answer":
+        raise SteerError("--window answer: a calibration is about steps; a cascade needs none")
+    for path in (options.output, *_pictures(options.output)):
+        check_output(path, "--output")
+
+
+def _limited(prompts: Prompts, limit: int | None) -> Prompts:
+    return Prompts(prompts.texts[:limit], prompts.answers and prompts.answers[:limit])
+
+
+def _right(samples: Sequence[Sample], is_right: targets.IsRight | None) -> list[bool] | None:
+    return is_right and [is_right(i, sample.text) for i, sample in enumerate(samples)]
+
+
+def _choose(
+    options: argparse.Namespace, samples: Sequence[Sample]
+) -> tuple[Finding, list[Finding]]:
+    """The finding to fit on, and all that were looked at."""
+    windows = [Window.parse(options.window)] if options.window else windows_for(samples)
+    signals = (options.signal,) if options.signal else SIGNALS
+    findings = judge_windows(samples, windows, signals)
+    chosen = recommend(findings)
+    if chosen:
+        return chosen, findings
+    forced = [f for f in findings if f.mixture]
+    if options.signal and options.window and forced:
+        print(f"warning: {forced[0].signal} over {forced[0].window} {forced[0].verdict}")
+        return forced[0], findings
+    print(_table(findings, None))
+    common = Counter(f.verdict for f in findings).most_common(2)
+    raise SteerError(
+        "nothing is worth calibrating on, no file was written: "
+        + "; ".join(f"{reason} ({count} of {len(findings)})" for reason, count in common)
+    )
+
+
+def _table(findings: Sequence[Finding], chosen: Finding | None) -> str:
+    """One line a signal and window; the chosen one is marked."""
+    header = f"  {'window':15}{'signal':11}{'n':>6}{'apart':>7}{'AUROC':>7}{'unsure':>8}"
+    lines = [header + f"{'doubt there':>13}{'elsewhere':>11}  verdict"]
+    for f in sorted(findings, key=lambda f: (f.price, f.window)):
+        unsure = f"{f.mixture.weights[0]:.1%}" if f.mixture else "-"
+        mark = "*" if f is chosen else " "
+        lines.append(
+            f"{mark} {f.window:15}{f.signal:11}{f.count:6}{f.separation:7.2f}{f.area:7.3f}"
+            f"{unsure:>8}{f.errors[0]:13.3f}{f.errors[1]:11.4f}  {f.verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(calibration: Calibration, chosen: Finding) -> str:
+    lines = [
+        f"recommended: {chosen.signal} over {chosen.window} (AUROC {chosen.area:.3f} for the small "
+        f"model's own doubt); tau {calibration.tau:.4g}"
+    ]
+    found = calibration.provenance
+    if "aim" in found:
+        at = next(row for row in found["grid"] if row["tau"] == calibration.tau)
+        met = "met" if found["aim_reached"] else "NOT met by any tau"
+        lines.append(
+            f"target {found['aim']}: {met}; accuracy {at['accuracy']:.3f} (large alone "
+            f"{found['large_alone']['accuracy']:.3f}), {at['large']:.1%} of steps by the large "
+            f"model, FLOPs {at['flops_decode']:.3f} decode-only, {at['flops_catchup']:.3f} with "
+            "catch-up"
+        )
+        lines.append("tau was picked on the prompts of the fit: measure it on others")
+    return "\n".join(lines)
+
+
+def _pictures(output: Path) -> tuple[Path, Path]:
+    stem = output.with_suffix("")
+    return Path(f"{stem}-histogram.png"), Path(f"{stem}-reliability.png")
+
+
+def _write(
+    options: argparse.Namespace,
+    calibration: Calibration,
+    samples: Sequence[Sample],
+    right: Sequence[bool] | None,
+) -> None:
+    written = []
+    if not options.no_plots and can_draw():
+        first, second = _pictures(options.output)
+        histogram(calibration, samples, first)
+        reliability_plot(calibration, samples, right, second)
+        written = [first, second]
+    elif not options.no_plots:
+        print("no pictures: pip install steer-engine[plot]")
+    calibration.save(options.output)
+    print("written: " + ", ".join(map(os.fspath, [options.output, *written])))

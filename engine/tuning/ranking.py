@@ -1,0 +1,23 @@
+"""How well a number ranks: the area under the ROC curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def auroc(scores: Sequence[float], wrong: Sequence[float]) -> float:
+    """Chance that a wrong item scores lower than a right one; ties count half.
+
+    ``wrong`` are labels, or chances: an item then counts as both by its chance (Mann-Whitney with
+    weights). NaN where all are right or all are wrong.
+    """
+    x, bad = np.asarray(scores, np.float64), np.asarray(wrong, np.float64)
+    good = 1 - bad
+    if bad.sum() <= 0 or good.sum() <= 0:
+        return float("nan")
+    _, groups = np.unique(x, return_inverse=True)
+    bads, goods = np.bincount(groups, bad), np.bincount(groups, good)
+    higher = goods.sum() - np.cumsum(goods)
+    return float((bads * (higher + goods / 2)).sum() / (bad.sum() * good.sum()))

@@ -1,0 +1,84 @@
+"""What the small model writes alone, token by token: all that a calibration is fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.engine import Engine
+from engine.errors import SteerError
+from engine.params import SamplingParams
+from engine.request import Completion
+from engine.routing.shape import AnswerShape
+from engine.routing.signals import Signals
+from engine.routing.windows import Window
+
+Tokens = tuple[Signals, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer of the small model: the signals of each token of each step."""
+
+    prompt_tokens: int
+    steps: tuple[Tokens, ...]
+    text: str
+
+    @classmethod
+    def of(cls, completion: Completion) -> Sample:
+        """From a completion of the small model alone with its ``token_signals``."""
+        signals, first = completion.token_signals or (), len(completion.prompt_token_ids)
+        starts = [step.position - first for step in completion.steps]
+        ends = [*starts[1:], len(signals)]
+        found = (tuple(s for s in signals[a:b] if s) for a, b in zip(starts, ends, strict=True))
+        return cls(first, tuple(step for step in found if step), completion.text)
+
+    def seen(self, window: Window, step: int) -> Signals | None:
+        """What a decision at the boundary before a step would see through a window.
+
+        None where there is nothing to see: before the first step, for the window ``step``. A trial
+        that is kept is the text, so a probe sees the tokens that were written.
+        """
+        if window.kind == "step":
+            return window.summary(self.steps[step - 1]) if step else None
+        if window.kind == "answer":
+            return window.summary([s for tokens in self.steps for s in tokens])
+        return window.summary(self.steps[step][: window.tokens or 1])
+
+
+def doubt(tokens: Tokens) -> float:
+    """The small model's own chance that greedy tokens are not what it would draw."""
+    return 1 - math.exp(sum(math.log(max(s.max_prob, 1e-30)) for s in tokens))
+
+
+def observe(
+    engine: Engine,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    progress: bool = False,
+) -> list[Sample]:
+    """Let the small model answer alone. SteerError where no answer has a second step."""
+    wanted = replace(params, token_signals=True)
+    completions = engine.generate(prompts, wanted, "small", progress=progress)
+    broken = sum(c.finish_reason == "error" for c in completions)
+    if broken:
+        raise SteerError(
+            f"{broken} of {len(completions)} answers of the small model ended in an error "
+            "(unusable logits)"
+        )
+    samples = [Sample.of(c) for c in completions]
+    if all(len(sample.steps) < 2 for sample in samples):
+        wanted_text = " or ".join(map(repr, engine.config.delimiters))
+        raise SteerError(
+            f"no boundary in any of {len(samples)} answers: no step ended in {wanted_text}; "
+            "allow more tokens, or set the delimiters that these models write"
+        )
+    return samples
+
+
+def answer_shape(samples: Sequence[Sample]) -> AnswerShape:
+    """Lengths of the answers."""
+    return AnswerShape.of(
+        [s.prompt_tokens for s in samples], [list(map(len, s.steps)) for s in samples]
+    )
