@@ -31,12 +31,14 @@ def write_gguf(folder: Path, target: Path) -> None:
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
-    if config["model_type"] != "llama" or config.get("rope_scaling"):
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    plain = rope.get("rope_type", "default") == "default"
+    if config["model_type"] != "llama" or not plain:
         raise ValueError(f"{folder}: only plain Llama checkpoints are converted for llama.cpp")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama")
-    _write_config(writer, config)
+    _write_config(writer, {**rope, **config})
     _write_vocabulary(writer, folder, config)
     for name, (kind, shape, data) in _tensors(folder).items():
         parts = name.removesuffix(".weight").split(".", 3)

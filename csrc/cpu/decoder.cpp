@@ -1,6 +1,7 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -73,6 +74,7 @@ class TypedDecoder final : public Decoder {
 
   void forward(const Batch& batch, const Layout& layout, void* arena, float* logits) override {
     check_batch(batch, layout, s_, w_.positions);
+    std::lock_guard turn(turn_);
     b_ = batch;
     l_ = layout;
     arena_ = static_cast<T*>(arena);
@@ -266,8 +268,7 @@ class TypedDecoder final : public Decoder {
   const Shape s_;
   const Weights w_;
   Team team_;
-
-  // Of the pass at hand.
+  std::mutex turn_;  // of the rest, which is of the pass at hand
   Batch b_{};
   Layout l_{};
   T* arena_ = nullptr;

@@ -36,7 +36,6 @@ Team::~Team() {
 }
 
 void Team::run(const std::function<void(Member&)>& job) {
-  std::lock_guard turn(turn_);
   drawn_ = 0;
   done_ = 0;
   {

@@ -29,7 +29,7 @@ class Team {
 
   class Member;
   // Runs the job on every thread; returns when all of its phases are done and nobody is in it any
-  // more. Calls from several threads take turns. The job must not throw.
+  // more. One call at a time. The job must not throw.
   void run(const std::function<void(Member&)>& job);
 
  private:
@@ -37,7 +37,6 @@ class Team {
   void await(std::int64_t done);
 
   std::vector<std::thread> workers_;
-  std::mutex turn_;
 
   std::mutex mutex_;  // of the next four
   std::condition_variable changed_;
