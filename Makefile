@@ -11,7 +11,7 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeList
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes sanitize soak lint setup pair clean
+.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full s
 	  echo "== python -m bench.$$bench" && \
 	  python -m bench.$$bench --json bench/results/$$bench-gpu.jsonl --plot out/$$bench.png || exit 1; \
 	done
+
+gpu-soak: setup ## there: random requests, aborts and handoffs for 20 minutes
+	@$(NEEDS_GPU)
+	STEER_SOAK_MINUTES=20 python -m pytest -m gpu tests/engine/test_soak.py
 
 gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
 	@$(NEEDS_GPU)

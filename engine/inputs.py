@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class Extent:
         }  # fmt: skip
 
 
-@cache
+@lru_cache(256)
 def _places(extent: Extent) -> tuple[dict[str, slice], int]:
     """Where each region lies, and where the first number behind them does."""
     found, end = {}, 0
@@ -89,7 +89,7 @@ class TickInputs:
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
         """Sizes are those of the biggest tick."""
         size = _places(Extent(sequences, rows, sequences, width))[1] + 3 * sequences + 2 * _UNIT
-        self._buffer = torch.zeros(size, dtype=torch.int32, device=device)
+        self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
         self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
         self._tickets: list[Ticket | None] = [None, None]
@@ -122,18 +122,18 @@ class TickInputs:
     def upload(self, staged: Staged) -> None:
         """Bring a tick's numbers to the device."""
         source = staged.memory[: staged.length]
-        self._buffer[: staged.length].copy_(source, non_blocking=True)
+        self.buffer[: staged.length].copy_(source, non_blocking=True)
 
     def views(self, extent: Extent) -> TickViews:
         """Where work that is recorded reads a tick of this size."""
         places, _ = _places(extent)
-        parts = {name: self._buffer[place] for name, place in places.items()}
+        parts = {name: self.buffer[place] for name, place in places.items()}
         parts["table"] = parts["table"].view(extent.sequences, extent.width)
         return TickViews(**parts)
 
     def region(self, place: slice) -> Tensor:
         """What stands behind a tick's views."""
-        return self._buffer[place]
+        return self.buffer[place]
 
 
 def _fill(

@@ -90,6 +90,7 @@ class ModelRunner:
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
         self._splits = ops.Splits.choose(typical, layout.kv_heads)
         self._latest: Pending | None = None
+        queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""
@@ -110,10 +111,9 @@ class ModelRunner:
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
         extent = self._extent(plan, len(wanted))
         rows = self._sampler.rows(plan, wanted, requests)
-        spans, contexts = np.diff(plan.starts[: n + 1]), plan.contexts[:n]
-        work = self._bounds(extent) if extent.padded else ops.Work.counted(spans, contexts)
+        work, cells = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted)
-        tick = _Tick(staged, rows, work, int(spans.dot(contexts)), resolves)
+        tick = _Tick(staged, rows, work, cells, resolves)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         pending = Pending(n, wanted, columns, partial(self._sampler.drawn, rows=rows))
         pending.ticket = self.queue.submit(partial(self._run, tick, pending))
@@ -133,10 +133,14 @@ class ModelRunner:
         width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
         return Extent(n, plan.rows, sampled, width)
 
-    def _bounds(self, extent: Extent) -> ops.Work:
-        """Of all decodes of a size."""
-        reach = extent.width * self._layout.block_tokens
-        return ops.Work(extent.sequences, 0, 0, 0, 0, reach)
+    def _bounds(self, plan: _core.Plan, extent: Extent) -> tuple[ops.Work, int]:
+        """Of what attention has to do: for decodes of a padded size the most; and its cells."""
+        n, contexts = plan.sequences, plan.contexts[: plan.sequences]
+        if plan.rows == n:
+            reach = extent.width * self._layout.block_tokens
+            return ops.Work(extent.sequences, 0, 0, 0, 0, reach), int(contexts.sum())
+        spans = np.diff(plan.starts[: n + 1])
+        return ops.Work.counted(spans, contexts), int(spans.dot(contexts))
 
     @torch.inference_mode()
     def _run(self, tick: _Tick, pending: Pending) -> None:

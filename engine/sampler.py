@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -54,18 +54,18 @@ class SampledRows:
     draws: list[Draw]
     histories: dict[int, History]  # by row, where penalties look back
 
-    @property
+    @cached_property
     def asked(self) -> dict[int, int]:
         """Of how many likely tokens each row wants to know, where it wants log-probabilities."""
         counts = ((i, draw.params.logprobs) for i, draw in enumerate(self.draws))
         return {i: count for i, count in counts if count is not None}
 
-    @property
+    @cached_property
     def edited(self) -> list[int]:
         """Rows with penalties or biases."""
         return [i for i, draw in enumerate(self.draws) if draw.params.edits_logits]
 
-    @property
+    @cached_property
     def early(self) -> list[int]:
         """Rows that may not end yet."""
         return [
@@ -74,7 +74,7 @@ class SampledRows:
             if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
         ]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether each row takes the likeliest token, and nobody asks for more."""
         params = [draw.params for draw in self.draws]

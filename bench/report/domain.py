@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.evaluate import TestSet
-from bench.tasks import arithmetic
+from bench.evaluate import TestSet, task_tests
+from bench.tasks.registry import TASKS
 from engine.config import Pair
 from engine.errors import SteerError
 
@@ -31,30 +31,22 @@ class Domain:
     first_error: Callable[[Any, str], int | None]
 
 
-def _gold_error(problem: arithmetic.Problem, text: str) -> int | None:
-    given = text.split(arithmetic.DELIMITER)
-    wrong = (i for i, step in enumerate(problem.steps) if given[i : i + 1] != [step])
-    return next(wrong, None if len(given) == len(problem.steps) else len(problem.steps))
-
-
-def _arithmetic(style: str, problems: int) -> Domain:
+def _embedded(task: str, style: str, problems: int) -> Domain:
     pair = Pair.named("tiny")
     if style == "rigid":
         pair = Pair("custom", _RIGID / "small", _RIGID / "large")
     first, second = (
-        TestSet(
-            arithmetic.problems(split, count, style=style),
-            arithmetic.is_correct,
-            80 if style == "open" else 120,
-        )
+        task_tests(split, count, style=style, task=task)
         for split, count in (("calibration", CALIBRATION_PROBLEMS), ("test", problems))
     )
-    return Domain(f"arithmetic-{style}", pair, first, second, _gold_error)
+    return Domain(f"{task}-{style}", pair, first, second, TASKS[task].first_error)
 
 
 _DOMAINS: dict[str, Callable[[int], Domain]] = {
-    "arithmetic-open": lambda n: _arithmetic("open", n),
-    "arithmetic-rigid": lambda n: _arithmetic("rigid", n),
+    "arithmetic-open": lambda n: _embedded("arithmetic", "open", n),
+    "hops-open": lambda n: _embedded("hops", "open", n),
+    "planning-open": lambda n: _embedded("planning", "open", n),
+    "arithmetic-rigid": lambda n: _embedded("arithmetic", "rigid", n),
 }
 DOMAINS = tuple(_DOMAINS)
 
