@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two threads on a busy small machine lose more to spinning than they gain.
 export OMP_WAIT_POLICY ?= passive
 
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
@@ -69,15 +69,17 @@ gpu-check: setup ## the kernels at ragged shapes under compute-sanitizer, where 
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$$tool" --tool memcheck --error-exitcode 1 \
 	  python -m pytest -m gpu tests/kernels/test_bounds.py -k bare
 
-sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
+sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 	@for kind in address thread; do \
 	  cmake -S . -B build/$$kind -DSTEER_SANITIZE=$$kind \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null && \
-	  cmake --build build/$$kind --target random_workload --parallel 2 > /dev/null || exit 1; \
+	  cmake --build build/$$kind --target random_workload cpu_kernels --parallel 2 > /dev/null || exit 1; \
 	done
 	build/address/random_workload 16 10000
 	build/thread/random_workload 4 3000 2
+	build/address/cpu_kernels 30
+	build/thread/cpu_kernels 10
 
 soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
@@ -89,7 +91,7 @@ smollm2: setup $(VENV)/.smollm2 ## a real checkpoint against transformers, all o
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp tests/csrc/*.cpp
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/csrc/*.cpp
 	mypy
 
 pair: setup ## train the embedded pair again (about half an hour on two cores)
@@ -110,4 +112,4 @@ $(VENV)/.ready: $(VENV)/.tools $(SOURCES)
 	@touch $@
 
 clean: ## remove what was built
-	rm -rf $(VENV) build out *.egg-info engine/_core*.so
+	rm -rf $(VENV) build out *.egg-info engine/_core*.so kernels/_cpu*.so

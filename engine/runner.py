@@ -187,7 +187,7 @@ class ModelRunner:
             self.executed.add(self.decoder.config, extent.rows, extent.sampled, [tick.cells])
             return self.graphs.run((extent, plain), work)
         batch = self._batch(extent, tick.work, tick.resolves)
-        cells = ops.attended(batch.attention, tick.cells)
+        cells = self.decoder.attended(batch, tick.cells)
         self.executed.add(self.decoder.config, extent.rows, extent.sampled, [cells])
         targets = self._inputs.region(tick.staged.targets)
         return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, targets))
