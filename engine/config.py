@@ -211,9 +211,10 @@ class Pair:
                     )
 
 
+_SWITCHES = ("prefix_cache", "cpu_kernels", "overlap", "fused_head", "fused_sampling")
 _NOT_WHOLE = (
-    "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "plan_ahead",
-    "memory_fraction", "cpu_kernels",
+    *_SWITCHES, "delimiters", "lane_policy", "load_format", "graphs", "plan_ahead",
+    "memory_fraction",
 )  # fmt: skip
 
 
@@ -241,6 +242,9 @@ class EngineConfig:
     plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
         "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
         other model takes over costs a row; of the large model, that is a whole tick for little.
+    overlap: whether both lanes may run at the same time; if not, each waits for the other's tick.
+    fused_head: whether statistics come out of the head's product on a GPU, without its logits.
+    fused_sampling: whether a GPU draws in a kernel of its own; if not, in plain PyTorch.
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
@@ -264,6 +268,9 @@ class EngineConfig:
     eager_backlog: int = 0
     read_along: int = 0
     plan_ahead: str = "auto"
+    overlap: bool = True
+    fused_head: bool = True
+    fused_sampling: bool = True
     check_every: int = 0
     load_format: str = "safetensors"
     graphs: str = "auto"
@@ -294,7 +301,7 @@ class EngineConfig:
             )
 
     def _check_choices(self) -> None:
-        for name in ("prefix_cache", "cpu_kernels"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.lane_policy not in LANE_POLICIES:

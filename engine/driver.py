@@ -42,8 +42,13 @@ class Driver:
         tokenizer: Tokenizer,
         shapes: tuple[ModelConfig, ModelConfig],
         check: int,
+        overlap: bool = True,
     ) -> None:
-        """``check``: ticks between proofs of the core's books, 0 only when idle."""
+        """
+        Args:
+            check: ticks between proofs of the core's books, 0 only when idle.
+            overlap: whether a lane may start while the other one runs.
+        """
         self.live: dict[int, LiveRequest] = _Live()
         self.finished: dict[int, Completion] = {}
         self._scheduler = scheduler
@@ -51,6 +56,7 @@ class Driver:
         self._tokenizer = tokenizer
         self._shapes = shapes
         self._check = check
+        self._overlap = overlap
         self._ticks = 0
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
@@ -96,7 +102,8 @@ class Driver:
     def _tick(self, lane: Lane) -> bool:
         moved = lane.retire(self.live)
         self._answer()  # before the next plan: it follows what was decided
-        moved |= lane.start(self.live)
+        if self._overlap or not any(o.in_flight for o in self._lanes if o is not lane):
+            moved |= lane.start(self.live)
         moved |= lane.retire(self.live)  # on a CPU it is over at once
         self._answer()
         return moved

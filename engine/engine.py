@@ -91,8 +91,9 @@ class Engine:
         self.lanes = self._build_lane(small_runner), self._build_lane(large_runner)
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
-            self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every
-        )
+            self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every,
+            self.config.overlap,
+        )  # fmt: skip
         eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
         self._intake = Intake(
             self.scheduler, self.tokenizer, self._driver, eos_ids, self.default_params
@@ -128,8 +129,11 @@ class Engine:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config, model)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
-        sampler = Sampler(model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens)
         config, queue = self.config, make_queue(model, self.devices[model])
+        sampler = Sampler(
+            model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens,
+            config.fused_sampling,
+        )  # fmt: skip
         limits = TickLimits(
             config.max_sequences, config.max_tick_tokens,
             -(-self.max_context // config.block_tokens),
@@ -141,7 +145,7 @@ class Engine:
         # A GPU fills batches up without graphs too, so that they change no bit.
         return ModelRunner(
             model, decoder, rows, layout, sampler, queue, Graphs(recorder), limits,
-            padded=on_card or recorder is not None,
+            padded=on_card or recorder is not None, fused_head=config.fused_head,
         )  # fmt: skip
 
     def _build_lane(self, runner: ModelRunner) -> Lane:

@@ -70,7 +70,7 @@ class Lane:
 
     def _next(self) -> _Flight | None:
         """What is to be launched next."""
-        flights = self._flights
+        flights = self._tidied()
         if flights and flights[-1].pending is None:
             return flights[0] if len(flights) == 1 else None
         if len(flights) == self._depth:
@@ -80,6 +80,15 @@ class Lane:
             return None
         flights.append(_Flight(plan))
         return flights[-1]
+
+    def _tidied(self) -> deque[_Flight]:
+        """The flights, also where an interrupt came between the core's books and these."""
+        flights = self._flights
+        while flights and not flights[0].plan.in_flight:
+            flights.popleft()
+        known = [flight.plan for flight in flights]
+        flights.extend(_Flight(p) for p in self._plans if p.in_flight and p not in known)
+        return flights
 
     def _launch(self, flight: _Flight, requests: Mapping[int, Draw]) -> bool:
         self._running = True
@@ -105,8 +114,8 @@ class Lane:
 
     def ready(self) -> bool:
         """Whether ``retire`` has something to commit."""
-        pending = self._flights[0].pending if self._flights else None
-        return pending is not None and pending.done()
+        flights = self._tidied()
+        return bool(flights) and (pending := flights[0].pending) is not None and pending.done()
 
     def retire(self, requests: Mapping[int, Draw]) -> bool:
         """Commit the oldest tick if it is over. False if it is not."""
@@ -145,7 +154,7 @@ class Lane:
 
     def land(self, requests: Mapping[int, Draw]) -> None:
         """Bring home what is in flight, and what an exception left unlaunched."""
-        while self._flights and not self._running:
+        while self._tidied() and not self._running:
             flight = self._flights[0]
             if flight.pending is None and not self._launch(flight, requests):
                 continue
@@ -163,9 +172,9 @@ class Lane:
                 self._scheduler.fail(self.runner.model)
             raise
         self._keep(flight.plan, result, requests)
-        self._flights.popleft()
         self._result = result
         self._scheduler.commit(self.runner.model, result.tokens)
+        self._flights.popleft()
 
     def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
         """What requests want to know of their draws, before a commit can end them."""

@@ -73,6 +73,7 @@ class ModelRunner:
         graphs: Graphs,
         limits: TickLimits,
         padded: bool,
+        fused_head: bool = True,
     ) -> None:
         """
         Args:
@@ -81,6 +82,7 @@ class ModelRunner:
             graphs: of this lane; decodes are replayed from them.
             limits: of all plans.
             padded: fill decodes up to the next power of two, as graphs need it.
+            fused_head: take statistics out of the head's product where kernels can.
         """
         self.model = model
         self.decoder = decoder
@@ -92,6 +94,7 @@ class ModelRunner:
         self.queue = queue
         self._limits = limits
         self._padded = padded
+        self._fused_head = fused_head
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
@@ -223,7 +226,9 @@ class ModelRunner:
             confidence, logits = ops.lm_head(hidden[:drawing], self.decoder.head, vocabulary, True)
         else:
             drawing, scores = len(batch.sampled), batch.tokens[:0]
-            confidence, logits = self.decoder.statistics(batch, self._arena, vocabulary, not plain)
+            confidence, logits = self.decoder.statistics(
+                batch, self._arena, vocabulary, not plain, self._fused_head
+            )
         if plain:
             chosen = torch.where(confidence.valid, confidence.argmax, -1)
             return (self._settle(confidence, chosen, wanted),)

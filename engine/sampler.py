@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -88,9 +88,17 @@ class SampledRows:
 class Sampler:
     """Draws the tokens of one model. Keeps nothing between ticks."""
 
-    def __init__(self, model: int, vocabulary: int, tokens_of: Callable[[int], Int32]) -> None:
-        """``tokens_of``: a sequence's tokens by its id. Ids from ``vocabulary`` on are padding."""
+    def __init__(
+        self, model: int, vocabulary: int, tokens_of: Callable[[int], Int32], fused: bool = True
+    ) -> None:
+        """
+        Args:
+            vocabulary: ids from here on are padding.
+            tokens_of: a sequence's tokens by its id.
+            fused: draw in a kernel of its own where there is one, else in plain PyTorch.
+        """
         self._model = model
+        self._fused = fused
         self.vocabulary = vocabulary
         self.tokens_of = tokens_of
 
@@ -171,21 +179,24 @@ class Sampler:
         unread = len(tokens) < context
         return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)
 
-    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows:
+    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows | ops.SamplingRows:
         params = [d.params for d in rows.draws]
         counter = np.zeros((len(params), 4), np.int64)
         counter[:, 0] = [d.sample for d in rows.draws]
         counter[:, 1] = rows.contexts
         counter[:, 2] = self._model
         counter[:, 3] = rows.attempts
-        return ops.DrawRows(
-            temperature=_place(_column(p.temperature for p in params), logits),
-            seed=_place(_keys(d.seed for d in rows.draws), logits),
-            counter=_place(torch.from_numpy(counter), logits),
-            top_k=_place(torch.tensor([p.top_k for p in params]), logits),
-            top_p=_place(_column(p.top_p for p in params), logits),
-            min_p=_place(_column(p.min_p for p in params), logits),
+        keyed = ops.DrawRows(
+            temperature=_column(p.temperature for p in params),
+            seed=_keys(d.seed for d in rows.draws),
+            counter=torch.from_numpy(counter),
+            top_k=torch.tensor([p.top_k for p in params]),
+            top_p=_column(p.top_p for p in params),
+            min_p=_column(p.min_p for p in params),
         )
+        draws: Any = keyed if self._fused else ops.with_uniforms(keyed)
+        columns = {name: _place(column, logits) for name, column in vars(draws).items()}
+        return type(draws)(**columns)
 
 
 def _place(values: Tensor, like: Tensor) -> Tensor:

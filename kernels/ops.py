@@ -78,6 +78,7 @@ __all__ = [
     "silu_mul",
     "token_logprobs",
     "weight_tensors",
+    "with_uniforms",
 ]
 
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
@@ -226,7 +227,7 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
 
 
 def lm_head(
-    hidden: Tensor, weight: Tensor, vocabulary: int, keep: bool
+    hidden: Tensor, weight: Tensor, vocabulary: int, keep: bool, fused: bool = True
 ) -> tuple[Confidence, Tensor | None]:
     """The statistics of each row, and if ``keep`` its logits, fp32 [rows, head_rows].
 
@@ -235,12 +236,15 @@ def lm_head(
         weight: [head_rows, hidden].
         vocabulary: ids from here on are padding of the head and take no part.
         keep: whether the logits are wanted; without, a GPU never stores them.
+        fused: False makes the product first and reads it again, as most engines do.
     """
     small = hidden.element_size() == 2 or len(hidden) <= _WIDE_HEAD_ROWS  # tiles fit a card
-    if _fused(hidden) and _tuned(hidden) and small:
-        from kernels.lm_head import lm_head as fused
+    if fused and _fused(hidden) and _tuned(hidden) and small:
+        from kernels import lm_head as kernel
 
-        found, kept = fused(hidden, weight, vocabulary, None, torch.float32 if keep else None)
+        found, kept = kernel.lm_head(
+            hidden, weight, vocabulary, None, torch.float32 if keep else None
+        )
         return Confidence(*found[: len(Confidence._fields)]), kept
     logits = linear(hidden, weight).float()
     return confidence(logits, vocabulary), logits if keep else None
@@ -274,7 +278,7 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Te
     if isinstance(rows, SamplingRows):
         return _sampling.sample(logits, vocabulary, rows)
     if not _fused(logits):
-        return _sampling.sample(logits, vocabulary, _with_uniforms(rows))
+        return _sampling.sample(logits, vocabulary, with_uniforms(rows))
     from kernels.confidence import confidence as fused
 
     # Rows without filters would be drawn from in the order of ids, not in that of likelihood.
@@ -283,8 +287,8 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Te
     return fused(logits, vocabulary, replace(rows, min_p=min_p)).token
 
 
-def _with_uniforms(rows: DrawRows) -> SamplingRows:
-    """What the reference draws with; on the CPU."""
+def with_uniforms(rows: DrawRows) -> SamplingRows:
+    """What the reference draws with, in plain PyTorch; ``rows`` on the CPU."""
     off = torch.zeros_like(rows.temperature)
     return SamplingRows(
         temperature=rows.temperature,

@@ -9,6 +9,8 @@ from engine import EngineConfig
 
 # Numbers of which 0 means off, with the value that means on.
 _AMOUNTS = {"eager_backlog": 128, "read_along": 32}
+# Names, with what is tried instead of whatever is chosen now.
+_CHOICES = {"graphs": "off", "plan_ahead": "off"}
 # Requests of a bench must not share what they measure.
 _NOT_HERE = ("prefix_cache",)
 
@@ -24,4 +26,4 @@ def flipped(config: EngineConfig) -> dict[str, Any]:
         if isinstance(getattr(config, f.name), bool) and f.name not in _NOT_HERE
     }
     amounts = {n: 0 if getattr(config, n) else on for n, on in _AMOUNTS.items()}
-    return found | amounts
+    return found | amounts | _CHOICES

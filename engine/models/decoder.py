@@ -155,14 +155,15 @@ class Decoder:
         return ops.linear(mixed.flatten(1), layer.output, layer.output_bias)
 
     def statistics(
-        self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool
+        self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool, fused: bool = True
     ) -> tuple[ops.Confidence, Tensor | None]:
         """A pass that ends in the statistics of the sampled rows, and their logits if ``keep``.
 
-        ``vocabulary``: ids from here on are padding of the head and take no part.
+        ``vocabulary``: ids from here on are padding of the head and take no part. ``fused``: see
+        ``ops.lm_head``.
         """
         if self._pass is None or not ops.compiled(arena):
-            return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+            return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep, fused)
         logits = self.forward(batch, arena)
         return ops.confidence(logits, vocabulary), logits if keep else None
 

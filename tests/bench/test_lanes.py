@@ -160,7 +160,7 @@ def test_rows_are_compared():
 def test_every_switch_is_turned():
     turned = flipped(CONFIG)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
-    assert set(turned) == switches | {"eager_backlog", "read_along"}
+    assert set(turned) == switches | {"eager_backlog", "read_along", "graphs", "plan_ahead"}
     for name, value in turned.items():
         assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
 

@@ -275,7 +275,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
         monkeypatch.setattr(runner, "queue", LateQueue())
     for i, prompt in enumerate(prompts(5, seed=8)):
         engine.submit(prompt, SamplingParams(max_tokens=12, seed=i, **SAMPLED[i]), "small")
-    tokens_of, compared = runner._sampler._tokens_of, 0
+    tokens_of, compared = runner._sampler.tokens_of, 0
     engine._driver._answer()
     previous, drawn = None, {}
     while scheduler.plan(0):
@@ -292,7 +292,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
             settle(way)
             tokens = np.array([-1 - drawn[int(i)][0] for i in plan.ids[:n]], np.int32)
             with monkeypatch.context() as patch:
-                patch.setattr(runner._sampler, "_tokens_of", lambda i: tokens_of(i)[:-1])
+                patch.setattr(runner._sampler, "tokens_of", lambda i: tokens_of(i)[:-1])
                 ahead = copied(plan, tokens)
                 with pytest.raises(ValueError, match="previous must be this lane's last tick"):
                     runner.launch(ahead, live, previous)

@@ -264,9 +264,9 @@ def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
     """A bias needs none."""
     asked = []
     for lane in engine.lanes:
-        tokens_of = lane.runner._sampler._tokens_of
+        tokens_of = lane.runner._sampler.tokens_of
         spy = lambda i, tokens_of=tokens_of: asked.append(i) or tokens_of(i)  # noqa: E731
-        monkeypatch.setattr(lane.runner._sampler, "_tokens_of", spy)
+        monkeypatch.setattr(lane.runner._sampler, "tokens_of", spy)
     params = [GREEDY, replace(GREEDY, logit_bias=BIAS), LOUD]
     ids = [engine.submit(p, q, "large") for p, q in zip(prompts(3, seed=9), params, strict=True)]
     finish(engine, ids)

@@ -184,7 +184,7 @@ CASES: dict[str, Callable[[], Case]] = {
 def flat(results: Any) -> list[Tensor]:
     """Tensors of nested results, as bits."""
     if isinstance(results, Tensor):
-        return [results.reshape(-1).view(torch.uint8).clone()]
+        return [results.contiguous().view(-1).view(torch.uint8).clone()]
     return [t for part in results if part is not None for t in flat(part)]
 
 
