@@ -4,9 +4,12 @@ from engine.aio import AsyncEngine
 from engine.config import EngineConfig, Pair
 from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
+from engine.ledger import Usage
 from engine.params import SamplingParams
 from engine.request import Completion, Step, TokenLogprobs
+from engine.routing.audit import Audit
 from engine.routing.calibration import Calibration
+from engine.routing.judges import AuditOnly, Judge
 from engine.routing.policies import (
     AfterThinking,
     Boundary,
@@ -21,10 +24,13 @@ from engine.routing.signals import Signals
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 from engine.stream import StreamEvent
+from engine.tokenizer import Tokenizer
 
 __all__ = [
     "AfterThinking",
     "AsyncEngine",
+    "Audit",
+    "AuditOnly",
     "Boundary",
     "Calibration",
     "Cascade",
@@ -33,6 +39,7 @@ __all__ = [
     "Decision",
     "Engine",
     "EngineConfig",
+    "Judge",
     "Pair",
     "Policy",
     "Query",
@@ -46,5 +53,7 @@ __all__ = [
     "StreamEvent",
     "Threshold",
     "TokenLogprobs",
+    "Tokenizer",
+    "Usage",
     "Window",
 ]

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from tqdm import tqdm
-
 from engine import _core
 from engine.card import CardRoom
 from engine.config import ROLES, TINY, EngineConfig, Pair
@@ -24,6 +22,7 @@ from engine.memory import KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.pricing import Executed, Price
+from engine.progress import progress_bar
 from engine.queue import CudaQueue
 from engine.request import Completion
 from engine.routing.calibration import Calibration
@@ -287,7 +286,7 @@ class Engine:
         finished = self._driver.finished
         named = self.fingerprint, chosen.name, str(window_of(chosen))
         writer = TraceWriter(Path(trace), *named) if trace else None
-        with writer or nullcontext(), tqdm(total=count * len(prompts), disable=not progress) as bar:
+        with writer or nullcontext(), progress_bar(count * len(prompts), progress) as bar:
             try:
                 while len(done) < count * len(prompts):
                     while waiting and self._has_room(count):

@@ -84,7 +84,7 @@ def load_pair(
 
     begin = time.monotonic()
     decoders = decoder(0), decoder(1)
-    size = sum(t.numel() * t.itemsize for each in decoders for t in each.tensors())
+    size = sum(each.bytes for each in decoders)
     seconds = time.monotonic() - begin
     _log.info("pair %s: %.2f GiB of weights in %.1f s", pair.name, size / 2**30, seconds)
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.config import ROLES, ModelConfig
 from engine.ledger import ROW_KINDS, Usage
+from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")
 _DECODED = [ROW_KINDS.index("sampled"), ROW_KINDS.index("discarded")]
@@ -41,7 +42,7 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     """FLOPs of one model under one accounting.
 
     ``decode``: rows that gave a token, kept or dropped (the field's habit).
-    ``catchup``: all rows: what this engine does.
+    ``catchup``: all rows, and the head where an audit used it: what this engine does.
     ``reprefill``: the decode rows, and the whole prefix again at each entry of the model: what
     servers without memory of the request do.
     """
@@ -55,7 +56,10 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     elif accounting == "reprefill":
         computed = decoded + usage.entries[ROLES.index(role)]
     rows, keys = computed.tolist()
-    return rows * price.row + keys * price.key + int(decoded[0]) * price.head
+    heads = int(decoded[0])
+    if role == ROLES[1] and accounting != "decode":
+        heads += usage.audited
+    return rows * price.row + keys * price.key + heads * price.head
 
 
 def pair_flops(usage: Usage, shapes: tuple[ModelConfig, ModelConfig], accounting: str) -> int:
@@ -89,11 +93,11 @@ class Executed:
 
 
 def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
-    """Bytes that one forward pass reads of the weights: all but the embedding, head included."""
-    price = Price.of(shape)
-    biases_and_norms = shape.layers * (shape.query_width + 2 * shape.kv_width)
-    biases_and_norms += (2 * shape.layers + 1) * shape.hidden_size
-    return ((price.row + price.head) // 2 + biases_and_norms) * element_bytes
+    """Bytes that one forward pass reads of the weights: all but the embedding, head included.
+
+    ``element_bytes`` are those of what is not quantised.
+    """
+    return read_bytes(shape, element_bytes)
 
 
 def bytes_moved(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import SteerError
-from engine.models.layout import fused_shapes
+from engine.models.footprint import stored_bytes
 
 LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
 _SPLITS = 32  # partial results of a row in attention, at most
@@ -29,8 +29,8 @@ class CardMemory:
 
 
 def weight_room(shape: ModelConfig, element_bytes: int) -> int:
-    """Bytes of a model's weights, unquantised."""
-    return element_bytes * sum(math.prod(size) for size in fused_shapes(shape).values())
+    """Bytes of a model's weights; ``element_bytes`` are those of what is not quantised."""
+    return stored_bytes(shape, element_bytes)
 
 
 def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:

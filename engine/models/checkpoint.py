@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
@@ -19,6 +18,7 @@ from engine.models.config_json import parse_config
 from engine.models.layout import Part, Table, expected_shapes, model_parts
 from engine.models.quantisation import FLOATS, Wanted, pack, wanted_tensors
 from engine.models.shards import Shards
+from engine.progress import progress_bar
 from kernels.ops import Fp8Weight, IntWeight, StackedWeight, Weight
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
@@ -66,12 +66,12 @@ def load_weights(
     loader.check()
     weights: dict[str, Weight] = {}
     label = f"loading {folder.name}"
-    with tqdm(total=config.layers, desc=label, unit="layer", disable=not progress) as bar:
+    with progress_bar(config.layers + 3 - config.tied, progress, label, "part") as bar:
         for _, parts in groupby(model_parts(config), _layer_of):
             with shards:
                 for part in parts:
                     weights.update(loader.load(part))
-            bar.update(min(1, config.layers - bar.n))
+            bar.update()
     return weights
 
 

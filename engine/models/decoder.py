@@ -12,6 +12,8 @@ from engine.config import ModelConfig
 from engine.models.rope import rope_table
 from kernels import ops
 
+_SCORED_ROWS = 256  # whose logits are there at once
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -99,6 +101,11 @@ class Decoder:
             down_bias=vector("mlp.down_proj.bias"),
         )
 
+    @property
+    def bytes(self) -> int:
+        """Of all weights, packed as they are; what is tied counts once."""
+        return sum({t.data_ptr(): t.numel() * t.itemsize for t in self.tensors()}.values())
+
     def tensors(self) -> list[Tensor]:
         """All weights as they are kept in memory, in an order that fingerprints rely on."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
@@ -164,6 +171,23 @@ class Decoder:
         if self._pass is None or not ops.compiled(batch.tokens):
             return ops.attended(batch.attention, cells)
         return self._pass.attended(batch.attention)
+
+    @torch.inference_mode()
+    def scores(self, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+        """Log-probability of a token behind each row, fp64 [rows].
+
+        Args:
+            hidden: [rows, hidden_size], of ``hidden``; logits are made for a few rows at a time.
+            targets: [rows], the tokens.
+            vocabulary: ids from here on are padding of the head and take no part.
+        """
+        found = [
+            ops.token_logprobs(ops.linear(rows, self.head), vocabulary, tokens.long(), 0).drawn
+            for rows, tokens in zip(
+                hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
+            )
+        ]
+        return torch.cat(found)
 
 
 def _plain(weight: ops.Weight) -> Tensor:

@@ -211,6 +211,14 @@ def _pack_compressed(
     return _int_weight(q, codes, scale, zero, tensors.get("weight_g_idx"))
 
 
+def packed_bytes(q: Quantisation, rows: int, columns: int) -> int:
+    """What :func:`pack` keeps of a layer, with scales of 2 bytes (fp8: 4) and columns in order."""
+    if q.method == "fp8":
+        per = {"tensor": (rows, columns), "channel": (1, columns), "block": q.block}[q.strategy]
+        return rows * columns + 4 * _ceil(rows, per[0]) * _ceil(columns, per[1])
+    return rows * columns * q.bits // 8 + 4 * rows * _ceil(columns, q.group or columns)
+
+
 def _int_weight(
     q: Quantisation, codes: Tensor, scale: Tensor, zero: Tensor, index: Tensor | None
 ) -> IntWeight:

@@ -188,15 +188,15 @@ def test_what_fails_on_the_device_ends_its_requests_only(pair, delimiters, promp
     delay(engine, 1)
     first = [engine.submit(p, LONG, "small") for p in prompts(3, seed=8)]
     decoder, broken = engine.lanes[0].runner.decoder, {"left": 1}
-    hidden = decoder.hidden
+    statistics = decoder.statistics
 
     def fail_once(*args):
         if broken["left"]:
             broken["left"] -= 1
             raise RuntimeError("the device is gone")
-        return hidden(*args)
+        return statistics(*args)
 
-    decoder.hidden = fail_once
+    decoder.statistics = fail_once
     done = []
     with pytest.raises(RuntimeError, match="the device is gone"):
         while len(done) < 3:

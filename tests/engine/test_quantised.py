@@ -20,6 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import Engine, SamplingParams, SteerError
 from engine.models.checkpoint import load_config, load_weights
+from engine.models.decoder import Decoder
+from engine.models.footprint import stored_bytes
+from engine.pricing import weight_bytes
 from kernels import ops
 
 from .conftest import TOKENS, build_tokenizer
@@ -181,8 +184,11 @@ CASES: dict[str, tuple[Callable, dict[str, Any]]] = {
 }
 
 
-def checkpoint(case: str, folder: Path) -> LlamaForCausalLM:
-    """A quantised folder; the model holds the same weights dequantised."""
+def checkpoint(case: str, folder: Path, plain: str = "1.self_attn.k_proj") -> LlamaForCausalLM:
+    """A quantised folder; the model holds the same weights dequantised.
+
+    ``plain``: a layer that is left as it was, as checkpoints do; a part of a fused one.
+    """
     write, description = CASES[case]
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
@@ -196,8 +202,7 @@ def checkpoint(case: str, folder: Path) -> LlamaForCausalLM:
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     for name, layer in model.model.layers.named_modules():
-        # As checkpoints do, one layer is left as it was: a part of a fused one.
-        if isinstance(layer, nn.Linear) and name != "1.self_attn.k_proj":
+        if isinstance(layer, nn.Linear) and name != plain:
             matrix, stored = write(rng, *layer.weight.shape)
             layer.weight.data = matrix
             del tensors[f"model.layers.{name}.weight"]
@@ -228,14 +233,18 @@ def test_logits_equal_those_of_the_dequantised_model(case: str, tmp_path: Path):
             assert value == pytest.approx(float(expected[place, token]), abs=1e-4)
 
 
-@pytest.mark.parametrize("case", ["gptq", "awq", "packed", "fp8 blocks"])
+@pytest.mark.parametrize("case", ["gptq", "awq", "packed, zeros", "fp8 blocks", "float rows"])
 def test_what_is_packed_stays_packed(case: str, tmp_path: Path):
-    """Bits of a weight: 4 or 8 and the scales, as on disk, whatever the dtype of the rest."""
-    checkpoint(case, tmp_path)
-    weights = load_weights(tmp_path, load_config(tmp_path), torch.float32)
+    """Bits of a weight: 4 or 8 and the scales, as on disk, and so are they counted."""
+    checkpoint(case, tmp_path, plain="")
+    config = load_config(tmp_path)
+    weights = load_weights(tmp_path, config, torch.float32)
+    kept = sum(t.numel() * t.itemsize for w in weights.values() for t in ops.weight_tensors(w))
+    assert stored_bytes(config, 4) == kept == Decoder(config, weights, 16).bytes
+    assert weight_bytes(config, 4) == kept - 4 * len(TOKENS) * 48  # the embedding is not read
     layer = weights["model.layers.0.mlp.gate_up_proj.weight"]
     bits = 8 * sum(t.numel() * t.itemsize for t in ops.weight_tensors(layer)) / (160 * 48)
-    assert 4 <= bits <= 6.5 if case != "fp8 blocks" else 8 <= bits < 8.2
+    assert 8 <= bits < 8.7 if "fp8" in case or "float" in case else 4 <= bits <= 6.5
     assert layer.shape == (160, 48)
 
 
