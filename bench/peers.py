@@ -83,6 +83,8 @@ def _check(options: argparse.Namespace) -> None:
             setattr(options, name, quick if options.quick else full)
         if getattr(options, name) < 1:
             raise SteerError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.rounds < 2:
+        raise SteerError("--rounds must be at least 2: one tells nothing of the spread")
     options.names = options.peers.split(",")
     unknown = [name for name in options.names if name not in RUNTIMES]
     if unknown:

@@ -178,7 +178,7 @@ class LlamaCpp:
     package = "llama-cpp-python"
 
     def __init__(self, task: Task) -> None:
-        _need("llama_cpp", "gguf", "safetensors")
+        _need("llama_cpp", "gguf")
         import llama_cpp
 
         from bench.rivals.gguf_file import write_gguf

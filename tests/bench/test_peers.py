@@ -64,6 +64,7 @@ def test_an_engine_that_fails_is_left_out(tmp_path: Path, capsys: pytest.Capture
         (["--batch", "1,x"], "--batch must be numbers by comma"),
         (["--batch", "0"], "--batch and --threads must be at least 1"),
         (["--first-prompt", "0"], "--first-prompt must be at least 1"),
+        (["--rounds", "1"], "--rounds must be at least 2"),
         (["--model", "nowhere"], "nowhere: no such folder"),
     ],
 )

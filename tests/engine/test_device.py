@@ -1,5 +1,6 @@
 """One body of tests for every way in which a tick can run: the references, the references behind
-recorded work, the Triton kernels in their interpreter, and a GPU where there is one."""
+recorded work, the kernels that are compiled for a CPU, the Triton kernels in their interpreter, and
+a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -51,9 +52,11 @@ def cuda(name, **config):
     return pytest.param(Way(name, config, 24, 48), id=name, marks=marks)
 
 
+BY_OPS = {"cpu_kernels": False}
 WAYS = [
-    pytest.param(Way("reference", {"graphs": "off"}, 12, 48), id="reference"),
-    pytest.param(Way("recorded", {"graphs": "on"}, 12, 48), id="recorded"),
+    pytest.param(Way("reference", {"graphs": "off", **BY_OPS}, 12, 48), id="reference"),
+    pytest.param(Way("recorded", {"graphs": "on", **BY_OPS}, 12, 48), id="recorded"),
+    pytest.param(Way("compiled", {"graphs": "on"}, 12, 48), id="compiled"),
     cuda("cuda", graphs="off"),
     cuda("cuda, graphs", graphs="on"),
 ]
@@ -315,15 +318,15 @@ def test_out_of_memory(kit, prompts, monkeypatch):
     engine, params = build(kit, way), SamplingParams(max_tokens=6)
     expected = [c.token_ids for c in engine.generate(batch, params, "large")]
     decoder = engine.lanes[1].runner.decoder
-    hidden, calls = decoder.hidden, []
+    statistics, calls = decoder.statistics, []
 
     def short(*arguments):
         calls.append(1)
         if len(calls) == 3 or lasting:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return hidden(*arguments)
+        return statistics(*arguments)
 
-    monkeypatch.setattr(decoder, "hidden", short)
+    monkeypatch.setattr(decoder, "statistics", short)
     lasting = False
     assert [c.token_ids for c in engine.generate(batch, params, "large")] == expected
     lasting = True
