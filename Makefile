@@ -6,12 +6,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two threads on a busy small machine lose more to spinning than they gain.
 export OMP_WAIT_POLICY ?= passive
 
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
+SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes sanitize soak lint setup pair clean
+.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,10 @@ gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full s
 	  python -m bench.$$bench --json bench/results/$$bench-gpu.jsonl --plot out/$$bench.png || exit 1; \
 	done
 
+gpu-soak: setup ## there: random requests, aborts and handoffs for 20 minutes
+	@$(NEEDS_GPU)
+	STEER_SOAK_MINUTES=20 python -m pytest -m gpu tests/engine/test_soak.py
+
 gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
 	@$(NEEDS_GPU)
 	python -m pytest -m gpu
@@ -65,15 +69,17 @@ gpu-check: setup ## the kernels at ragged shapes under compute-sanitizer, where 
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$$tool" --tool memcheck --error-exitcode 1 \
 	  python -m pytest -m gpu tests/kernels/test_bounds.py -k bare
 
-sanitize: setup ## random operations on the core under the address, undefined and thread sanitizers
+sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 	@for kind in address thread; do \
 	  cmake -S . -B build/$$kind -DSTEER_SANITIZE=$$kind \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -Dpybind11_DIR=$$(python -m pybind11 --cmakedir) > /dev/null && \
-	  cmake --build build/$$kind --target random_workload --parallel 2 > /dev/null || exit 1; \
+	  cmake --build build/$$kind --target random_workload cpu_kernels --parallel 2 > /dev/null || exit 1; \
 	done
 	build/address/random_workload 16 10000
 	build/thread/random_workload 4 3000 2
+	build/address/cpu_kernels 30
+	build/thread/cpu_kernels 10
 
 soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
@@ -85,7 +91,7 @@ smollm2: setup $(VENV)/.smollm2 ## a real checkpoint against transformers, all o
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp tests/csrc/*.cpp
+	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/csrc/*.cpp
 	mypy
 
 pair: setup ## train the embedded pair again (about half an hour on two cores)
@@ -106,4 +112,4 @@ $(VENV)/.ready: $(VENV)/.tools $(SOURCES)
 	@touch $@
 
 clean: ## remove what was built
-	rm -rf $(VENV) build out *.egg-info engine/_core*.so
+	rm -rf $(VENV) build out *.egg-info engine/_core*.so kernels/_cpu*.so

@@ -1,4 +1,4 @@
-"""Builds engine._core with CMake. Everything else about the package is in pyproject.toml."""
+"""Builds engine._core and kernels._cpu with CMake. All else is in pyproject.toml."""
 
 import subprocess
 import sys
@@ -26,11 +26,12 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
         ]
+        make = ["cmake", "--build", ".", "--target", ext.name.rpartition(".")[2]]
         subprocess.run(configure, cwd=build, check=True)
-        subprocess.run(["cmake", "--build", ".", "--parallel", "2"], cwd=build, check=True)
+        subprocess.run([*make, "--parallel", "2"], cwd=build, check=True)
 
 
 setup(
-    ext_modules=[Extension("engine._core", sources=[])],
+    ext_modules=[Extension("engine._core", sources=[]), Extension("kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -112,13 +112,14 @@ def evaluate(
     progress: bool = False,
     trace: Path | None = None,
     token_signals: bool = False,
+    audit: str = "off",
 ) -> Evaluation:
     """Answer all problems at once, greedily, and check them."""
     before = engine.scheduler.counters()["ticks"]
     started = time.perf_counter()
     completions = engine.generate(
         [p.prompt for p in tests.problems],
-        SamplingParams(max_tokens=tests.max_tokens, token_signals=token_signals),
+        SamplingParams(max_tokens=tests.max_tokens, token_signals=token_signals, audit=audit),
         policy,
         progress=progress,
         trace=trace,

@@ -30,7 +30,7 @@ Prompts and one example of each trace (`bench/tasks/`; steps are separated by bl
 
     arithmetic  47+36*7-15?                     47+36 / 83*7 / 81-15 / 66
     hops        b>da@dc>aa>bd>cc@b.../aA>B>>C<  aA>. / bB>>. / cC<. / d
-    planning    a>bd>xb>cc>ge>db>d/ag           b. / c. / g
+    planning    a>bd>xb>cc>gg>!b>d/ag           b. / c. / g. / !
 
 Arithmetic is read from left to right, modulo 100: `+` and `-` by 10..99 are easy, `*` by 3, 7 or 9
 medium, `*` by 11..99 ending in 1, 3, 7 or 9 hard. Hops: `>` (comes next) and `@` (likes) are facts

@@ -145,6 +145,7 @@ void bind_sequence(py::module_& m) {
       .def_readonly("sample", &Sequence::sample)
       .def_readonly("trial_from", &Sequence::trial_from)
       .def_readonly("thinking", &Sequence::thinking)
+      .def_property_readonly("closing", [](const Sequence& s) { return s.closing != Finish::none; })
       .def_readonly("forced", &Sequence::forced)
       .def_property_readonly("decision_wait",
                              [](const Sequence& s) { return s.usage.decision_wait; })
@@ -184,11 +185,12 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       std::int32_t samples) {
-  return self.add({std::move(prompt), max_tokens, std::move(stop_ids), reader, priority,
-                   settle_at_once, std::move(stop_strings), min_tokens, max_step_tokens,
-                   trial_tokens, std::move(think_end), max_think_tokens, max_repeats, ahead},
-                  samples);
+                       bool ask_at_end, std::int32_t samples) {
+  return self.add(
+      {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
+       std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
+       max_think_tokens, max_repeats, ahead, ask_at_end},
+      samples);
 }
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
@@ -242,7 +244,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("stop_strings") = std::vector<std::string>{}, py::arg("min_tokens") = 0,
            py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
-           py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("samples") = 1)
+           py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("ask_at_end") = false,
+           py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

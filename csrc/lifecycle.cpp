@@ -153,6 +153,7 @@ void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
   if (!sequence.awaits_route || sequence.phase == Phase::finished)
     throw std::logic_error("sequence " + std::to_string(id) + " does not await a route");
   turns_.changed();
+  if (sequence.closing != Finish::none) return end(sequence, sequence.closing);
   const bool reader_goes_on = model == sequence.request.reader;
   if (sequence.trial_from >= 0) {
     if (reader_goes_on) {
@@ -221,6 +222,7 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.finish = reason;
   sequence.settled = sequence.length();
   sequence.awaits_route = sequence.reading = false;
+  sequence.closing = Finish::none;
   sequence.trial_from = sequence.truncate_pending = -1;
   turns_.changed();
   events_.push_back({EventKind::finished, sequence.id, -1});

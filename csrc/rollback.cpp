@@ -78,6 +78,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   if (sequence.trial_from >= length) sequence.trial_from = -1;
   if (sequence.unread_from >= length) sequence.unread_from = -1;
   sequence.trial = Outcome{};
+  sequence.closing = Finish::none;
   sequence.reading = sequence.awaits_route = false;
   read_again(sequence);
   return first_taken;

@@ -101,7 +101,7 @@ class Scheduler {
   // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
   // What stands on trial is kept if the reader goes on, and taken back if not.
   // With `unread` later boundaries are asked about, but neither read nor tried, until the thinking
-  // part ends.
+  // part ends. About the end of a text any answer lets it stand.
   void route(SequenceId id, int model, bool rest = false, bool unread = false);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
@@ -161,6 +161,7 @@ class Scheduler {
   Outcome read(Sequence& sequence, Token token);
   void try_on(Sequence& sequence, Outcome outcome);
   void conclude(Sequence& sequence, Outcome outcome);
+  void ask_at_end(Sequence& sequence, Finish reason);
   Outcome end_thinking(Sequence& sequence);
   bool must_stop_thinking(const Sequence& sequence) const;
   bool stops_at(Sequence& sequence, Token token);

@@ -41,6 +41,9 @@ struct Request {
   std::int32_t max_think_tokens = 0;  // think_end is written after so many; 0: never
   std::int32_t max_repeats = 0;       // of a piece of text in a row that end it; 0: any number
   bool ahead = true;  // may be planned behind a token that only the device knows yet
+  // Where the reader did not write the end of the text, it reads that too, and a decide event asks
+  // about it: any route() lets it stand, truncate() takes it back.
+  bool ask_at_end = false;
 };
 
 // What the text asks for behind a token: its end, or the end of a step.
@@ -103,6 +106,7 @@ struct Sequence {
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
   std::int32_t cut_bytes = 0;        // of the text's end, from where a stop string began
+  Finish closing = Finish::none;     // the end that waits for its question's answer
   Outcome trial;                     // how the trial ended, while the decision is out
   bool thinking = false;             // think_end has not come yet
   std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending

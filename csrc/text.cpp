@@ -59,9 +59,20 @@ void Scheduler::conclude(Sequence& sequence, Outcome outcome) {
   if (outcome.end == Finish::none && must_stop_thinking(sequence)) outcome = end_thinking(sequence);
   if (sequence.request.settle_at_once && outcome.end != Finish::stop) settle_open(sequence);
   if (outcome.end != Finish::none)
-    end(sequence, outcome.end);
+    ask_at_end(sequence, outcome.end);
   else if (outcome.boundary)
     reach_boundary(sequence);
+}
+
+// The end of the text, or the question whether it stands.
+void Scheduler::ask_at_end(Sequence& sequence, Finish reason) {
+  const int reader = sequence.request.reader;
+  if (!sequence.request.ask_at_end || reader == kNobody || reader == sequence.active)
+    return end(sequence, reason);
+  sequence.closing = reason;
+  sequence.active = reader;
+  sequence.awaits_route = false;
+  sequence.reading = true;
 }
 
 bool Scheduler::must_stop_thinking(const Sequence& sequence) const {

@@ -7,7 +7,9 @@ from engine.errors import QueueFullError, SteerError
 from engine.ledger import Usage
 from engine.params import SamplingParams
 from engine.request import Completion, Step, TokenLogprobs
+from engine.routing.audit import Audit
 from engine.routing.calibration import Calibration
+from engine.routing.judges import AuditOnly, Judge
 from engine.routing.policies import (
     AfterThinking,
     Boundary,
@@ -27,6 +29,8 @@ from engine.tokenizer import Tokenizer
 __all__ = [
     "AfterThinking",
     "AsyncEngine",
+    "Audit",
+    "AuditOnly",
     "Boundary",
     "Calibration",
     "Cascade",
@@ -35,6 +39,7 @@ __all__ = [
     "Decision",
     "Engine",
     "EngineConfig",
+    "Judge",
     "Pair",
     "Policy",
     "Query",

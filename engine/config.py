@@ -213,7 +213,7 @@ class Pair:
 
 _NOT_WHOLE = (
     "delimiters", "prefix_cache", "lane_policy", "load_format", "graphs", "plan_ahead",
-    "memory_fraction",
+    "memory_fraction", "cpu_kernels",
 )  # fmt: skip
 
 
@@ -246,6 +246,8 @@ class EngineConfig:
         of the folders' shapes, or of the pair's named ones where it has no folders.
     graphs: whether decodes are recorded and replayed: "on", "off", or "auto", on GPUs only.
     memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
+    cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
+        without, through PyTorch's operators, one by one.
     """
 
     block_tokens: int = 16
@@ -266,6 +268,7 @@ class EngineConfig:
     load_format: str = "safetensors"
     graphs: str = "auto"
     memory_fraction: float = 0.92
+    cpu_kernels: bool = True
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -291,8 +294,9 @@ class EngineConfig:
             )
 
     def _check_choices(self) -> None:
-        if not isinstance(self.prefix_cache, bool):
-            raise SteerError(f"prefix_cache must be true or false, got {self.prefix_cache!r}")
+        for name in ("prefix_cache", "cpu_kernels"):
+            if not isinstance(getattr(self, name), bool):
+                raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.lane_policy not in LANE_POLICIES:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"

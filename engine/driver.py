@@ -11,12 +11,12 @@ from contextlib import suppress
 from engine import _core
 from engine.config import ROLES, ModelConfig
 from engine.lane import Lane
-from engine.ledger import ROW_KINDS, Usage, span_counts
+from engine.ledger import ROW_KINDS, span_counts
 from engine.live import LiveRequest
 from engine.params import SamplingParams
 from engine.pricing import pair_flops
 from engine.request import Completion
-from engine.routing.policies import Always
+from engine.routing.policies import Always, reader_of
 from engine.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
@@ -156,7 +156,10 @@ class Driver:
         if not sequence.awaits_route:
             return None  # ended since the event
         live = self.live[request]
-        boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if row >= 0 else None)
+        if sequence.closing:  # an audit has read the end, and let it stand
+            return self._scheduler.route(request, _LARGE)
+        read = row >= 0 and reader_of(live.policy) == ROLES[_SMALL]
+        boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if read else None)
         try:
             decision, unread = live.decide(
                 boundary, lambda: self._flops(sequence, boundary.position)
@@ -171,6 +174,6 @@ class Driver:
 
     def _flops(self, sequence: _core.Sequence, position: int) -> int:
         """What a request has cost, and what the large model would have to read now."""
-        usage, first = Usage.of(sequence), sequence.computed[_LARGE]
+        usage, first = self.live[sequence.id].usage(sequence), sequence.computed[_LARGE]
         usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, position)
         return pair_flops(usage, self._shapes, "catchup")

@@ -136,7 +136,7 @@ class Engine:
         )  # fmt: skip
         on_card = isinstance(queue, CudaQueue)
         recorder: Recorder | None = None
-        if config.graphs == "on" or (config.graphs == "auto" and on_card):
+        if {"on": True, "off": False, "auto": on_card}[config.graphs]:
             recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
         # A GPU fills batches up without graphs too, so that they change no bit.
         return ModelRunner(

@@ -116,7 +116,10 @@ class Graphs:
         assert self._recorder is not None
         try:
             replay = self._recorder.record(work)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # a recording that breaks off hides why behind its own error
+            causes = (error, error.__context__)
+            if not any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+                raise
             self.counts.refused += 1
             return None
         self.counts.captures += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from engine import _core
 from engine.queue import Ticket
+from engine.scoring import Scored
 
 _UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
+_NONE = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Extent:
         }  # fmt: skip
 
 
-@cache
+@lru_cache(256)
 def _places(extent: Extent) -> tuple[dict[str, slice], int]:
     """Where each region lies, and where the first number behind them does."""
     found, end = {}, 0
@@ -74,12 +76,14 @@ class TickViews:
 
 @dataclass
 class Staged:
-    """A tick's numbers on the host, behind them the plan rows that draw and the block copies."""
+    """A tick's numbers on the host; behind them the plan rows that draw, the tokens that audited
+    rows foretell, and the block copies."""
 
     extent: Extent
     memory: Tensor
     length: int
     wanted: slice
+    targets: slice
     copies: slice
 
 
@@ -88,14 +92,21 @@ class TickInputs:
 
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
         """Sizes are those of the biggest tick."""
-        size = _places(Extent(sequences, rows, sequences, width))[1] + 3 * sequences + 2 * _UNIT
-        self._buffer = torch.zeros(size, dtype=torch.int32, device=device)
+        behind = 3 * sequences + rows + 3 * _UNIT
+        size = _places(Extent(sequences, rows, rows, width))[1] + behind
+        self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
         self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
         self._tickets: list[Ticket | None] = [None, None]
         self._turn = 0
 
-    def stage(self, plan: _core.Plan, extent: Extent, wanted: npt.NDArray[np.intp]) -> Staged:
+    def stage(
+        self,
+        plan: _core.Plan,
+        extent: Extent,
+        wanted: npt.NDArray[np.intp],
+        scored: Scored | None = None,
+    ) -> Staged:
         """Write a plan into the next host buffer; waits if the device has not read it yet."""
         self._turn ^= 1
         ticket = self._tickets[self._turn]
@@ -105,15 +116,17 @@ class TickInputs:
             self._tickets[self._turn] = None
         memory = self._host[self._turn]
         _, end = _places(extent)
-        behind = slice(end, end + len(wanted))
-        first = end + -(-len(wanted) // _UNIT) * _UNIT
-        copies = slice(first, first + 2 * plan.copied)
+        extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
+        behind = _behind(end, len(wanted))
+        targets = _behind(behind.stop, len(known))
+        copies = _behind(targets.stop, 2 * plan.copied)
         numbers = memory.numpy()
-        _fill(numbers, plan, extent, wanted)
+        _fill(numbers, plan, extent, wanted, extra)
         numbers[behind] = wanted
+        numbers[targets] = known
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
-        return Staged(extent, memory, copies.stop, behind, copies)
+        return Staged(extent, memory, copies.stop, behind, targets, copies)
 
     def sent(self, ticket: Ticket) -> None:
         """The staged numbers are free again once ``ticket`` is done."""
@@ -122,26 +135,38 @@ class TickInputs:
     def upload(self, staged: Staged) -> None:
         """Bring a tick's numbers to the device."""
         source = staged.memory[: staged.length]
-        self._buffer[: staged.length].copy_(source, non_blocking=True)
+        self.buffer[: staged.length].copy_(source, non_blocking=True)
 
     def views(self, extent: Extent) -> TickViews:
         """Where work that is recorded reads a tick of this size."""
         places, _ = _places(extent)
-        parts = {name: self._buffer[place] for name, place in places.items()}
+        parts = {name: self.buffer[place] for name, place in places.items()}
         parts["table"] = parts["table"].view(extent.sequences, extent.width)
         return TickViews(**parts)
 
     def region(self, place: slice) -> Tensor:
         """What stands behind a tick's views."""
-        return self._buffer[place]
+        return self.buffer[place]
+
+
+def _behind(end: int, size: int) -> slice:
+    """The next region."""
+    first = -(-end // _UNIT) * _UNIT
+    return slice(first, first + size)
 
 
 def _fill(
-    numbers: npt.NDArray[np.int32], plan: _core.Plan, extent: Extent, wanted: npt.NDArray[np.intp]
+    numbers: npt.NDArray[np.int32],
+    plan: _core.Plan,
+    extent: Extent,
+    wanted: npt.NDArray[np.intp],
+    extra: npt.NDArray[np.int32],
 ) -> None:
+    """``extra``: further rows that go through the head."""
     n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
     starts = plan.starts[: n + 1]
-    last = np.arange(extent.sampled) if extent.padded else starts[1:][wanted] - 1
+    ends = np.concatenate([starts[1:][wanted] - 1, extra])
+    last = np.arange(extent.sampled) if extent.padded else ends
     for name, values, padding in (
         ("tokens", plan.tokens[:rows], 0), ("positions", plan.positions[:rows], 0),
         ("slots", plan.slots[:rows], -1), ("starts", starts, rows),

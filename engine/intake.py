@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from operator import index
 
 from engine import _core
+from engine.config import ROLES
 from engine.driver import Driver
 from engine.errors import QueueFullError, SteerError
 from engine.live import LiveRequest
 from engine.params import THINK_END, SamplingParams
-from engine.routing.policies import AfterThinking, Policy, window_of
+from engine.routing.audit import Audit
+from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.tokenizer import Tokenizer
 
-_SMALL = 0
 _NOBODY = -1
 
 
@@ -75,6 +76,7 @@ class Intake:
         stops: tuple[int, ...],
     ) -> int:
         window = window_of(policy)
+        audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
         if window.tokens > params.max_tokens:
             raise SteerError(
                 f"a probe of {window.tokens} tokens is longer than max_tokens ({params.max_tokens})"
@@ -84,9 +86,9 @@ class Intake:
                 ids,
                 max_tokens=params.max_tokens,
                 stop_ids=list(stops),
-                reader=_SMALL if policy.reads else _NOBODY,
+                reader=ROLES.index(reader_of(policy)) if policy.reads else _NOBODY,
                 priority=priority,
-                settle_at_once=settle_at_once,
+                settle_at_once=settle_at_once and not audit.rolls_back,
                 stop_strings=[s.encode() for s in params.stop],
                 min_tokens=params.min_tokens,
                 max_step_tokens=params.max_step_tokens,
@@ -94,6 +96,7 @@ class Intake:
                 think_end=self._think_end(params, policy),
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
+                ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
                 samples=params.n,
             )
         except OverflowError as error:

@@ -122,6 +122,27 @@ class Lane:
             with suppress(Exception):  # it comes up with the result
                 pending.ticket.wait()
 
+    def _audit(self, request: int, scores: list[tuple[int, float]], draw: Draw) -> None:
+        """Book what the large model read; cut at the first step that it doubts, settle the rest.
+
+        Before the commit, so that what was drawn behind a doubted step is dropped with it.
+        """
+        if draw.audit is None or not scores:
+            return
+        for position, logprob in scores:
+            draw.audit.add(position, logprob)
+        sequence = self._scheduler.sequence(request)
+        draw.audit.compare(sequence)
+        cut = draw.audit.doubted(sequence, draw.drawn.small)
+        if cut is not None:
+            self._scheduler.truncate(request, cut)
+            return
+        read = 1 + max(position for position, _ in scores)
+        # A stop string may yet begin in what is there, and a part of a step is not judged yet.
+        whole = read if read >= sequence.length else sequence.settled
+        if not draw.params.stop and whole > sequence.settled and not sequence.closing:
+            self._scheduler.settle(request, whole)
+
     def land(self, requests: Mapping[int, Draw]) -> None:
         """Bring home what is in flight, and what an exception left unlaunched."""
         while self._flights and not self._running:
@@ -149,15 +170,21 @@ class Lane:
     def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
         """What requests want to know of their draws, before a commit can end them."""
         stands = self._scheduler.standing(self.runner.model) if self._depth > 1 else None
-        for row in result.sampled:
+        sampled = set(result.sampled)
+        for row in sorted(sampled | result.audited.keys()):
             if stands is not None and not stands[row]:
                 continue
             request = int(plan.ids[row])
-            drawn = result.drawn.get(request)
+            draw, drawn = requests[request], result.drawn.get(request)
             if drawn is not None:
-                requests[request].drawn.add(drawn)
-            if self.runner.model == _SMALL and requests[request].collects:
-                requests[request].signals[int(plan.contexts[row])] = result.signals(row)
+                draw.drawn.add(drawn)
+            if self.runner.model == _SMALL:
+                if draw.collects and row in sampled:
+                    draw.signals[int(plan.contexts[row])] = result.signals(row)
+            elif draw.audit is not None:
+                if drawn is not None:
+                    draw.audit.foresee(drawn)
+                self._audit(request, result.audited.get(row, []), draw)
 
     def signals(self, row: int) -> Signals:
         """Boundary statistics of a row of the tick that was committed last."""

@@ -29,6 +29,7 @@ class Usage:
         of the same prompt, and not computed.
     decision_wait: rows that the small model still had to read when a boundary was reached, before
         it could be decided; all of them are among ``rows``.
+    audited: rows of the large model, among ``rows``, that went through the head for an audit only.
     entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
         without memory of the request would read again at each entry of a model.
     """
@@ -37,6 +38,7 @@ class Usage:
     entries: Counts = field(default_factory=lambda: np.zeros((2, 2), np.int64))
     cached: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
     decision_wait: int = 0
+    audited: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -44,6 +46,7 @@ class Usage:
             self.entries + other.entries,
             self.cached + other.cached,
             self.decision_wait + other.decision_wait,
+            self.audited + other.audited,
         )
 
     @classmethod
@@ -80,6 +83,7 @@ class Usage:
             "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
             "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
             "decision_wait": self.decision_wait,
+            "audited": self.audited,
         }
 
     @classmethod
@@ -89,7 +93,10 @@ class Usage:
         entries = [raw["entries"][role] for role in ROLES]
         cached = [int(raw["cached"][role]) for role in ROLES]
         wait = int(raw.get("decision_wait", 0))  # older traces have none
-        usage = cls(np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait)
+        audited = int(raw.get("audited", 0))
+        usage = cls(
+            np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait, audited
+        )
         if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine import _core
+from engine.auditing import FORESEEN, AuditLog
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.logprobs import DrawLog
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Completion, Step
+from engine.routing.audit import Audit
 from engine.routing.budget import Budget
-from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.routing.policies import Boundary, Decision, Policy, reader_of, window_of
 from engine.routing.signals import Signals
 from engine.routing.windows import Window
 from engine.tokenizer import Tokenizer
@@ -39,6 +41,12 @@ class LiveRequest:
 
     def __post_init__(self) -> None:
         self.window: Window = window_of(self.policy)
+        rule: Audit = getattr(self.policy, "audit", None) or Audit.parse(self.params.audit)
+        self.audit = AuditLog(rule) if rule.on else None
+        # An audit compares log-probabilities of both models.
+        self.asks = self.params.logprobs
+        if self.audit and self.asks is None:
+            self.asks = FORESEEN if reader_of(self.policy) == ROLES[_LARGE] else 0
         self.collects = self.window.kind != "boundary" or self.params.token_signals
         self._budget = Budget(
             self.params.max_large_share,
@@ -78,12 +86,13 @@ class LiveRequest:
         """Ask the policy; decisions that a truncation took back are forgotten.
 
         ``rest`` of the decision tells whether nobody needs to be asked again: a policy's own word
-        for the rest ends with the thinking part and is capped by a budget step by step. Until then
-        its boundaries need no reading, which is the second answer.
+        for the rest ends with the thinking part, or with a step that an audit takes back, and is
+        capped by a budget step by step. Until then no boundary is read: the second answer.
         """
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
-        decision = self._standing(boundary) or self.policy.decide(boundary)
+        decision = self._redo(boundary) or self._standing(boundary)
+        decision = decision or self.policy.decide(boundary)
         if not isinstance(decision, Decision) or decision.model not in ROLES:
             raise SteerError(
                 f"a policy must answer 'small', 'large' or a Decision, got {decision!r}"
@@ -92,8 +101,20 @@ class LiveRequest:
             self._rest = self._rest or (boundary, decision)
         decision = self._budget.cap(decision, boundary, flops)
         self.decisions[boundary.position] = (boundary, decision)
-        asked_again = boundary.thinking or not self._budget.unlimited
+        audited = self.audit is not None and self.audit.rule.rolls_back
+        asked_again = boundary.thinking or not self._budget.unlimited or audited
         return replace(decision, rest=decision.rest and not asked_again), decision.rest
+
+    def _redo(self, boundary: Boundary) -> Decision | None:
+        """The large model, where an audit took a step back."""
+        if self.audit is None:
+            return None
+        self.audit.forget(boundary.position)
+        reason = self.audit.redo.get(boundary.position)
+        if reason is None:
+            return None
+        self._rest = None  # what was decided for the rest ends here
+        return Decision("large", reason, rest=self.audit.rule.rest)
 
     def _standing(self, boundary: Boundary) -> Decision | None:
         """The decision for the rest, if it still holds."""
@@ -123,12 +144,22 @@ class LiveRequest:
             token_ids=tuple(generated),
             finish_reason=FINISH_REASONS[sequence.finish],
             steps=steps,
-            usage=Usage.of(sequence),
+            usage=self.usage(sequence),
             seed=self.seed,
             sample=self.sample,
             logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
+            retracted=tuple(self.audit.retracted) if self.audit else (),
             token_signals=self._token_signals(steps) if self.params.token_signals else None,
         )
+
+    def usage(self, sequence: _core.Sequence) -> Usage:
+        """What the request has cost so far."""
+        return replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
+
+    def _pairs(self, position: int, end: int, model: str) -> tuple[tuple[float, float], ...]:
+        if self.audit is None or model == ROLES[_LARGE]:
+            return ()
+        return tuple(self.audit.pairs(position, end, self.drawn.small))
 
     def _token_signals(self, steps: tuple[Step, ...]) -> tuple[Signals | None, ...]:
         return tuple(
@@ -154,4 +185,5 @@ class LiveRequest:
             signals=boundary.signals if boundary and here else None,
             posterior=decision.posterior if decision and here else None,
             tried=boundary.tried if boundary and here else 0,
+            audit=self._pairs(position, position + len(ids), model),
         )

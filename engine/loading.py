@@ -80,7 +80,7 @@ def load_pair(
             weights = load_weights(folders[model], shapes[model], dtype, progress, devices[model])
         else:
             weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
-        return Decoder(shapes[model], weights, context)
+        return Decoder(shapes[model], weights, context, config.cpu_kernels)
 
     begin = time.monotonic()
     decoders = decoder(0), decoder(1)

@@ -35,6 +35,11 @@ class DrawLog:
             self._last.popitem()
         self._last[drawn.position] = drawn
 
+    def small(self, position: int) -> float | None:
+        """What the small model gave the token that it drew for a place; None if it did not."""
+        drawn = self._last.get(position)
+        return drawn.logprobs.logprob if drawn and drawn.model == 0 else None
+
     def of(self, steps: Sequence[Step]) -> tuple[TokenLogprobs, ...]:
         """One entry for each token of a finished trace."""
         return tuple(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from engine.errors import SteerError
+from engine.routing.audit import Audit
 
 THINK_END = "</think>"
 _LARGEST = sys.float_info.max
@@ -86,6 +87,8 @@ class SamplingParams:
     logprobs: how many of the likeliest tokens come back with each generated token and its own
         log-probability, 0 to 20; None gives no log-probabilities.
     token_signals: the small model's signals come back with each token that it wrote.
+    audit: whether the large model scores what it reads of the small one's steps: off, score,
+        rollback or rollback:SCORE:MARK (``engine.routing.audit``).
 
     SteerError on a value out of its range or of the wrong type, naming the field.
     """
@@ -113,6 +116,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     token_signals: bool = False
+    audit: str = "off"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -136,8 +140,10 @@ class SamplingParams:
             value = getattr(self, name)
             if not (value is None or _is_whole(value)):
                 raise SteerError(f"{name} must be a whole number or None, got {value!r}")
-        if not isinstance(self.think_end, str):
-            raise SteerError(f"think_end must be text, got {self.think_end!r}")
+        for name in ("think_end", "audit"):
+            if not isinstance(getattr(self, name), str):
+                raise SteerError(f"{name} must be text, got {getattr(self, name)!r}")
+        Audit.parse(self.audit)
         self._check_stops()
         self._check_biases()
 

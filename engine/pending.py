@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.logprobs import Drawn
 from engine.queue import Ticket
 from engine.routing.signals import Signals
+from engine.scoring import Scored
 from kernels import ops
 
 # Rows of the packed result, fp32; then the token's int32 bits.
@@ -25,11 +26,13 @@ class TickResult:
     tokens: int32 [sequences]; -1 where the logits were unusable, 0 where none were wanted.
     statistics: fp32 [len(STATISTICS), sampled rows].
     drawn: by sequence id, where log-probabilities are asked for and the logits were usable.
+    audited: by plan row, (position, log-probability) of tokens that were there already.
     """
 
     tokens: npt.NDArray[np.int32]
     statistics: npt.NDArray[np.float32]
     drawn: dict[int, Drawn]
+    audited: dict[int, list[tuple[int, float]]]
     _order: dict[int, int]  # plan row -> column of the statistics
 
     @property
@@ -52,6 +55,7 @@ class Pending:
         wanted: npt.NDArray[np.intp],
         columns: npt.NDArray[np.intp],
         drawn: Callable[[list[int], ops.LogProbs | None], dict[int, Drawn]],
+        scored: Scored | None = None,
     ) -> None:
         """
         Args:
@@ -59,10 +63,13 @@ class Pending:
             wanted: its rows that are sampled.
             columns: where each of them is in the packed result.
             drawn: makes log-probabilities on the host those of sequences.
+            scored: rows of an audit.
         """
         self.ticket: Ticket | None = None
         self.packed: Tensor | None = None  # on the host once the ticket is done
         self.scores: ops.LogProbs | None = None  # likewise
+        self.audited: Tensor | None = None  # likewise
+        self._scored = scored
         self._sequences = sequences
         self._wanted = wanted
         self._columns = columns
@@ -84,5 +91,12 @@ class Pending:
             tokens[self._wanted] = host[-1]
             drawn = self._drawn(host[-1].tolist(), self.scores)
             order = {int(row): i for i, row in enumerate(self._wanted)}
-            self._result = TickResult(tokens, host[:-1].view(np.float32), drawn, order)
+            self._result = TickResult(
+                tokens, host[:-1].view(np.float32), drawn, self._audit(), order
+            )
         return self._result
+
+    def _audit(self) -> dict[int, list[tuple[int, float]]]:
+        if self._scored is None or self.audited is None:
+            return {}
+        return self._scored.found(self.audited.numpy())

@@ -42,7 +42,7 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     """FLOPs of one model under one accounting.
 
     ``decode``: rows that gave a token, kept or dropped (the field's habit).
-    ``catchup``: all rows: what this engine does.
+    ``catchup``: all rows, and the head where an audit used it: what this engine does.
     ``reprefill``: the decode rows, and the whole prefix again at each entry of the model: what
     servers without memory of the request do.
     """
@@ -56,7 +56,10 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     elif accounting == "reprefill":
         computed = decoded + usage.entries[ROLES.index(role)]
     rows, keys = computed.tolist()
-    return rows * price.row + keys * price.key + int(decoded[0]) * price.head
+    heads = int(decoded[0])
+    if role == ROLES[1] and accounting != "decode":
+        heads += usage.audited
+    return rows * price.row + keys * price.key + heads * price.head
 
 
 def pair_flops(usage: Usage, shapes: tuple[ModelConfig, ModelConfig], accounting: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -30,6 +30,9 @@ class DeviceQueue(Protocol):
     def fetch(self, tensor: Tensor) -> Tensor:
         """From within work: a copy on the host, there once that work's ticket is done."""
 
+    def adopt(self, tensors: Iterable[Tensor]) -> None:
+        """Work will use what other code has made: after that, and before it is given out again."""
+
     def release(self) -> None:
         """Give memory back that is only kept to be used again."""
 
@@ -54,6 +57,9 @@ class HostQueue:
     def fetch(self, tensor: Tensor) -> Tensor:
         return tensor.clone()
 
+    def adopt(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
     def release(self) -> None:
         pass
 
@@ -77,8 +83,6 @@ class CudaQueue:
         self.device = device
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream(device, priority=priority)
-            # Weights and the arena were written on the stream that is current now.
-            self.stream.wait_stream(torch.cuda.current_stream(device))
 
     def submit(self, work: Callable[[], None]) -> Ticket:
         with torch.cuda.stream(self.stream):
@@ -95,6 +99,11 @@ class CudaQueue:
         # Freed pinned memory is given out again only after this copy: its allocator sees to that.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
+
+    def adopt(self, tensors: Iterable[Tensor]) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        for tensor in tensors:
+            tensor.record_stream(self.stream)
 
     def release(self) -> None:
         torch.cuda.empty_cache()

@@ -31,7 +31,8 @@ class Step:
     ``position`` is its first token's place in the sequence; ``text`` is that of all its tokens, a
     stop that ends the completion's text included; ``signals`` are None where the policy
     did not read the boundary; ``posterior`` is the probability of the confident component;
-    ``tried`` are the tokens that stood on trial when it was decided.
+    ``tried`` are the tokens that stood on trial when it was decided; ``audit`` has log p_small and
+    log p_large of each token, empty where the large model did not read a step of the small one.
     """
 
     index: int
@@ -43,6 +44,21 @@ class Step:
     signals: Signals | None = None
     posterior: float | None = None
     tried: int = 0
+    audit: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Retracted:
+    """A step of the small model that an audit took back.
+
+    position: its first token's place. token_ids: its own. dropped: tokens that went with it, its
+    own included. score: what it had.
+    """
+
+    position: int
+    token_ids: tuple[int, ...]
+    dropped: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class Completion:
     ``logprobs`` has an entry for each of ``token_ids``, or is None where none were asked for;
     ``sample`` counts the answers to one prompt from 0. ``token_signals`` has an entry for each of
     ``token_ids``, None for those of the large model; it is None where none were asked for.
+    ``retracted`` are the steps that an audit took back.
     """
 
     request_id: int
@@ -65,6 +82,7 @@ class Completion:
     sample: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
     token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
+    retracted: tuple[Retracted, ...] = ()
 
     @property
     def large_step_share(self) -> float:

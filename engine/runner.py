@@ -18,6 +18,7 @@ from engine.pending import STATISTICS, Pending, TickResult
 from engine.pricing import Executed
 from engine.queue import DeviceQueue
 from engine.sampler import Draw, SampledRows, Sampler
+from engine.scoring import Scored, scored_rows
 from kernels import ops
 
 # How attention cuts its keys must not hang on who else is there: it is chosen once, for this many.
@@ -42,6 +43,12 @@ class _Tick:
     work: ops.Work
     cells: int
     resolves: bool
+    audits: bool
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but statistics and the likeliest tokens is wanted."""
+        return self.rows.plain and not self.audits
 
     @property
     def extent(self) -> Extent:
@@ -90,6 +97,7 @@ class ModelRunner:
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
         self._splits = ops.Splits.choose(typical, layout.kv_heads)
         self._latest: Pending | None = None
+        queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
         """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""
@@ -108,18 +116,28 @@ class ModelRunner:
         resolves = bool((plan.tokens[: plan.rows] < 0).any())
         if resolves and (previous is None or previous is not self._latest):
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
-        extent = self._extent(plan, len(wanted))
+        scored = self._scored(plan, requests)
+        extent = self._extent(plan, len(wanted) + (len(scored.rows) if scored else 0))
         rows = self._sampler.rows(plan, wanted, requests)
-        spans, contexts = np.diff(plan.starts[: n + 1]), plan.contexts[:n]
-        work = self._bounds(extent) if extent.padded else ops.Work.counted(spans, contexts)
-        staged = self._inputs.stage(plan, extent, wanted)
-        tick = _Tick(staged, rows, work, int(spans.dot(contexts)), resolves)
+        work, cells = self._bounds(plan, extent)
+        staged = self._inputs.stage(plan, extent, wanted, scored)
+        tick = _Tick(staged, rows, work, cells, resolves, scored is not None)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
-        pending = Pending(n, wanted, columns, partial(self._sampler.drawn, rows=rows))
+        drawn = partial(self._sampler.drawn, rows=rows)
+        pending = Pending(n, wanted, columns, drawn, scored)
         pending.ticket = self.queue.submit(partial(self._run, tick, pending))
         self._inputs.sent(pending.ticket)
         self._latest = pending
         return pending
+
+    def _scored(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> Scored | None:
+        if self.model == 0 or self._decodes(plan):  # what the small model reads is not audited
+            return None
+        return scored_rows(plan, requests, self._sampler.tokens_of)
+
+    def _decodes(self, plan: _core.Plan) -> bool:
+        """Whether a plan is padded, to be replayed from a graph."""
+        return self._padded and plan.rows == plan.sequences
 
     def release(self) -> None:
         """Give back what memory can be spared; for who has run out of it."""
@@ -127,16 +145,20 @@ class ModelRunner:
 
     def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
         n, limits = plan.sequences, self._limits
-        if self._padded and plan.rows == n:
+        if self._decodes(plan):
             bucket = min(1 << (n - 1).bit_length(), limits.sequences)
             return Extent(bucket, bucket, bucket, limits.width, padded=True)
         width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
         return Extent(n, plan.rows, sampled, width)
 
-    def _bounds(self, extent: Extent) -> ops.Work:
-        """Of all decodes of a size."""
-        reach = extent.width * self._layout.block_tokens
-        return ops.Work(extent.sequences, 0, 0, 0, 0, reach)
+    def _bounds(self, plan: _core.Plan, extent: Extent) -> tuple[ops.Work, int]:
+        """Of what attention has to do: for decodes of a padded size the most; and its cells."""
+        n, contexts = plan.sequences, plan.contexts[: plan.sequences]
+        if plan.rows == n:
+            reach = extent.width * self._layout.block_tokens
+            return ops.Work(extent.sequences, 0, 0, 0, 0, reach), int(contexts.sum())
+        spans = np.diff(plan.starts[: n + 1])
+        return ops.Work.counted(spans, contexts), int(spans.dot(contexts))
 
     @torch.inference_mode()
     def _run(self, tick: _Tick, pending: Pending) -> None:
@@ -147,25 +169,28 @@ class ModelRunner:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
             ops.copy_blocks(self._arena, self._layout, pairs)
         wanted = self._inputs.region(staged.wanted)
-        if tick.rows.plain:
+        if tick.plain:
             (packed,) = self._pass(tick, wanted)
         else:
-            *found, logits, last = self._pass(tick, wanted)
+            *found, logits, last, scores = self._pass(tick, wanted)
+            if tick.audits:
+                pending.audited = self.queue.fetch(scores)
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""
-        extent, plain = tick.extent, tick.rows.plain
+        extent, plain = tick.extent, tick.plain
         if extent.padded:
             # Tokens are always resolved here: one graph serves plans with and without.
             work = partial(self._step, extent, tick.work, True, plain)
             self.executed.add(self.decoder.config, extent.rows, extent.sampled, [tick.cells])
             return self.graphs.run((extent, plain), work)
         batch = self._batch(extent, tick.work, tick.resolves)
-        cells = ops.attended(batch.attention, tick.cells)
+        cells = self.decoder.attended(batch, tick.cells)
         self.executed.add(self.decoder.config, extent.rows, extent.sampled, [cells])
-        return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted))
+        targets = self._inputs.region(tick.staged.targets)
+        return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, targets))
 
     def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
         """What a graph records. It reads static buffers, and nothing of the tick at hand."""
@@ -183,16 +208,28 @@ class ModelRunner:
         )
         return Batch(tokens, at.positions, at.sampled, plan)
 
-    def _forward(self, batch: Batch, plain: bool, wanted: Tensor | None) -> Outputs:
-        """Packed results if all rows are plain, else statistics, logits and tokens read."""
-        confidence, logits = self.decoder.statistics(
-            batch, self._arena, self._sampler.vocabulary, not plain
-        )
+    def _forward(
+        self, batch: Batch, plain: bool, wanted: Tensor | None, targets: Tensor | None = None
+    ) -> Outputs:
+        """Packed results if all rows are plain, else statistics, logits, tokens read, and scores.
+
+        The last of the sampled rows are audited: they foretell ``targets``, and nothing is drawn.
+        """
+        vocabulary, audited = self._sampler.vocabulary, 0 if targets is None else len(targets)
+        if audited and targets is not None:
+            hidden = self.decoder.hidden(batch, self._arena)
+            drawing = len(hidden) - audited
+            scores = self.decoder.scores(hidden[drawing:], targets, vocabulary)
+            confidence, logits = ops.lm_head(hidden[:drawing], self.decoder.head, vocabulary, True)
+        else:
+            drawing, scores = len(batch.sampled), batch.tokens[:0]
+            confidence, logits = self.decoder.statistics(batch, self._arena, vocabulary, not plain)
         if plain:
             chosen = torch.where(confidence.valid, confidence.argmax, -1)
             return (self._settle(confidence, chosen, wanted),)
         assert logits is not None
-        return (*confidence, logits, batch.tokens.index_select(0, batch.sampled))
+        last = batch.tokens.index_select(0, batch.sampled[:drawing])
+        return (*confidence, logits, last, scores)
 
     def _draw(
         self, tick: _Tick, confidence: ops.Confidence, logits: Tensor, last: Tensor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine.auditing import AuditLog
 from engine.logprobs import DrawLog, Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
@@ -31,7 +32,9 @@ class Draw(Protocol):
     stop_ids: tuple[int, ...]
     sample: int
     drawn: DrawLog
+    asks: int | None
     collects: bool
+    audit: AuditLog | None
     signals: dict[int, Signals]
 
 
@@ -54,18 +57,18 @@ class SampledRows:
     draws: list[Draw]
     histories: dict[int, History]  # by row, where penalties look back
 
-    @property
+    @cached_property
     def asked(self) -> dict[int, int]:
         """Of how many likely tokens each row wants to know, where it wants log-probabilities."""
-        counts = ((i, draw.params.logprobs) for i, draw in enumerate(self.draws))
+        counts = ((i, draw.asks) for i, draw in enumerate(self.draws))
         return {i: count for i, count in counts if count is not None}
 
-    @property
+    @cached_property
     def edited(self) -> list[int]:
         """Rows with penalties or biases."""
         return [i for i, draw in enumerate(self.draws) if draw.params.edits_logits]
 
-    @property
+    @cached_property
     def early(self) -> list[int]:
         """Rows that may not end yet."""
         return [
@@ -74,11 +77,11 @@ class SampledRows:
             if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
         ]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether each row takes the likeliest token, and nobody asks for more."""
         params = [draw.params for draw in self.draws]
-        greedy = all(p.temperature == 0 and p.logprobs is None for p in params)
+        greedy = all(p.temperature == 0 for p in params) and not self.asked
         return greedy and not self.edited and not self.early
 
 
@@ -89,7 +92,7 @@ class Sampler:
         """``tokens_of``: a sequence's tokens by its id. Ids from ``vocabulary`` on are padding."""
         self._model = model
         self.vocabulary = vocabulary
-        self._tokens_of = tokens_of
+        self.tokens_of = tokens_of
 
     def rows(
         self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, Draw]
@@ -164,7 +167,7 @@ class Sampler:
         return drawn
 
     def _history(self, draw: Draw, request: int, context: int) -> History:
-        tokens = self._tokens_of(request)[:context]
+        tokens = self.tokens_of(request)[:context]
         unread = len(tokens) < context
         return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)
 

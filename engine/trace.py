@@ -45,6 +45,7 @@ class TraceWriter(JsonLines):
                     "signals": step.signals and step.signals.to_json(),
                     "posterior": step.posterior,
                     "reason": step.reason,
+                    **({"audit": step.audit} if step.audit else {}),
                 }
             )
         self.write(
@@ -56,6 +57,7 @@ class TraceWriter(JsonLines):
                 "completion_tokens": len(completion.token_ids),
                 "finish_reason": completion.finish_reason,
                 "large_step_share": completion.large_step_share,
+                "retracted": [[r.position, r.dropped, r.score] for r in completion.retracted],
                 **completion.usage.to_json(),
             }
         )

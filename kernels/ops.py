@@ -1,22 +1,26 @@
 """The one face of the kernels for callers: nothing above this module knows which version runs.
 
-Tensors on a CUDA device go to the Triton kernels, all others to the references. Triton is imported
-with the first CUDA tensor, so whoever has no GPU needs none of it. Within ``interpreted()`` tensors
+Tensors on a CUDA device go to the Triton kernels. On a CPU a whole forward pass is one call of the
+compiled kernels where they take the model; all else goes to the references. Triton is imported with
+the first CUDA tensor, so whoever has no GPU needs none of it. Within ``interpreted()`` tensors
 on the CPU go to the kernels too, through Triton's interpreter: slow, for tests of what a GPU runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels import cpu
 from kernels.attention_config import Splits, Work
+from kernels.cpu import ForwardPass
 from kernels.draws import DrawRows
 from kernels.reference import attention as _attention
 from kernels.reference import confidence as _confidence
@@ -42,6 +46,7 @@ __all__ = [
     "AttentionPlan",
     "Confidence",
     "DrawRows",
+    "ForwardPass",
     "Fp8Weight",
     "IntWeight",
     "KVLayout",
@@ -55,9 +60,11 @@ __all__ = [
     "Work",
     "add_rms_norm",
     "attended",
+    "compiled",
     "confidence",
     "copy_blocks",
     "editable",
+    "forward_pass",
     "interpreted",
     "linear",
     "lm_head",
@@ -94,6 +101,21 @@ def interpreted() -> Iterator[None]:
 
 def _fused(x: Tensor) -> bool:
     return x.is_cuda or _INTERPRETED.get()
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether work on ``x`` may go to the kernels that are compiled for a CPU."""
+    return x.device.type == "cpu" and not _INTERPRETED.get()
+
+
+def forward_pass(
+    embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[Any],
+    heads: int, eps: float,
+) -> ForwardPass | None:  # fmt: skip
+    """A model's whole pass in one call; None where no kernels take it. See ``ForwardPass``."""
+    if not cpu.takes(embedding, rope, layers):
+        return None
+    return ForwardPass(embedding, norm, head, rope, layers, heads, eps)
 
 
 def _tuned(x: Tensor) -> bool:
@@ -226,6 +248,8 @@ def lm_head(
 
 def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
+    if compiled(logits) and logits.dtype != torch.float64:
+        return cpu.confidence(logits.float(), vocabulary)
     if not _fused(logits):
         return _confidence.confidence(logits, vocabulary)
     from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere

@@ -51,8 +51,8 @@ class Device:
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What an engine is told to come here; nothing for the CPU, which is its default."""
-        return {"device": self.kind} if self.on_gpu else {}
+        """What an engine is told to come here."""
+        return {"device": self.kind}
 
     @property
     def lanes_together(self) -> bool:

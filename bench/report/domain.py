@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.evaluate import TestSet
-from bench.tasks import arithmetic
+from bench.evaluate import TestSet, task_tests
+from bench.tasks.problem import STYLES
+from bench.tasks.registry import TASKS
 from engine.config import Pair
 from engine.errors import SteerError
+from engine.tokenizer import Tokenizer
 
 CALIBRATION_PROBLEMS = 400
 _RIGID = Path(__file__).resolve().parents[2] / "tests" / "data" / "rigid"
+_ALL = tuple(f"{task}-{style}" for task in TASKS for style in STYLES)
 
 
 @dataclass(frozen=True)
@@ -31,36 +35,46 @@ class Domain:
     first_error: Callable[[Any, str], int | None]
 
 
-def _gold_error(problem: arithmetic.Problem, text: str) -> int | None:
-    given = text.split(arithmetic.DELIMITER)
-    wrong = (i for i, step in enumerate(problem.steps) if given[i : i + 1] != [step])
-    return next(wrong, None if len(given) == len(problem.steps) else len(problem.steps))
-
-
-def _arithmetic(style: str, problems: int) -> Domain:
-    pair = Pair.named("tiny")
+def _pair_of(style: str) -> Pair:
+    """Which of the pairs with their weights here was trained on a style of steps."""
     if style == "rigid":
-        pair = Pair("custom", _RIGID / "small", _RIGID / "large")
-    first, second = (
-        TestSet(
-            arithmetic.problems(split, count, style=style),
-            arithmetic.is_correct,
-            80 if style == "open" else 120,
-        )
-        for split, count in (("calibration", CALIBRATION_PROBLEMS), ("test", problems))
-    )
-    return Domain(f"arithmetic-{style}", pair, first, second, _gold_error)
+        return Pair("custom", _RIGID / "small", _RIGID / "large")
+    return Pair.named("tiny")
 
 
-_DOMAINS: dict[str, Callable[[int], Domain]] = {
-    "arithmetic-open": lambda n: _arithmetic("open", n),
-    "arithmetic-rigid": lambda n: _arithmetic("rigid", n),
-}
-DOMAINS = tuple(_DOMAINS)
+@cache
+def _knows(folder: Path, text: str) -> bool:
+    try:
+        Tokenizer(folder).encode(text)
+    except SteerError:
+        return False
+    return True
+
+
+def _pair_for(name: str) -> Pair | None:
+    """The pair, if it has a token for all that a problem says."""
+    task, _, style = name.rpartition("-")
+    problem = TASKS[task].problems("calibration", 1, style=style)[0]
+    pair = _pair_of(style)
+    knows = pair.small is not None and _knows(pair.small, problem.prompt + problem.trace)
+    return pair if knows else None
+
+
+def available() -> list[str]:
+    """Domains that a pair with its weights here can do."""
+    return [name for name in _ALL if _pair_for(name)]
 
 
 def domain(name: str, problems: int) -> Domain:
     """A domain by name, with so many test problems."""
-    if name not in _DOMAINS:
-        raise SteerError(f"unknown domain {name!r}; known: {', '.join(DOMAINS)}")
-    return _DOMAINS[name](problems)
+    if name not in _ALL:
+        raise SteerError(f"unknown domain {name!r}; known: {', '.join(_ALL)}")
+    pair = _pair_for(name)
+    if pair is None:
+        raise SteerError(f"no pair here can do {name}; known: {', '.join(available())}")
+    task, _, style = name.rpartition("-")
+    first, second = (
+        task_tests(split, count, style=style, task=task)
+        for split, count in (("calibration", CALIBRATION_PROBLEMS), ("test", problems))
+    )
+    return Domain(name, pair, first, second, TASKS[task].first_error)

@@ -5,22 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from bench.calibrate import AUTO, calibrate, samples_of
 from bench.evaluate import Evaluation, evaluate
+from bench.report.audits import audit_rows, rollback_counts
 from bench.report.compose import Composer
 from bench.report.domain import Domain, domain
 from bench.report.oracle import Oracle
 from bench.report.point import Point, point_of
 from bench.report.rivals import Setting, settings
 from bench.report.signals import SignalRow, signal_rows, step_labels
-from engine import Calibration, Engine, EngineConfig, Random, SteerError
+from engine import (
+    Calibration,
+    Engine,
+    EngineConfig,
+    Judge,
+    Random,
+    SamplingParams,
+    Steer,
+    SteerError,
+    Window,
+)
+from engine.tuning.agreement import read_steps, tau_for_agreement
 from engine.tuning.samples import Sample
+from engine.tuning.target import ladder
 
 Say = Callable[[str], None]
+_NEVER = -1e6  # a mark that no step falls below
+_AGREEMENT = 0.99
 
 
 @dataclass
@@ -35,6 +51,7 @@ class Measured:
     calibration: Calibration
     points: list[Point] = field(default_factory=list)
     signals: list[SignalRow] = field(default_factory=list)
+    audits: list[dict[str, Any]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -94,14 +111,31 @@ class _Measurement:
         share = found.steer.large_step_share
         self._run(Setting("random", share, Random(share), chosen=True), found)
         self._run(Setting("oracle", None, Oracle(self.engine, self.domain)), found)
+        self._agreement(calibration, fitted_on, found)
         with self.timed("composing"):
             composer = Composer(small, large, found.samples, shapes)
             found.points += composer.cascade() + composer.query() + composer.query_random()
         with self.timed("signals"):
             labels = step_labels(self.domain, small, found.samples)
             found.signals = signal_rows(found.samples, labels)
+        with self.timed("audit of all steps"):
+            read = evaluate(self.engine, Judge(_NEVER), self.domain.test)
+            found.audits = list(audit_rows(read, labels, self.domain.name))
         found.seconds = self.seconds
         return found
+
+    def _agreement(self, calibration: Calibration, samples: list[Sample], found: Measured) -> None:
+        """STEER with a tau that no answer was needed for."""
+        tests = self.domain.calibration
+        with self.timed("steer-agreement"):
+            prompts = [p.prompt for p in tests.problems]
+            params = SamplingParams(max_tokens=tests.max_tokens)
+            window = Window.parse(calibration.window)
+            read = read_steps(self.engine, prompts, params, window)
+            taus = ladder(calibration, samples)
+            fitted = tau_for_agreement(calibration, read, taus, _AGREEMENT)
+        setting = Setting("steer-agreement", fitted.tau, Steer(fitted), chosen=True)
+        self._run(setting, found)
 
     def _small(self, found: Measured) -> Evaluation:
         done = evaluate(
@@ -113,15 +147,13 @@ class _Measurement:
 
     def _run(self, setting: Setting, found: Measured) -> None:
         with self.timed(setting.family):
-            done = evaluate(self.engine, setting.policy, self.domain.test, setting.family)
+            done = evaluate(
+                self.engine, setting.policy, self.domain.test, setting.family, audit=setting.audit
+            )
+            extra = rollback_counts(self.engine, self.domain, done)
             point = point_of(
-                setting.family, setting.parameter, done, self.engine.shapes, setting.chosen
+                setting.family, setting.parameter, done, self.engine.shapes, setting.chosen, extra
             )
         found.points.append(point)
         cost = point.cost(found.large, "catchup")
         self.say(f"{point.label}: accuracy {point.accuracy:.3f}, FLOPs {cost:.3f} with catch-up")
-
-
-def slim(found: Measured) -> Measured:
-    """Without what only the pictures of the process that measured needed."""
-    return replace(found, samples=[])

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import Calibration, CostAware, Policy, Random, Steer, Threshold
+from engine import (
+    AuditOnly,
+    Calibration,
+    CostAware,
+    Judge,
+    Policy,
+    Random,
+    Steer,
+    Threshold,
+)
 from engine.routing.windows import BOUNDARY, Window
 from engine.tuning.samples import Sample
 from engine.tuning.target import ladder
@@ -16,6 +25,8 @@ _WORTHS = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 6.0)
 _SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
 _HANDED = (0.04, 0.08, 0.12, 0.18, 0.3)  # shares of steps that a threshold's settings aim at
 _TAUS = 6
+_MARKS = (-2.0, -5.0, -9.0, -12.0)  # log p of a step's least likely token
+_ROLLBACK = "rollback:min:-5"
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Setting:
     parameter: float | None
     policy: Policy
     chosen: bool = False
+    audit: str = "off"
 
 
 def settings(
@@ -40,6 +52,15 @@ def settings(
         yield Setting("steer-cost", worth, CostAware(calibration, worth, price))
     for share in _SHARES:
         yield Setting("random", share, Random(share))
+    for mark in _MARKS:
+        yield Setting("judge", mark, Judge(mark))
+        yield Setting("audit", mark, AuditOnly(mark))
+    for tau in sorted({*taus[1 : len(taus) // 2 : max(1, len(taus) // 6)], calibration.tau}):
+        yield Setting("steer+audit", tau, Steer(calibration, tau), audit=_ROLLBACK)
+    for worth in _WORTHS[1:5]:
+        yield Setting(
+            "steer-cost+audit", worth, CostAware(calibration, worth, price), audit=_ROLLBACK
+        )
     window = Window.parse(calibration.window)
     yield from _thresholds("threshold", "max_prob", window, samples)
     yield from _thresholds("entropy", "entropy", BOUNDARY, samples)

@@ -132,4 +132,4 @@ def time_rows(found: Measured) -> Iterator[dict[str, Any]]:
 def all_rows(found: Measured) -> list[dict[str, Any]]:
     """Everything about one domain."""
     makers = point_rows, signal_rows, paired_rows, frontier_rows, time_rows
-    return [row for maker in makers for row in maker(found)]
+    return [*(row for maker in makers for row in maker(found)), *found.audits]

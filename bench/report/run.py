@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import tables
-from bench.report.domain import DOMAINS, domain
+from bench.report.domain import available, domain
 from bench.report.measure import measure
 from bench.report.rows import COUNTED, OURS, all_rows
 from bench.report.summary import summary, title
@@ -42,9 +42,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="DIR", help="folder for tables, rows, plots and a summary")
     add(
         "--domains",
-        default=",".join(DOMAINS),
         metavar="LIST",
-        help="for --report, comma-separated (default: %(default)s)",
+        help="for --report, comma-separated TASK-STYLE (default: all that a pair here can do)",
     )
     add("--jobs", type=int, metavar="N", help="for --report: processes (default: one a core)")
 
@@ -87,7 +86,9 @@ def _check(options: argparse.Namespace) -> list[str]:
         raise SteerError(f"--report needs at least 50 --problems, got {options.problems}")
     if options.jobs is not None and options.jobs < 1:
         raise SteerError(f"--jobs must be at least 1, got {options.jobs}")
-    names = list(dict.fromkeys(n.strip() for n in options.domains.split(",") if n.strip()))
+    given = options.domains
+    asked = available() if given is None else [n.strip() for n in given.split(",")]
+    names = [n for n in dict.fromkeys(asked) if n]
     if not names:
         raise SteerError("--domains names no domain")
     for name in names:
@@ -154,6 +155,9 @@ def _page(rows: list[dict[str, Any]], names: list[str], seconds: float) -> str:
             "### AUROC for the small model's errors, by window and signal",
             "With the checker's labels / without labels; the chosen one is bold.",
             tables.signals_table(rows, name),
+            "### The audit",
+            tables.audit_table(rows, name),
+            tables.rollback_table(rows, name),
             "### Calibration",
             f"![histogram]({name}-histogram.png)",
             f"![reliability]({name}-reliability.png)",

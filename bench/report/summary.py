@@ -39,6 +39,7 @@ def _domain(rows: list[Row], domain: str) -> Iterator[str]:
     yield from _rivals(rows, domain)
     yield _cost_aware(rows, domain)
     yield from _signals(rows, domain)
+    yield from _audit(rows, domain)
 
 
 def _saved(relative: float) -> str:
@@ -89,6 +90,26 @@ def _signals(rows: list[Row], domain: str) -> Iterator[str]:
         f"{first['auroc']:.3f} ({first['signal']}), the one chosen without labels "
         f"{used['auroc']:.3f} ({used['signal']} over {used['window']}), the best of all "
         f"{best['auroc']:.3f} ({best['signal']} over {best['window']})."
+    )
+
+
+def _audit(rows: list[Row], domain: str) -> Iterator[str]:
+    best = max(of(rows, "audit", domain=domain), key=lambda r: r["auroc"] or 0)
+    if best["auroc"] is None:
+        return
+    yield (
+        f"Once the large model has read a step, its {best['score']} of log p has an AUROC of "
+        f"{best['auroc']:.3f}; the mark that catches 95% of the wrong steps takes back "
+        f"{best['false_rollbacks']:.1%} of the right ones."
+    )
+    found = of(rows, "frontier", domain=domain, accounting="catchup", first="steer")
+    for family in ("judge", "audit", "steer+audit"):
+        row = next(r for r in found if r["second"] == family and r["equal"] == "steer's cost")
+        yield f"STEER minus {family} at STEER's cost with catch-up: {points(row)} points."
+    agreed = of(rows, "setting", domain=domain, policy="steer-agreement")[0]
+    yield (
+        f"With tau from agreement, no answers, it is right on {agreed['accuracy']:.1%} at "
+        f"{agreed['flops_catchup']:.3f} with catch-up."
     )
 
 

@@ -64,6 +64,39 @@ def signals_table(rows: Iterable[Row], domain: str) -> str:
     )
 
 
+def audit_table(rows: Iterable[Row], domain: str) -> str:
+    """How well the large model's likelihoods tell wrong steps from right ones."""
+    return markdown(
+        ("score", "AUROC", "mark that catches 95% of wrong steps", "right steps it takes back"),
+        [
+            (
+                f"`{r['score']}`",
+                "-" if r["auroc"] is None else f"{r['auroc']:.4f}",
+                "-" if r["mark"] is None else f"{r['mark']:.2f}",
+                "-" if r["false_rollbacks"] is None else f"{r['false_rollbacks']:.2%}",
+            )
+            for r in of(rows, "audit", domain=domain)
+        ],
+    )
+
+
+def rollback_table(rows: Iterable[Row], domain: str) -> str:
+    """What each setting took back."""
+    return markdown(
+        ("policy", "rollbacks", "of steps that were right", "tokens dropped for each written"),
+        [
+            (
+                name_of(r),
+                str(r["rollbacks"]),
+                f"{r['false_rollbacks'] / r['rollbacks']:.1%}",
+                f"{r['dropped_tokens'] / r['tokens']:.3f}",
+            )
+            for r in of(rows, "setting", domain=domain)
+            if r.get("rollbacks")
+        ],
+    )
+
+
 def paired_table(rows: Iterable[Row], domain: str) -> str:
     """STEER at its tau against others."""
     return markdown(

@@ -45,7 +45,7 @@ _HOP = re.compile(r"([A-I])(>>|[>@<])")
 def make_problem(rng: random.Random, hops: int, mix: Mix, style: str = "open") -> Problem:
     """Draw one problem with ``hops`` hops (at most 9) of the kinds that ``mix`` weighs."""
     # Short questions have small rings: where training begins to learn to look things up.
-    ring = rng.sample(PEOPLE, rng.randint(min(4, hops + 2), min(6, hops + 2)))
+    ring = rng.sample(PEOPLE, rng.randint(min(5, hops + 2), min(7, hops + 2)))
     after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     likes = {a: rng.choice([b for b in ring if b != a]) for a in ring}
     facts = [a + NEXT + b for a, b in after.items()] + [a + LIKES + b for a, b in likes.items()]

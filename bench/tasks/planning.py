@@ -29,7 +29,7 @@ TOWNS = string.ascii_lowercase
 ROAD = ">"
 QUESTION = "/"
 EXIT = "!"
-MIXES = {"light": (0.9, 0.04, 0.06), "mixed": (0.7, 0.1, 0.2), "hard": (0.45, 0.1, 0.45)}
+MIXES = {"light": (0.8, 0.05, 0.15), "mixed": (0.55, 0.1, 0.35), "hard": (0.3, 0.1, 0.6)}
 _ROADS = re.compile(r"([a-z])>([a-z!])")
 
 

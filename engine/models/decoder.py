@@ -12,6 +12,8 @@ from engine.config import ModelConfig
 from engine.models.rope import rope_table
 from kernels import ops
 
+_SCORED_ROWS = 256  # whose logits are there at once
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -54,15 +56,29 @@ class Decoder:
     """Weights of one model and its forward pass. Holds no KV: that lives in the arena."""
 
     def __init__(
-        self, config: ModelConfig, weights: Mapping[str, ops.Weight], max_context: int
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, ops.Weight],
+        max_context: int,
+        cpu_kernels: bool = True,
     ) -> None:
-        """``weights`` by the names of the layout, as ``load_weights`` returns them."""
+        """
+        Args:
+            weights: by the names of the layout, as ``load_weights`` returns them.
+            cpu_kernels: whether a pass on a CPU may be one call; without, it goes op by op.
+        """
         self.config = config
         self.embedding = _plain(weights["model.embed_tokens.weight"])
         self.norm = _plain(weights["model.norm.weight"])
         self.head = self.embedding if config.tied else _plain(weights["lm_head.weight"])
         self.layers = [self._layer(weights, f"model.layers.{i}") for i in range(config.layers)]
         self.rope = rope_table(config, max_context).to(self.embedding.device)
+        self._pass = None
+        if cpu_kernels:
+            self._pass = ops.forward_pass(
+                self.embedding, self.norm, self.head, self.rope, self.layers, config.heads,
+                config.norm_eps,
+            )  # fmt: skip
 
     @staticmethod
     def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
@@ -103,7 +119,10 @@ class Decoder:
             [sampled, vocab_size] fp32, padding ids of the head included.
         """
         with torch.inference_mode():
-            return ops.linear(self.hidden(batch, arena), self.head).float()
+            if self._pass is None or not ops.compiled(arena):
+                return ops.linear(self.hidden(batch, arena), self.head).float()
+            numbers = (batch.tokens.int(), batch.positions.int(), batch.sampled.int())
+            return self._pass.logits(*numbers, batch.attention, arena)
 
     @torch.inference_mode()
     def hidden(self, batch: Batch, arena: Tensor) -> Tensor:
@@ -142,7 +161,33 @@ class Decoder:
 
         ``vocabulary``: ids from here on are padding of the head and take no part.
         """
-        return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+        if self._pass is None or not ops.compiled(arena):
+            return ops.lm_head(self.hidden(batch, arena), self.head, vocabulary, keep)
+        logits = self.forward(batch, arena)
+        return ops.confidence(logits, vocabulary), logits if keep else None
+
+    def attended(self, batch: Batch, cells: int) -> int:
+        """Pairs of query and key that a pass works on; ``cells``: queries times keys."""
+        if self._pass is None or not ops.compiled(batch.tokens):
+            return ops.attended(batch.attention, cells)
+        return self._pass.attended(batch.attention)
+
+    @torch.inference_mode()
+    def scores(self, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+        """Log-probability of a token behind each row, fp64 [rows].
+
+        Args:
+            hidden: [rows, hidden_size], of ``hidden``; logits are made for a few rows at a time.
+            targets: [rows], the tokens.
+            vocabulary: ids from here on are padding of the head and take no part.
+        """
+        found = [
+            ops.token_logprobs(ops.linear(rows, self.head), vocabulary, tokens.long(), 0).drawn
+            for rows, tokens in zip(
+                hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
+            )
+        ]
+        return torch.cat(found)
 
 
 def _plain(weight: ops.Weight) -> Tensor:

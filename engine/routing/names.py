@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from engine.config import ROLES
 from engine.errors import SteerError
+from engine.routing.audit import SCORES
 from engine.routing.calibration import Calibration
+from engine.routing.judges import AuditOnly, Judge
 from engine.routing.policies import (
     Always,
     Boundary,
@@ -35,6 +37,8 @@ _FORMS = {
     "cascade": "cascade:SIGNAL:VALUE or cascade:SIGNAL:VALUE@WINDOW",
     "steer": "steer or steer:TAU",
     "steer-cost": "steer-cost or steer-cost:WORTH",
+    "judge": "judge:MARK or judge:SCORE:MARK",
+    "audit": "audit:MARK or audit:SCORE:MARK",
 }
 POLICIES = tuple(_FORMS)
 HELP = ", ".join(_FORMS.values())
@@ -99,6 +103,17 @@ class _Wanted:
         return self.calibration
 
 
+def _judged(wanted: _Wanted, kind: type[Judge] | type[AuditOnly]) -> Policy:
+    *score, mark = wanted.arguments or ("-6",)
+    try:
+        value = float(mark)
+    except ValueError:
+        raise wanted.fail() from None
+    if len(score) > 1 or not set(score) <= set(SCORES):
+        raise wanted.fail()
+    return kind(value, score[0] if score else SCORES[0])
+
+
 _STEPS = ("boundary", "probe", "step", "answer")
 
 
@@ -133,6 +148,8 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "query-random": lambda w: Query(Random(w.number(w.share)), name="query-random"),
     "cascade": _cascade,
     "steer": _steer,
+    "judge": lambda w: _judged(w, Judge),
+    "audit": lambda w: _judged(w, AuditOnly),
     "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
 }
 _WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade")
@@ -150,7 +167,8 @@ def make_policy(
     steer:TAU, steer-cost and steer-cost:WORTH, which need ``calibration``; and with a signal and a
     value of their own threshold, previous (the step just finished), query (one decision, at the
     prompt's end) and cascade (one, on the small model's whole answer); with a value only entropy
-    and max-logit, of a step's first token. ``@WINDOW`` behind a name looks at that window.
+    and max-logit, of a step's first token; judge and audit with the mark that a step's
+    log-probability has to reach with the large model. ``@WINDOW`` behind a name looks there.
 
     Args:
         price: of a row of the small model in rows of the large one, for steer-cost.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.signals import Signals, check_signal
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
@@ -85,6 +86,11 @@ def window_of(policy: Policy) -> Window:
     if not isinstance(found, Window):
         raise SteerError(f"a policy's window must be a Window, got {found!r}")
     return found
+
+
+def reader_of(policy: Policy) -> str:
+    """The model that reads boundaries, where the policy reads."""
+    return str(getattr(policy, "reader", ROLES[0]))
 
 
 @dataclass(frozen=True)

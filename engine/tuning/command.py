@@ -19,6 +19,7 @@ from engine.routing.signals import check_signal
 from engine.routing.windows import FORMS as WINDOWS
 from engine.routing.windows import Window
 from engine.tuning import target as targets
+from engine.tuning.agreement import read_steps, tau_for_agreement
 from engine.tuning.fitting import fitted
 from engine.tuning.pictures import can_draw, histogram, reliability_plot
 from engine.tuning.prompts import Prompts, read_prompts
@@ -31,7 +32,7 @@ from engine.tuning.separability import (
     warnings,
     windows_for,
 )  # fmt: skip
-from engine.tuning.target import Bench, Target, choose_tau
+from engine.tuning.target import Bench, Target, choose_tau, ladder
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,7 +87,11 @@ def run(options: argparse.Namespace) -> int:
     chosen, findings = _choose(options, samples)
     calibration = fitted(engine, samples, chosen, prompts.texts)
     right = _right(samples, prompts.is_right)
-    if aim:
+    if aim and aim.kind == "agreement":
+        read = read_steps(engine, prompts.texts, params, Window.parse(calibration.window))
+        taus = ladder(calibration, samples)
+        calibration = tau_for_agreement(calibration, read, taus, aim.value)
+    elif aim:
         bench = Bench(engine, prompts.texts, params, prompts.is_right)
         calibration = choose_tau(calibration, samples, aim, bench)
         right = _right(samples, bench.is_right)
@@ -159,7 +164,13 @@ def _verdict(calibration: Calibration, chosen: Finding) -> str:
         f"model's own doubt); tau {calibration.tau:.4g}"
     ]
     found = calibration.provenance
-    if "aim" in found:
+    if "agreement" in found:
+        last = found["agreement"][-1]
+        met = "met" if found["aim_reached"] else "NOT met by any tau"
+        lines.append(
+            f"target {found['aim']}: {met}; {last['agreement']:.3f} of {last['kept']} kept steps"
+        )
+    elif "aim" in found:
         at = next(row for row in found["grid"] if row["tau"] == calibration.tau)
         met = "met" if found["aim_reached"] else "NOT met by any tau"
         lines.append(

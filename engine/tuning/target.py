@@ -23,7 +23,7 @@ from engine.tuning.fitting import BAYES
 from engine.tuning.prompts import IsRight
 from engine.tuning.samples import Sample
 
-FORMS = "loss:X, accuracy:X, share:X, flops:X or flops:X:ACCOUNTING"
+FORMS = "loss:X, accuracy:X, agreement:X, share:X, flops:X or flops:X:ACCOUNTING"
 _TAUS = (0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 _RUNGS = 24
 
@@ -33,6 +33,7 @@ class Target:
     """What tau is picked for.
 
     kind: ``loss``, at most so much accuracy below the large model; ``accuracy``, at least so much;
+        ``agreement``, the large model agrees with so many of the kept steps that it has read;
         ``share``, at most this share of steps by the large model; ``flops``, at most this part of
         the FLOPs of the large model alone, in one of the accountings.
     """
@@ -45,7 +46,7 @@ class Target:
     def parse(cls, text: str) -> Target:
         """From KIND:VALUE or flops:VALUE:ACCOUNTING. SteerError on any other text."""
         kind, *rest = text.split(":")
-        known = kind in ("loss", "accuracy", "share") and len(rest) == 1
+        known = kind in ("loss", "accuracy", "agreement", "share") and len(rest) == 1
         known |= kind == "flops" and len(rest) in (1, 2)
         try:
             value = float(rest[0]) if known else float("nan")

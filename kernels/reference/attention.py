@@ -122,14 +122,14 @@ class AttentionPlan:
         doubles a group's queries and keys, and a long sequence costs its neighbours nothing.
         """
         starts, contexts, blocks = self.starts.long(), self.contexts.long(), self.table.long()
-        spans = starts[1:] - starts[:-1]
+        spans = starts.diff()
         width = torch.where(spans == 1, 0, (spans - 1).clamp(min=1).log2().floor().long() + 1)
         bucket = width * 64 + (contexts - 1).clamp(min=63).log2().floor().long()
-        if int(spans.min()) == 0:
+        if self.kept is not None:
             bucket[spans == 0] = -1
         return tuple(
-            self._group(self.layout, members, starts, spans, contexts, blocks)
-            for members in (torch.nonzero(bucket == b).flatten() for b in bucket.unique() if b >= 0)
+            self._group(self.layout, (bucket == b).nonzero()[:, 0], starts, spans, contexts, blocks)
+            for b in sorted({*bucket.tolist()} - {-1})
         )
 
     @staticmethod

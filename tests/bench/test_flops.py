@@ -188,7 +188,8 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path):
 
 def test_a_name_is_not_given_to_other_weights(tmp_path: Path, capsys):
     """Rows must not call a tiny model Qwen."""
-    (tmp_path / "d.jsonl").write_text('{"prompt": "1", "answer": 1}\n' * 2)
+    lines = [f'{{"prompt": "{i}", "answer": 1}}' for i in (1, 2)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
     folders = [f"--small={TINY / 'small'}", f"--large={TINY / 'large'}"]
     arguments = ["--model-pair=qwen-1.5b/qwen-7b", *folders, f"--dataset={tmp_path / 'd.jsonl'}"]
     assert main(arguments) == 2

@@ -1115,3 +1115,46 @@ def test_the_first_sequence_never_loses_what_it_runs_on(make_scheduler: Make) ->
     counters = scheduler.counters()
     assert counters["preemptions"] > 0
     assert counters["lent_slabs"] > 0
+
+
+def asked_at_the_end(make_scheduler: Make) -> tuple[Scheduler, int]:
+    """A text of the small model whose end the large one has just read: a question is out."""
+    scheduler = make_scheduler()
+    id = scheduler.add(
+        [A, A, A], max_tokens=8, stop_ids=[C], reader=LARGE, settle_at_once=False, ask_at_end=True
+    )
+    scheduler.plan(LARGE)
+    commit(scheduler, LARGE, B)  # it reads the prompt's end
+    assert scheduler.take_events() == [(DECIDE, id, 0)]
+    scheduler.route(id, SMALL)
+    write(scheduler, SMALL, A, B, C)
+    assert scheduler.take_events() == [] and scheduler.sequence(id).closing
+    assert scheduler.plan(SMALL) == 0 and scheduler.plan(LARGE) == 1
+    assert spans(scheduler.buffers(LARGE)) == {id: [3, 4, 5]}
+    commit(scheduler, LARGE, A)
+    assert scheduler.take_events() == [(DECIDE, id, 0)]
+    return scheduler, id
+
+
+def test_any_answer_lets_the_end_stand(make_scheduler: Make) -> None:
+    """What the reader drew behind it is dropped, and the text ends as it would have."""
+    scheduler, id = asked_at_the_end(make_scheduler)
+    scheduler.route(id, LARGE)
+    done = scheduler.sequence(id)
+    assert done.tokens.tolist() == [A, A, A, A, B, C] and done.cut_bytes == 1
+    assert (done.finish, scheduler.take_events()) == (1, [(1, id, -1)])
+    assert kinds(done, LARGE)[DISCARDED] == (2, 3 + 6)
+
+
+def test_an_end_that_is_taken_back_is_none(make_scheduler: Make) -> None:
+    """The question is void; the reader writes instead, and its own end asks nobody."""
+    scheduler, id = asked_at_the_end(make_scheduler)
+    scheduler.truncate(id, 3)
+    assert not scheduler.sequence(id).closing
+    scheduler.plan(LARGE)
+    commit(scheduler, LARGE, B)
+    assert scheduler.take_events() == [(DECIDE, id, 0)]
+    scheduler.route(id, LARGE)
+    write(scheduler, LARGE, C)
+    done = scheduler.sequence(id)
+    assert done.tokens.tolist() == [A, A, A, B, C] and done.finish == 1

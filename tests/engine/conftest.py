@@ -122,7 +122,7 @@ class PairKit:
     def engine(self, **config: Any) -> Engine:
         """A real engine over the two folders; memory that was never written holds NaN."""
         small, large = self.folders
-        made = Engine("tiny", small=small, large=large, config=EngineConfig(**config))
+        made = Engine("tiny", small=small, large=large, config=EngineConfig(**config), device="cpu")
         made.arena.rows(made.shapes[0]).fill_(float("nan"))
         return made
 

@@ -79,7 +79,14 @@ def build(kit, way, dtype="float32", **config):
     )  # fmt: skip
     for model, shape in enumerate(engine.shapes):
         engine.arena.rows(shape, model).fill_(math.nan)
+    settle(way)
     return engine
+
+
+def settle(way):
+    """Until what was written here is there for the lanes' streams too."""
+    if way.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def said(engine, model, texts):
@@ -265,7 +272,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
     engine = build(kit, way)
     runner, scheduler, live = engine.lanes[0].runner, engine.scheduler, engine._driver.live
     if way.device == "cpu":
-        monkeypatch.setattr(runner, "_queue", LateQueue())
+        monkeypatch.setattr(runner, "queue", LateQueue())
     for i, prompt in enumerate(prompts(5, seed=8)):
         engine.submit(prompt, SamplingParams(max_tokens=12, seed=i, **SAMPLED[i]), "small")
     tokens_of, compared = runner._sampler._tokens_of, 0
@@ -282,6 +289,7 @@ def test_a_tick_ahead(kit, way, prompts, monkeypatch):
             runner._drawn.fill_(-1)
             for row, token in drawn.values():
                 runner._drawn[row] = token
+            settle(way)
             tokens = np.array([-1 - drawn[int(i)][0] for i in plan.ids[:n]], np.int32)
             with monkeypatch.context() as patch:
                 patch.setattr(runner._sampler, "_tokens_of", lambda i: tokens_of(i)[:-1])

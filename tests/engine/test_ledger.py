@@ -101,9 +101,11 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_executed_equals_the_flop_counter(pair, delimiters, prompts, case):
-    """Term by term over real passes of ragged batches, padding included."""
+    """Term by term over real passes of ragged batches, padding included; PyTorch's operators."""
     policy, config = CASES[case]
-    engine = pair.engine(**{"delimiters": delimiters, "block_tokens": 4, **config})
+    engine = pair.engine(
+        **{"delimiters": delimiters, "block_tokens": 4, "cpu_kernels": False, **config}
+    )
     with Counted() as counter:
         done = engine.generate(prompts(12, seed=1), SamplingParams(max_tokens=24), policy)
     assert counter.terms(engine) == terms_of(engine)

@@ -194,7 +194,7 @@ def test_an_error_keeps_those_before_it(pair, engine, prompts):
     for _ in range(6):
         engine.step()
     decoder = engine.lanes[0].runner.decoder
-    decoder.norm = decoder.norm * float("nan")
+    decoder.norm.fill_(float("nan"))
     for completion in finish(engine, ids).values():
         assert completion.finish_reason == "error" and len(completion.token_ids) == 6
         check(pair, completion, 4)

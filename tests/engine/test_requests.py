@@ -116,15 +116,15 @@ def test_a_forward_pass_that_fails_is_run_again(engine: Engine, monkeypatch: pyt
     expected = [c.text for c in engine.generate(PROMPTS, PARAMS, "small")]
     ids = [engine.submit(p, PARAMS, "small") for p in PROMPTS]
     decoder = engine.lanes[0].runner.decoder
-    hidden, calls = decoder.hidden, []
+    statistics, calls = decoder.statistics, []
 
     def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return hidden(*arguments)
+        return statistics(*arguments)
 
-    monkeypatch.setattr(decoder, "hidden", interrupted)
+    monkeypatch.setattr(decoder, "statistics", interrupted)
     found, interrupts = {}, 0
     while len(found) < len(ids):
         try:
@@ -199,7 +199,7 @@ def test_a_forward_pass_that_fails_for_good_ends_its_requests(engine: Engine, mo
     """Twice the same error: these requests end with it, the engine serves the next ones."""
     decoder = engine.lanes[0].runner.decoder
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "hidden", lambda *_: 1 / 0)
+        patch.setattr(decoder, "statistics", lambda *_: 1 / 0)
         request = engine.submit(PROMPTS[0], PARAMS, "small")
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
@@ -213,10 +213,10 @@ def test_nan_weights_do_not_outlive_their_repair(engine: Engine):
     """What bad weights computed is in no cache."""
     small = Engine("tiny", config=EngineConfig(block_tokens=4, check_every=1))
     decoder = small.lanes[0].runner.decoder
-    good = decoder.embedding
-    decoder.embedding = good * float("nan")
+    good = decoder.embedding.clone()
+    decoder.embedding.fill_(float("nan"))
     assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "error"
-    decoder.embedding = good
+    decoder.embedding.copy_(good)
     assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "stop"
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench import smollm2
 from engine import Engine, EngineConfig, SamplingParams
 from engine.routing.policies import Call
 
-from . import smollm2
 from .conftest import TIE, Ties
 from .hard_text import HARD
 from .test_parity import said

@@ -12,11 +12,11 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from bench import smollm2
 from engine import Engine, SamplingParams, SteerError
 from engine.config import TINY
 from engine.tokenizer import Tokenizer
 
-from . import smollm2
 from .hard_text import HARD
 
 CORPUS = [text for text in HARD if text.strip()] * 3 + [

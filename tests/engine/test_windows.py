@@ -258,16 +258,16 @@ def test_signals_of_a_tick_that_a_cancel_brings_home(engine: Engine, monkeypatch
     policy = "threshold:max_prob:0.9@probe:1"
     expected = [c.text for c in engine.generate(PROMPTS, PARAMS, policy)]
     decoder = engine.lanes[0].runner.decoder
-    hidden, calls = decoder.hidden, []
+    statistics, calls = decoder.statistics, []
 
-    def interrupted(batch, arena):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) in (3, 7, 12):
             raise KeyboardInterrupt
-        return hidden(batch, arena)
+        return statistics(*arguments)
 
     ids = [engine.submit(p, PARAMS, policy) for p in PROMPTS]
-    monkeypatch.setattr(decoder, "hidden", interrupted)
+    monkeypatch.setattr(decoder, "statistics", interrupted)
     done = {}
     while len(done) < len(ids):
         try:

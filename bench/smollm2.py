@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-CACHE = Path(__file__).resolve().parents[2] / "build" / "smollm2-135m-instruct"
+CACHE = Path(__file__).resolve().parents[1] / "build" / "smollm2-135m-instruct"
 _NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",

@@ -1,0 +1,111 @@
+"""A Llama checkpoint as a GGUF file in BF16, for llama.cpp. Not for prompts as text.
+
+Sources: the GGUF specification and llama.cpp's names of tensors; its rotary pairs are neighbours,
+those of a Hugging Face checkpoint the halves of a head.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def write_gguf(folder: Path, target: Path) -> None:
+    """Convert a single-file checkpoint of the Llama family."""
+    import gguf
+
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    plain = rope.get("rope_type", "default") == "default"
+    if config["model_type"] != "llama" or not plain:
+        raise ValueError(f"{folder}: only plain Llama checkpoints are converted for llama.cpp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "llama")
+    _write_config(writer, {**rope, **config})
+    _write_vocabulary(writer, folder, config)
+    for name, (kind, shape, data) in _tensors(folder).items():
+        parts = name.removesuffix(".weight").split(".", 3)
+        if parts[:2] != ["model", "layers"]:
+            found = _TOP[name.removesuffix(".weight")]
+        else:
+            found = f"blk.{parts[2]}.{_LAYER[parts[3]]}"
+        if kind != "BF16":
+            raise ValueError(f"{folder}: {name} is {kind}; only bf16 is converted for llama.cpp")
+        values = np.frombuffer(data, np.uint16).reshape(shape)
+        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+        if (field := heads.get(found.split(".")[-1])) is not None:
+            values = _neighbours(values, config[field])
+        if len(shape) == 1:  # norms are kept in fp32
+            writer.add_tensor(f"{found}.weight", (values.astype(np.uint32) << 16).view(np.float32))
+        else:
+            stored = np.ascontiguousarray(values).view(np.uint8)
+            dtype = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(f"{found}.weight", stored, raw_shape=stored.shape, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(target)
+
+
+def _write_config(writer: Any, config: dict[str, Any]) -> None:
+    heads = config["num_attention_heads"]
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _write_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    names = {index: token for token, index in model["vocab"].items()}
+    tokens = [names.get(i, f"<unused {i}>") for i in range(config["vocab_size"])]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(config["eos_token_id"])
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Type, shape and bytes by name; numpy knows no bf16, so the file is read as it is written."""
+    content = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header.pop("__metadata__", None)
+    return {
+        name: (e["dtype"], e["shape"], content[slice(*(8 + size + o for o in e["data_offsets"]))])
+        for name, e in header.items()
+    }
+
+
+def _neighbours(weight: Any, heads: int) -> Any:
+    """Rotary pairs from halves of a head to neighbours."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)

@@ -1,0 +1,78 @@
+// The Python face of the CPU kernels: addresses and sizes, which kernels/cpu.py has checked.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "decoder.h"
+#include "instruction_sets.h"
+
+namespace py = pybind11;
+using namespace steer::cpu;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Layer make_layer(const std::vector<Address>& w) {
+  if (w.size() != 12) throw std::invalid_argument("a layer has 12 addresses");
+  const auto in = [&](int i) { return at<const void>(w[i]); };
+  return {in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)};
+}
+
+// sizes: as in Shape, then positions; weights: embedding, norm, head, turns.
+std::unique_ptr<Decoder> decoder(bool half, const std::string& instruction_set, int threads,
+                                 const std::array<std::int64_t, 8>& sizes, float eps,
+                                 const std::array<Address, 4>& weights,
+                                 const std::vector<std::vector<Address>>& layers) {
+  const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], eps};
+  Weights found{at<const void>(weights[0]),
+                at<const void>(weights[1]),
+                at<const void>(weights[2]),
+                at<const float>(weights[3]),
+                sizes[7],
+                {}};
+  for (const auto& layer : layers) found.layers.push_back(make_layer(layer));
+  return make_decoder(half, instruction_set, threads, shape, std::move(found));
+}
+
+// batch and sizes: as in Batch; layout: as in Layout.
+void forward(Decoder& self, const std::array<Address, 7>& batch,
+             const std::array<std::int64_t, 4>& sizes, const std::array<std::int64_t, 4>& layout,
+             Address arena, Address logits) {
+  const auto in = [&](int i) { return at<const std::int32_t>(batch[i]); };
+  const Batch tick{in(0), in(1),    in(2),    in(3),    in(4),   in(5),
+                   in(6), sizes[0], sizes[1], sizes[2], sizes[3]};
+  self.forward(tick, {layout[0], layout[1], layout[2], layout[3]}, at<void>(arena),
+               at<float>(logits));
+}
+
+// Statistics of rows of logits: floats [6, rows], ids int64 [rows], valid uint8 [rows].
+void confidence(const std::string& instruction_set, Address logits, std::int64_t rows,
+                std::int64_t stride, std::int64_t vocabulary, Address floats, Address ids,
+                Address valid) {
+  const auto& kernel = kernels(instruction_set);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    Statistics found;
+    kernel.confidence(at<const float>(logits) + row * stride, vocabulary, found);
+    const float values[] = {found.entropy, found.max_prob,  found.log_odds,
+                            found.margin,  found.max_logit, found.logsumexp};
+    for (int i = 0; i < 6; ++i) at<float>(floats)[i * rows + row] = values[i];
+    at<std::int64_t>(ids)[row] = found.argmax;
+    at<std::uint8_t>(valid)[row] = found.valid;
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels. Addresses are not checked here: kernels/cpu.py does.";
+  m.def("instruction_sets", &instruction_sets);
+  m.def("confidence", &confidence, py::call_guard<py::gil_scoped_release>());
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init(&decoder))
+      .def("forward", &forward, py::call_guard<py::gil_scoped_release>());
+}

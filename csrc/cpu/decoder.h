@@ -1,0 +1,58 @@
+// A whole forward pass over the paged arena. Owns no weights and no KV: addresses come from outside
+// and must outlive the decoder.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "team.h"
+
+namespace steer::cpu {
+
+struct Shape {
+  std::int64_t layers, hidden, heads, kv_heads, head_dim, intermediate, vocabulary;
+  float eps;
+};
+
+// Addresses of one layer's weights, [out, in] each; what a family lacks is null.
+struct Layer {
+  const void *attention_norm, *qkv, *output, *mlp_norm, *gate_up, *down;
+  const void *qkv_bias, *output_bias, *gate_up_bias, *down_bias, *query_norm, *key_norm;
+};
+
+struct Weights {
+  const void *embedding, *norm, *head;
+  const float* turns;  // [positions, cosine|sine, head_dim / 2]
+  std::int64_t positions;
+  std::vector<Layer> layers;
+};
+
+// Where keys and values lie in the arena; sizes in elements. See kernels/reference/attention.py.
+struct Layout {
+  std::int64_t block_tokens, slots, slab, arena;
+};
+
+// One tick; buffers as in csrc/plan.h. Rows from starts[sequences] on are padding, as are those
+// with a slot below 0: nothing of them is stored.
+struct Batch {
+  const std::int32_t *tokens, *positions, *slots;  // [rows]
+  const std::int32_t *starts, *contexts, *table;   // [sequences + 1], [sequences], [.., width]
+  const std::int32_t* sampled;                     // rows whose logits are wanted
+  std::int64_t rows, sequences, width, sampled_rows;
+};
+
+class Decoder {
+ public:
+  virtual ~Decoder() = default;
+  // Writes the batch's keys and values into the arena and logits [sampled_rows, vocabulary].
+  // std::invalid_argument, before anything is written, if the batch points outside of anything.
+  virtual void forward(const Batch& batch, const Layout& layout, void* arena, float* logits) = 0;
+};
+
+// `half`: weights, arena and products in bf16, else in fp32.
+std::unique_ptr<Decoder> make_decoder(bool half, const std::string& instruction_set, int threads,
+                                      const Shape& shape, Weights weights);
+
+}  // namespace steer::cpu

@@ -1,0 +1,81 @@
+// The face of the CPU kernels: one table of functions an instruction set, chosen at run time.
+//
+// Activations that feed a product are of the weights' type, everything else is fp32. Sums run in
+// fp32, each output's in an order that depends on its length alone: a row's result has the same
+// bits whatever its neighbours are, and however the work is cut.
+#pragma once
+
+#include <cstdint>
+
+namespace steer::cpu {
+
+struct Bf16 {
+  std::uint16_t bits;
+};
+
+// Keys (or values) of one sequence, layer and KV head: pages of `page` rows in the arena.
+struct Pages {
+  const std::int32_t* table;  // [ceil(keys / page)] block ids
+  std::int64_t slots;         // blocks of a slab
+  std::int64_t slab;          // elements from slab to slab
+  std::int64_t block;         // elements from block to block
+  std::int64_t plane;         // elements from the block's start to this layer's and head's keys
+  std::int64_t values;        // elements from a key to its value
+  std::int64_t page;          // tokens of a block
+};
+
+// Consecutive query rows of one sequence, for one KV head.
+struct Queries {
+  std::int64_t rows;        // query rows
+  std::int64_t group;       // query heads that share the KV head
+  std::int64_t width;       // elements of a head
+  std::int64_t out_stride;  // elements of the output from row to row
+  std::int64_t keys;        // visible to the first row; each further row sees one more
+  float scale;              // of the products of queries and keys
+};
+
+// Of one row of logits; `valid` is false where it holds NaN, +inf or nothing but -inf.
+struct Statistics {
+  float entropy, max_prob, log_odds, margin, max_logit, logsumexp;
+  std::int64_t argmax;
+  bool valid;
+};
+
+// Keys that are scored before their values are read: the scratch of `attend` grows with it.
+constexpr std::int64_t kKeyChunk = 256;
+
+template <typename T>
+struct TypedKernels {
+  // y[c * y_stride + r] = sum over k < size of w[r * size + k] * x[c * x_stride + k].
+  void (*linear)(const T* w, std::int64_t rows, const T* x, std::int64_t x_stride,
+                 std::int64_t columns, std::int64_t size, float* y, std::int64_t y_stride);
+  // out = x / rms(x) * weight.
+  void (*rms_norm)(const float* x, const T* weight, float eps, std::int64_t size, T* out);
+  // out = silu(gate) * up.
+  void (*silu_mul)(const float* gate, const float* up, std::int64_t size, T* out);
+  // A head [2 * half]: plus `bias`, normed with `norm` (either may be null), then its pairs
+  // (i, i + half) turned by the angles of which `turn` holds cosines [half] and sines [half].
+  void (*rope)(const float* x, const T* bias, const T* norm, float eps, const float* turn,
+               std::int64_t half, T* out);
+  // out = x + bias; `bias` may be null.
+  void (*shift)(const float* x, const T* bias, std::int64_t size, T* out);
+  void (*widen)(const T* x, std::int64_t size, float* out);
+  // Causal attention. query: [rows, group, width]; out: `group` heads side by side in each row.
+  void (*attend)(const Pages& pages, const Queries& queries, const T* arena, const T* query,
+                 float* scratch, T* out);
+};
+
+struct Kernels {
+  const char* name;
+  TypedKernels<float> fp32;
+  TypedKernels<Bf16> bf16;
+  void (*confidence)(const float* logits, std::int64_t vocabulary, Statistics& out);
+};
+
+// Floats of scratch that `attend` needs for so many query heads (rows * group).
+inline std::int64_t attend_scratch(std::int64_t queries, std::int64_t width) {
+  constexpr std::int64_t padding = 32;  // a head is filled up to whole vectors
+  return queries * (kKeyChunk + width + padding + 2);
+}
+
+}  // namespace steer::cpu

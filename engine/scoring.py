@@ -1,0 +1,62 @@
+"""Which rows of a plan an audit scores, and whose tokens they score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import _core
+from engine.sampler import Draw
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows of the large model that foretell a token which is there already.
+
+    rows, targets: int32 [rows], rows of the plan and the tokens that follow them.
+    places: (sequence of the plan, position of the token) of each.
+    """
+
+    rows: Int32
+    targets: Int32
+    places: list[tuple[int, int]]
+
+    def found(self, logprobs: npt.NDArray[np.float64]) -> dict[int, list[tuple[int, float]]]:
+        """(position, log-probability) by sequence of the plan."""
+        found: dict[int, list[tuple[int, float]]] = {}
+        for (sequence, position), value in zip(self.places, logprobs.tolist(), strict=True):
+            found.setdefault(sequence, []).append((position, value))
+        return found
+
+
+def scored_rows(
+    plan: _core.Plan, requests: Mapping[int, Draw], tokens_of: Callable[[int], Int32]
+) -> Scored | None:
+    """The rows of spans whose requests have an audit; None without any.
+
+    A row foretells the token behind it, if that belongs to the answer. The last row of a span that
+    is drawn from foretells what nobody knows yet.
+    """
+    rows: list[int] = []
+    targets: list[int] = []
+    places: list[tuple[int, int]] = []
+    for i, request in enumerate(plan.ids[: plan.sequences].tolist()):
+        draw = requests[request]
+        first, last = int(plan.starts[i]), int(plan.starts[i + 1])
+        if draw.audit is None or (last - first == 1 and plan.samples[i]):
+            continue
+        end = int(plan.contexts[i])
+        known = tokens_of(request)[: end + (not plan.samples[i])]
+        start = max(end - (last - first) + 1, draw.prompt_tokens)
+        for position in range(start, len(known)):
+            rows.append(last - end + position - 1)
+            targets.append(int(known[position]))
+            places.append((i, position))
+    if not rows:
+        return None
+    return Scored(np.array(rows, np.int32), np.array(targets, np.int32), places)

@@ -1,0 +1,35 @@
+"""CPU kernels. Addresses are not checked here: kernels/cpu.py does."""
+
+from collections.abc import Sequence
+
+def instruction_sets() -> list[str]: ...
+def confidence(
+    instruction_set: str,
+    logits: int,
+    rows: int,
+    stride: int,
+    vocabulary: int,
+    floats: int,
+    ids: int,
+    valid: int,
+) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        half: bool,
+        instruction_set: str,
+        threads: int,
+        sizes: Sequence[int],
+        eps: float,
+        weights: Sequence[int],
+        layers: Sequence[Sequence[int]],
+    ) -> None: ...
+    def forward(
+        self,
+        batch: Sequence[int],
+        sizes: Sequence[int],
+        layout: Sequence[int],
+        arena: int,
+        logits: int,
+    ) -> None: ...
