@@ -5,15 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import zipfile
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def run(
+    *command: str, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr
     return result
 
@@ -42,14 +43,17 @@ def test_import_is_light():
 
 
 def test_a_wheel_works_from_any_folder(tmp_path: Path):
-    """It carries the extension and the weights; the benchmark runs where there is no checkout."""
+    """It carries the extension and the weights, and is installed where there is no compiler; the
+    benchmark runs where there is no checkout."""
     wheels = tmp_path / "wheels"
     build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT))
     run(sys.executable, "-m", "pip", *build)
     (wheel,) = wheels.glob("steer_engine-0.1.*.whl")
     site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
+    bare = {"PATH": str(tmp_path / "no compiler"), "CC": "false", "CXX": "false"}
+    install = ("install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    run(sys.executable, "-m", "pip", *install, env=bare)
+    assert (site / "engine" / "py.typed").is_file() and (site / "engine" / "_core.pyi").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (

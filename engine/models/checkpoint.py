@@ -168,7 +168,7 @@ class _Loader:
         found = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
         try:
             tensors = {suffix: self._shards.read(full) for suffix, full in found.items()}
-            return pack(packing, tensors, rows, columns)
+            return pack(packing, tensors, rows, columns).to(self._device)
         except SteerError as error:
             raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
 

@@ -5,7 +5,7 @@ One form for each kind of number, whatever checkpoint it came from; the loader r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Fp8Weight:
     def tensors(self) -> tuple[Tensor, ...]:
         """What is kept in memory."""
         return self.codes, self.scale
+
+    def to(self, device: torch.device) -> Fp8Weight:
+        """The same on a device."""
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device))
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The matrix, [out, in]; the product is taken in fp32 and rounded once."""
@@ -68,6 +72,11 @@ class IntWeight:
         """What is kept in memory."""
         kept = (self.codes, self.scale, self.zero)
         return kept if self.group_of is None else (*kept, self.group_of)
+
+    def to(self, device: torch.device) -> IntWeight:
+        """The same on a device."""
+        codes, scale, zero, *rest = (t.to(device) for t in self.tensors())
+        return IntWeight(codes, scale, zero, self.bits, *rest)
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The matrix, [out, in]; the product is taken in fp32 and rounded once."""

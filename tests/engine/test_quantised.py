@@ -248,6 +248,19 @@ def test_what_is_packed_stays_packed(case: str, tmp_path: Path):
     assert layer.shape == (160, 48)
 
 
+@pytest.mark.parametrize("case", ["gptq act order", "awq", "fp8 blocks"])
+def test_weights_go_where_the_model_is(case: str, tmp_path: Path):
+    """Onto a device without memory here, which takes the shapes alone."""
+    checkpoint(case, tmp_path)
+    config = load_config(tmp_path)
+    here = load_weights(tmp_path, config, torch.bfloat16)
+    there = load_weights(tmp_path, config, torch.bfloat16, device="meta")
+    for name, weight in here.items():
+        pairs = zip(ops.weight_tensors(weight), ops.weight_tensors(there[name]), strict=True)
+        for one, other in pairs:
+            assert other.is_meta and (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
 @pytest.mark.parametrize(
     ("description", "message"),
     [

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench import smollm2
 from engine import Engine, SamplingParams, SteerError
+from engine.cli import main
 from engine.config import TINY
 from engine.tokenizer import Tokenizer
 
@@ -258,8 +259,20 @@ def test_smollm2_ids_equal_transformers():
         assert ours.chat(talk) == ids
 
 
-def test_a_chat_is_a_prompt():
-    """What ``chat`` returns goes where prompts go: here with a template beside the tiny pair."""
-    engine = Engine("tiny")
-    ids = engine.tokenizer.encode("47+36?\n\n")
-    assert engine.generate([ids], SamplingParams(max_tokens=4))[0].prompt_token_ids == tuple(ids)
+def test_chats_through_an_engine_and_its_command(tmp_path: Path, capsys):
+    """The large checkpoint's template makes the prompt; without one the command says so."""
+    for role, template in (("small", "never"), ("large", "{{ messages[-1].content + '?' }}")):
+        shutil.copytree(TINY / role, tmp_path / role)
+        (tmp_path / role / "chat_template.jinja").write_text(template)
+    engine = Engine("tiny", small=tmp_path / "small", large=tmp_path / "large")
+    ids = engine.tokenizer.chat([{"role": "user", "content": "47+36"}])
+    assert ids == engine.tokenizer.encode("47+36?")
+    (done,) = engine.generate([ids], SamplingParams(max_tokens=4), "small")
+    assert done.prompt_token_ids == tuple(ids)
+    folders = ["--small", str(tmp_path / "small"), "--large", str(tmp_path / "large")]
+    assert main(["generate", "--chat", *folders, "--policy", "large", "47+36"]) == 0
+    assert "large" in capsys.readouterr().out
+    assert main(["generate", "--chat", "47+36"]) == 2
+    assert "brings no chat template" in capsys.readouterr().err
+    assert main(["generate", "--system", "Be brief.", "47+36"]) == 2
+    assert "--system goes with --chat" in capsys.readouterr().err
