@@ -31,6 +31,7 @@ class AsyncEngine:
         self._open: dict[int, tuple[StreamedText, _Queue]] = {}
         self._driving: asyncio.Task[None] | None = None
         self._failures = 0  # steps in a row
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"AsyncEngine({self._engine!r}, {len(self._open)} open)"
@@ -43,6 +44,10 @@ class AsyncEngine:
 
     async def aclose(self) -> None:
         """End what runs and stop the thread. The engine itself stays usable."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._call(int)  # what is being submitted is open then
         for request in list(self._open):
             await self._call(self._engine.abort, request)
         while self._open:
@@ -77,6 +82,8 @@ class AsyncEngine:
     ) -> AsyncIterator[StreamEvent]:
         """Events as of ``Engine.stream``. Leaving early, or cancellation, ends the request."""
 
+        if self._closed:
+            raise RuntimeError("the AsyncEngine is closed")
         queue: _Queue = asyncio.Queue()
 
         def submit() -> int:
@@ -107,7 +114,7 @@ class AsyncEngine:
                 self._thread.submit(self._engine.abort, request)
 
     def _drop(self, submitted: asyncio.Future[int]) -> None:
-        if submitted.exception() is None:
+        if submitted.exception() is None and submitted.result() in self._open:
             self._thread.submit(self._engine.abort, submitted.result())
             self._ensure_driving()
 

@@ -72,12 +72,15 @@ class AuditLog:
         for (start, model), end in zip(steps, ends, strict=True):
             if model != _SMALL or start < sequence.settled or end <= start:
                 continue
+            if start in self.redo:  # a budget gave it to the small model again: it stands
+                continue
             pairs = self.pairs(start, end, small)
             if pairs and self.rule.doubts(pairs):
                 score = step_score(self.rule.score, pairs)
                 own = tuple(tokens[start:end].tolist())
                 self.retracted.append(Retracted(start, own, sequence.length - start, score))
                 kind, mark = self.rule.score, self.rule.mark
+                self.redo = {at: why for at, why in self.redo.items() if at < start}
                 self.redo[start] = f"audit: {kind} log p {score:.3g} < {mark:.3g}"
                 self.forget(start)
                 return start

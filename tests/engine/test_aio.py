@@ -113,6 +113,23 @@ def test_closing_ends_what_runs(engine: Engine):
     assert engine.generate(PROMPTS[:1], PARAMS, POLICY)[0].finish_reason == "stop"
 
 
+def test_closing_ends_what_is_being_submitted(engine: Engine):
+    """Nothing is left behind in the engine, and whoever comes later hears of it."""
+
+    async def main() -> str:
+        served = AsyncEngine(engine)
+        task = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, POLICY))
+        await asyncio.sleep(0)
+        await served.aclose()
+        await served.aclose()
+        with pytest.raises(RuntimeError, match="the AsyncEngine is closed"):
+            await served.generate(PROMPTS[0], PARAMS, POLICY)
+        return (await task).finish_reason
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == "abort"
+    assert engine.scheduler.running + engine.scheduler.waiting == 0
+
+
 def test_errors_reach_their_caller(engine: Engine, caplog: pytest.LogCaptureFixture):
     """A refused request raises; a policy that raises aborts its own request."""
 

@@ -134,6 +134,22 @@ def test_a_stream_never_takes_a_word_back(engine: Engine):
     assert retracted > 3
 
 
+@pytest.mark.parametrize("cap", [{"max_large_share": 0.0}, {"max_flops": 10}])
+def test_a_step_that_no_budget_is_left_for_stands(engine: Engine, cap: dict):
+    """The small model writes it again, once: what it writes then is not taken back."""
+    wanted = SamplingParams(max_tokens=TESTS.max_tokens, **cap)
+    ids = [engine.submit(prompt, wanted, f"judge:{MARK}") for prompt in PROMPTS[:8]]
+    done: list[Completion] = []
+    for _ in range(500):
+        done += engine.step()
+    assert {c.request_id for c in done} == set(ids)
+    assert any(c.retracted for c in done)
+    for completion in done:
+        assert {s.model for s in completion.steps} == {"small"}
+        cut = [r.position for r in completion.retracted]
+        assert cut == sorted(set(cut))
+
+
 def test_several_samples_drawn_and_a_thinking_part(engine: Engine):
     """Rollbacks under temperature, with samples and forced tokens, leave sound books."""
     checked = run(
