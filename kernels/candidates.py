@@ -76,7 +76,7 @@ def _floor_of(top: tl.tensor, temperature: tl.tensor, rung: tl.constexpr) -> tl.
     return top - tl.maximum(temperature.to(tl.float32), 1.0) * STEP * (rung + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
 def count_rungs(
     source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
     top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, counts: tl.tensor, masses: tl.tensor,
@@ -104,7 +104,7 @@ def count_rungs(
     tl.store(masses + (row * (RUNGS + 1) + RUNGS) * tiles + tile, tl.sum(mass, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
 def gather_candidates(
     source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
     top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, counts: tl.tensor, masses: tl.tensor,

@@ -43,7 +43,7 @@ SCORE_BLOCK = 1024
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "vocabulary"))
 def tile_statistics(
     logits: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor,
     width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr,
@@ -73,7 +73,7 @@ def tile_statistics(
         tl.store(place + 4 * plane, peak)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "vocabulary"))
 def score_targets(
     logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor,
     count: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, target_stride: tl.tensor,

@@ -59,7 +59,7 @@ def config_of(rows: int) -> Config:
     return next((c for c in CONFIGS if rows <= c.rows), CONFIGS[-1])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "vocabulary"))
 def head_statistics(
     hidden: tl.tensor, weight: tl.tensor, logits: tl.tensor, temperatures: tl.tensor,
     partials: tl.tensor, firsts: tl.tensor, rows: tl.tensor, depth: tl.tensor, head_rows: tl.tensor,

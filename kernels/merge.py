@@ -117,7 +117,7 @@ def _draw(
     return tl.where(greedy, first, _pick(weight, ids, share))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("rows", "tiles", "vocabulary"))
 def merge_rows(
     logits: tl.tensor, source: tl.tensor, partials: tl.tensor, firsts: tl.tensor,
     temperatures: tl.tensor, seeds: tl.tensor, counters: tl.tensor, values: tl.tensor,

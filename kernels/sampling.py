@@ -125,7 +125,7 @@ def _find(
     return token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("vocabulary",))
 def draw_filtered_rows(
     logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
     counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,

@@ -33,7 +33,7 @@ ROWS = 16  # the padded M
 MERGE_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("m_size",))
 def _skinny_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     w_ptr,
@@ -105,7 +105,7 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
 ):
     # Grid: (tiles of N, M). Adds the splits in order, then scale, bias and rounding.
     m = tl.program_id(1).to(tl.int64)
-    size = tl.num_programs(1) * n_size.to(tl.int64)
+    size = tl.num_programs(1).to(tl.int64) * n_size
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < n_size
     at = part_ptr + m * n_size + n
