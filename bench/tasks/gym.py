@@ -8,6 +8,7 @@ except that the embedded pair is given graphs of ``path_star`` in the words of i
 from __future__ import annotations
 
 import ast
+import random
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,9 @@ def _as_routes(problem: GymProblem) -> GymProblem:
         raise SteerError(
             f"{problem.where}: {len(labels)} nodes, the embedded pair knows {len(planning.TOWNS)}"
         )
-    towns = dict(zip(labels, planning.TOWNS, strict=False))
+    # Which names a graph gets is arbitrary; the same ones for all would make small graphs equal.
+    drawn = random.Random(problem.prompt).sample(planning.TOWNS, len(labels))
+    towns = dict(zip(labels, drawn, strict=True))
     start, goal = (towns[end] for end in ends.split())
     known = [(towns[a], towns[b]) for a, b in roads]
     prompt = planning.write_prompt([*known, (goal, planning.EXIT)], start, goal)
