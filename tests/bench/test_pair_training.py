@@ -15,6 +15,7 @@ from bench.pair_training.grow import grow
 from bench.pair_training.join import join, silence
 from bench.pair_training.loop import Training, learning_rate
 from bench.pair_training.model import build_model
+from bench.pair_training.muon import Muon, orthogonal
 from bench.pair_training.seen import seen_before
 from bench.pair_training.spec import LARGE, ROLES, SMALL, Spec
 from bench.tasks.problem import EOS, split_of
@@ -42,6 +43,30 @@ def test_heads_start_out_looking_back():
     for head, distance in enumerate(spec.look_back):
         assert found[head].diagonal(-distance)[4:].min() > 0.8
         assert plain[head].diagonal(-distance)[4:].mean() < 0.5
+
+
+def test_the_optimizer_is_pytorchs_in_fp32():
+    """Some steps of both from the same start; PyTorch's rounds its iteration to bf16."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((24, 8), (8, 24), (8, 24), (16, 16))]
+    settings = {"lr": 0.02, "weight_decay": 0.05, "momentum": 0.95}
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, old in zip(ours, theirs, start, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - old).norm()
+
+
+def test_orthogonal_directions():
+    torch.manual_seed(0)
+    for shape in ((3, 20, 6), (2, 6, 20)):
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert found.min() > 0.5 and found.max() < 1.3
 
 
 def test_value_biases_become_weights():
