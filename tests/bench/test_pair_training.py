@@ -18,7 +18,9 @@ from bench.pair_training.model import build_model
 from bench.pair_training.muon import Muon, orthogonal
 from bench.pair_training.seen import seen_before
 from bench.pair_training.spec import LARGE, ROLES, SMALL, Spec
+from bench.tasks import hops
 from bench.tasks.problem import EOS, split_of
+from bench.tasks.registry import TASKS
 from bench.tasks.tokenizer import ALPHABET, GRAPHS
 
 TINY = [replace(spec, updates=6, decay=2, short=2) for spec in SMALL]
@@ -105,11 +107,38 @@ def test_a_joined_model_is_its_halves(role: str):
 
 def test_a_grown_model_says_what_the_small_one_did():
     old = build_model(SMALL[1], 5)
-    new = grow(old, LARGE[1], 1)
+    wide = replace(LARGE[1], layers=SMALL[1].layers)
+    new = grow(old, wide, 1)
     for ids in texts(SMALL[1], 4):
         before, after = (m(input_ids=ids[None]).logits for m in (old, new))
         torch.testing.assert_close(after[..., : len(ALPHABET)], before, atol=1e-4, rtol=1e-4)
-    assert sum(p.numel() for p in new.parameters()) > 3 * sum(p.numel() for p in old.parameters())
+    assert sum(p.numel() for p in new.parameters()) > 2 * sum(p.numel() for p in old.parameters())
+
+
+def test_a_deeper_model_looks_up_once_more():
+    """The layers that are new attend as the last of the old ones does, and change nothing else."""
+    new = grow(build_model(SMALL[1], 1), LARGE[1], 1)
+    last, added = new.model.layers[SMALL[1].layers - 1], new.model.layers[-1]
+    for name in ("k_proj", "o_proj"):
+        known, copied = (getattr(layer.self_attn, name).weight for layer in (last, added))
+        assert known.any() and torch.equal(known, copied)
+    assert not added.mlp.down_proj.weight.any()
+
+
+def test_what_single_look_ups_find():
+    """The person between, where a hop goes two on; the reached one otherwise."""
+    batches = Batches(LARGE[1], 1, "open")
+    problem = TASKS["hops"].problems("train", 1)[0]
+    problem = replace(
+        problem,
+        prompt="a>bb>cc>dd>ac@a/aA>>B@C<.\n\n",
+        steps=("aA>>.", "cB@.", "aC<.", "d"),
+    )
+    row, prompt = batches.encode(problem)
+    assert hops.first_found(problem.prompt) == ["b", "a", "d"]
+    places = dict(batches.looked_up(problem, prompt))
+    assert [ALPHABET[token] for token in places.values()] == ["b", "a", "d"]
+    assert [ALPHABET[row[place]] for place in places] == ["c", "a", "d"]
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path):
