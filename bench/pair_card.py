@@ -67,7 +67,10 @@ Loss after the prompt only; Muon (lr 0.02, momentum .95, decay .05) for hidden m
 the rest; batch 32, warm-up 100 updates, a constant rate, then a cosine to 2% (over the `last`
 updates), clip 1.0. Hops and planning have at most four steps in the first {short} updates. The
 first heads of the first layer of the graph halves start out looking a fixed number of tokens back
-(`bench/pair_training/model.py`). Weights are rounded to bf16. The large head has six rows beyond
+(`bench/pair_training/model.py`). The large graphs half grows out of the small one's first updates
+(`grow.py`): its new layer attends as the last old one does, and for hops its second layer is also
+taught what a single look-up finds, the person between. Without either it only guesses at `>>`.
+Weights are rounded to bf16. The large head has six rows beyond
 the tokenizer, as the larger Qwen2.5 heads do: padding ids are masked for real.
 {origins}
 ## Step accuracy

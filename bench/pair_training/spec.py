@@ -55,7 +55,7 @@ LARGE = (
     ),
     Spec(
         "graphs", 96, 3, 4, 4, 32, 256, len(ALPHABET) + PADDING, (), (1,), 2e-3, False,
-        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 600, 2600, 900, 3600, 2,
+        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 600, 3600, 1100, 3600, 2,
     ),
 )  # fmt: skip
 ROLES = {"small": SMALL, "large": LARGE}
