@@ -67,9 +67,12 @@ Loss after the prompt only; Muon (lr 0.02, momentum .95, decay .05) for hidden m
 the rest; batch 32, warm-up 100 updates, a constant rate, then a cosine to 2% (over the `last`
 updates), clip 1.0. Hops and planning have at most four steps in the first {short} updates. The
 first heads of the first layer of the graph halves start out looking a fixed number of tokens back
-(`bench/pair_training/model.py`). Weights are rounded to bf16. The large head has six rows beyond
+(`bench/pair_training/model.py`). The large graphs half grows out of the small one's first updates
+(`grow.py`): its new layer attends as the last old one does, and for hops its second layer is also
+taught what a single look-up finds, the person between. Without either it only guesses at `>>`.
+Weights are rounded to bf16. The large head has six rows beyond
 the tokenizer, as the larger Qwen2.5 heads do: padding ids are masked for real.
-
+{origins}
 ## Step accuracy
 
 Teacher-forced on {problems} held-out problems a task, mix "hard": share of steps with every token
@@ -111,6 +114,7 @@ def finish(output: Path, gates: dict[str, float]) -> None:
         models=_models(records),
         data=_data(records),
         short=records[0]["halves"][1]["spec"]["short"],
+        origins=_origins(records),
         problems=records[0]["problems"],
         accuracy=_accuracy(records),
         gate=" and ".join(f"{gate} ({role})" for role, gate in gates.items()),
@@ -171,6 +175,12 @@ def _data(records: list[dict[str, Any]]) -> str:
         for task, share in half["spec"]["shares"].items()
     ]
     return _indent(render(("half", "task", "share", "easy/medium/hard"), rows))
+
+
+def _origins(records: list[dict[str, Any]]) -> str:
+    """A paragraph on each half that this run did not train itself."""
+    notes = {half["origin"]: None for _, half in _halves(records) if "origin" in half}
+    return "".join(f"\n{note}\n" for note in notes)
 
 
 def _accuracy(records: list[dict[str, Any]]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
 from bench.pair_training.spec import Spec
-from bench.tasks.problem import EOS, Problem, split_of
+from bench.tasks import hops
+from bench.tasks.problem import DELIMITER, EOS, Problem, split_of
 from bench.tasks.registry import TASKS
-from bench.tasks.tokenizer import build_tokenizer
+from bench.tasks.tokenizer import ALPHABET, build_tokenizer
 
 SIZE = 32
 _LONGEST = 8  # steps of a problem
@@ -47,13 +49,33 @@ class Batches:
                 drawn.append(replace(problem, task=task))
         return drawn
 
-    def draw(self, update: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and labels [SIZE, length]; labels are -100 on prompt and padding."""
-        rows = [self.encode(problem) for problem in self.problems(update)]
+    def draw(self, update: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Ids, labels and what single look-ups find, each [SIZE, length].
+
+        Labels are -100 on prompt and padding; look-ups everywhere but where a person or a town that
+        was looked up opens a step.
+        """
+        problems = self.problems(update)
+        rows = [self.encode(problem) for problem in problems]
         width = max(len(ids) for ids, _ in rows)
         ids = torch.zeros(SIZE, width, dtype=torch.long)
         labels = torch.full((SIZE, width), -100)
-        for i, (row, prompt) in enumerate(rows):
+        found = torch.full((SIZE, width), -100)
+        for i, (problem, (row, prompt)) in enumerate(zip(problems, rows, strict=True)):
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
-        return ids, labels
+            for place, token in self.looked_up(problem, prompt):
+                found[i, place] = token
+        return ids, labels, found
+
+    def looked_up(self, problem: Problem, prompt: int) -> Iterator[tuple[int, int]]:
+        """Places of a hop's result in the ids, and the token that one look-up leads to.
+
+        That is the result itself, but for a hop that goes two on: there it is the person between.
+        """
+        if problem.task != "hops" or self.style != "open":
+            return
+        place = prompt
+        for step, person in zip(problem.steps, hops.first_found(problem.prompt), strict=False):
+            place += len(self._tokenizer.encode(step + DELIMITER).ids)
+            yield place, ALPHABET.index(person)

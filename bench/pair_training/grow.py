@@ -1,4 +1,4 @@
-"""A trained model put into a larger one, which starts out saying what the trained one says."""
+"""A trained model put into a larger one, which starts out knowing what the trained one does."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from bench.tasks.tokenizer import ALPHABET
 def grow(old: Qwen2ForCausalLM, spec: Spec, seed: int) -> Qwen2ForCausalLM:
     """A model of the shape ``spec``, the rest of it drawn from ``seed``.
 
-    What is new reads at random and writes nothing: columns that lead out of new units, new layers
-    and into new dimensions are zero. Heads keep their number and may become twice as wide: every
-    other frequency of the wider head is one of the narrower.
+    What is new reads at random and writes nothing: columns that lead out of new units and into new
+    dimensions are zero. Heads keep their number and may become twice as wide: every other frequency
+    of the wider head is one of the narrower. New layers attend as the last of the old ones does:
+    looking up once more what was looked up is then learned at once, and hardly ever otherwise.
     """
     new = initialise(spec, seed)
     width, extra = old.config.hidden_size, math.sqrt(spec.hidden / old.config.hidden_size)
@@ -30,16 +31,22 @@ def grow(old: Qwen2ForCausalLM, spec: Spec, seed: int) -> Qwen2ForCausalLM:
     for layer in new.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    pairs: Any = zip(new.model.layers, old.model.layers, strict=False)
-    for mine, theirs in pairs:
+    depth = len(old.model.layers)
+    for place, mine in enumerate(new.model.layers):
+        theirs: Any = old.model.layers[min(place, depth - 1)]
         for name in ("input_layernorm", "post_attention_layernorm"):
             getattr(mine, name).weight[:width] = getattr(theirs, name).weight / extra
-        units = theirs.mlp.gate_proj.weight.shape[0]
-        mine.mlp.gate_proj.weight[:units, :width] = theirs.mlp.gate_proj.weight
-        mine.mlp.up_proj.weight[:units, :width] = theirs.mlp.up_proj.weight
-        mine.mlp.down_proj.weight[:width, :units] = theirs.mlp.down_proj.weight
+        if place < depth:
+            _grow_units(mine.mlp, theirs.mlp, width)
         _grow_attention(mine.self_attn, theirs.self_attn, width)
     return new
+
+
+def _grow_units(mine: Any, theirs: Any, width: int) -> None:
+    units = theirs.gate_proj.weight.shape[0]
+    mine.gate_proj.weight[:units, :width] = theirs.gate_proj.weight
+    mine.up_proj.weight[:units, :width] = theirs.up_proj.weight
+    mine.down_proj.weight[:width, :units] = theirs.down_proj.weight
 
 
 def _grow_attention(mine: Any, theirs: Any, width: int) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
 from bench.pair_training.batches import Batches
 from bench.pair_training.grow import grow
 from bench.pair_training.model import build_model
+from bench.pair_training.muon import Muon
 from bench.pair_training.spec import SMALL, Spec
 
 _WARM_UP = 100
@@ -35,7 +38,7 @@ def build_optimizers(model: Qwen2ForCausalLM, spec: Spec) -> list[torch.optim.Op
     hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n]
     embedding = [p for n, p in named if "embed" in n]
     vectors = [p for _, p in named if p.ndim == 1]
-    muon = torch.optim.Muon(hidden, lr=0.02, weight_decay=0.05, momentum=0.95)
+    muon = Muon(hidden, lr=0.02, weight_decay=0.05, momentum=0.95)
     groups = [
         {"params": embedding, "weight_decay": 0.01},
         {"params": vectors, "weight_decay": 0.0},
@@ -55,13 +58,15 @@ class Training:
 
     def __init__(self, spec: Spec, seed: int, style: str, checkpoint: Path | None = None) -> None:
         self.spec, self.checkpoint = spec, checkpoint
-        self.model = _grown(spec, seed, style) if spec.grown else build_model(spec, seed)
+        goes_on = checkpoint is not None and checkpoint.is_file()
+        grows = spec.grown and not goes_on
+        self.model = _grown(spec, seed, style) if grows else build_model(spec, seed)
         self.batches = Batches(spec, seed, style)
         self.optimizers = build_optimizers(self.model, spec)
         self._peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.update, self.seconds, self.cpu_seconds, self.tokens = 0, 0.0, 0.0, 0
-        if checkpoint and checkpoint.is_file():
-            self._load(torch.load(checkpoint, weights_only=False))
+        if checkpoint and goes_on:
+            self._load(torch.load(checkpoint, weights_only=True))
 
     def run(self, position: int = 0, until: int | None = None) -> None:
         """All updates, or those up to a number."""
@@ -86,9 +91,15 @@ class Training:
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
-        ids, labels = self.batches.draw(self.update)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.spec.autocast):
-            loss = self.model(input_ids=ids, labels=labels).loss
+        ids, labels, looked_up = self.batches.draw(self.update)
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))  # elsewhere it is emulated
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.spec.autocast and fast):
+            done = self.model(
+                input_ids=ids, labels=labels, output_hidden_states=self.spec.taught > 0
+            )
+            loss = done.loss
+            if self.spec.taught and bool((looked_up >= 0).any()):
+                loss = loss + self._lesson(done.hidden_states[self.spec.taught], looked_up)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -97,6 +108,15 @@ class Training:
         self.update += 1
         self.tokens += ids.numel()
         return loss.item()
+
+    def _lesson(self, state: Tensor, looked_up: Tensor) -> Tensor:
+        """How badly a state [batch, length, hidden] within the model tells what was looked up.
+
+        Nothing else tells that a hop that goes two on is to be gone in two layers: without this the
+        large model stays at guessing.
+        """
+        logits = self.model.lm_head(self.model.model.norm(state[:, :-1]))
+        return cross_entropy(logits.flatten(0, 1), looked_up[:, 1:].flatten())
 
     def save(self) -> None:
         """Write the checkpoint, if there is a place for it."""

@@ -32,6 +32,7 @@ class Spec:
     updates: int
     decay: int  # the last of them, in which the learning rate falls
     grown: int = 0  # updates of the small graphs half, first seed, that this one grows out of
+    taught: int = 0  # the layer that is also taught what a single look-up finds
 
 
 _GRAPHS = {"hops": 0.55, "planning": 0.45}
@@ -44,7 +45,7 @@ SMALL = (
     ),
     Spec(
         "graphs", 64, 2, 4, 4, 16, 112, len(ALPHABET), (1, 2, 3), (5,), 3e-3, False,
-        _GRAPHS, {"hops": (0.6, 0.28, 0.12), "planning": (0.7, 0.18, 0.12)}, 1000, 7600, 1500,
+        _GRAPHS, {"hops": (0.6, 0.28, 0.12), "planning": (0.86, 0.1, 0.04)}, 1000, 6000, 1200,
     ),
 )  # fmt: skip
 LARGE = (
@@ -54,7 +55,7 @@ LARGE = (
     ),
     Spec(
         "graphs", 96, 3, 4, 4, 32, 256, len(ALPHABET) + PADDING, (), (1,), 2e-3, False,
-        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 600, 4200, 1000, 4400,
+        _GRAPHS, {"hops": (0.2, 0.1, 0.7), "planning": (0.3, 0.1, 0.6)}, 600, 3600, 1100, 3600, 2,
     ),
 )  # fmt: skip
 ROLES = {"small": SMALL, "large": LARGE}

@@ -71,10 +71,7 @@ def follow(person: str, relation: str, after: dict[str, str], likes: dict[str, s
 
 def solve(prompt: str, style: str = "open") -> list[str]:
     """The trace of a prompt, step by step, read off its text alone."""
-    facts, _, question = prompt.strip().partition(QUESTION)
-    found = _FACT.findall(facts)
-    after = {a: b for a, relation, b in found if relation == NEXT}
-    likes = {a: b for a, relation, b in found if relation == LIKES}
+    after, likes, question = _read(prompt)
     person, steps = question[0], []
     for hop, relation in _HOP.findall(question):
         reached = follow(person, relation, after, likes)
@@ -82,6 +79,25 @@ def solve(prompt: str, style: str = "open") -> list[str]:
         steps.append(f"{person}{hop}{relation}{done}{FULL_STOP}")
         person = reached
     return [*steps[:-1], steps[-1].rstrip(FULL_STOP)] if style == "rigid" else [*steps, person]
+
+
+def first_found(prompt: str) -> list[str]:
+    """For each hop the person that one look-up leads to: of ``>>``, the one between."""
+    after, likes, question = _read(prompt)
+    person, found = question[0], []
+    for _, relation in _HOP.findall(question):
+        found.append(follow(person, NEXT if relation == SECOND else relation, after, likes))
+        person = follow(person, relation, after, likes)
+    return found
+
+
+def _read(prompt: str) -> tuple[dict[str, str], dict[str, str], str]:
+    """Who comes after whom, who likes whom, and the question."""
+    facts, _, question = prompt.strip().partition(QUESTION)
+    found = _FACT.findall(facts)
+    after = {a: b for a, relation, b in found if relation == NEXT}
+    likes = {a: b for a, relation, b in found if relation == LIKES}
+    return after, likes, question
 
 
 def first_error(problem: Problem, text: str) -> int | None:

@@ -15,9 +15,12 @@ from bench.pair_training.grow import grow
 from bench.pair_training.join import join, silence
 from bench.pair_training.loop import Training, learning_rate
 from bench.pair_training.model import build_model
+from bench.pair_training.muon import Muon, orthogonal
 from bench.pair_training.seen import seen_before
 from bench.pair_training.spec import LARGE, ROLES, SMALL, Spec
+from bench.tasks import hops
 from bench.tasks.problem import EOS, split_of
+from bench.tasks.registry import TASKS
 from bench.tasks.tokenizer import ALPHABET, GRAPHS
 
 TINY = [replace(spec, updates=6, decay=2, short=2) for spec in SMALL]
@@ -42,6 +45,30 @@ def test_heads_start_out_looking_back():
     for head, distance in enumerate(spec.look_back):
         assert found[head].diagonal(-distance)[4:].min() > 0.8
         assert plain[head].diagonal(-distance)[4:].mean() < 0.5
+
+
+def test_the_optimizer_is_pytorchs_in_fp32():
+    """Some steps of both from the same start; PyTorch's rounds its iteration to bf16."""
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((24, 8), (8, 24), (8, 24), (16, 16))]
+    settings = {"lr": 0.02, "weight_decay": 0.05, "momentum": 0.95}
+    ours, theirs = ([torch.nn.Parameter(m.clone()) for m in start] for _ in range(2))
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other, old in zip(ours, theirs, start, strict=True):
+        assert (mine - other).norm() < 0.02 * (other - old).norm()
+
+
+def test_orthogonal_directions():
+    torch.manual_seed(0)
+    for shape in ((3, 20, 6), (2, 6, 20)):
+        found = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert found.min() > 0.5 and found.max() < 1.3
 
 
 def test_value_biases_become_weights():
@@ -80,11 +107,38 @@ def test_a_joined_model_is_its_halves(role: str):
 
 def test_a_grown_model_says_what_the_small_one_did():
     old = build_model(SMALL[1], 5)
-    new = grow(old, LARGE[1], 1)
+    wide = replace(LARGE[1], layers=SMALL[1].layers)
+    new = grow(old, wide, 1)
     for ids in texts(SMALL[1], 4):
         before, after = (m(input_ids=ids[None]).logits for m in (old, new))
         torch.testing.assert_close(after[..., : len(ALPHABET)], before, atol=1e-4, rtol=1e-4)
-    assert sum(p.numel() for p in new.parameters()) > 3 * sum(p.numel() for p in old.parameters())
+    assert sum(p.numel() for p in new.parameters()) > 2 * sum(p.numel() for p in old.parameters())
+
+
+def test_a_deeper_model_looks_up_once_more():
+    """The layers that are new attend as the last of the old ones does, and change nothing else."""
+    new = grow(build_model(SMALL[1], 1), LARGE[1], 1)
+    last, added = new.model.layers[SMALL[1].layers - 1], new.model.layers[-1]
+    for name in ("k_proj", "o_proj"):
+        known, copied = (getattr(layer.self_attn, name).weight for layer in (last, added))
+        assert known.any() and torch.equal(known, copied)
+    assert not added.mlp.down_proj.weight.any()
+
+
+def test_what_single_look_ups_find():
+    """The person between, where a hop goes two on; the reached one otherwise."""
+    batches = Batches(LARGE[1], 1, "open")
+    problem = TASKS["hops"].problems("train", 1)[0]
+    problem = replace(
+        problem,
+        prompt="a>bb>cc>dd>ac@a/aA>>B@C<.\n\n",
+        steps=("aA>>.", "cB@.", "aC<.", "d"),
+    )
+    row, prompt = batches.encode(problem)
+    assert hops.first_found(problem.prompt) == ["b", "a", "d"]
+    places = dict(batches.looked_up(problem, prompt))
+    assert [ALPHABET[token] for token in places.values()] == ["b", "a", "d"]
+    assert [ALPHABET[row[place]] for place in places] == ["c", "a", "d"]
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path):
