@@ -83,6 +83,14 @@ class Work:
         return cls.counted(np.array(spans, np.int32), np.array(contexts, np.int32))
 
     @classmethod
+    def within(cls, sequences: int, span_rows: int, context: int) -> Work:
+        """Of any batch of at most so many sequences, the spans among them of ``span_rows``."""
+        return cls(
+            sequences, min(sequences, span_rows // 2), span_rows,
+            min(sequences, span_rows // (SHORT + 1)), span_rows, context,
+        )  # fmt: skip
+
+    @classmethod
     def counted(cls, spans: npt.NDArray[np.int32], contexts: npt.NDArray[np.int32]) -> Work:
         """Likewise, of a batch that is known to be sound."""
         short, long = (spans > 1) & (spans <= SHORT), spans > SHORT
