@@ -92,6 +92,7 @@ class ModelRunner:
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
         self._splits = ops.Splits.choose(typical, layout.kv_heads)
         self._latest: Pending | None = None
+        self._torn = False  # whether ``_drawn`` may hold draws of a tick that then failed
         queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
@@ -120,10 +121,23 @@ class ModelRunner:
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = Pending(n, wanted, columns, drawn, scored)
+        if resolves and previous is not None and self._torn:
+            self._restore(previous)
+        self._torn = True
         pending.ticket = self.queue.submit(partial(self._run, tick, pending))
+        self._torn = False
         self._inputs.sent(pending.ticket)
         self._latest = pending
         return pending
+
+    def _restore(self, previous: Pending) -> None:
+        """Keep again what ``previous`` drew: a tick that broke off may have written over it."""
+        drawn = torch.from_numpy(previous.result().tokens)
+        self.queue.submit(lambda: self._keep(drawn))
+
+    @torch.inference_mode()
+    def _keep(self, drawn: Tensor) -> None:
+        self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
 
     def _scored(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> Scored | None:
         if self.model == 0:  # what the small model reads is not audited

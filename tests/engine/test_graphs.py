@@ -73,7 +73,10 @@ def test_spans_and_decodes_are_replayed_to_the_bit(pair, delimiters, prompts, wa
 def test_how_much_is_recorded_can_be_chosen(pair, delimiters, prompts):
     batch, counts = prompts(10, seed=32), {}
     for rows in (0, 256):
-        engine = pair.engine(delimiters=delimiters, graphs="on", graph_rows=rows)
+        engine = pair.engine(
+            delimiters=delimiters, graphs="on", graph_rows=rows, max_sequences=32,
+            max_tick_tokens=256,
+        )  # fmt: skip
         written(engine, batch)
         counts[rows] = [engine.graph_counts[role] for role in ROLES]
     for decodes, all_ in zip(counts[0], counts[256], strict=True):
