@@ -21,9 +21,6 @@ from engine.sampler import Draw, SampledRows, Sampler
 from engine.scoring import Scored, scored_rows
 from kernels import ops
 
-# How attention cuts its keys must not hang on who else is there: it is chosen once, for this many.
-_TYPICAL_SEQUENCES = 16
-
 
 @dataclass(frozen=True)
 class _Tick:
@@ -89,8 +86,7 @@ class ModelRunner:
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
         self._logits: Tensor | None = None
-        typical = min(limits.sequences, _TYPICAL_SEQUENCES)
-        self._splits = ops.Splits.choose(typical, layout.kv_heads)
+        self._splits = ops.Splits.of_lane(limits.sequences, layout.kv_heads)
         self._latest: Pending | None = None
         self._torn = False  # whether ``_drawn`` may hold draws of a tick that then failed
         queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
