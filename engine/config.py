@@ -248,7 +248,10 @@ class EngineConfig:
     check_every: ticks between proofs of the core's books; 0 checks only when idle.
     load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
         of the folders' shapes, or of the pair's named ones where it has no folders.
-    graphs: whether decodes are recorded and replayed: "on", "off", or "auto", on GPUs only.
+    graphs: whether ticks are recorded and replayed: "on", "off", or "auto", on GPUs only. Ticks of
+        decodes alone always, others up to ``graph_rows``.
+    graph_rows: rows of the largest tick with a span (a catch-up, a short prefill) that is recorded;
+        0 records decodes only.
     memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
     cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
         without, through PyTorch's operators, one by one.
@@ -274,6 +277,7 @@ class EngineConfig:
     check_every: int = 0
     load_format: str = "safetensors"
     graphs: str = "auto"
+    graph_rows: int = 256
     memory_fraction: float = 0.92
     cpu_kernels: bool = True
 
@@ -290,7 +294,7 @@ class EngineConfig:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
             "arena_tokens", "max_context", "max_waiting", "check_every", "gather", "eager_backlog",
-            "read_along",
+            "read_along", "graph_rows",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")

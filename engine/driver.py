@@ -104,9 +104,21 @@ class Driver:
         self._answer()  # before the next plan: it follows what was decided
         if self._overlap or not any(o.in_flight for o in self._lanes if o is not lane):
             moved |= lane.start(self.live)
+            if lane.short:
+                self._make_room(lane)
         moved |= lane.retire(self.live)  # on a CPU it is over at once
         self._answer()
         return moved
+
+    def _make_room(self, lane: Lane) -> None:
+        """A launch found no memory: once more, when nothing runs and nothing is kept."""
+        for each in self._lanes:
+            while each.in_flight:
+                each.wait()
+                each.retire(self.live)
+                self._answer()
+        lane.runner.release()
+        lane.start(self.live)
 
     def _wait(self) -> bool:
         """Until a tick is over, whichever lane's it is. False if none runs."""

@@ -15,6 +15,7 @@ from engine.driver import Driver
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
+from engine.inputs import TickLimits
 from engine.intake import Intake
 from engine.lane import Lane
 from engine.loading import load_pair
@@ -28,7 +29,7 @@ from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
-from engine.runner import ModelRunner, TickLimits
+from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.trace import TraceWriter
@@ -136,7 +137,7 @@ class Engine:
         )  # fmt: skip
         limits = TickLimits(
             config.max_sequences, config.max_tick_tokens,
-            -(-self.max_context // config.block_tokens),
+            -(-self.max_context // config.block_tokens), config.graph_rows,
         )  # fmt: skip
         on_card = isinstance(queue, CudaQueue)
         recorder: Recorder | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.queue import CudaQueue
+from engine.shortage import is_shortage
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]
@@ -24,7 +25,7 @@ class GraphCounts:
     """Ticks of one lane by how they ran, and graphs recorded.
 
     eager: without a graph, ``misses`` included: those for which one was yet to be recorded.
-    refused: recordings for which there was no memory.
+    refused: graphs for which there was no memory, to record or to replay them; they are given up.
     """
 
     replays: int = 0
@@ -97,10 +98,9 @@ class Graphs:
 
     def run(self, key: Hashable, work: Work) -> Outputs:
         """Work that may be replayed. ``key`` names everything that it depends on but buffers."""
-        replay = self._replays.get(key)
-        if replay is not None:
-            self.counts.replays += 1
-            return replay()
+        replayed = self._replay(key)
+        if replayed is not None:
+            return replayed
         outputs = self.run_eagerly(work)
         if self._recorder is not None and key not in self._replays:
             self.counts.misses += 1
@@ -112,13 +112,28 @@ class Graphs:
         self.counts.eager += 1
         return work()
 
+    def _replay(self, key: Hashable) -> Outputs | None:
+        """None without a graph, and where the device has no room to start one."""
+        replay = self._replays.get(key)
+        if replay is None:
+            return None
+        try:
+            outputs = replay()
+        except RuntimeError as error:
+            if not is_shortage(error):
+                raise
+            self.counts.refused += 1
+            self._replays[key] = None
+            return None
+        self.counts.replays += 1
+        return outputs
+
     def _record(self, work: Work) -> Work | None:
         assert self._recorder is not None
         try:
             replay = self._recorder.record(work)
         except RuntimeError as error:  # a recording that breaks off hides why behind its own error
-            causes = (error, error.__context__)
-            if not any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+            if not is_shortage(error) and not is_shortage(error.__context__):
                 raise
             self.counts.refused += 1
             return None

@@ -17,6 +17,18 @@ from engine.scoring import Scored
 
 _UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
 _NONE = np.empty(0, np.int32)
+_LEAST_ROWS = 16  # of a filled tick with spans: fewer take as long
+
+
+@dataclass(frozen=True)
+class TickLimits:
+    """The biggest tick. ``width``: blocks of a sequence. ``filled``: rows of the biggest tick with
+    spans that is filled up; 0 fills up decodes only."""
+
+    sequences: int
+    rows: int
+    width: int
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class Extent:
     """The size of a tick, which says where everything lies in the buffer.
 
     width: blocks of a sequence. sampled: rows that go through the head.
-    padded: sequences are decodes, filled up to ``sequences``; each row goes through the head.
+    padded: filled up to this size; the last row of each sequence goes through the head.
+    spans: whether a padded tick has sequences of more than one row.
     """
 
     sequences: int
@@ -32,6 +45,25 @@ class Extent:
     sampled: int
     width: int
     padded: bool = False
+    spans: bool = False
+
+    @classmethod
+    def filled(cls, sequences: int, rows: int, limits: TickLimits) -> Extent | None:
+        """The size that a tick is filled up to; None if it is too big for that.
+
+        There are few: decodes go by powers of two. With spans rows do, and sequences by powers of
+        four, which costs next to nothing: one tile of the head takes up to 16, 64 or 128 rows.
+        """
+        bits = (sequences - 1).bit_length()
+        if rows == sequences:
+            full = min(1 << bits, limits.sequences)
+            return cls(full, full, full, limits.width, padded=True)
+        if rows > limits.filled:
+            return None
+        most = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
+        most = min(most, limits.filled, limits.rows)
+        full = min(1 << (bits + bits % 2), limits.sequences, most)
+        return cls(full, most, full, limits.width, padded=True, spans=True)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -165,8 +197,8 @@ def _fill(
     """``extra``: further rows that go through the head."""
     n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
     starts = plan.starts[: n + 1]
-    ends = np.concatenate([starts[1:][wanted] - 1, extra])
-    last = np.arange(extent.sampled) if extent.padded else ends
+    ends = starts[1:] - 1
+    last = ends if extent.padded else np.concatenate([ends[wanted], extra])
     for name, values, padding in (
         ("tokens", plan.tokens[:rows], 0), ("positions", plan.positions[:rows], 0),
         ("slots", plan.slots[:rows], -1), ("starts", starts, rows),

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
 from engine import _core
 from engine.pending import Pending, TickResult
 from engine.routing.signals import Signals
 from engine.runner import ModelRunner
 from engine.sampler import Draw
+from engine.shortage import is_shortage
 
 _SMALL = 0
 
@@ -45,6 +44,7 @@ class Lane:
         self._latest: Pending | None = None  # of the tick that was launched last
         self._result: TickResult | None = None
         self._running = False
+        self.short = False  # of memory, for what was to be launched last
 
     @property
     def in_flight(self) -> bool:
@@ -56,12 +56,12 @@ class Lane:
 
         A plan whose launch an exception cut short is launched again, behind those before it: it
         writes the same rows. If it fails twice its requests end with an error, and the exception
-        passes through again; but not where a device was short of memory, which others' requests
+        passes through again; but not where memory was short (``short``), which others' requests
         need not hear of.
         """
         if self._running:  # called from within its own forward pass
             return False
-        moved = False
+        moved = self.short = False
         while (flight := self._next()) is not None:
             moved = True
             if not self._launch(flight, requests):
@@ -96,12 +96,14 @@ class Lane:
             flight.pending = self.runner.launch(flight.plan, requests, self._latest)
         except Exception as error:
             self._give_up(flight)
-            if not isinstance(error, torch.OutOfMemoryError):
+            if not is_shortage(error):
                 raise
-            self.runner.release()
-            return False
+            self.short = True
         finally:
             self._running = False
+        if flight.pending is None:
+            self.runner.release()  # not before: the error held on to what the pass had made
+            return False
         self._latest = flight.pending
         return True
 
@@ -164,17 +166,22 @@ class Lane:
         """Waits. What fails on the device itself cannot be tried again: its requests end."""
         flight = self._flights[0]
         assert flight.pending is not None
+        result = None
         try:
             result = flight.pending.result()
-        except Exception:
+        except Exception as error:
             while self._flights:  # what ran behind it has read what it should have written
                 self._flights.popleft()
                 self._scheduler.fail(self.runner.model)
-            raise
+            if not is_shortage(error):
+                raise
+        if result is None:
+            return self.runner.release()
         self._keep(flight.plan, result, requests)
         self._result = result
         self._scheduler.commit(self.runner.model, result.tokens)
         self._flights.popleft()
+        return None
 
     def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
         """What requests want to know of their draws, before a commit can end them."""

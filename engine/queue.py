@@ -107,3 +107,5 @@ class CudaQueue:
 
     def release(self) -> None:
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # not in older PyTorch
+            torch.accelerator.empty_host_cache()

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
+from engine.sampler import ROWS_AT_ONCE
+from kernels.attention_config import FULL, HALF, Splits, query_blocks
 
 LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
-_SPLITS = 32  # partial results of a row in attention, at most
+_EDITED = 80  # bytes of a logit while it is penalised, or sorted, or scored by an audit
+_SORTED = 120  # bytes of a logit while it is drawn from in plain PyTorch
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,31 @@ def weight_room(shape: ModelConfig, element_bytes: int) -> int:
 
 
 def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
-    """Bytes beside weights and arena that one lane's biggest tick takes, and what its graphs keep.
+    """Bytes beside weights and arena that one lane's biggest tick takes, and its graphs' pool.
 
-    Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed,
-    kept by graphs of all sizes, and changed for a draw; partial results of split attention.
+    Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed
+    with and without graphs, kept for all graphs, and copied up to three times for a draw; partial
+    results of split attention. The pool does not share with ticks that have no graph.
     """
     rows, sequences = config.max_tick_tokens, config.max_sequences
+    recorded = 0 if config.graphs == "off" else max(sequences, min(rows, config.graph_rows))
     wide = 4 * shape.hidden_size + 3 * shape.intermediate_size
     wide += 3 * shape.query_width + 2 * shape.kv_width
-    logits = 4 * sequences * shape.vocab_size
-    partials = 4 * sequences * _SPLITS * shape.heads * (shape.head_dim + 2)
-    # Short spans have more rows and, for that, fewer splits.
-    partials = max(partials, 4 * rows * (_SPLITS // 4) * shape.heads * (shape.head_dim + 2))
-    return rows * wide * element_bytes + 5 * logits + partials
+    logits = (6 * 4 * sequences + _EDITED * ROWS_AT_ONCE) * shape.vocab_size
+    if not config.fused_sampling:
+        logits += _SORTED * sequences * shape.vocab_size
+    partials = sum(_partials(shape, sequences, n, element_bytes) for n in (rows, recorded) if n)
+    return (rows + recorded) * wide * element_bytes + logits + partials
+
+
+def _partials(shape: ModelConfig, sequences: int, rows: int, element_bytes: int) -> int:
+    """Bytes of the partial results of a layer's attention, fp32, whatever the spans are."""
+    splits = Splits.of_lane(sequences, shape.kv_heads)
+    tile = (HALF if element_bytes == 2 else FULL)["short"]
+    block = max(1, tile.rows // (shape.heads // shape.kv_heads))
+    short = block * query_blocks(min(sequences, rows // 2), rows, block)
+    most = max(sequences * splits.decode.most, short * splits.short.most)
+    return 4 * most * shape.heads * (shape.head_dim + 2)
 
 
 def arena_slabs(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine import _core
 from engine.graphs import Graphs, Outputs
-from engine.inputs import Extent, Staged, TickInputs
+from engine.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.models.decoder import Batch, Decoder
 from engine.pending import STATISTICS, Pending, TickResult
 from engine.pricing import Executed
@@ -20,18 +20,6 @@ from engine.queue import DeviceQueue
 from engine.sampler import Draw, SampledRows, Sampler
 from engine.scoring import Scored, scored_rows
 from kernels import ops
-
-# How attention cuts its keys must not hang on who else is there: it is chosen once, for this many.
-_TYPICAL_SEQUENCES = 16
-
-
-@dataclass(frozen=True)
-class TickLimits:
-    """The biggest tick. ``width``: blocks of a sequence."""
-
-    sequences: int
-    rows: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -79,9 +67,9 @@ class ModelRunner:
         Args:
             arena: ``KVArena.rows`` of this model.
             queue: where passes run.
-            graphs: of this lane; decodes are replayed from them.
+            graphs: of this lane; ticks of few rows are replayed from them.
             limits: of all plans.
-            padded: fill decodes up to the next power of two, as graphs need it.
+            padded: fill ticks up to sizes of which there are few, as graphs need it.
             fused_head: take statistics out of the head's product where kernels can.
         """
         self.model = model
@@ -97,9 +85,10 @@ class ModelRunner:
         self._fused_head = fused_head
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
-        typical = min(limits.sequences, _TYPICAL_SEQUENCES)
-        self._splits = ops.Splits.choose(typical, layout.kv_heads)
+        self._logits: Tensor | None = None
+        self._splits = ops.Splits.of_lane(limits.sequences, layout.kv_heads)
         self._latest: Pending | None = None
+        self._torn = False  # whether ``_drawn`` may hold draws of a tick that then failed
         queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
@@ -120,7 +109,7 @@ class ModelRunner:
         if resolves and (previous is None or previous is not self._latest):
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
         scored = self._scored(plan, requests)
-        extent = self._extent(plan, len(wanted) + (len(scored.rows) if scored else 0))
+        extent = self._extent(plan, len(wanted), scored)
         rows = self._sampler.rows(plan, wanted, requests)
         work, cells = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted, scored)
@@ -128,40 +117,51 @@ class ModelRunner:
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = Pending(n, wanted, columns, drawn, scored)
+        if resolves and previous is not None and self._torn:
+            self._restore(previous)
+        self._torn = True
         pending.ticket = self.queue.submit(partial(self._run, tick, pending))
+        self._torn = False
         self._inputs.sent(pending.ticket)
         self._latest = pending
         return pending
 
+    def _restore(self, previous: Pending) -> None:
+        """Keep again what ``previous`` drew: a tick that broke off may have written over it."""
+        drawn = torch.from_numpy(previous.result().tokens)
+        self.queue.submit(lambda: self._keep(drawn))
+
+    @torch.inference_mode()
+    def _keep(self, drawn: Tensor) -> None:
+        self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
+
     def _scored(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> Scored | None:
-        if self.model == 0 or self._decodes(plan):  # what the small model reads is not audited
+        if self.model == 0:  # what the small model reads is not audited
             return None
         return scored_rows(plan, requests, self._sampler.tokens_of)
-
-    def _decodes(self, plan: _core.Plan) -> bool:
-        """Whether a plan is padded, to be replayed from a graph."""
-        return self._padded and plan.rows == plan.sequences
 
     def release(self) -> None:
         """Give back what memory can be spared; for who has run out of it."""
         self.queue.release()
 
-    def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
-        n, limits = plan.sequences, self._limits
-        if self._decodes(plan):
-            bucket = min(1 << (n - 1).bit_length(), limits.sequences)
-            return Extent(bucket, bucket, bucket, limits.width, padded=True)
+    def _extent(self, plan: _core.Plan, drawn: int, scored: Scored | None) -> Extent:
+        n = plan.sequences
+        if self._padded and scored is None:  # how many rows an audit scores, no size foretells
+            filled = Extent.filled(n, plan.rows, self._limits)
+            if filled is not None:
+                return filled
         width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
-        return Extent(n, plan.rows, sampled, width)
+        return Extent(n, plan.rows, drawn + (len(scored.rows) if scored else 0), width)
 
     def _bounds(self, plan: _core.Plan, extent: Extent) -> tuple[ops.Work, int]:
-        """Of what attention has to do: for decodes of a padded size the most; and its cells."""
+        """Of what attention has to do: in a padded tick the most of its size; and its cells."""
         n, contexts = plan.sequences, plan.contexts[: plan.sequences]
-        if plan.rows == n:
-            reach = extent.width * self._layout.block_tokens
-            return ops.Work(extent.sequences, 0, 0, 0, 0, reach), int(contexts.sum())
         spans = np.diff(plan.starts[: n + 1])
-        return ops.Work.counted(spans, contexts), int(spans.dot(contexts))
+        cells = int(spans.dot(contexts))
+        if not extent.padded:
+            return ops.Work.counted(spans, contexts), cells
+        reach = extent.width * self._layout.block_tokens
+        return ops.Work.within(extent.sequences, extent.spans * extent.rows, reach), cells
 
     @torch.inference_mode()
     def _run(self, tick: _Tick, pending: Pending) -> None:
@@ -197,7 +197,13 @@ class ModelRunner:
 
     def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
         """What a graph records. It reads static buffers, and nothing of the tick at hand."""
-        return self._forward(self._batch(extent, work, resolves), plain, None)
+        outputs = self._forward(self._batch(extent, work, resolves), plain, None)
+        if plain:
+            return outputs
+        *found, logits, last, scores = outputs
+        if self._logits is None:  # of all sizes: what else they use, graphs of a lane share
+            self._logits = logits.new_empty(self._limits.sequences, logits.shape[1])
+        return (*found, self._logits[: len(logits)].copy_(logits), last, scores)
 
     def _batch(self, extent: Extent, work: ops.Work, resolves: bool) -> Batch:
         at = self._inputs.views(extent)

@@ -21,6 +21,7 @@ from engine.routing.signals import Signals
 from kernels import ops
 
 Int32 = npt.NDArray[np.int32]
+ROWS_AT_ONCE = 16  # that are penalised or sorted, in fp64: each takes many times its logits' room
 
 
 class Draw(Protocol):
@@ -132,9 +133,9 @@ class Sampler:
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
             usable = ops.editable(usable, self.vocabulary)
-            if edited:
-                index = _place(torch.tensor(edited), logits)
-                penalties = _penalties(rows, edited, last)
+            for some in _chunks(edited):
+                index = _place(torch.tensor(some), logits)
+                penalties = _penalties(rows, some, last)
                 found = ops.penalise(usable.index_select(0, index), self.vocabulary, penalties)
                 limit = torch.finfo(usable.dtype).max
                 usable.index_copy_(0, index, found.clamp(max=limit).to(usable.dtype))
@@ -151,10 +152,13 @@ class Sampler:
         asked = rows.asked
         if not asked:
             return None
-        index = _place(torch.tensor(list(asked)), logits)
-        tokens = chosen.index_select(0, index).clamp(min=0)
-        logits = logits.index_select(0, index)
-        return ops.token_logprobs(logits, self.vocabulary, tokens, max(asked.values()))
+        found, count = [], max(asked.values())
+        for some in _chunks(list(asked)):
+            index = _place(torch.tensor(some), logits)
+            tokens = chosen.index_select(0, index).clamp(min=0)
+            part = logits.index_select(0, index)
+            found.append(ops.token_logprobs(part, self.vocabulary, tokens, count))
+        return ops.LogProbs(*map(torch.cat, zip(*found, strict=True)))
 
     def drawn(
         self, tokens: Sequence[int], found: ops.LogProbs | None, rows: SampledRows
@@ -197,6 +201,10 @@ class Sampler:
         draws: Any = keyed if self._fused else ops.with_uniforms(keyed)
         columns = {name: _place(column, logits) for name, column in vars(draws).items()}
         return type(draws)(**columns)
+
+
+def _chunks(rows: list[int]) -> list[list[int]]:
+    return [rows[i : i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE)]
 
 
 def _place(values: Tensor, like: Tensor) -> Tensor:

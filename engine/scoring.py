@@ -47,8 +47,10 @@ def scored_rows(
     places: list[tuple[int, int]] = []
     for i, request in enumerate(plan.ids[: plan.sequences].tolist()):
         draw = requests[request]
+        if draw.audit is None:
+            continue
         first, last = int(plan.starts[i]), int(plan.starts[i + 1])
-        if draw.audit is None or (last - first == 1 and plan.samples[i]):
+        if last - first == 1 and plan.samples[i]:
             continue
         end = int(plan.contexts[i])
         known = tokens_of(request)[: end + (not plan.samples[i])]

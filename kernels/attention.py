@@ -34,6 +34,7 @@ from kernels.attention_config import (
     Tile,
     Work,
     check_splits,
+    query_blocks,
     shared_constants,
 )
 from kernels.attention_prefill import prefill_kernel
@@ -124,7 +125,7 @@ class _Batch:
         group = heads // layout.kv_heads
         constants = shared_constants(kind, group, head_dim, sequences, tile)
         block_q = constants["block_q"]
-        blocks = bound + max(0, of_rows - bound) // block_q
+        blocks = query_blocks(bound, of_rows, block_q)
         where = (
             layout.slots, layout.slab_rows, layout.block_rows, layout.plane_rows,
             2 * self.layer * layout.plane_rows, width, sequences,

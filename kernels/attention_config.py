@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 SHORT = 64  # queries: longer spans fill the card without splitting their keys
 _ENDLESS = 2**30
+_TYPICAL_SEQUENCES = 16  # of a lane
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Splits:
             if work <= most:
                 return splits
         return _MANY
+
+    @classmethod
+    def of_lane(cls, sequences: int, kv_heads: int) -> Splits:
+        """Chosen once for a lane of at most so many sequences: not by who else is there."""
+        return cls.choose(min(sequences, _TYPICAL_SEQUENCES), kv_heads)
 
 
 _TABLE = (
@@ -83,6 +89,14 @@ class Work:
         return cls.counted(np.array(spans, np.int32), np.array(contexts, np.int32))
 
     @classmethod
+    def within(cls, sequences: int, span_rows: int, context: int) -> Work:
+        """Of any batch of at most so many sequences, the spans among them of ``span_rows``."""
+        return cls(
+            sequences, min(sequences, span_rows // 2), span_rows,
+            min(sequences, span_rows // (SHORT + 1)), span_rows, context,
+        )  # fmt: skip
+
+    @classmethod
     def counted(cls, spans: npt.NDArray[np.int32], contexts: npt.NDArray[np.int32]) -> Work:
         """Likewise, of a batch that is known to be sound."""
         short, long = (spans > 1) & (spans <= SHORT), spans > SHORT
@@ -106,6 +120,11 @@ class Tile:
 # made of three: with 32 rows and more, accumulators of head size 128 would spill.
 HALF = {"decode": Tile(16, 64, 4, 3), "short": Tile(64, 64, 4, 3), "long": Tile(128, 64, 8, 3)}
 FULL = {"decode": Tile(16, 32, 4, 2), "short": Tile(16, 32, 8, 2), "long": Tile(16, 32, 8, 2)}
+
+
+def query_blocks(bound: int, rows: int, block_q: int) -> int:
+    """At most so many blocks of ``block_q`` have ``rows`` queries of ``bound`` sequences."""
+    return bound + max(0, rows - bound) // block_q
 
 
 def shared_constants(

@@ -194,10 +194,11 @@ def floor(
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """Each range of M without logits, the first also with stored logits and a draw; the merge."""
+    """Each range of M without logits, with logits in fp32, and with a draw from them; the merge."""
     made = []
-    for c, store in (*((c, "") for c in CONFIGS), *((c, "*bf16") for c in CONFIGS[:2]),
-                     (CONFIGS[0], "*fp32")):  # fmt: skip
+    drawn = [*((c, "*bf16", True) for c in CONFIGS[:2]), (CONFIGS[0], "*fp32", True)]
+    kept = [(c, store, False) for store in ("", "*fp32") for c in CONFIGS]
+    for c, store, draw in (*kept, *drawn):
         signature = {
             "hidden": "*bf16", "weight": "*bf16", "logits": store or "*fp32",
             "temperatures": "*fp64", "partials": "*fp32", "firsts": "*i32", "rows": "i32",
@@ -206,16 +207,16 @@ def variants(shape: ModelShape) -> list[Variant]:
         }  # fmt: skip
         constants = {
             "BLOCK_M": c.rows, "BLOCK_N": BLOCK_N, "BLOCK_K": c.depth,
-            "EVEN_K": shape.hidden % c.depth == 0, "STORE": bool(store), "DRAW": bool(store),
+            "EVEN_K": shape.hidden % c.depth == 0, "STORE": bool(store), "DRAW": draw,
             "UPCAST": False,
         }  # fmt: skip
         made.append(
             Variant(
-                "lm_head", f"m{c.rows}" + f"-{store[1:]}-draw" * bool(store),
+                "lm_head", f"m{c.rows}" + f"-{store[1:]}" * bool(store) + "-draw" * draw,
                 head_statistics, signature, constants,
                 ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
                  "weight_stride"), c.warps, c.stages, elements=BLOCK_N * c.rows,
-                budget=90 if store else 62,
+                budget=90 if draw else 70 if store else 62,
             )
         )  # fmt: skip
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))

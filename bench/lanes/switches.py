@@ -8,7 +8,7 @@ from typing import Any
 from engine import EngineConfig
 
 # Numbers of which 0 means off, with the value that means on.
-_AMOUNTS = {"eager_backlog": 128, "read_along": 32}
+_AMOUNTS = {"eager_backlog": 128, "read_along": 32, "graph_rows": 256}
 # Names, with what is tried instead of whatever is chosen now.
 _CHOICES = {"graphs": "off", "plan_ahead": "off"}
 # Requests of a bench must not share what they measure.

@@ -12,7 +12,7 @@ from engine.config import ModelConfig
 from engine.models.rope import rope_table
 from kernels import ops
 
-_SCORED_ROWS = 256  # whose logits are there at once
+_SCORED_ROWS = 64  # whose logits are there at once
 
 
 @dataclass(frozen=True)

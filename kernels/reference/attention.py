@@ -125,8 +125,7 @@ class AttentionPlan:
         spans = starts.diff()
         width = torch.where(spans == 1, 0, (spans - 1).clamp(min=1).log2().floor().long() + 1)
         bucket = width * 64 + (contexts - 1).clamp(min=63).log2().floor().long()
-        if self.kept is not None:
-            bucket[spans == 0] = -1
+        bucket[spans == 0] = -1
         return tuple(
             self._group(self.layout, (bucket == b).nonzero()[:, 0], starts, spans, contexts, blocks)
             for b in sorted({*bucket.tolist()} - {-1})

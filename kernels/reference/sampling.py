@@ -65,7 +65,7 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows) -> Tensor:
     z = (z - z.amax(-1, keepdim=True)) / warm[:, None]
     ordered, ids = z.sort(dim=-1, descending=True, stable=True)
     mass = ordered.softmax(-1)
-    rank = torch.arange(vocabulary)
+    rank = torch.arange(vocabulary, device=z.device)
     top_k = torch.where(rows.top_k > 0, rows.top_k, vocabulary)
     mass = mass.masked_fill(rank >= top_k[:, None], 0.0)
     mass = mass / mass.sum(-1, keepdim=True)

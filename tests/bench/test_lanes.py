@@ -160,7 +160,8 @@ def test_rows_are_compared():
 def test_every_switch_is_turned():
     turned = flipped(CONFIG)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
-    assert set(turned) == switches | {"eager_backlog", "read_along", "graphs", "plan_ahead"}
+    others = {"eager_backlog", "read_along", "graph_rows", "graphs", "plan_ahead"}
+    assert set(turned) == switches | others
     for name, value in turned.items():
         assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
 

@@ -158,6 +158,43 @@ def test_everything_a_request_can_ask_for_is_the_same(pair, delimiters, prompts)
             check_logprobs(a.logprobs, b.logprobs)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_late_device_replays_graphs(pair, delimiters, prompts, seed):
+    """Each replay spoils what the others gave, and is asked for before the last one has run.
+
+    Requests are aborted with rows in flight; what the others write is the synchronous engine's.
+    """
+    policy = Call(lambda b: schedule(b.position))
+    requests = [(prompt, params, policy)
+                for prompt in prompts(4, seed=seed + 13) for params in EVERYTHING]  # fmt: skip
+    plain = answers(pair.engine(delimiters=delimiters, block_tokens=4), requests)
+    engine = pair.engine(
+        delimiters=delimiters, block_tokens=4, plan_ahead="both", graphs="on", check_every=1
+    )
+    queues = delay(engine, seed)
+    ids = [engine.submit(*request) for request in requests]
+    doomed, aborted, done = set(ids[::3]), 0, {}
+    while len(done) < len(ids):
+        done |= {c.request_id: c for c in engine.step()}
+        for request in sorted(doomed - done.keys()):
+            sequence = engine.scheduler.sequence(request)
+            if any(sequence.in_flight) and len(sequence.tokens) > sequence.prompt_length + 4:
+                engine.abort(request)
+                doomed.discard(request)
+                aborted += 1
+    for request, sync in zip(ids, plain, strict=True):
+        late = done[request]
+        if late.finish_reason == "abort":
+            assert late.token_ids == sync.token_ids[: len(late.token_ids)]
+            continue
+        assert late.token_ids == sync.token_ids and late.finish_reason == sync.finish_reason
+        assert [s.model for s in late.steps] == [s.model for s in sync.steps]
+        check_logprobs(sync.logprobs, late.logprobs)
+    assert aborted > 2 and [queue.deepest for queue in queues] == [2, 2]
+    for counts in engine.graph_counts.values():
+        assert counts.replays > counts.captures > 3 and counts.captures == counts.misses
+
+
 def check_logprobs(plain, late) -> None:
     assert (plain is None) == (late is None)
     for a, b in zip(plain or (), late or (), strict=True):

@@ -176,6 +176,20 @@ class TestNeighbours:
         assert torch.equal(case.run(), case.run(work=loose))
         assert torch.equal(case.run(), case.run(work=None))
 
+    @pytest.mark.parametrize("spans", [[1, 3], [2, 64, 1], [66, 1, 5], [1, 1]])
+    def test_a_recorded_size_serves_every_batch_that_it_holds(self, spans):
+        """Filled up with rows and sequences of nobody, at the bounds of the size alone."""
+        case = make(spans, [s + 30 for s in spans], wide=2, padding=80 - sum(spans))
+        used, width = case.starts[-1], case.table.shape[1]
+        more = 6 - len(spans)
+        found = case.run(
+            starts=integers(case.starts + [used] * more),
+            contexts=integers(case.contexts + [0] * more),
+            table=torch.cat([case.table, case.table.new_zeros(more, width)]),
+            work=Work.within(6, 80, 16 * width),
+        )
+        assert torch.equal(found[:used], case.run()[:used]) and not found[used:].any()
+
 
 class TestEdges:
     @pytest.mark.parametrize("spans", [[1, 1], [3], [65]])
@@ -213,6 +227,18 @@ class TestChoices:
     def test_work_of_a_batch(self):
         found = Work.of([0, 1, 3, 67, 132, 132], [9, 8, 64, 100, 7])
         assert found == Work(1, 2, 66, 1, 65, 100)
+
+    def test_what_may_be_in_a_batch_bounds_what_is(self):
+        draw = torch.Generator().manual_seed(4)
+        for _ in range(300):
+            most = int(torch.randint(1, 120, (), generator=draw))
+            n = int(torch.randint(1, 7, (), generator=draw))
+            spans = torch.randint(1, most + 1, (n,), generator=draw)
+            exact = Work.counted(spans.int().numpy(), spans.int().numpy())
+            rows = int(spans.sum()) if most > 1 else 0
+            bound = Work.within(n, rows, int(spans.max()))
+            assert all(value <= vars(bound)[name] for name, value in vars(exact).items())
+        assert Work.within(5, 0, 9) == Work(5, 0, 0, 0, 0, 9)
 
     def test_more_sequences_get_longer_chunks(self):
         chosen = [Splits.choose(n, 2) for n in (1, 4, 16, 64, 256)]

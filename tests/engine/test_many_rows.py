@@ -1,0 +1,99 @@
+"""Many rows that want much of their logits: taken a few at a time, and counted in the room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine import EngineConfig, SamplingParams, sampler
+from engine.config import NAMED_MODELS
+from engine.room import workspace_room
+from engine.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
+from kernels import ops
+
+VOCABULARY = 38
+SETTINGS = [
+    {"repetition_penalty": 1.4, "frequency_penalty": 0.3, "logprobs": 3},
+    {"temperature": 0.8, "presence_penalty": 0.6, "logit_bias": {3: 2.0, 30: -1.0}, "logprobs": 0},
+    {"temperature": 1.2, "min_tokens": 9},
+    {"temperature": 0.9, "repetition_penalty": 0.8, "top_p": 0.9, "logprobs": 5},
+]
+
+
+def rows_of(count):
+    """Rows of every setting; the last token of each third is on the device only."""
+    numbers = np.random.default_rng(count)
+    params = [SamplingParams(seed=i, **SETTINGS[i % len(SETTINGS)]) for i in range(count)]
+    draws = [
+        SimpleNamespace(
+            params=p, seed=i, sample=0, prompt_tokens=5, stop_ids=(1, 2), asks=p.logprobs
+        )
+        for i, p in enumerate(params)
+    ]
+    tokens = numbers.integers(0, VOCABULARY, (count, 12)).astype(np.int32)
+    histories = {
+        i: History(text[:5], text[5:], unread=i % 3 == 0)
+        for i, text in enumerate(tokens)
+        if params[i].looks_back
+    }
+    contexts = np.full(count, 12, np.int32)
+    return SampledRows(np.arange(count), contexts, np.zeros(count, np.int32), draws, histories)
+
+
+@pytest.mark.parametrize("count", [1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 3 * ROWS_AT_ONCE + 5])
+def test_a_few_at_a_time_are_all_at_once(count, monkeypatch):
+    draw = torch.Generator().manual_seed(count)
+    logits = 3 * torch.randn(count, VOCABULARY + 10, generator=draw)
+    logits[count // 2, 4] = torch.nan
+    last = torch.randint(0, VOCABULARY, (count,), generator=draw).int()
+    confidence, sizes, found = ops.confidence(logits, VOCABULARY), [], []
+    for name in ("penalise", "token_logprobs"):
+        op = getattr(ops, name)
+
+        def watched(rows, *rest, op=op):
+            sizes.append(len(rows))
+            return op(rows, *rest)
+
+        monkeypatch.setattr(ops, name, watched)
+    for most in (ROWS_AT_ONCE, 10**6):
+        monkeypatch.setattr(sampler, "ROWS_AT_ONCE", most)
+        rows, drawing = rows_of(count), Sampler(0, VOCABULARY, lambda _: None)
+        chosen = drawing.choose(logits, confidence, rows, last)
+        scores = drawing.logprobs(logits, chosen, rows)
+        found.append((chosen, *scores))
+        assert most > ROWS_AT_ONCE or max(sizes) <= ROWS_AT_ONCE
+    assert max(sizes) == -(-3 * count // 4)  # three in four settings have penalties, or ask
+    for pieces, whole in zip(*found, strict=True):
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=0, equal_nan=True)
+
+
+SHAPE = NAMED_MODELS["qwen-1.5b"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "less", "more"),
+    [
+        # Fewer heads of keys are cut finer, though there is less of them.
+        ({"kv_heads": 2}, {}, {}),
+        ({}, {"graphs": "off"}, {"graphs": "auto"}),
+        ({}, {"graph_rows": 0}, {"graph_rows": 1024}),
+        ({}, {}, {"fused_sampling": False}),
+    ],
+)
+def test_what_takes_more_room(shape, less, more):
+    base = replace(SHAPE, kv_heads=12)
+    small = workspace_room(base, EngineConfig(**less), 2)
+    assert small < workspace_room(replace(base, **shape), EngineConfig(**more), 2)
+
+
+def test_a_row_of_a_larger_batch_takes_a_few_copies_of_its_logits():
+    """Log-probabilities and penalties take what a few rows do, however many want them."""
+    few, many = (
+        workspace_room(SHAPE, EngineConfig(max_sequences=n, max_tick_tokens=2048), 2)
+        for n in (64, 512)
+    )
+    assert (many - few) / 448 < 2 * 6 * 4 * SHAPE.vocab_size
