@@ -41,6 +41,7 @@ class Card:
 def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
     """Microseconds a call, one figure a replay of a graph of all ``calls``."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which may still be making the arguments
     with torch.cuda.stream(stream):
         for call in calls:  # compile and allocate outside of the capture
             call()
