@@ -5,12 +5,15 @@
 
 On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
 L2, beside torch, torch.compile and what is installed of FlashInfer, flash-attn, Liger-Kernel and
-vLLM, against the floor as measured on that card. What fails there is left out, with a line.
+vLLM, against the floor as measured on that card. What fails there is left out, with a line; a
+kernel of ours leaves a row with its error. Only where the card answers no more does the run stop.
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
 ahead of time for sm_90, which needs no GPU, and holds the result to the kernels' limits: spills,
-registers, 16-byte loads, instructions an element. Without --aot it then times the references on the
-CPU. Exit status: 0; 1 if a limit is broken, one line each; 2 on bad input.
+registers, 16-byte loads (one is enough; the share of the bytes that come so is printed),
+instructions an element. Without --aot it then times the references on the CPU.
+
+Exit status: 0; 1 if a limit is broken or a kernel of ours fails, a line each; 2 on bad input.
 """
 
 from __future__ import annotations
@@ -77,17 +80,23 @@ def time_references(ops: Sequence[str], options: argparse.Namespace, writer: Row
     print(f"\n{reference.show(rows)}")
 
 
-def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> None:
-    """The kernels on the GPU."""
+def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> int:
+    """The kernels on the GPU; 1 if one of ours failed, or the card did for good."""
     from bench.kernel_bench import aot, gpu
+    from bench.kernel_bench.card import CardLostError, calibrate
 
     shapes = aot.model_shapes([options.pair or QUICK_PAIR])
-    card = gpu.calibrate()
-    rows = []
-    for row in gpu.measure(ops, shapes, card, 20 if options.quick else 100):
-        writer.write(row)
-        rows.append(row)
+    card = calibrate()
+    rows, code = [], 0
+    try:
+        for row in gpu.measure(ops, shapes, card, 20 if options.quick else 100):
+            writer.write(row)
+            rows.append(row)
+    except CardLostError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        code = 1
     print(gpu.show(rows, card))
+    return 1 if any("error" in row for row in rows) else code
 
 
 def _compiled_again(arguments: Sequence[str]) -> int:
@@ -105,8 +114,7 @@ def run(options: argparse.Namespace) -> int:
     check_output(options.json, "rows")
     with RowWriter(options.json) as writer:
         if torch.cuda.is_available() and not options.aot:
-            time_kernels(ops, options, writer)
-            return 0
+            return time_kernels(ops, options, writer)
         code = check(ops, options, writer)
         if not options.aot:
             time_references(ops, options, writer)
@@ -114,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 for a broken limit, 2 on bad input."""
+    """Exit status: 0, 1 for a broken limit or a failed kernel, 2 on bad input."""
     options = parse(arguments)
     if "TRITON_INTERPRET" in os.environ:
         return _compiled_again(sys.argv[1:] if arguments is None else arguments)

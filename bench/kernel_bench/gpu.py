@@ -8,12 +8,10 @@ where one set alone is twice the cache, it is never hot, and there is no hot row
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.kernel_bench import rivals
+from bench.kernel_bench.card import (
+    Call,
+    Card,
+    CardLostError,
+    check_card,
+    first_line,
+    graph_times,
+)
 from bench.kernel_bench.case import Case
 from bench.kernel_bench.cases import CASES
 from bench.stats import percentiles
@@ -29,90 +35,13 @@ from bench.table import render
 from kernels.variant import ModelShape
 
 Row = dict[str, Any]
-Call = Callable[[], object]
 BATCHES = (1, 8, 64)
 MOST_SETS = 128
 MOST_BYTES = 4 * 2**30  # of the memory of one case
 _GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
 _GIB = 2**30
 _PLAIN = ("torch", "torch.compile")
-_OWN = ("steer", *_PLAIN)
-
-
-@triton.jit
-def _empty_kernel():  # type: ignore[no-untyped-def]
-    pass
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the card did in this run. Bytes and FLOPs a second; the node in microseconds."""
-
-    gpu: str
-    clocks: str
-    copy_bandwidth: float
-    read_bandwidth: float
-    peak_flops: float
-    node_us: float
-    l2_bytes: int
-
-
-def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
-    """Microseconds a call, one figure a replay of a graph of all ``calls``."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls:  # compile and allocate outside of the capture
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for call in calls:
-            call()
-    for _ in range(3):
-        graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    spans = [a.elapsed_time(b) for a, b in pairwise(events)]
-    return [1e3 * span / len(calls) for span in spans]
-
-
-def _median(call: Call, calls: int, replays: int = 10) -> float:
-    return percentiles(graph_times([call] * calls, replays))[1]
-
-
-def calibrate() -> Card:
-    """Measure the card: streaming copy and read, dense bf16 products, an empty graph node."""
-    source = torch.ones(_GIB // 4, device="cuda")
-    target = torch.empty_like(source)
-    copy_us = _median(lambda: target.copy_(source), 5)
-    read_us = _median(lambda: source.sum(), 5)
-    size = 8192
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    product_us = _median(lambda: a @ b, 5)
-    properties = torch.cuda.get_device_properties(0)
-    return Card(
-        gpu=properties.name,
-        clocks=_clocks(),
-        copy_bandwidth=1e6 * 2 * _GIB / copy_us,
-        read_bandwidth=1e6 * _GIB / read_us,
-        peak_flops=1e6 * 2 * size**3 / product_us,
-        node_us=_median(lambda: _empty_kernel[(1,)](), 200),
-        l2_bytes=properties.L2_cache_size,
-    )
-
-
-def _clocks() -> str:
-    """SM and memory clock, if the driver's tool says."""
-    query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
+_OWN = "steer"
 
 
 def measure(
@@ -120,6 +49,11 @@ def measure(
 ) -> Iterator[Row]:
     """Rows for every case of the ops and models as they come: our kernel, torch, torch.compile,
     and public rivals where they are installed.
+
+    Where our kernel fails its row has an ``error`` and no times, and the others go on.
+
+    Raises:
+        CardLostError: the card answers no more, so neither would any other case.
     """
     cases = [
         (shape.name, case)
@@ -131,7 +65,13 @@ def measure(
         if _fits(shape.name, case, card)
     ]
     for model, case in tqdm(cases, "bench.kernels"):
-        yield from _measure_case(model, case, card, replays)
+        try:
+            yield from _measure_case(model, case, card, replays)
+        except CardLostError:
+            raise
+        except Exception as error:  # its arguments, as where memory runs out
+            yield _failure(model, case, card, _own(case), "", error)
+        check_card()
         torch.cuda.empty_cache()
 
 
@@ -156,10 +96,14 @@ class _Contestant:
     note: str = ""
 
 
+def _own(case: Case) -> _Contestant:
+    return _Contestant(_OWN, triton.__version__, partial(partial, case.kernel))
+
+
 def _contestants(case: Case) -> list[_Contestant]:
     compiled = torch.compile(case.baseline, dynamic=False)
     return [
-        _Contestant("steer", triton.__version__, partial(partial, case.kernel)),
+        _own(case),
         _Contestant("torch", torch.__version__, partial(partial, case.baseline)),
         _Contestant("torch.compile", torch.__version__, partial(partial, compiled)),
         *(
@@ -169,13 +113,12 @@ def _contestants(case: Case) -> list[_Contestant]:
     ]
 
 
-def _measure_case(model: str, case: Case, card: Card, replays: int) -> list[Row]:
+def _measure_case(model: str, case: Case, card: Card, replays: int) -> Iterator[Row]:
     torch._dynamo.reset()
     inputs = [case.inputs()]
     size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
     sets = -(-2 * card.l2_bytes // size)
     contestants = _contestants(case)
-    rows = []
     for l2 in ("hot", "cold") if sets > 1 else ("cold",):
         if l2 == "cold":
             if sets > MOST_SETS:
@@ -184,16 +127,24 @@ def _measure_case(model: str, case: Case, card: Card, replays: int) -> list[Row]
         for each in tuple(contestants):
             try:
                 times = _time(case, each, inputs, replays)
-            except Exception as error:
-                if each.provider == "steer":
-                    raise
-                contestants.remove(each)  # whatever another's code raises: ours goes on
-                why = (str(error).strip() or repr(error)).splitlines()[0]
-                where = f"{case.op} {case.name} {model}, {case.rows} rows"
-                print(f"left out: {each.provider} {each.version}, {where}: {why}", file=sys.stderr)
-                continue
-            rows.append(_row(model, case, card, each, l2, times))
-    return rows
+            except Exception as error:  # whatever a kernel raises: the others go on
+                contestants.remove(each)
+                failure = _failure(model, case, card, each, l2, error)
+                if each.provider == _OWN:
+                    yield failure
+                check_card()
+            else:
+                yield _row(model, case, card, each, l2, times)
+
+
+def _failure(
+    model: str, case: Case, card: Card, each: _Contestant, l2: str, error: Exception
+) -> Row:
+    """A row without times. Says so in a line: of a rival it is all that is left."""
+    verb = "failed" if each.provider == _OWN else "left out"
+    where = f"{case.op} {case.name} {model}, {case.rows} rows"
+    print(f"{verb}: {each.provider} {each.version}, {where}: {first_line(error)}", file=sys.stderr)
+    return _what(model, case, card, each, l2) | {"error": first_line(error)}
 
 
 def _time(
@@ -211,6 +162,19 @@ def _row(
 ) -> Row:  # fmt: skip
     p20, p50, p80 = times
     seconds, floor = 1e-6 * p50, case.floor
+    return _what(model, case, card, each, l2) | {
+        "p20_us": p20,
+        "p50_us": p50,
+        "p80_us": p80,
+        "bytes_per_second": floor.bytes / seconds,
+        "flops_per_second": floor.flops / seconds,
+        "of_copy_floor": floor.seconds(card.copy_bandwidth, card.peak_flops) / seconds,
+        "of_read_floor": floor.seconds(card.read_bandwidth, card.peak_flops) / seconds,
+    }
+
+
+def _what(model: str, case: Case, card: Card, each: _Contestant, l2: str) -> Row:
+    """What was to be timed, and where."""
     return {
         "kind": "gpu",
         "op": case.op,
@@ -223,15 +187,8 @@ def _row(
         "context": case.context,
         "l2": l2,
         "graph": True,
-        "p20_us": p20,
-        "p50_us": p50,
-        "p80_us": p80,
-        "bytes": floor.bytes,
-        "flops": floor.flops,
-        "bytes_per_second": floor.bytes / seconds,
-        "flops_per_second": floor.flops / seconds,
-        "of_copy_floor": floor.seconds(card.copy_bandwidth, card.peak_flops) / seconds,
-        "of_read_floor": floor.seconds(card.read_bandwidth, card.peak_flops) / seconds,
+        "bytes": case.floor.bytes,
+        "flops": case.floor.flops,
         "triton": triton.__version__,
         **asdict(card),
     }
@@ -257,12 +214,20 @@ def show(rows: Sequence[Row], card: Card) -> str:
 
 
 def _figures(found: dict[str, Row]) -> tuple[str, ...]:
-    ours = found["steer"]
+    return (
+        *_own_figures(found.get(_OWN, {"error": ""})),
+        *(f"{found[n]['p50_us']:.2f}" if n in found else "-" for n in _PLAIN),
+        " ".join(f"{n} {r['p50_us']:.2f}" for n, r in found.items() if n not in (_OWN, *_PLAIN))
+        or "-",
+    )
+
+
+def _own_figures(ours: Row) -> tuple[str, ...]:
+    if "error" in ours:
+        return ("failed", *"-----")
     return (
         *(f"{ours[p]:.2f}" for p in ("p20_us", "p50_us", "p80_us")),
         f"{ours['bytes_per_second'] / 1e12:.2f}",
         f"{ours['of_copy_floor']:.0%}",
         f"{ours['of_read_floor']:.0%}",
-        *(f"{found[n]['p50_us']:.2f}" if n in found else "-" for n in _PLAIN),
-        " ".join(f"{n} {r['p50_us']:.2f}" for n, r in found.items() if n not in _OWN) or "-",
     )

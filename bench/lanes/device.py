@@ -81,7 +81,7 @@ class Device:
     def bandwidth(self, quick: bool = False) -> Bandwidth:
         """Measure it: before the models are loaded, as it takes memory of its own."""
         if self.on_gpu:
-            from bench.kernel_bench.gpu import calibrate
+            from bench.kernel_bench.card import calibrate
 
             card = calibrate()
             self.release()

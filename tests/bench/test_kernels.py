@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.kernel_bench import arena_cases, case, cases, gpu, reference, rivals
-from bench.kernels import main
+from bench.kernel_bench import aot, arena_cases, card, case, cases, gpu, reference, rivals
+from bench.kernels import main, parse, time_kernels
+from bench.rows import RowWriter
 from kernels import registry
 from kernels.reference import layers
 from kernels.variant import ModelShape
@@ -162,8 +164,8 @@ def test_gpu_rows_go_round_cold_inputs(monkeypatch):
     seen = []
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: seen.append(len(calls)) or [1.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    card = gpu.Card(**{**vars(CARD), "l2_bytes": 1000})
-    rows = list(gpu.measure(["silu_mul"], [SMALL], card, 9))
+    small_cache = replace(CARD, l2_bytes=1000)
+    rows = list(gpu.measure(["silu_mul"], [SMALL], small_cache, 9))
     assert {r["l2"] for r in rows if r["rows"] == 1} == {"hot", "cold"}
     assert {r["l2"] for r in rows if r["rows"] == 64} == {"cold"}  # one set is twice the cache
     assert min(seen) >= 40
@@ -186,8 +188,8 @@ def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
     monkeypatch.setattr(case, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    card = gpu.Card(**{**vars(CARD), "l2_bytes": 1000})
-    rows = [r for r in gpu.measure(["silu_mul"], [SMALL], card, 9) if r["rows"] == 1]
+    small_cache = replace(CARD, l2_bytes=1000)
+    rows = [r for r in gpu.measure(["silu_mul"], [SMALL], small_cache, 9) if r["rows"] == 1]
     told = [e for e in capsys.readouterr().err.splitlines() if "left out" in e and " 1 rows" in e]
     assert len(told) == 2
     assert told[0].endswith("silu_mul silu_mul small, 1 rows: no such kernel")
@@ -196,6 +198,86 @@ def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
     assert [r["l2"] for r in of_rival] == ["hot", "cold"]
     assert all(r["version"] == metadata.version("numpy") for r in of_rival)
     assert "json 4.00" in gpu.show(rows, CARD)
+
+
+NORMS = cases.CASES["norm"]
+
+
+def failing(*names):
+    """Cases of which some raise in their kernel."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such instruction\nand more")
+
+    return lambda shape, batch: [
+        replace(each, kernel=fail) if each.name in names else each for each in NORMS(shape, batch)
+    ]
+
+
+def untimed(monkeypatch):
+    """Calls are made once, and the clock stands still."""
+    monkeypatch.setattr(case, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
+    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
+
+
+def test_a_kernel_of_ours_that_fails_leaves_a_row_and_the_bench_goes_on(
+    monkeypatch, capsys, tmp_path: Path
+):
+    untimed(monkeypatch)
+    monkeypatch.setitem(cases.CASES, "norm", failing("rms_norm"))
+    monkeypatch.setattr(card, "calibrate", lambda: CARD)
+    monkeypatch.setattr(aot, "model_shapes", lambda *_: [SMALL])
+    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
+    path = tmp_path / "rows.jsonl"
+    with RowWriter(path) as writer:
+        assert time_kernels(["norm"], parse([]), writer) == 1
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lost = [r for r in rows if "error" in r]
+    assert [(r["provider"], r["kernel"], r["rows"], r["error"]) for r in lost] == [
+        ("steer", "rms_norm", batch, "no such instruction") for batch in (1, 2)
+    ]
+    assert sum(r["provider"] == "torch" and r["kernel"] == "rms_norm" for r in rows) == 2
+    assert sum(r["provider"] == "steer" and "p50_us" in r for r in rows) == 2  # add_rms_norm
+    told = capsys.readouterr()
+    assert "failed: steer" in told.err and "norm rms_norm small, 1 rows: no such" in told.err
+    assert told.out.count("failed") == 2
+    monkeypatch.setitem(cases.CASES, "norm", NORMS)
+    with RowWriter(None) as writer:
+        assert time_kernels(["norm"], parse([]), writer) == 0
+
+
+def test_arguments_that_do_not_fit_cost_only_their_case(monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("out of memory")
+
+    untimed(monkeypatch)
+    monkeypatch.setitem(
+        cases.CASES, "norm", lambda s, b: [replace(NORMS(s, b)[0], inputs=full), NORMS(s, b)[1]]
+    )
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, 9))
+    assert [r["error"] for r in rows if r["kernel"] == "rms_norm"] == ["out of memory"] * 3
+    assert "failed" in gpu.show(rows, CARD)
+    assert sum("error" not in r for r in rows) == 3 * 3
+
+
+def test_a_card_that_answers_no_more_ends_the_bench(monkeypatch, capsys):
+    """What came before is kept; the status says that it is not all."""
+
+    def gone():
+        raise card.CardLostError("the card answers no more: illegal address")
+
+    untimed(monkeypatch)
+    monkeypatch.setitem(cases.CASES, "norm", failing("add_rms_norm"))
+    monkeypatch.setattr(gpu, "check_card", gone)
+    rows = []
+    with pytest.raises(card.CardLostError):
+        rows.extend(gpu.measure(["norm"], [SMALL], CARD, 9))
+    monkeypatch.setattr(card, "calibrate", lambda: CARD)
+    monkeypatch.setattr(aot, "model_shapes", lambda *_: [SMALL])
+    with RowWriter(None) as writer:
+        assert time_kernels(["norm"], parse([]), writer) == 1
+    assert "stopped: the card answers no more: illegal address" in capsys.readouterr().err
 
 
 def test_rivals_are_those_of_known_cases():

@@ -16,6 +16,7 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 LAYER = 1
 FINE = Splits(Split(16, 8), Split(16, 4))  # chunks so small that short contexts have many
+# fp32 on tensor cores is three products of 10-bit fractions each, a few times coarser than fp32.
 TOLERANCE = {torch.float32: 1e-5 if GPU else 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
@@ -149,8 +150,10 @@ class TestValues:
 
     def test_large_scores(self):
         case = make([1, 3, 65], [50, 40, 70])
-        case.query *= 40
-        torch.testing.assert_close(case.run().cpu().double(), case.expected(), rtol=0, atol=1e-4)
+        case.query *= (scale := 40)
+        # A score errs by a share of its size, and a weight by what its score does.
+        atol = scale * TOLERANCE[torch.float32]
+        torch.testing.assert_close(case.run().cpu().double(), case.expected(), rtol=0, atol=atol)
 
     def test_equals_the_reference(self):
         case = make([1, 7, 66], [40, 33, 80], page=4)
@@ -160,7 +163,8 @@ class TestValues:
             torch.zeros(case.starts[-1], dtype=torch.long),
         )  # fmt: skip
         said = reference.paged_attention(case.arena.cpu(), plan, LAYER, case.query.cpu())
-        torch.testing.assert_close(case.run().cpu(), said, rtol=0, atol=2e-6)
+        atol = TOLERANCE[torch.float32]
+        torch.testing.assert_close(case.run().cpu(), said, rtol=0, atol=atol)
 
 
 class TestNeighbours:
@@ -203,8 +207,8 @@ class TestEdges:
             table=torch.cat([case.table, case.table.new_zeros(more, case.table.shape[1])]),
         )
         assert not found[used:].any()
-        expected = case.expected()[:used]
-        torch.testing.assert_close(found[:used].cpu().double(), expected, rtol=0, atol=2e-6)
+        expected, atol = case.expected()[:used], TOLERANCE[torch.float32]
+        torch.testing.assert_close(found[:used].cpu().double(), expected, rtol=0, atol=atol)
 
     def test_empty_batches(self):
         assert make([], []).run().shape == (0, 3, 16)

@@ -176,11 +176,18 @@ def test_low_precision_logits_are_widened_first(dtype, width):
     same_bits(confidence(z, width), confidence(z.float(), width))
 
 
-@pytest.mark.parametrize("lead", [1.0, 17.5, 40.0, 80.0])
-def test_log_odds_where_one_minus_p_is_lost(lead):
-    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1."""
-    z = torch.tensor([[0.0, lead]], device=ON)
-    assert float(confidence(z, 2).log_odds) == pytest.approx(lead, rel=1e-6)
+@pytest.mark.parametrize("lead", [1.0, 17.5, 40.0, 80.0, 86.9, 87.1, 88.0, 103.0, 150.0, 1e4])
+@pytest.mark.parametrize("width", [2, 5000])
+def test_log_odds_where_one_minus_p_is_lost(lead, width):
+    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1.
+
+    Beyond 87 they are 87, as on a CPU.
+    """
+    z = torch.full((1, width), -INF, device=ON)
+    z[0, 0], z[0, -1] = 0.0, lead
+    expected = min(float(oracle(z)["log_odds"]), 87.0)
+    assert float(confidence(z, width).log_odds) == pytest.approx(expected, rel=1e-6)
+    assert float(ops.confidence(z.cpu(), width).log_odds) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [1, 127, 2048, 5000])
@@ -270,6 +277,17 @@ def test_frequencies_over_several_tiles():
     draw = draws(150, (1.5, 0, 1.0, 0.0), seed=1, filters=False)
     found = confidence(z.expand(150, -1).contiguous().to(ON), 5000, draw)
     assert chi_square_p(found.token, (z[0].double() / 1.5).softmax(-1)) > 1e-3
+@pytest.mark.parametrize("temperature", [1e-46, 1e-200, 1e-30, 0.0])
+def test_temperatures_below_fp32_take_the_argmax(temperature):
+    """They are no 0 in fp64, where the reference divides by them."""
+    z = torch.linspace(0, 1, 300).repeat(8, 1)
+    draw = draws(8, (temperature, 0, 1.0, 0.0))
+    assert torch.equal(reference(z, draw), torch.full((8,), 299))
+    for kept in (draw, draws(8, (temperature, 0, 1.0, 0.0), filters=False),
+                 draws(8, (temperature, 250, 0.99, 0.0))):  # fmt: skip
+        assert (confidence(z.to(ON), 300, kept).token == 299).all()
+
+
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:3])
@@ -359,6 +377,8 @@ def test_score(width):
     torch.testing.assert_close(found[:-INVALID].double(), logs, rtol=1e-5, atol=1e-5)
     assert found[-INVALID:].isnan().all()
     assert torch.equal(score(z, width, targets[:, 1].clone())[:-INVALID], found[:-INVALID, 1])
+    plain = ops.score(z.cpu(), width, targets.cpu()).float()
+    torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert score(z, width, torch.tensor([-1, width] + [0] * 9, device=ON))[:2].isnan().all()
 
 

@@ -72,7 +72,7 @@ def test_empty_batch():
 )
 def test_bad_input(gate_up: torch.Tensor, message: str):
     with pytest.raises(ValueError, match=message):
-        silu_mul(gate_up)
+        silu_mul(gate_up.to(DEVICE))
 
 
 @pytest.mark.gpu

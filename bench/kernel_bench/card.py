@@ -1,0 +1,115 @@
+"""A card in this run: what it can do, how times are taken on it, and whether it still answers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import triton
+
+from bench.stats import percentiles
+
+Call = Callable[[], object]
+_GIB = 2**30
+
+
+class CardLostError(RuntimeError):
+    """The card executes nothing more in this process."""
+
+
+@triton.jit
+def _empty_kernel():  # type: ignore[no-untyped-def]
+    pass
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card did in this run. Bytes and FLOPs a second; the node in microseconds."""
+
+    gpu: str
+    clocks: str
+    copy_bandwidth: float
+    read_bandwidth: float
+    peak_flops: float
+    node_us: float
+    l2_bytes: int
+
+
+def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
+    """Microseconds a call, one figure a replay of a graph of all ``calls``."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which may still be making the arguments
+    with torch.cuda.stream(stream):
+        for call in calls:  # compile and allocate outside of the capture
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    for _ in range(3):
+        graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    spans = [a.elapsed_time(b) for a, b in pairwise(events)]
+    return [1e3 * span / len(calls) for span in spans]
+
+
+def _median(call: Call, calls: int, replays: int = 10) -> float:
+    return percentiles(graph_times([call] * calls, replays))[1]
+
+
+def calibrate() -> Card:
+    """Measure the card: streaming copy and read, dense bf16 products, an empty graph node."""
+    source = torch.ones(_GIB // 4, device="cuda")
+    target = torch.empty_like(source)
+    copy_us = _median(lambda: target.copy_(source), 5)
+    read_us = _median(lambda: source.sum(), 5)
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    product_us = _median(lambda: a @ b, 5)
+    properties = torch.cuda.get_device_properties(0)
+    return Card(
+        gpu=properties.name,
+        clocks=_clocks(),
+        copy_bandwidth=1e6 * 2 * _GIB / copy_us,
+        read_bandwidth=1e6 * _GIB / read_us,
+        peak_flops=1e6 * 2 * size**3 / product_us,
+        node_us=_median(lambda: _empty_kernel[(1,)](), 200),
+        l2_bytes=properties.L2_cache_size,
+    )
+
+
+def _clocks() -> str:
+    """SM and memory clock, if the driver's tool says."""
+    query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def check_card() -> None:
+    """CardLostError if an error is there to stay, as behind an illegal address.
+
+    Out of memory, or a launch that is refused, is none: the next call can do better.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise CardLostError(f"the card answers no more: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, or its name."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
