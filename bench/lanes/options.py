@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from bench.lanes.device import Bandwidth, Device, threads
 from bench.lanes.pairs import DUMMY_PAIRS, dummy_pair
 from bench.plot import check_plot
-from bench.simulation.grid import each, whole
+from bench.simulation.grid import each, real, whole
 from bench.simulation.setting import BLOCK_TOKENS
 from engine import Engine, EngineConfig
 from engine.config import LOAD_FORMATS, ModelConfig, Pair
@@ -27,7 +27,9 @@ SCALES = ("quick", "cpu", "cuda")
 COMMON: Defaults = {
     "pair": {"quick": "dummy-tiny", "cpu": "dummy-cpu", "cuda": "qwen-1.5b/qwen-32b"},
     "dtype": {"quick": "float32", "cpu": "float32", "cuda": "bfloat16"},
-    "arena_tokens": {"quick": "8192", "cpu": "65536", "cuda": "40960"},
+    # Beside 1.5B and 32B in bf16 this is what 80 GB hold, with a GiB of theirs in use already.
+    "arena_tokens": {"quick": "8192", "cpu": "65536", "cuda": "36864"},
+    "memory_fraction": {"quick": "0.92", "cpu": "0.92", "cuda": "0.97"},
     "repeats": {"quick": "3", "cpu": "10", "cuda": "50"},
 }
 _MAX_SEQUENCES = 256
@@ -94,6 +96,7 @@ class Options:
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
         self.add("--arena-tokens", "KV room in tokens of the large model", "N")
+        self.add("--memory-fraction", "of a card's memory, what may be in use", "X")
         self.add_number("--max-tick-tokens", "rows of a tick", "2048")
         self.add("--repeats", "timed ticks of a kind", "N")
         self.add_path("--json", "write a result row a line", "FILE")
@@ -138,20 +141,24 @@ class Options:
             raise SteerError(f"--load-format: unknown {self.load_format!r}; known: {known}")
         if self.dtype not in DTYPES:
             raise SteerError(f"--dtype: unknown {self.dtype!r}; known: {', '.join(DTYPES)}")
-        pair = self._pair()
-        rows = self.whole("max_tick_tokens", _MAX_SEQUENCES + 1)
-        config = EngineConfig(
-            block_tokens=BLOCK_TOKENS,
-            arena_tokens=self.whole("arena_tokens"),
-            max_sequences=_MAX_SEQUENCES,
-            max_tick_tokens=rows,
-            prefix_cache=False,  # requests that are alike must not share what they measure
-            load_format=self.load_format,
-        )
+        pair, config = self.pair_asked(), self.config()
         bandwidth = self.device.bandwidth(self.quick)
         return Setup(pair, config, self.dtype, self.device, bandwidth, self.command)
 
-    def _pair(self) -> Pair:
+    def config(self) -> EngineConfig:
+        """The settings of the engines."""
+        return EngineConfig(
+            block_tokens=BLOCK_TOKENS,
+            arena_tokens=self.whole("arena_tokens"),
+            max_sequences=_MAX_SEQUENCES,
+            max_tick_tokens=self.whole("max_tick_tokens", _MAX_SEQUENCES + 1),
+            prefix_cache=False,  # requests that are alike must not share what they measure
+            load_format=self.load_format,
+            memory_fraction=real("--memory-fraction", self.memory_fraction, 0.01, 1),
+        )
+
+    def pair_asked(self) -> Pair:
+        """Two folders, or the shapes of made-up weights."""
         folders = self.small, self.large
         if any(folders):
             if self.layers is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from bench import decode, handoff, overlap, pair
+from bench.lanes.options import Options
 from bench.simulation.table import read_table
 from engine import SteerError
+from engine.device import DTYPES
+from engine.memory import ArenaGeometry
+from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
 
 SMALLEST = ("--quick", "--device=cpu", "--layers=1", "--repeats=2")
 BENCHES = (decode, handoff, overlap, pair)
@@ -111,6 +116,7 @@ KINDS = ("tick", "run", "ablation")
         (["--load-format=gguf"], "--load-format: unknown 'gguf'; known: safetensors, dummy"),
         (["--load-format=safetensors"], "needs --small DIR and --large DIR"),
         (["--small=a", "--large=b", "--layers=2"], "--layers goes with made-up weights"),
+        (["--memory-fraction=2"], "--memory-fraction: expected a number from 0.01 up to 1, got"),
         (["--json=nowhere/rows"], "no such folder"),
         (["--plot=picture"], "ends in .png, .svg, .pdf"),
         (["--sort"], "unrecognized arguments: --sort"),
@@ -156,6 +162,33 @@ def test_another_gpt_fast_is_refused(tmp_path: Path):
     assert decode.main(["--quick", f"--gpt-fast={tmp_path}"]) == 2
     with pytest.raises(SteerError, match=r"forward\('self', 'mask', .*is not that of commit"):
         decode.check_gpt_fast(tmp_path)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("total", [79.1, 139.0])
+def test_defaults_fit_a_card(bench: ModuleType, total: float):
+    """Of 80 GB (79.1 GiB) and of 141 GB, of which a GiB is taken: weights, workspaces, arena."""
+    options: Options = bench.command_line()
+    options.parse(["--device=cpu"])
+    options.scale = "cuda"
+    config, shapes = options.config(), options.pair_asked().shapes
+    size = DTYPES[options.dtype].itemsize
+    geometry = ArenaGeometry.of(shapes, config, size)
+    needed = {
+        "weights": sum(weight_room(shape, size) for shape in shapes),
+        "workspaces": sum(workspace_room(shape, config, size) for shape in shapes),
+    }
+    free = int((total - 1) * GIB)
+    card = CardMemory("a card", int(total * GIB), free, config.memory_fraction)
+    slabs = geometry.slabs
+    assert arena_slabs(card, needed, geometry.slab_bytes, 64, slabs) == slabs
+    # The fraction that engines have by themselves leaves other programs room, and would not do.
+    if total < 80:
+        with pytest.raises(SteerError, match="would fit"):
+            arena_slabs(replace(card, fraction=0.92), needed, geometry.slab_bytes, 64, slabs)
 
 
 @pytest.mark.parametrize("bench", BENCHES)
