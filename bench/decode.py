@@ -6,10 +6,14 @@
     python -m bench.decode --pair qwen-1.5b/qwen-7b --batch 1,4,16 --context 1024
     python -m bench.decode --load-format safetensors --small DIR --large DIR
 
-A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed as
-in the engine, and its time is the wall clock of all three. The bytes that it must move are the
-weights, once, and the keys and values that it reads and writes. What they would take at the
-bandwidth that was measured in the same run, as a copy and as a read, is the fraction reached.
+A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed by
+the engine's own lane, ahead: planned and launched while the tick before it runs. Its time is the
+wall clock between two commits. "in turn" is the time of a tick that is planned only when the one
+before it is over, as on a lane that does not plan ahead: the device then waits for the host.
+
+The bytes that a tick must move are the weights, once, and the keys and values that it reads and
+writes. What they would take at the bandwidth that was measured in the same run, as a copy and as a
+read, is the fraction reached.
 
 Beside it, in the same run: transformers with a static cache, where it is installed, and gpt-fast,
 where --gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their
@@ -21,7 +25,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from tqdm import tqdm
@@ -43,6 +47,7 @@ OWN: Defaults = {
     "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
     "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
 }
+_NOT_OF_PEERS: Row = {"busy_share": None, "in_turn_p50_ms": None, "engine_plans_ahead": None}
 _KEYS = 2**20  # of a CPU's cell at most: its memory is not its bandwidth
 
 
@@ -61,7 +66,8 @@ class Bench:
         puppet = Puppet(engine, self._setup.device)
         for model, (batch, context) in product((0, 1), self._cells):
             try:
-                ticks = puppet.decode(model, batch, context, self._repeats)
+                ticks = puppet.decode_ahead(model, batch, context, self._repeats)
+                in_turn = puppet.decode(model, batch, context, self._repeats)
             except NoRoomError as error:
                 puppet.clear()
                 tqdm.write(f"skipped: {ROLES[model]}, {batch} x {context}: {error}", sys.stderr)
@@ -74,7 +80,13 @@ class Bench:
                 model, engine.shapes[model], (batch, context), keys, [t.seconds for t in ticks]
             )
             steer = {"provider": "steer", "provider_version": versions()["steer-engine"]}
-            yield {**row, **steer, "compiled": None, "busy_share": busy}
+            own = {
+                "compiled": None,
+                "busy_share": busy,
+                "in_turn_p50_ms": 1e3 * median(tick.seconds for tick in in_turn),
+                "engine_plans_ahead": puppet.plans_ahead(model),
+            }
+            yield {**row, **steer, **own}
 
     def peer_rows(self, shapes: tuple[ModelConfig, ModelConfig], gpt_fast: Any) -> Iterator[Row]:
         """Of whatever else is installed, one model in memory at a time."""
@@ -89,7 +101,7 @@ class Bench:
                     seconds = time_step(peer.step(batch, context), device, self._repeats)
                     row = self._row(model, shape, (batch, context), batch * (context + 1), seconds)
                     named = {"provider": peer.name, "provider_version": peer.version}
-                    yield {**row, **named, "compiled": peer.compiled, "busy_share": None}
+                    yield {**row, **named, "compiled": peer.compiled, **_NOT_OF_PEERS}
                 del peer
 
     def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
@@ -123,7 +135,7 @@ def show(rows: Sequence[Row]) -> str:
     """The table."""
     header = (
         "model", "provider", "batch", "context", "p20 ms", "p50 ms", "p80 ms", "tokens/s",
-        "of copy", "of read", "busy",
+        "of copy", "of read", "in turn ms", "busy",
     )  # fmt: skip
     return render(
         header,
@@ -137,7 +149,10 @@ def show(rows: Sequence[Row]) -> str:
                 f"{r['tokens_per_second']:.1f}",
                 f"{r['of_copy']:.1%}",
                 f"{r['of_read']:.1%}",
-                "-" if r["busy_share"] is None else f"{r['busy_share']:.1%}",
+                *(
+                    "-" if r[name] is None else format(r[name], form)
+                    for name, form in (("in_turn_p50_ms", ".3f"), ("busy_share", ".1%"))
+                ),
             )
             for r in rows
         ],

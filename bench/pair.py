@@ -11,9 +11,10 @@ of STEP tokens that are spread evenly, or with --runs N in runs of N steps on av
 places. The small model reads every boundary, as a policy with a signal has it do; at share 1 the
 large model writes alone and nobody reads. The end of one request starts the next.
 
-First the time of single ticks is measured, by sequences, context and rows. From these follow
+First the time of single ticks is measured, by sequences, context and rows: decodes as the engine's
+lanes run them, planned ahead where a lane plans ahead. From these follow
 
-  ideal    one request at a time: the sum of its ticks, nothing hidden and nothing lost:
+  ideal    one request at a time: the sum of its ticks, one after the other and nothing lost:
            N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
   replay   the same requests through the same scheduler, with a clock instead of models. Two lanes
            in flight at once share the bandwidth (--together); on a CPU they take turns. Lane

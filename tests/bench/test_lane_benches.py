@@ -51,6 +51,8 @@ def test_decode(tmp_path: Path, capsys):
         reached = 1e3 * row["bytes"] / row["p50_ms"]
         assert row["of_copy"] == pytest.approx(reached / row["copy_bandwidth"])
         assert row["provider_version"][0].isdigit()
+        assert (row["in_turn_p50_ms"] is None) == (row["provider"] != "steer")
+        assert row["engine_plans_ahead"] is (False if row["provider"] == "steer" else None)
     told = capsys.readouterr()
     assert "skipped: large, 100 x 64: " in told.err and "made-up weights" in told.out
 

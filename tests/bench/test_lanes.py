@@ -25,6 +25,7 @@ from bench.overlap import inflation
 from bench.simulation.meter import row_counts
 from engine import Engine, EngineConfig, SteerError
 from engine.config import LANE_POLICIES, ModelConfig
+from tests.engine.test_ahead import LateQueue, delay
 
 CPU = Device("cpu")
 CONFIG = EngineConfig(
@@ -205,6 +206,41 @@ def test_ticks_are_what_was_asked_for(puppet: Puppet):
         (early,) = puppet.catch_up(model, batch=2, context=20, span=17, count=1)
         assert (early.sequences, early.rows, early.context) == (2, 34, 17)
         assert all(tick.seconds > 0 for tick in (*ticks, late, early))
+
+
+def late_lanes(**config: Any) -> tuple[Engine, tuple[LateQueue, LateQueue]]:
+    """An engine on devices that take their time, so that it shows what waits in their queues."""
+    engine = SETUP.engine(**config)
+    return engine, delay(engine, seed=1)
+
+
+def test_a_decode_ahead_is_launched_behind_the_one_that_runs():
+    engine, queues = late_lanes()
+    puppet = Puppet(engine, CPU)
+    for model, queue in zip((SMALL, LARGE), queues, strict=True):
+        puppet.decode(model, batch=3, context=100, count=4)
+        assert queue.deepest == 1
+        ticks = puppet.decode_ahead(model, batch=3, context=100, count=4)
+        assert queue.deepest == 2
+        assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
+        assert [t.context for t in ticks] == [103, 104, 105, 106]
+        assert all(tick.seconds > 0 for tick in ticks)
+    # Two untimed ticks, and one behind the last: all but the first were planned ahead.
+    assert engine.scheduler.counters()["ahead"] == [3 * 6, 3 * 6]
+    assert engine.scheduler.counters()["voided"] == [0, 0]
+    assert engine.scheduler.running == 0
+    engine.scheduler.check_integrity()
+
+
+def test_tick_times_are_those_of_the_engines_lanes():
+    """Decodes ahead where a lane plans ahead; spans in turn, with nothing in flight before them."""
+    engine, queues = late_lanes(plan_ahead="small")
+    _, rows = measure_table(Puppet(engine, CPU), [2], [70], [1, 4], repeats=2)
+    assert [queue.deepest for queue in queues] == [2, 1]
+    ahead = {(r["model"], r["span"]): r["ahead"] for r in rows}
+    assert ahead == {
+        ("small", 1): True, ("small", 4): False, ("large", 1): False, ("large", 4): False,
+    }  # fmt: skip
 
 
 def test_a_handoff_catches_up(puppet: Puppet):
