@@ -34,6 +34,7 @@ from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.peers import check_gpt_fast, peers_of, time_step
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.traffic import tick_bytes
 from bench.rows import RowWriter, versions
 from bench.stats import percentiles
@@ -47,7 +48,9 @@ OWN: Defaults = {
     "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
     "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
 }
-_NOT_OF_PEERS: Row = {"busy_share": None, "in_turn_p50_ms": None, "engine_plans_ahead": None}
+_NOT_OF_PEERS: Row = dict.fromkeys(
+    ("busy_share", "in_turn_p50_ms", "engine_plans_ahead", "captures", "misses")
+)
 _KEYS = 2**20  # of a CPU's cell at most: its memory is not its bandwidth
 
 
@@ -62,9 +65,10 @@ class Bench:
 
     def engine_rows(self) -> Iterator[Row]:
         """Of the engine."""
-        engine = self._setup.engine()
+        engine = self._setup.engine(max(batch for batch, _ in self._cells))
         puppet = Puppet(engine, self._setup.device)
         for model, (batch, context) in product((0, 1), self._cells):
+            recorded = Recorded(engine)
             try:
                 ticks = puppet.decode_ahead(model, batch, context, self._repeats)
                 in_turn = puppet.decode(model, batch, context, self._repeats)
@@ -85,6 +89,7 @@ class Bench:
                 "busy_share": busy,
                 "in_turn_p50_ms": 1e3 * median(tick.seconds for tick in in_turn),
                 "engine_plans_ahead": puppet.plans_ahead(model),
+                **recorded.fields,
             }
             yield {**row, **steer, **own}
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
 from bench.stats import percentiles
@@ -69,6 +70,7 @@ class Bench:
                         tqdm.write(f"skipped: {cell}: {error}", sys.stderr)
 
     def _row(self, puppet: Puppet, to: int, context: int, backlog: int, eager: int) -> Row:
+        recorded = Recorded(puppet.engine)
         runs = [puppet.handoff(to, context, backlog) for _ in range(self._repeats + _WARM)][_WARM:]
         p20, p50, p80 = percentiles([sum(tick.seconds for tick in run) for run in runs])
         at = round(runs[0][-1].context)
@@ -89,6 +91,7 @@ class Bench:
             "decode_ms": 1e3 * decode,
             "decode_ahead": puppet.plans_ahead(to),
             "over_decode": p50 / decode,
+            **recorded.fields,
             **self._setup.fields,
         }
 

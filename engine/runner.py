@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -146,11 +146,39 @@ class ModelRunner:
         """Give back what memory can be spared; for who has run out of it."""
         self.queue.release()
 
+    def warm(self, sizes: Iterable[int]) -> None:
+        """Record decodes of so many sequences, in both kinds, and wait; while no tick is in flight.
+
+        Without a recorder they run once, so that what they compile and load is there. Where ticks
+        are not filled up there is nothing to do.
+        """
+        if not self._padded:
+            return
+        self._latest = None  # what it drew is overwritten
+        # The largest first: in what its recording leaves of the pool the smaller ones find room.
+        for extent in sorted({self._filled(n) for n in sizes}, key=lambda e: -e.rows):
+            staged = self._inputs.stage_padding(extent)
+            ticket = self.queue.submit(partial(self._prepare, staged))
+            self._inputs.sent(ticket)
+            ticket.wait()
+
+    @torch.inference_mode()
+    def _prepare(self, staged: Staged) -> None:
+        self._inputs.upload(staged)
+        extent = staged.extent
+        for plain in (True, False):
+            work = partial(self._step, extent, self._most(extent), True, plain)
+            self.graphs.prepare((extent, plain), work)
+
+    def _filled(self, sequences: int) -> Extent:
+        """What decodes of so many sequences are filled up to."""
+        bucket = min(1 << (sequences - 1).bit_length(), self._limits.sequences)
+        return Extent(bucket, bucket, bucket, self._limits.width, padded=True)
+
     def _extent(self, plan: _core.Plan, sampled: int) -> Extent:
-        n, limits = plan.sequences, self._limits
+        n = plan.sequences
         if self._decodes(plan):
-            bucket = min(1 << (n - 1).bit_length(), limits.sequences)
-            return Extent(bucket, bucket, bucket, limits.width, padded=True)
+            return self._filled(n)
         width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
         return Extent(n, plan.rows, sampled, width)
 
@@ -158,10 +186,13 @@ class ModelRunner:
         """Of what attention has to do: for decodes of a padded size the most; and its cells."""
         n, contexts = plan.sequences, plan.contexts[: plan.sequences]
         if plan.rows == n:
-            reach = extent.width * self._layout.block_tokens
-            return ops.Work(extent.sequences, 0, 0, 0, 0, reach), int(contexts.sum())
+            return self._most(extent), int(contexts.sum())
         spans = np.diff(plan.starts[: n + 1])
         return ops.Work.counted(spans, contexts), int(spans.dot(contexts))
+
+    def _most(self, extent: Extent) -> ops.Work:
+        """Of attention in decodes of a size."""
+        return ops.Work(extent.sequences, 0, 0, 0, 0, extent.width * self._layout.block_tokens)
 
     @torch.inference_mode()
     def _run(self, tick: _Tick, pending: Pending) -> None:

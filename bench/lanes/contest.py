@@ -11,6 +11,7 @@ from tqdm import tqdm
 from bench.lanes.ideal import bound_seconds, ideal_seconds, walks
 from bench.lanes.options import Setup
 from bench.lanes.puppet import Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
@@ -63,13 +64,17 @@ class Contest:
         )
 
     def warm(self, engine: Engine, concurrency: int) -> None:
-        """Both models at this concurrency, untimed: compilation and graphs."""
+        """Both models at this concurrency, untimed: kernels that spans compile, first touches.
+
+        Graphs of all decodes were recorded with the engine.
+        """
         load = replace(self.load, requests=concurrency, answer=2 * self.load.step)
         run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency)
 
     def run(self, engine: Engine, times: TickTimes, cell: Cell) -> Row:
         """One row, without what takes other rows to know."""
         jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
+        recorded = Recorded(engine)
         ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
         ticks = walks(jobs, self.setup.config.max_tick_tokens)
         replayed = Replay(engine, times, self.together).run(jobs, cell.share, cell.concurrency)
@@ -81,6 +86,7 @@ class Contest:
             **vars(cell),
             "scheduled_share": large_share(jobs),
             **self._figures(ran),
+            **recorded.fields,
             "ideal_seconds": ideal,
             "over_ideal": ran.seconds / ideal if ideal else None,
             "replay_seconds": replayed["simulated_seconds"],
@@ -95,9 +101,10 @@ class Contest:
         default: float | None = None
         for name, value in [("none", None), *flipped(self.setup.config).items()]:
             changes = {} if name == "none" else {name: value}
-            engine = self.setup.engine(**changes)
+            engine = self.setup.engine(cell.concurrency, **changes)
             self.warm(engine, cell.concurrency)
             jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
+            recorded = Recorded(engine)
             ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
             default = default or ran.seconds
             del engine
@@ -109,6 +116,7 @@ class Contest:
                 "lanes": self.setup.config.lane_policy,
                 **vars(cell),
                 **self._figures(ran),
+                **recorded.fields,
                 "over_default": ran.seconds / default,
                 **self.fields,
             }
@@ -169,7 +177,7 @@ class Runs:
         order = sorted(cells, key=lambda cell: cell.share < 1)
         with tqdm(desc="bench.pair", total=len(lanes) * len(cells)) as bar:
             for name in [FIRST, *(name for name in lanes if name != FIRST)]:
-                engine = contest.setup.engine(lane_policy=name)
+                engine = contest.setup.engine(most, lane_policy=name)
                 if name == FIRST:
                     times, self.ticks = contest.table(engine, most)
                     for tick in self.ticks:

@@ -180,12 +180,17 @@ class Setup:
     bandwidth: Bandwidth
     command: str
 
-    def engine(self, **changes: Any) -> Engine:
-        """An engine; ``changes`` to its settings. Drop the one before first: a card holds one."""
+    def engine(self, at_once: int = 1, **changes: Any) -> Engine:
+        """An engine; ``changes`` to its settings. Drop the one before first: a card holds one.
+
+        Decodes of up to ``at_once`` sequences are recorded, so that nothing timed waits for it.
+        """
         self.device.release()
         config = EngineConfig(**{**vars(self.config), **changes})
         options = self.device.engine_options
-        return Engine(self.pair, config=config, dtype=self.dtype, **options)
+        engine = Engine(self.pair, config=config, dtype=self.dtype, **options)
+        engine.warm_up(min(at_once, config.max_sequences))
+        return engine
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:

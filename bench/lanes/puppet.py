@@ -66,6 +66,11 @@ class Puppet:
         self._committed = 0.0
 
     @property
+    def engine(self) -> Engine:
+        """Whose it is."""
+        return self._engine
+
+    @property
     def most_rows(self) -> int:
         """Of one tick."""
         return self._engine.config.max_tick_tokens

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.lanes.puppet import Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.schedule import LARGE, SMALL
 from bench.simulation.table import Point, TableTimes
 from engine.config import ROLES
@@ -45,7 +46,7 @@ def measure_table(
         held = max((b for b in batches if b * span <= puppet.most_rows), default=0)
         if not held:
             raise SteerError(f"a span of {span} rows exceeds a tick: raise --max-tick-tokens")
-        extended = batch > held
+        extended, recorded = batch > held, Recorded(puppet.engine)
         if extended:
             us = times[model][held, context, span] * batch / held
         else:
@@ -53,7 +54,7 @@ def measure_table(
         times[model][batch, context, span] = us
         place = {"model": ROLES[model], "batch": batch, "context": context, "span": span}
         ahead = span == 1 and puppet.plans_ahead(model)
-        rows.append({**place, "us": us, "extended": extended, "ahead": ahead})
+        rows.append({**place, "us": us, "extended": extended, "ahead": ahead, **recorded.fields})
     return TableTimes(times, "measured in this run"), rows
 
 

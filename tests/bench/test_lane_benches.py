@@ -33,6 +33,8 @@ def rows_of(bench: ModuleType, path: Path, *arguments: str) -> list[dict[str, An
         assert row["load_format"] == "dummy" and row["copy_bandwidth"] > 0
         assert row["command"].startswith(f"python -m {bench.__name__} --quick")
         assert "accuracy" not in row
+        nothing = None if row.get("provider", "steer") != "steer" else [0, 0]
+        assert row["captures"] == row["misses"] == nothing
     return rows
 
 

@@ -14,6 +14,7 @@ from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walk
 from bench.lanes.options import Setup
 from bench.lanes.pairs import SCALED, dummy_pair
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
@@ -230,6 +231,15 @@ def test_a_decode_ahead_is_launched_behind_the_one_that_runs():
     assert engine.scheduler.counters()["voided"] == [0, 0]
     assert engine.scheduler.running == 0
     engine.scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(("at_once", "late"), [(1, [2, 0]), (3, [0, 0])])
+def test_what_is_recorded_while_a_row_is_measured_is_counted(at_once: int, late: list[int]):
+    engine = SETUP.engine(at_once, graphs="on")
+    recorded = Recorded(engine)
+    for batch in (2, 3):  # padded to 2 and 4
+        Puppet(engine, CPU).decode(SMALL, batch, context=100, count=2)
+    assert recorded.fields == {"captures": late, "misses": late}
 
 
 def test_tick_times_are_those_of_the_engines_lanes():
