@@ -17,7 +17,8 @@ read, is the fraction reached.
 
 Beside it, in the same run: transformers with a static cache, where it is installed, and gpt-fast,
 where --gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their
-step is compiled into graphs. Nothing is downloaded. Cells that do not fit are skipped, and named.
+step is compiled into graphs, anew for each batch and context. What fails there is a row that says
+why. Nothing is downloaded. Cells that do not fit are skipped, and named.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.lanes.options import Defaults, Options, Setup, guarded
-from bench.lanes.peers import check_gpt_fast, peers_of, time_step
+from bench.lanes.peers import Peer, check_gpt_fast, peers_of, said, time_step
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
@@ -48,6 +49,9 @@ OWN: Defaults = {
     "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
     "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
 }
+_FIGURES = (
+    "p20_ms", "p50_ms", "p80_ms", "tokens_per_second", "bytes", "of_copy", "of_read",
+)  # fmt: skip
 _NOT_OF_PEERS: Row = dict.fromkeys(
     ("busy_share", "in_turn_p50_ms", "engine_plans_ahead", "captures", "misses")
 )
@@ -94,20 +98,57 @@ class Bench:
             yield {**row, **steer, **own}
 
     def peer_rows(self, shapes: tuple[ModelConfig, ModelConfig], gpt_fast: Any) -> Iterator[Row]:
-        """Of whatever else is installed, one model in memory at a time."""
+        """Of whatever else is installed, one model in memory at a time.
+
+        What fails is a row without times that says why; the next one goes on.
+        """
         device, dtype = self._setup.device, DTYPES[self._setup.dtype]
         for model, shape in enumerate(shapes):
-            for build in peers_of(shape, dtype, device, gpt_fast):
+            cells = [cell for cell in self._cells if self._fits(shape, *cell)]
+            for name, build in peers_of(shape, dtype, device, gpt_fast).items():
                 device.release()
-                peer = build()
-                for batch, context in self._cells:
-                    if not self._fits(shape, batch, context):
-                        continue
-                    seconds = time_step(peer.step(batch, context), device, self._repeats)
-                    row = self._row(model, shape, (batch, context), batch * (context + 1), seconds)
-                    named = {"provider": peer.name, "provider_version": peer.version}
-                    yield {**row, **named, "compiled": peer.compiled, **_NOT_OF_PEERS}
+                try:
+                    peer = build()
+                except Exception as error:
+                    for cell in cells:
+                        yield self._failed(model, cell, name, None, error)
+                    continue
+                for cell in cells:
+                    yield self._peer_row(model, shape, peer, cell)
                 del peer
+
+    def _peer_row(self, model: int, shape: ModelConfig, peer: Peer, cell: Cell) -> Row:
+        batch, context = cell
+        self._setup.device.release()
+        try:
+            step = peer.step(batch, context)
+            seconds = time_step(step, self._setup.device, self._repeats)
+        except Exception as error:
+            return self._failed(model, cell, peer.name, peer, error)
+        row = self._row(model, shape, cell, batch * (context + 1), seconds)
+        named = {"provider": peer.name, "provider_version": peer.version}
+        return {**row, **named, "compiled": peer.compiled, **_NOT_OF_PEERS}
+
+    def _failed(
+        self, model: int, cell: Cell, name: str, peer: Peer | None, error: Exception
+    ) -> Row:
+        """A row of a peer that gave no time."""
+        reason = said(error)
+        place = f"{name}, {ROLES[model]}, {cell[0]} x {cell[1]}"
+        tqdm.write(f"failed: {place}: {reason}", sys.stderr)
+        return {
+            **dict.fromkeys(_FIGURES),
+            "bench": "decode",
+            "model": ROLES[model],
+            "batch": cell[0],
+            "context": cell[1],
+            "error": reason,
+            **self._setup.fields,
+            "provider": name,
+            "provider_version": peer.version if peer else None,
+            "compiled": peer.compiled if peer else None,
+            **_NOT_OF_PEERS,
+        }
 
     def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
         """Whether the arena's bytes would hold it: a peer gets no more memory than the engine."""
@@ -125,6 +166,7 @@ class Bench:
             "model": ROLES[model],
             "batch": batch,
             "context": context,
+            "error": None,
             "p20_ms": 1e3 * p20,
             "p50_ms": 1e3 * p50,
             "p80_ms": 1e3 * p80,
@@ -142,22 +184,19 @@ def show(rows: Sequence[Row]) -> str:
         "model", "provider", "batch", "context", "p20 ms", "p50 ms", "p80 ms", "tokens/s",
         "of copy", "of read", "in turn ms", "busy",
     )  # fmt: skip
+    forms = {
+        "p20_ms": ".3f", "p50_ms": ".3f", "p80_ms": ".3f", "tokens_per_second": ".1f",
+        "of_copy": ".1%", "of_read": ".1%", "in_turn_p50_ms": ".3f", "busy_share": ".1%",
+    }  # fmt: skip
     return render(
         header,
         [
             (
                 r["model"],
-                f"{r['provider']} {r['provider_version']}",
+                f"{r['provider']} {r['provider_version'] or ''}".strip(),
                 str(r["batch"]),
                 str(r["context"]),
-                *(f"{r[f'{p}_ms']:.3f}" for p in ("p20", "p50", "p80")),
-                f"{r['tokens_per_second']:.1f}",
-                f"{r['of_copy']:.1%}",
-                f"{r['of_read']:.1%}",
-                *(
-                    "-" if r[name] is None else format(r[name], form)
-                    for name, form in (("in_turn_p50_ms", ".3f"), ("busy_share", ".1%"))
-                ),
+                *("-" if r[name] is None else format(r[name], f) for name, f in forms.items()),
             )
             for r in rows
         ],

@@ -5,8 +5,8 @@ its part. Or ahead, as a lane with ``plan_ahead`` does it: the next tick is plan
 while the last one runs, and what counts is the time between two commits.
 
 What leads up to a tick (a prompt, what the other model wrote) is planned and committed, but no
-model runs: the keys and values that it would have left are whatever the arena holds, which costs a
-forward pass just as much. The plans are the scheduler's own.
+model runs: in place of the keys and values that it would have left the arena is filled with random
+numbers, which cost a forward pass just as much. The plans are the scheduler's own.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ class Puppet:
         self._live: dict[int, LiveRequest] = {}
         self._held: list[int] = []
         self._committed = 0.0
+        for model in (SMALL, LARGE):  # memory as it comes may hold what is no number
+            engine.arena.rows(engine.shapes[model], model).normal_()
+        self._now()
 
     @property
     def engine(self) -> Engine:
@@ -129,6 +132,8 @@ class Puppet:
         lane.wait()
         lane.retire(self._live)
         self._answer()
+        if not self._held or self._held[0] not in self._live:
+            raise NoRoomError("a sequence ended while it was measured")
         began, self._committed = self._committed, time.perf_counter()
         batch, seen = len(self._held), self._length(self._held[0]) - 1
         return Tick(self._committed - began, batch, batch, seen, batch)

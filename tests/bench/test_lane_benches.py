@@ -48,6 +48,7 @@ def test_decode(tmp_path: Path, capsys):
         ("transformers", "small", 100),
     }
     for row in rows:
+        assert row["error"] is None
         assert row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"])
         reached = 1e3 * row["bytes"] / row["p50_ms"]
@@ -57,6 +58,56 @@ def test_decode(tmp_path: Path, capsys):
         assert row["engine_plans_ahead"] is (False if row["provider"] == "steer" else None)
     told = capsys.readouterr()
     assert "skipped: large, 100 x 64: " in told.err and "made-up weights" in told.out
+
+
+GPT_FAST = """
+import torch
+
+
+class ModelArgs:
+    def __init__(self, **settings):
+        self.settings = settings
+
+
+class Transformer(torch.nn.Module):
+    max_batch_size = max_seq_length = -1
+
+    def __init__(self, config):
+        super().__init__()
+        if config.settings["n_head"] == {heads}:
+            raise ValueError("cannot be built\\nand here are pages of it")
+        self.layer = torch.nn.Linear(4, config.settings["vocab_size"])
+
+    def setup_caches(self, batch, length):
+        self.batch = batch
+
+    def forward(self, idx, input_pos):
+        if self.batch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.layer(torch.zeros(*idx.shape, 4))
+"""
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+def test_a_peer_that_fails_is_a_row(tmp_path: Path, capsys, heads: int):
+    """In one cell, or where it is built: named, and the others go on."""
+    (tmp_path / "model.py").write_text(GPT_FAST.format(heads=heads))
+    given = ("--batch=1,2,4", "--context=64", f"--gpt-fast={tmp_path}")
+    rows = [r for r in rows_of(decode, tmp_path, *given) if r["provider"] == "gpt-fast"]
+    assert [(r["model"], r["batch"]) for r in rows] == [
+        (model, batch) for model in ("small", "large") for batch in (1, 2, 4)
+    ]
+    failed = [r for r in rows if r["error"] is not None]
+    assert len(failed) == (6 if heads else 2)
+    for row in failed:
+        assert row["p50_ms"] is row["of_copy"] is row["tokens_per_second"] is None
+        expected = (
+            "ValueError: cannot be built" if heads else "OutOfMemoryError: CUDA out of memory"
+        )
+        assert row["error"] == expected
+    told = capsys.readouterr()
+    assert told.err.count("failed: gpt-fast, small, 2 x 64: ") == 1
+    assert told.out.count("gpt-fast") == 6
 
 
 def test_handoff(tmp_path: Path):
