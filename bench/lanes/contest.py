@@ -15,7 +15,7 @@ from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
-from bench.lanes.switches import flipped
+from bench.lanes.switches import OF_DRAWS, flipped
 from bench.lanes.ticktable import clipped, measure_table, powers, spread
 from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
@@ -25,6 +25,7 @@ from engine.ledger import ROW_KINDS
 
 Row = dict[str, Any]
 FIRST = "latency"  # the lane policy that splits the time equally; ticks are measured under it
+_DRAWN_AT = 0.8  # temperature
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,26 @@ class Contest:
         }
 
     def ablations(self, cell: Cell) -> Iterator[Row]:
-        """The cell as it is, then with each switch of the engine the other way."""
+        """The cell as it is, then with each switch of the engine the other way.
+
+        Switches of how tokens are drawn are turned where they are drawn, beside a row of their own.
+        """
+        turned = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
+        of_draws = {name: turned.pop(name) for name in OF_DRAWS if name in turned}
+        yield from self.ablated(cell, turned, 0.0)
+        if of_draws:
+            yield from self.ablated(cell, of_draws, _DRAWN_AT)
+
+    def ablated(self, cell: Cell, turned: Row, temperature: float) -> Iterator[Row]:
+        """The cell as it is, then with each setting of ``turned`` by itself."""
         default: float | None = None
-        for name, value in [("none", None), *flipped(self.setup.config).items()]:
+        load = replace(self.load, temperature=temperature)
+        drawn = replace(self, load=replace(load, requests=self.rounds * cell.concurrency))
+        for name, value in [("none", None), *turned.items()]:
             changes = {} if name == "none" else {name: value}
             engine = self.setup.engine(cell.concurrency, **changes)
-            self.warm(engine, cell.concurrency)
-            jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
-            recorded = Recorded(engine)
+            drawn.warm(engine, cell.concurrency)
+            recorded, jobs = Recorded(engine), drawn.load.jobs(cell.share)
             ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
             default = default or ran.seconds
             del engine
@@ -113,6 +126,7 @@ class Contest:
                 "kind": "ablation",
                 "switch": name,
                 "value": value,
+                "temperature": temperature,
                 "lanes": self.setup.config.lane_policy,
                 **vars(cell),
                 **self._figures(ran),

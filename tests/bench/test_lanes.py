@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.lanes.contest import compare
+from bench.lanes.contest import Cell, Contest, compare
 from bench.lanes.device import Bandwidth, Device, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
 from bench.lanes.options import Setup
@@ -159,12 +159,43 @@ def test_rows_are_compared():
     assert compare(row("auto", 0.2, 45.0), [])["speedup"] is None
 
 
-def test_every_switch_is_turned():
-    turned = flipped(CONFIG)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_every_switch_that_counts_is_turned(on_gpu: bool):
+    turned = flipped(CONFIG, on_gpu, step=32)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
+    cards = {"overlap", "fused_head", "fused_sampling"}
+    switches -= {"cpu_kernels"} if on_gpu else cards
     assert set(turned) == switches | {"eager_backlog", "read_along", "graphs", "plan_ahead"}
+    assert cards <= set(turned) or not on_gpu
     for name, value in turned.items():
         assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
+    assert turned["eager_backlog"] == turned["read_along"] == 8  # a step's backlog is 32
+    assert turned["graphs"] == ("off" if on_gpu else "on")
+    back = flipped(replace(CONFIG, eager_backlog=8, read_along=8), on_gpu, step=32)
+    assert back["eager_backlog"] == back["read_along"] == 0
+
+
+def test_draws_are_ablated_beside_a_run_that_draws():
+    contest = Contest(SETUP, Load(1, 12, 8, 4), rounds=1, repeats=2, together=None)
+    rows = list(contest.ablated(Cell(0.5, 2), {"fused_sampling": False}, 0.8))
+    assert [(r["switch"], r["value"], r["temperature"]) for r in rows] == [
+        ("none", None, 0.8), ("fused_sampling", False, 0.8),
+    ]  # fmt: skip
+    assert rows[0]["over_default"] == 1 and rows[1]["over_default"] > 0
+    assert all(row["tokens"] == 16 for row in rows)
+    (job, _) = Load(2, 12, 8, 4, temperature=0.8).jobs(0.5)
+    assert job.params.temperature == 0.8
+
+
+def test_reading_along_has_something_to_read_at_a_quarter_of_a_step():
+    """The large model ticks before the boundary, too."""
+    load = Load(1, 12, 64, 32)
+    turned = flipped(CONFIG, False, load.step)
+    lazy, eager = (
+        run_jobs(SETUP.engine(eager_backlog=lag), CPU, load.jobs(0.5), 1).ticks[LARGE]
+        for lag in (0, turned["eager_backlog"])
+    )
+    assert eager > lazy
 
 
 # Against the engine
