@@ -95,6 +95,12 @@ class Options:
         self._parser.add_argument("--layers", metavar="N", help="replaces the depth of both models")
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+        self._parser.add_argument(
+            "--devices",
+            metavar="SMALL,LARGE",
+            help="one for each model instead, as in cuda:0,cuda:1; fractions are then of the "
+            "bandwidth of the large model's card",
+        )
         self.add("--arena-tokens", "KV room in tokens of the large model", "N")
         self.add("--memory-fraction", "of a card's memory, what may be in use", "X")
         self.add_number("--max-tick-tokens", "rows of a tick", "2048")
@@ -110,8 +116,16 @@ class Options:
         check_output(self._given.json, "--json")
         if self._given.plot:
             check_plot(self._given.plot)
-        self.device = Device(self._given.device) if self._given.device else Device.best()
+        self.device = self._device()
         self.scale = "quick" if self._given.quick else self.device.kind
+
+    def _device(self) -> Device:
+        kind, each = self._given.device, self._given.devices
+        if each is None:
+            return Device(kind) if kind is not None else Device.best()
+        if kind is not None:
+            raise SteerError("--devices names both models' devices: leave --device out")
+        return Device.of_models(each)
 
     def __getattr__(self, name: str) -> Any:
         """A flag's value as text, the default of the scale where it is not given."""

@@ -159,12 +159,24 @@ def test_pair(tmp_path: Path):
 KINDS = ("tick", "run", "ablation")
 
 
+def test_a_device_for_each_model(tmp_path: Path):
+    """The rows are those of one device, here of a CPU."""
+    smallest = ("--quick", "--devices=cpu, cpu", "--layers=1", "--repeats=2", "--requests=4")
+    file = tmp_path / "rows.jsonl"
+    assert overlap.main([*smallest, f"--json={file}"]) == 0
+    (row,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert row["small_ticks"] == row["large_ticks"] == 2 and row["threads"]
+
+
 @pytest.mark.parametrize("bench", BENCHES)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pair=tiny"], "--pair: no shapes for 'tiny'; known: dummy-tiny, "),
         (["--device=tpu"], "--device: unknown device 'tpu'; known: cpu, cuda"),
+        (["--devices=cpu"], "--devices: devices must name one for each of the two models, got"),
+        (["--devices=cpu,tpu"], "--devices: unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
+        (["--devices=cpu,cpu", "--device=cpu"], "--devices names both models' devices: leave"),
         (["--dtype=int8"], "--dtype: unknown 'int8'; known: "),
         (["--layers=0"], "--layers: expected a whole number from 1 on, got '0'"),
         (["--repeats=1"], "--repeats: expected a whole number from 2 on, got '1'"),

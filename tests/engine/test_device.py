@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.cli import main
 from engine.device import choose_devices, choose_dtype
 from engine.graphs import GraphCounts, Graphs
 from engine.models.decoder import Batch
@@ -432,6 +433,28 @@ def test_bad_devices(arguments, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SteerError, match=says):
         choose_devices(*arguments)
+
+
+def test_the_command_takes_a_device_for_each_model(capsys):
+    said = []
+    for flag in ("--device=cpu", "--devices=cpu, cpu"):
+        assert main(["generate", "47+36*7-15?", flag, "--max-tokens=6", "--seed=1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "rows:" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--devices=cpu"], "devices must name one for each of the two models, got ['cpu']"),
+        (["--devices=cpu,tpu"], "unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
+        (["--devices=cpu,cpu", "--device=cpu"], "leave --device out"),
+    ],
+)
+def test_bad_devices_of_the_command(flags, says, capsys):
+    assert main(["generate", "4+3?", *flags]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and says in told.err and told.err.count("\n") == 1
 
 
 def test_dtypes_of_cards(monkeypatch):
