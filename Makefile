@@ -11,7 +11,10 @@ SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeList
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-kernels gpu-check gpu-lanes gpu-soak sanitize soak lint setup pair clean
+LANES := decode handoff overlap pair
+
+.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
+  gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,8 +33,6 @@ bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, 
 	@mkdir -p out
 	python -m bench.kernels --quick --json out/kernels.jsonl
 
-LANES := decode handoff overlap pair
-
 bench-lanes: setup ## both models, made-up weights, the smallest runs: to see that they work
 	@mkdir -p out
 	@for bench in $(LANES); do \
@@ -39,30 +40,49 @@ bench-lanes: setup ## both models, made-up weights, the smallest runs: to see th
 	  python -m bench.$$bench --quick --json out/$$bench.jsonl --plot out/$$bench.png || exit 1; \
 	done
 
-gpu: gpu-kernels gpu-lanes ## all that needs an NVIDIA GPU: its tests, then every row
+# What is not known yet comes first, what takes long last. A part that fails holds no other one up.
+GPU_PARTS := gpu-tests $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak
+
+gpu: setup ## all that needs an NVIDIA GPU: tests, pairs, kernels, checks, 20 minutes of soak
+	@$(NEEDS_GPU)
+	@$(EACH_PART) $(GPU_PARTS)
 
 gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full size
 	@$(NEEDS_GPU)
+	@$(EACH_PART) $(LANES:%=gpu-%)
+
+# Runs each part that is named behind it, says at the end which ones failed.
+EACH_PART = each() { \
+    failed=; \
+    for part in "$$@"; do \
+      echo "== make $$part"; \
+      $(MAKE) --no-print-directory "$$part" || failed="$$failed $$part"; \
+    done; \
+    if [ -n "$$failed" ]; then echo "$@: failed:$$failed" >&2; exit 1; fi; \
+    echo "$@: all passed: $$*"; \
+  }; each
+
+gpu-tests: setup ## there: the tests that need one
+	@$(NEEDS_GPU)
+	python -m pytest -m gpu
+
+$(LANES:%=gpu-%): gpu-%: setup
+	@$(NEEDS_GPU)
 	@mkdir -p out
-	@for bench in $(LANES); do \
-	  echo "== python -m bench.$$bench" && \
-	  python -m bench.$$bench --json bench/results/$$bench-gpu.jsonl --plot out/$$bench.png || exit 1; \
-	done
+	python -m bench.$* --json bench/results/$*-gpu.jsonl --plot out/$*.png
+
+gpu-kernels: setup ## there: the kernels' rows
+	@$(NEEDS_GPU)
+	python -m bench.kernels --json bench/results/kernels-gpu.jsonl
 
 gpu-soak: setup ## there: random requests, aborts and handoffs for 20 minutes
 	@$(NEEDS_GPU)
 	STEER_SOAK_MINUTES=20 python -m pytest -m gpu tests/engine/test_soak.py
 
-gpu-kernels: setup ## on a machine with an NVIDIA GPU: its tests, the kernels' rows, gpu-check
-	@$(NEEDS_GPU)
-	python -m pytest -m gpu
-	python -m bench.kernels --json bench/results/kernels-gpu.jsonl
-	python -m pytest -m "not gpu" tests/kernels  # the interpreter's tests, there on the card
-	$(MAKE) gpu-check
-
 # Each tensor gets an allocation of its own: the tool knows exactly where it ends.
-gpu-check: setup ## the kernels at ragged shapes under compute-sanitizer, where there is one
+gpu-check: setup ## there: the interpreter's tests on the card, and compute-sanitizer if there is one
 	@$(NEEDS_GPU)
+	python -m pytest -m "not gpu" tests/kernels
 	@tool=$$(PATH="$$PATH:$${CUDA_HOME:-/usr/local/cuda}/bin" command -v compute-sanitizer) || \
 	  { echo "gpu-check: no compute-sanitizer in PATH or CUDA_HOME, so addresses were not checked;" \
 	    "the guards around buffers are, by pytest -m gpu" >&2; exit 0; }; \

@@ -6,14 +6,19 @@
     python -m bench.decode --pair qwen-1.5b/qwen-7b --batch 1,4,16 --context 1024
     python -m bench.decode --load-format safetensors --small DIR --large DIR
 
-A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed as
-in the engine, and its time is the wall clock of all three. The bytes that it must move are the
-weights, once, and the keys and values that it reads and writes. What they would take at the
-bandwidth that was measured in the same run, as a copy and as a read, is the fraction reached.
+A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed by
+the engine's own lane, ahead: planned and launched while the tick before it runs. Its time is the
+wall clock between two commits. "in turn" is the time of a tick that is planned only when the one
+before it is over, as on a lane that does not plan ahead: the device then waits for the host.
+
+The bytes that a tick must move are the weights, once, and the keys and values that it reads and
+writes. What they would take at the bandwidth that was measured in the same run, as a copy and as a
+read, is the fraction reached.
 
 Beside it, in the same run: transformers with a static cache, where it is installed, and gpt-fast,
 where --gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their
-step is compiled into graphs. Nothing is downloaded. Cells that do not fit are skipped, and named.
+step is compiled into graphs, anew for each batch and context. What fails there is a row that says
+why. Nothing is downloaded. Cells that do not fit are skipped, and named.
 """
 
 from __future__ import annotations
@@ -21,15 +26,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from tqdm import tqdm
 
 from bench.lanes.options import Defaults, Options, Setup, guarded
-from bench.lanes.peers import check_gpt_fast, peers_of, time_step
+from bench.lanes.peers import Peer, check_gpt_fast, peers_of, said, time_step
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.traffic import tick_bytes
 from bench.rows import RowWriter, versions
 from bench.stats import percentiles
@@ -43,6 +49,12 @@ OWN: Defaults = {
     "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
     "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
 }
+_FIGURES = (
+    "p20_ms", "p50_ms", "p80_ms", "tokens_per_second", "bytes", "of_copy", "of_read",
+)  # fmt: skip
+_NOT_OF_PEERS: Row = dict.fromkeys(
+    ("busy_share", "in_turn_p50_ms", "engine_plans_ahead", "captures", "misses")
+)
 _KEYS = 2**20  # of a CPU's cell at most: its memory is not its bandwidth
 
 
@@ -57,11 +69,13 @@ class Bench:
 
     def engine_rows(self) -> Iterator[Row]:
         """Of the engine."""
-        engine = self._setup.engine()
+        engine = self._setup.engine(max(batch for batch, _ in self._cells))
         puppet = Puppet(engine, self._setup.device)
         for model, (batch, context) in product((0, 1), self._cells):
+            recorded = Recorded(engine)
             try:
-                ticks = puppet.decode(model, batch, context, self._repeats)
+                ticks = puppet.decode_ahead(model, batch, context, self._repeats)
+                in_turn = puppet.decode(model, batch, context, self._repeats)
             except NoRoomError as error:
                 puppet.clear()
                 tqdm.write(f"skipped: {ROLES[model]}, {batch} x {context}: {error}", sys.stderr)
@@ -74,23 +88,67 @@ class Bench:
                 model, engine.shapes[model], (batch, context), keys, [t.seconds for t in ticks]
             )
             steer = {"provider": "steer", "provider_version": versions()["steer-engine"]}
-            yield {**row, **steer, "compiled": None, "busy_share": busy}
+            own = {
+                "compiled": None,
+                "busy_share": busy,
+                "in_turn_p50_ms": 1e3 * median(tick.seconds for tick in in_turn),
+                "engine_plans_ahead": puppet.plans_ahead(model),
+                **recorded.fields,
+            }
+            yield {**row, **steer, **own}
 
     def peer_rows(self, shapes: tuple[ModelConfig, ModelConfig], gpt_fast: Any) -> Iterator[Row]:
-        """Of whatever else is installed, one model in memory at a time."""
+        """Of whatever else is installed, one model in memory at a time.
+
+        What fails is a row without times that says why; the next one goes on.
+        """
         device, dtype = self._setup.device, DTYPES[self._setup.dtype]
         for model, shape in enumerate(shapes):
-            for build in peers_of(shape, dtype, device, gpt_fast):
+            cells = [cell for cell in self._cells if self._fits(shape, *cell)]
+            for name, build in peers_of(shape, dtype, device, gpt_fast).items():
                 device.release()
-                peer = build()
-                for batch, context in self._cells:
-                    if not self._fits(shape, batch, context):
-                        continue
-                    seconds = time_step(peer.step(batch, context), device, self._repeats)
-                    row = self._row(model, shape, (batch, context), batch * (context + 1), seconds)
-                    named = {"provider": peer.name, "provider_version": peer.version}
-                    yield {**row, **named, "compiled": peer.compiled, "busy_share": None}
+                try:
+                    peer = build()
+                except Exception as error:
+                    for cell in cells:
+                        yield self._failed(model, cell, name, None, error)
+                    continue
+                for cell in cells:
+                    yield self._peer_row(model, shape, peer, cell)
                 del peer
+
+    def _peer_row(self, model: int, shape: ModelConfig, peer: Peer, cell: Cell) -> Row:
+        batch, context = cell
+        self._setup.device.release()
+        try:
+            step = peer.step(batch, context)
+            seconds = time_step(step, self._setup.device, self._repeats)
+        except Exception as error:
+            return self._failed(model, cell, peer.name, peer, error)
+        row = self._row(model, shape, cell, batch * (context + 1), seconds)
+        named = {"provider": peer.name, "provider_version": peer.version}
+        return {**row, **named, "compiled": peer.compiled, **_NOT_OF_PEERS}
+
+    def _failed(
+        self, model: int, cell: Cell, name: str, peer: Peer | None, error: Exception
+    ) -> Row:
+        """A row of a peer that gave no time."""
+        reason = said(error)
+        place = f"{name}, {ROLES[model]}, {cell[0]} x {cell[1]}"
+        tqdm.write(f"failed: {place}: {reason}", sys.stderr)
+        return {
+            **dict.fromkeys(_FIGURES),
+            "bench": "decode",
+            "model": ROLES[model],
+            "batch": cell[0],
+            "context": cell[1],
+            "error": reason,
+            **self._setup.fields,
+            "provider": name,
+            "provider_version": peer.version if peer else None,
+            "compiled": peer.compiled if peer else None,
+            **_NOT_OF_PEERS,
+        }
 
     def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
         """Whether the arena's bytes would hold it: a peer gets no more memory than the engine."""
@@ -108,6 +166,7 @@ class Bench:
             "model": ROLES[model],
             "batch": batch,
             "context": context,
+            "error": None,
             "p20_ms": 1e3 * p20,
             "p50_ms": 1e3 * p50,
             "p80_ms": 1e3 * p80,
@@ -123,21 +182,21 @@ def show(rows: Sequence[Row]) -> str:
     """The table."""
     header = (
         "model", "provider", "batch", "context", "p20 ms", "p50 ms", "p80 ms", "tokens/s",
-        "of copy", "of read", "busy",
+        "of copy", "of read", "in turn ms", "busy",
     )  # fmt: skip
+    forms = {
+        "p20_ms": ".3f", "p50_ms": ".3f", "p80_ms": ".3f", "tokens_per_second": ".1f",
+        "of_copy": ".1%", "of_read": ".1%", "in_turn_p50_ms": ".3f", "busy_share": ".1%",
+    }  # fmt: skip
     return render(
         header,
         [
             (
                 r["model"],
-                f"{r['provider']} {r['provider_version']}",
+                f"{r['provider']} {r['provider_version'] or ''}".strip(),
                 str(r["batch"]),
                 str(r["context"]),
-                *(f"{r[f'{p}_ms']:.3f}" for p in ("p20", "p50", "p80")),
-                f"{r['tokens_per_second']:.1f}",
-                f"{r['of_copy']:.1%}",
-                f"{r['of_read']:.1%}",
-                "-" if r["busy_share"] is None else f"{r['busy_share']:.1%}",
+                *("-" if r[name] is None else format(r[name], f) for name, f in forms.items()),
             )
             for r in rows
         ],

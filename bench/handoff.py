@@ -12,7 +12,8 @@ to the large model, and the small model's reading of what the large one wrote.
 Lazily the other model begins at the boundary. Eagerly (--eager N) it reads along once it lags N
 tokens behind, and what is left at the boundary is at most about that; in exchange it runs ticks
 while the other one writes, which is counted ("read along", rows). Beside it stands one decode tick
-of the same model at the same context: the least that a handoff can take.
+of the same model at the same context, as the engine runs it, planned ahead or not: the least that
+a handoff can take.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
 from bench.stats import percentiles
@@ -68,10 +70,11 @@ class Bench:
                         tqdm.write(f"skipped: {cell}: {error}", sys.stderr)
 
     def _row(self, puppet: Puppet, to: int, context: int, backlog: int, eager: int) -> Row:
+        recorded = Recorded(puppet.engine)
         runs = [puppet.handoff(to, context, backlog) for _ in range(self._repeats + _WARM)][_WARM:]
         p20, p50, p80 = percentiles([sum(tick.seconds for tick in run) for run in runs])
         at = round(runs[0][-1].context)
-        decode = median(t.seconds for t in puppet.decode(to, 1, at, self._repeats))
+        decode = median(t.seconds for t in puppet.decode_as_engine(to, 1, at, self._repeats))
         left = sum(tick.rows for tick in runs[0])
         return {
             "bench": "handoff",
@@ -86,7 +89,9 @@ class Bench:
             "p50_ms": 1e3 * p50,
             "p80_ms": 1e3 * p80,
             "decode_ms": 1e3 * decode,
+            "decode_ahead": puppet.plans_ahead(to),
             "over_decode": p50 / decode,
+            **recorded.fields,
             **self._setup.fields,
         }
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
+from bench.lanes.recorded import Recorded
 from bench.lanes.window import Window, measure
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
@@ -50,6 +51,7 @@ def measure_row(setup: Setup, engine: Engine, requests: int, context: int, token
         models = [0] * small + [1] * large
         return measure(engine, setup.device, models, context, tokens, setup.element_bytes)
 
+    recorded = Recorded(engine)
     alone = window(half, 0), window(0, half)
     together = window(half, half)
     row: Row = {
@@ -71,7 +73,7 @@ def measure_row(setup: Setup, engine: Engine, requests: int, context: int, token
             f"{role}_inflation": inflation(first, then),
             f"{role}_alone_of_copy": alone[model].of(setup.bandwidth.copy),
         }
-    return {**row, **setup.fields}
+    return {**row, **recorded.fields, **setup.fields}
 
 
 def inflation(alone: float | None, together: float | None) -> float | None:
@@ -146,11 +148,12 @@ def run(arguments: Sequence[str] | None) -> int:
     for name in lanes:
         check_lanes(name)
     setup = options.setup()
+    most = max(requests for requests, _ in cells) // 2
     rows: list[Row] = []
     count = len(lanes) * len(cells)
     with RowWriter(options.json) as writer, tqdm(desc="bench.overlap", total=count) as bar:
         for name in lanes:
-            engine = setup.engine(lane_policy=name)
+            engine = setup.engine(most, lane_policy=name)
             for requests, context in cells:
                 rows.append(measure_row(setup, engine, requests, context, tokens))
                 writer.write(rows[-1])

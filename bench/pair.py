@@ -11,9 +11,10 @@ of STEP tokens that are spread evenly, or with --runs N in runs of N steps on av
 places. The small model reads every boundary, as a policy with a signal has it do; at share 1 the
 large model writes alone and nobody reads. The end of one request starts the next.
 
-First the time of single ticks is measured, by sequences, context and rows. From these follow
+First the time of single ticks is measured, by sequences, context and rows: decodes as the engine's
+lanes run them, planned ahead where a lane plans ahead. From these follow
 
-  ideal    one request at a time: the sum of its ticks, nothing hidden and nothing lost:
+  ideal    one request at a time: the sum of its ticks, one after the other and nothing lost:
            N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
   replay   the same requests through the same scheduler, with a clock instead of models. Two lanes
            in flight at once share the bandwidth (--together); on a CPU they take turns. Lane
@@ -23,7 +24,8 @@ First the time of single ticks is measured, by sequences, context and rows. From
 A ratio above 1 says how much longer the run took. With the equal split ("latency") in the run, rows
 also say how much faster they are than the large model alone (share 1), and than the equal split.
 
-Ablations turn every switch of the engine the other way, one at a time, in one combination.
+Ablations turn every switch that the device looks at the other way, one at a time, in one
+combination. Switches of how tokens are drawn are compared with a run that draws.
 """
 
 from __future__ import annotations
@@ -99,13 +101,16 @@ def show(rows: Sequence[Row]) -> str:
 
 def show_ablations(rows: Sequence[Row]) -> str:
     """The table of the ablations."""
-    header = ("switch", "turned to", "at once", "share", "seconds", "of the default")
+    header = (
+        "switch", "turned to", "temperature", "at once", "share", "seconds", "of the default",
+    )  # fmt: skip
     return render(
         header,
         [
             (
                 r["switch"],
                 "-" if r["value"] is None else str(r["value"]),
+                f"{r['temperature']:g}",
                 str(r["concurrency"]),
                 f"{r['large_token_share']:.2f}",
                 f"{r['seconds']:.2f}",
@@ -163,7 +168,8 @@ def command_line() -> Options:
     options.add_number(
         "--together",
         "what two ticks in flight at once get done, compared with one alone, in the replay: 1 "
-        "shares one bandwidth, 2 is free; bench.overlap measures it; not on a CPU",
+        "shares one bandwidth, 2 is free, as with a card for each model; bench.overlap measures "
+        "it; not on a CPU",
         "1",
     )
     options.add("--ablate-share", "at which switches are turned", "X")

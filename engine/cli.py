@@ -51,7 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="who writes what follows the text that ends thinking (default: as before it)",
     )
     add("--dtype", default="auto", help="of weights and KV: float32, bfloat16, auto (default)")
-    add("--device", default="auto", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
+    add("--device", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
+    add(
+        "--devices",
+        metavar="SMALL,LARGE",
+        help="one for each model instead: both CPUs or both GPUs, as in cuda:0,cuda:1",
+    )
     add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
     add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
     add(
@@ -118,7 +123,7 @@ def run_generate(options: argparse.Namespace) -> int:
     bar = sys.stderr.isatty() and options.pair != "tiny"
     engine = Engine(
         options.pair, small=options.small, large=options.large, dtype=options.dtype,
-        device=options.device, progress=bar,
+        device=options.device or "auto", devices=_devices(options), progress=bar,
     )  # fmt: skip
     if options.temperature is None:
         params = _recommended(params, engine.default_params)
@@ -136,6 +141,15 @@ def run_generate(options: argparse.Namespace) -> int:
     if failed:
         raise SteerError(f"{failed} answers ended in an error: a model's logits were unusable")
     return 0
+
+
+def _devices(options: argparse.Namespace) -> list[str] | None:
+    """One for each model, where they are named."""
+    if options.devices is None:
+        return None
+    if options.device is not None:
+        raise SteerError("--devices names both models' devices: leave --device out")
+    return [name.strip() for name in options.devices.split(",")]
 
 
 def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:

@@ -156,6 +156,27 @@ class Engine:
         ahead = choice == "both" or choice == ROLES[runner.model]
         return Lane(self.scheduler, runner, ahead)
 
+    def warm_up(self, sequences: int | None = None) -> None:
+        """Record the graphs of all decodes of up to so many sequences, and wait for it.
+
+        Otherwise the first tick of each size does, in the middle of requests, and that holds up
+        the whole card. Where decodes are not filled up, as on a CPU, there is nothing to do.
+
+        Args:
+            sequences: at once; default: ``max_sequences``.
+
+        Raises:
+            SteerError: if requests are queued or running, or the number is out of range.
+        """
+        limit = self.config.max_sequences
+        most = limit if sequences is None else sequences
+        if not 1 <= most <= limit:
+            raise SteerError(f"warm_up() takes from 1 to {limit} sequences, got {most}")
+        if self._driver.live:
+            raise SteerError(f"warm_up() with {len(self._driver.live)} requests: call it before")
+        for lane in self.lanes:
+            lane.runner.warm(range(1, most + 1))
+
     @property
     def graph_counts(self) -> dict[str, GraphCounts]:
         """How often each lane replayed a graph, recorded one, or did without."""

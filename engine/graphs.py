@@ -25,6 +25,7 @@ class GraphCounts:
     """Ticks of one lane by how they ran, and graphs recorded.
 
     eager: without a graph, ``misses`` included: those for which one was yet to be recorded.
+    captures: graphs recorded, those that were prepared before any tick included.
     refused: graphs for which there was no memory, to record or to replay them; they are given up.
     """
 
@@ -106,6 +107,14 @@ class Graphs:
             self.counts.misses += 1
             self._replays[key] = self._record(work)
         return outputs
+
+    def prepare(self, key: Hashable, work: Work) -> None:
+        """Run work once, and record it if it is not. No tick: nothing but the graph is counted."""
+        if self._replays.get(key) is not None:
+            return
+        work()
+        if self._recorder is not None:
+            self._replays[key] = self._record(work)
 
     def run_eagerly(self, work: Work) -> Outputs:
         """Work that is never recorded."""

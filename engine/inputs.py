@@ -140,13 +140,7 @@ class TickInputs:
         scored: Scored | None = None,
     ) -> Staged:
         """Write a plan into the next host buffer; waits if the device has not read it yet."""
-        self._turn ^= 1
-        ticket = self._tickets[self._turn]
-        if ticket is not None:
-            with suppress(Exception):  # over is enough
-                ticket.wait()
-            self._tickets[self._turn] = None
-        memory = self._host[self._turn]
+        memory = self._next()
         _, end = _places(extent)
         extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
         behind = _behind(end, len(wanted))
@@ -159,6 +153,24 @@ class TickInputs:
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
         return Staged(extent, memory, copies.stop, behind, targets, copies)
+
+    def stage_padding(self, extent: Extent) -> Staged:
+        """As :meth:`stage`, a tick in which no row belongs to a sequence and none writes KV."""
+        memory, (places, end) = self._next(), _places(extent)
+        numbers = memory.numpy()
+        numbers[:end] = 0
+        numbers[places["slots"]] = -1
+        nothing = slice(end, end)
+        return Staged(extent, memory, end, nothing, nothing, nothing)
+
+    def _next(self) -> Tensor:
+        self._turn ^= 1
+        ticket = self._tickets[self._turn]
+        if ticket is not None:
+            with suppress(Exception):  # over is enough
+                ticket.wait()
+            self._tickets[self._turn] = None
+        return self._host[self._turn]
 
     def sent(self, ticket: Ticket) -> None:
         """The staged numbers are free again once ``ticket`` is done."""

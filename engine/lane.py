@@ -47,6 +47,11 @@ class Lane:
         self.short = False  # of memory, for what was to be launched last
 
     @property
+    def ahead(self) -> bool:
+        """Whether ticks are planned while the last one runs."""
+        return self._depth > 1
+
+    @property
     def in_flight(self) -> bool:
         """Whether a tick runs whose end can be waited for."""
         return bool(self._flights) and self._flights[0].pending is not None
@@ -185,7 +190,7 @@ class Lane:
 
     def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
         """What requests want to know of their draws, before a commit can end them."""
-        stands = self._scheduler.standing(self.runner.model) if self._depth > 1 else None
+        stands = self._scheduler.standing(self.runner.model) if self.ahead else None
         sampled = set(result.sampled)
         for row in sorted(sampled | result.audited.keys()):
             if stands is not None and not stands[row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -144,6 +144,31 @@ class ModelRunner:
         """Give back what memory can be spared; for who has run out of it."""
         self.queue.release()
 
+    def warm(self, sizes: Iterable[int]) -> None:
+        """Record decodes of so many sequences, in both kinds, and wait; while no tick is in flight.
+
+        Without a recorder they run once, so that what they compile and load is there. Where ticks
+        are not filled up there is nothing to do.
+        """
+        if not self._padded:
+            return
+        self._latest = None  # what it drew is overwritten
+        # The largest first: in what its recording leaves of the pool the smaller ones find room.
+        extents = {Extent.filled(n, n, self._limits) for n in sizes} - {None}
+        for extent in sorted(extents, key=lambda e: -e.rows):
+            staged = self._inputs.stage_padding(extent)
+            ticket = self.queue.submit(partial(self._prepare, staged))
+            self._inputs.sent(ticket)
+            ticket.wait()
+
+    @torch.inference_mode()
+    def _prepare(self, staged: Staged) -> None:
+        self._inputs.upload(staged)
+        extent = staged.extent
+        for plain in (True, False):
+            work = partial(self._step, extent, self._most(extent), True, plain)
+            self.graphs.prepare((extent, plain), work)
+
     def _extent(self, plan: _core.Plan, drawn: int, scored: Scored | None) -> Extent:
         n = plan.sequences
         if self._padded and scored is None:  # how many rows an audit scores, no size foretells
@@ -158,10 +183,13 @@ class ModelRunner:
         n, contexts = plan.sequences, plan.contexts[: plan.sequences]
         spans = np.diff(plan.starts[: n + 1])
         cells = int(spans.dot(contexts))
-        if not extent.padded:
-            return ops.Work.counted(spans, contexts), cells
+        work = self._most(extent) if extent.padded else ops.Work.counted(spans, contexts)
+        return work, cells
+
+    def _most(self, extent: Extent) -> ops.Work:
+        """Of attention in ticks of a padded size."""
         reach = extent.width * self._layout.block_tokens
-        return ops.Work.within(extent.sequences, extent.spans * extent.rows, reach), cells
+        return ops.Work.within(extent.sequences, extent.spans * extent.rows, reach)
 
     @torch.inference_mode()
     def _run(self, tick: _Tick, pending: Pending) -> None:

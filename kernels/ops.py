@@ -262,6 +262,7 @@ def confidence(logits: Tensor, vocabulary: int) -> Confidence:
 
     return Confidence(*fused(logits, vocabulary)[: len(Confidence._fields)])
 
+
 def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
     """Log-probabilities of given ids, fp64 of the shape of ``targets``; see the reference."""
     if _fused(logits):
@@ -269,7 +270,6 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
 
         return fused(logits, vocabulary, targets).double()
     return _logprobs.score(logits, vocabulary, targets, confidence(logits, vocabulary))
-
 
 
 def editable(logits: Tensor, vocabulary: int) -> Tensor:

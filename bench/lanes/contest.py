@@ -11,10 +11,11 @@ from tqdm import tqdm
 from bench.lanes.ideal import bound_seconds, ideal_seconds, walks
 from bench.lanes.options import Setup
 from bench.lanes.puppet import Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
-from bench.lanes.switches import flipped
+from bench.lanes.switches import OF_DRAWS, flipped
 from bench.lanes.ticktable import clipped, measure_table, powers, spread
 from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
@@ -24,6 +25,7 @@ from engine.ledger import ROW_KINDS
 
 Row = dict[str, Any]
 FIRST = "latency"  # the lane policy that splits the time equally; ticks are measured under it
+_DRAWN_AT = 0.8  # temperature
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ class Contest:
         )
 
     def warm(self, engine: Engine, concurrency: int) -> None:
-        """Both models at this concurrency, untimed: compilation and graphs."""
+        """Both models at this concurrency, untimed: kernels that spans compile, first touches.
+
+        Graphs of all decodes were recorded with the engine.
+        """
         load = replace(self.load, requests=concurrency, answer=2 * self.load.step)
         run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency)
 
     def run(self, engine: Engine, times: TickTimes, cell: Cell) -> Row:
         """One row, without what takes other rows to know."""
         jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
+        recorded = Recorded(engine)
         ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
         ticks = walks(jobs, self.setup.config.max_tick_tokens)
         replayed = Replay(engine, times, self.together).run(jobs, cell.share, cell.concurrency)
@@ -81,6 +87,7 @@ class Contest:
             **vars(cell),
             "scheduled_share": large_share(jobs),
             **self._figures(ran),
+            **recorded.fields,
             "ideal_seconds": ideal,
             "over_ideal": ran.seconds / ideal if ideal else None,
             "replay_seconds": replayed["simulated_seconds"],
@@ -91,13 +98,26 @@ class Contest:
         }
 
     def ablations(self, cell: Cell) -> Iterator[Row]:
-        """The cell as it is, then with each switch of the engine the other way."""
+        """The cell as it is, then with each switch of the engine the other way.
+
+        Switches of how tokens are drawn are turned where they are drawn, beside a row of their own.
+        """
+        turned = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
+        of_draws = {name: turned.pop(name) for name in OF_DRAWS if name in turned}
+        yield from self.ablated(cell, turned, 0.0)
+        if of_draws:
+            yield from self.ablated(cell, of_draws, _DRAWN_AT)
+
+    def ablated(self, cell: Cell, turned: Row, temperature: float) -> Iterator[Row]:
+        """The cell as it is, then with each setting of ``turned`` by itself."""
         default: float | None = None
-        for name, value in [("none", None), *flipped(self.setup.config).items()]:
+        load = replace(self.load, temperature=temperature)
+        drawn = replace(self, load=replace(load, requests=self.rounds * cell.concurrency))
+        for name, value in [("none", None), *turned.items()]:
             changes = {} if name == "none" else {name: value}
-            engine = self.setup.engine(**changes)
-            self.warm(engine, cell.concurrency)
-            jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
+            engine = self.setup.engine(cell.concurrency, **changes)
+            drawn.warm(engine, cell.concurrency)
+            recorded, jobs = Recorded(engine), drawn.load.jobs(cell.share)
             ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
             default = default or ran.seconds
             del engine
@@ -106,9 +126,11 @@ class Contest:
                 "kind": "ablation",
                 "switch": name,
                 "value": value,
+                "temperature": temperature,
                 "lanes": self.setup.config.lane_policy,
                 **vars(cell),
                 **self._figures(ran),
+                **recorded.fields,
                 "over_default": ran.seconds / default,
                 **self.fields,
             }
@@ -169,7 +191,7 @@ class Runs:
         order = sorted(cells, key=lambda cell: cell.share < 1)
         with tqdm(desc="bench.pair", total=len(lanes) * len(cells)) as bar:
             for name in [FIRST, *(name for name in lanes if name != FIRST)]:
-                engine = contest.setup.engine(lane_policy=name)
+                engine = contest.setup.engine(most, lane_policy=name)
                 if name == FIRST:
                     times, self.ticks = contest.table(engine, most)
                     for tick in self.ticks:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bench.rows import machine
+from engine.device import Devices, choose_devices
 from engine.errors import SteerError
 
 KINDS = ("cpu", "cuda")
@@ -28,31 +29,53 @@ class Bandwidth:
 
 
 class Device:
-    """A CPU or the current CUDA device."""
+    """A CPU or the current CUDA device; or a card for each model."""
 
-    def __init__(self, kind: str) -> None:
-        """SteerError on an unknown kind, and on CUDA where there is none."""
+    def __init__(self, kind: str, each: Devices | None = None) -> None:
+        """SteerError on an unknown kind, and on CUDA where there is none.
+
+        ``each``: of the small and the large model, of that kind.
+        """
         if kind not in KINDS:
             raise SteerError(f"--device: unknown device {kind!r}; known: {', '.join(KINDS)}")
         if kind == "cuda" and not torch.cuda.is_available():
             raise SteerError("--device cuda: PyTorch sees no NVIDIA GPU here; use --device cpu")
         self.kind = kind
         self.on_gpu = kind == "cuda"
+        self._each = each
+        # What stands alone here (the bandwidth, a peer) is measured where the large model is.
+        self._cards = list(dict.fromkeys(each)) if each and self.on_gpu else []
+        if each and self.on_gpu:
+            torch.cuda.set_device(each[1])
 
     @classmethod
     def best(cls) -> Device:
         """CUDA where there is a card."""
         return cls("cuda" if torch.cuda.is_available() else "cpu")
 
+    @classmethod
+    def of_models(cls, names: str) -> Device:
+        """One for each model: two names as an engine takes them, with a comma between them."""
+        try:
+            each = choose_devices("auto", [name.strip() for name in names.split(",")])
+        except SteerError as error:
+            raise SteerError(f"--devices: {error}") from None
+        return cls(each[0].type, each)
+
     @property
     def name(self) -> str:
-        """The card, or the processor."""
-        return torch.cuda.get_device_name() if self.on_gpu else machine()
+        """The card or both cards, or the processor."""
+        if not self.on_gpu:
+            return machine()
+        cards = self._cards or [torch.device("cuda", torch.cuda.current_device())]
+        return " + ".join(torch.cuda.get_device_name(card) for card in cards)
 
     @property
     def engine_options(self) -> dict[str, Any]:
         """What an engine is told to come here."""
-        return {"device": self.kind}
+        if self._each is None:
+            return {"device": self.kind}
+        return {"devices": [str(device) for device in self._each]}
 
     @property
     def lanes_together(self) -> bool:
@@ -62,7 +85,8 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all that was launched is done."""
         if self.on_gpu:
-            torch.cuda.synchronize()
+            for card in self._cards or [None]:
+                torch.cuda.synchronize(card)
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Wall clock of a call, all of its work on the device included."""

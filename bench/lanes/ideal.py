@@ -1,8 +1,9 @@
 """What routed generation must cost at least: sums of tick times along a schedule.
 
 ``walk`` lists the ticks of one request that has a card to itself. Their times, measured with the
-card to itself, add up to the ideal at concurrency 1. With tick times that do not depend on the
-context that is
+card to itself, add up to the ideal at concurrency 1. Decodes count as long as they take the engine:
+where its lane plans ahead, the host's part of a tick is hidden and not in them. With tick times
+that do not depend on the context that is
 
     N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from bench.lanes.device import Bandwidth, Device, threads
 from bench.lanes.pairs import DUMMY_PAIRS, dummy_pair
 from bench.plot import check_plot
-from bench.simulation.grid import each, whole
+from bench.simulation.grid import each, real, whole
 from bench.simulation.setting import BLOCK_TOKENS
 from engine import Engine, EngineConfig
 from engine.config import LOAD_FORMATS, ModelConfig, Pair
@@ -27,7 +27,9 @@ SCALES = ("quick", "cpu", "cuda")
 COMMON: Defaults = {
     "pair": {"quick": "dummy-tiny", "cpu": "dummy-cpu", "cuda": "qwen-1.5b/qwen-32b"},
     "dtype": {"quick": "float32", "cpu": "float32", "cuda": "bfloat16"},
-    "arena_tokens": {"quick": "8192", "cpu": "65536", "cuda": "40960"},
+    # Beside 1.5B and 32B in bf16 this is what 80 GB hold, with a GiB of theirs in use already.
+    "arena_tokens": {"quick": "8192", "cpu": "65536", "cuda": "36864"},
+    "memory_fraction": {"quick": "0.92", "cpu": "0.92", "cuda": "0.97"},
     "repeats": {"quick": "3", "cpu": "10", "cuda": "50"},
 }
 _MAX_SEQUENCES = 256
@@ -93,7 +95,14 @@ class Options:
         self._parser.add_argument("--layers", metavar="N", help="replaces the depth of both models")
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+        self._parser.add_argument(
+            "--devices",
+            metavar="SMALL,LARGE",
+            help="one for each model instead, as in cuda:0,cuda:1; fractions are then of the "
+            "bandwidth of the large model's card",
+        )
         self.add("--arena-tokens", "KV room in tokens of the large model", "N")
+        self.add("--memory-fraction", "of a card's memory, what may be in use", "X")
         self.add_number("--max-tick-tokens", "rows of a tick", "2048")
         self.add("--repeats", "timed ticks of a kind", "N")
         self.add_path("--json", "write a result row a line", "FILE")
@@ -107,8 +116,16 @@ class Options:
         check_output(self._given.json, "--json")
         if self._given.plot:
             check_plot(self._given.plot)
-        self.device = Device(self._given.device) if self._given.device else Device.best()
+        self.device = self._device()
         self.scale = "quick" if self._given.quick else self.device.kind
+
+    def _device(self) -> Device:
+        kind, each = self._given.device, self._given.devices
+        if each is None:
+            return Device(kind) if kind is not None else Device.best()
+        if kind is not None:
+            raise SteerError("--devices names both models' devices: leave --device out")
+        return Device.of_models(each)
 
     def __getattr__(self, name: str) -> Any:
         """A flag's value as text, the default of the scale where it is not given."""
@@ -138,20 +155,24 @@ class Options:
             raise SteerError(f"--load-format: unknown {self.load_format!r}; known: {known}")
         if self.dtype not in DTYPES:
             raise SteerError(f"--dtype: unknown {self.dtype!r}; known: {', '.join(DTYPES)}")
-        pair = self._pair()
-        rows = self.whole("max_tick_tokens", _MAX_SEQUENCES + 1)
-        config = EngineConfig(
-            block_tokens=BLOCK_TOKENS,
-            arena_tokens=self.whole("arena_tokens"),
-            max_sequences=_MAX_SEQUENCES,
-            max_tick_tokens=rows,
-            prefix_cache=False,  # requests that are alike must not share what they measure
-            load_format=self.load_format,
-        )
+        pair, config = self.pair_asked(), self.config()
         bandwidth = self.device.bandwidth(self.quick)
         return Setup(pair, config, self.dtype, self.device, bandwidth, self.command)
 
-    def _pair(self) -> Pair:
+    def config(self) -> EngineConfig:
+        """The settings of the engines."""
+        return EngineConfig(
+            block_tokens=BLOCK_TOKENS,
+            arena_tokens=self.whole("arena_tokens"),
+            max_sequences=_MAX_SEQUENCES,
+            max_tick_tokens=self.whole("max_tick_tokens", _MAX_SEQUENCES + 1),
+            prefix_cache=False,  # requests that are alike must not share what they measure
+            load_format=self.load_format,
+            memory_fraction=real("--memory-fraction", self.memory_fraction, 0.01, 1),
+        )
+
+    def pair_asked(self) -> Pair:
+        """Two folders, or the shapes of made-up weights."""
         folders = self.small, self.large
         if any(folders):
             if self.layers is not None:
@@ -173,12 +194,17 @@ class Setup:
     bandwidth: Bandwidth
     command: str
 
-    def engine(self, **changes: Any) -> Engine:
-        """An engine; ``changes`` to its settings. Drop the one before first: a card holds one."""
+    def engine(self, at_once: int = 1, **changes: Any) -> Engine:
+        """An engine; ``changes`` to its settings. Drop the one before first: a card holds one.
+
+        Decodes of up to ``at_once`` sequences are recorded, so that nothing timed waits for it.
+        """
         self.device.release()
         config = EngineConfig(**{**vars(self.config), **changes})
         options = self.device.engine_options
-        return Engine(self.pair, config=config, dtype=self.dtype, **options)
+        engine = Engine(self.pair, config=config, dtype=self.dtype, **options)
+        engine.warm_up(min(at_once, config.max_sequences))
+        return engine
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:

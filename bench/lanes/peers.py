@@ -1,7 +1,9 @@
 """Other implementations that decode one model of the same shapes, with random weights of their own.
 
 Each is measured as its makers advise: a static cache, and on a GPU the step compiled into graphs.
-The cache is taken to be full up to the context: what it holds changes no time.
+The cache is taken to be full up to the context: what it holds changes no time. Each batch and
+context is compiled by itself, for these shapes alone: what was compiled for another would be
+recompiled for shapes that vary, and then not at all.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from engine.errors import SteerError
 
 Step = Callable[[], object]
 _KNOWN = "commit 32971d3, (self, idx, input_pos)"
+_TOLD = 300  # characters
 _COMPILE_RUNS = 3  # of a step, before anything is timed
 
 
@@ -54,7 +57,6 @@ class Transformers:
         self._device = device.kind
         with _made_as(dtype, self._device):
             self._model = Qwen2ForCausalLM(self._config).eval()
-        self._forward = _compiled(self._model.forward) if self.compiled else self._model.forward
 
     def step(self, batch: int, context: int) -> Step:
         """One more token of ``batch`` sequences that have ``context`` already; greedy."""
@@ -67,12 +69,13 @@ class Transformers:
         )
         tokens = torch.ones(batch, 1, dtype=torch.long, device=self._device)
         position = torch.full((1,), context, device=self._device)
+        forward = _compiled(self._model.forward) if self.compiled else self._model.forward
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
             for layer in cache.layers:  # the same token again
                 layer.cumulative_length.fill_(context)
-            out = self._forward(
+            out = forward(
                 input_ids=tokens, past_key_values=cache, position_ids=position[None], use_cache=True
             )
             return out.logits[:, -1].argmax(-1).cpu()
@@ -106,7 +109,6 @@ class GptFast:
         )
         with _made_as(dtype, self._device):
             self._model = module.Transformer(arguments).eval()
-        self._forward = _compiled(self._model) if self.compiled else self._model
 
     def step(self, batch: int, context: int) -> Step:
         """One more token of ``batch`` sequences that have ``context`` already; greedy."""
@@ -115,10 +117,11 @@ class GptFast:
             self._model.setup_caches(batch, context + 1)
         tokens = torch.ones(batch, 1, dtype=torch.int, device=self._device)
         position = torch.full((1,), context, dtype=torch.int, device=self._device)
+        forward = _compiled(self._model) if self.compiled else self._model
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
-            logits: torch.Tensor = self._forward(tokens, position)
+            logits: torch.Tensor = forward(tokens, position)
             return logits[:, -1].argmax(-1).cpu()
 
         return run
@@ -129,14 +132,20 @@ Peer = Transformers | GptFast
 
 def peers_of(
     shape: ModelConfig, dtype: torch.dtype, device: Device, gpt_fast: Path | None
-) -> list[Callable[[], Peer]]:
-    """What is installed, to be built one after the other: a card holds one at a time."""
-    found: list[Callable[[], Peer]] = []
+) -> dict[str, Callable[[], Peer]]:
+    """What is installed by name, to be built one after the other: a card holds one at a time."""
+    found: dict[str, Callable[[], Peer]] = {}
     if importlib.util.find_spec("transformers") is not None:
-        found.append(lambda: Transformers(shape, dtype, device))
+        found["transformers"] = lambda: Transformers(shape, dtype, device)
     if gpt_fast is not None:
-        found.append(lambda: GptFast(gpt_fast, shape, dtype, device))
+        found["gpt-fast"] = lambda: GptFast(gpt_fast, shape, dtype, device)
     return found
+
+
+def said(error: Exception) -> str:
+    """An error in one line: compilers write pages."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:_TOLD]
 
 
 def time_step(step: Step, device: Device, count: int) -> list[float]:
@@ -160,8 +169,11 @@ def check_gpt_fast(folder: Path | None) -> None:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For the shapes of the first call; what was compiled before, and its graphs' memory, goes."""
     torch._dynamo.reset()
-    found: Callable[..., Any] = torch.compile(function, mode="reduce-overhead", fullgraph=True)
+    found: Callable[..., Any] = torch.compile(
+        function, mode="reduce-overhead", fullgraph=True, dynamic=False
+    )
     return found
 
 

@@ -1,8 +1,12 @@
 """Drives an engine's scheduler tick by tick, so that single ticks can be timed as they occur.
 
+A decode is timed in two ways. In turn: plan, run, commit, and the device waits while the host does
+its part. Or ahead, as a lane with ``plan_ahead`` does it: the next tick is planned and launched
+while the last one runs, and what counts is the time between two commits.
+
 What leads up to a tick (a prompt, what the other model wrote) is planned and committed, but no
-model runs: the keys and values that it would have left are whatever the arena holds, which costs a
-forward pass just as much. The plans are the scheduler's own.
+model runs: in place of the keys and values that it would have left the arena is filled with random
+numbers, which cost a forward pass just as much. The plans are the scheduler's own.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
 from engine.config import ROLES
 from engine.errors import SteerError
+from engine.lane import Lane
 from engine.live import LiveRequest
 from engine.routing.policies import Always
 
@@ -32,8 +37,10 @@ class NoRoomError(SteerError):
 
 @dataclass(frozen=True)
 class Tick:
-    """One tick of a model: plan, forward pass, commit.
+    """One tick of a model.
 
+    seconds: of plan, forward pass and commit; of a tick that was planned ahead, from the commit
+        before it to its own.
     context: keys that the last row of a sequence sees, on average.
     sampled: sequences that it gave a token.
     """
@@ -56,11 +63,24 @@ class Puppet:
         self._routes: dict[int, list[int]] = {}
         self._live: dict[int, LiveRequest] = {}
         self._held: list[int] = []
+        self._committed = 0.0
+        for model in (SMALL, LARGE):  # memory as it comes may hold what is no number
+            engine.arena.rows(engine.shapes[model], model).normal_()
+        self._now()
+
+    @property
+    def engine(self) -> Engine:
+        """Whose it is."""
+        return self._engine
 
     @property
     def most_rows(self) -> int:
         """Of one tick."""
         return self._engine.config.max_tick_tokens
+
+    def plans_ahead(self, model: int) -> bool:
+        """Whether the engine's lane of a model does."""
+        return self._engine.lanes[model].ahead
 
     def decode(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """``count`` ticks of ``batch`` sequences, a token each, from ``context`` keys on."""
@@ -69,14 +89,62 @@ class Puppet:
         self.clear()
         return found[_NOT_TIMED:]
 
-    def busy_share(self, model: int, context: int, count: int) -> float | None:
-        """Share of the time in which the device computes while one sequence decodes, if known."""
-        self._line_up(model, 1, context, count)
-        for _ in range(_NOT_TIMED):
-            self._tick(model, 1)
-        found = self._device.busy_share(lambda: [self._tick(model, 1) for _ in range(count)])
+    def decode_ahead(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
+        """As :meth:`decode`, but each tick is planned and launched while the one before it runs."""
+        lane = self._run_ahead(model, batch, context, count)
+        found = [self._next(lane) for _ in range(count)]
+        self._check_all_moved(found)
+        lane.land(self._live)
         self.clear()
         return found
+
+    def decode_as_engine(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
+        """In whichever of the two ways the engine's own lane decodes."""
+        way = self.decode_ahead if self.plans_ahead(model) else self.decode
+        return way(model, batch, context, count)
+
+    def busy_share(self, model: int, context: int, count: int) -> float | None:
+        """Share of the time in which the device computes while one sequence decodes, if known.
+
+        Ticks are planned ahead: what is idle then is idle although the host may be early.
+        """
+        lane = self._run_ahead(model, 1, context, count)
+        found = self._device.busy_share(lambda: [self._next(lane) for _ in range(count)])
+        lane.land(self._live)
+        self.clear()
+        return found
+
+    def _run_ahead(self, model: int, batch: int, context: int, count: int) -> Lane:
+        """A lane that decodes ahead, with a tick in flight; it has tokens for ``count`` more."""
+        self._line_up(model, batch, context, count + 1)  # the last one has one behind it, too
+        lane = Lane(self._scheduler, self._engine.lanes[model].runner, ahead=True)
+        self._committed = self._now()
+        for _ in range(_NOT_TIMED):
+            self._next(lane)
+        return lane
+
+    def _next(self, lane: Lane) -> Tick:
+        """Commit the oldest tick of a lane, as the engine's driver does; the next one runs by then.
+
+        Nothing waits for the device but for that tick's own end.
+        """
+        lane.start(self._live)
+        lane.wait()
+        lane.retire(self._live)
+        self._answer()
+        if not self._held or self._held[0] not in self._live:
+            raise NoRoomError("a sequence ended while it was measured")
+        began, self._committed = self._committed, time.perf_counter()
+        batch, seen = len(self._held), self._length(self._held[0]) - 1
+        return Tick(self._committed - began, batch, batch, seen, batch)
+
+    def _check_all_moved(self, ticks: list[Tick]) -> None:
+        """NoRoomError unless each tick gave each sequence a token."""
+        first = round(ticks[0].context)
+        expected = [first + i for i in range(len(ticks))]
+        ends = {self._length(number) for number in self._held}
+        if [t.context for t in ticks] != expected or ends != {expected[-1] + 1}:
+            raise NoRoomError("sequences found no room for a token each in every tick")
 
     def _line_up(self, model: int, batch: int, context: int, count: int) -> None:
         """Bring sequences to where each tick gives all of them a token."""

@@ -75,6 +75,7 @@ class Job:
     """One request of a forced run; tokens of its prompt, its answer and a step.
 
     reads: whether boundaries are read; where not, all ``models`` are the same.
+    temperature: of draws; 0 takes the likeliest token.
     """
 
     prompt: int
@@ -82,6 +83,7 @@ class Job:
     step: int
     models: Models
     reads: bool
+    temperature: float = 0.0
 
     @property
     def policy(self) -> Policy:
@@ -94,7 +96,11 @@ class Job:
     def params(self) -> SamplingParams:
         """So long and no longer, in steps of the schedule's length."""
         return SamplingParams(
-            max_tokens=self.answer, max_step_tokens=self.step, ignore_eos=True, seed=0
+            max_tokens=self.answer,
+            max_step_tokens=self.step,
+            ignore_eos=True,
+            temperature=self.temperature,
+            seed=0,
         )
 
     @property
@@ -116,6 +122,7 @@ class Load:
     """What each of ``requests`` looks like: tokens of prompt, answer and step.
 
     runs: 0 for evenly spread steps, else the mean number of steps of a run of large ones.
+    temperature: of all draws.
     """
 
     requests: int
@@ -124,6 +131,7 @@ class Load:
     step: int
     runs: float = 0.0
     seed: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if self.step > self.answer:
@@ -133,9 +141,12 @@ class Load:
         """The requests at one share of large tokens. At 1 nobody reads: that is the model alone."""
         count = -(-self.answer // self.step)
         return [
-            Job(self.prompt, self.answer, self.step, self._models(count, share, i), share < 1)
+            Job(
+                self.prompt, self.answer, self.step, self._models(count, share, i), share < 1,
+                self.temperature,
+            )
             for i in range(self.requests)
-        ]
+        ]  # fmt: skip
 
     def _models(self, count: int, share: float, request: int) -> Models:
         if self.runs:

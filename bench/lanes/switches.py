@@ -7,23 +7,41 @@ from typing import Any
 
 from engine import EngineConfig
 
-# Numbers of which 0 means off, with the value that means on.
-_AMOUNTS = {"eager_backlog": 128, "read_along": 32, "graph_rows": 256}
-# Names, with what is tried instead of whatever is chosen now.
-_CHOICES = {"graphs": "off", "plan_ahead": "off"}
+# Tokens behind which a model reads along, 0 for never.
+_LAGS = ("eager_backlog", "read_along")
+# Other numbers of which 0 means off, with the value that means on.
+_AMOUNTS = {"graph_rows": 256}
+# Names, with what is tried instead of what "auto" chooses on a card, and on a CPU.
+_CHOICES = {"graphs": ("off", "on"), "plan_ahead": ("off", "both")}
+# Nothing but one kind of device looks at these.
+_ON_CARDS = ("overlap", "fused_head", "fused_sampling")
+_ON_CPUS = ("cpu_kernels",)
 # Requests of a bench must not share what they measure.
 _NOT_HERE = ("prefix_cache",)
+# Where every request takes the likeliest token these change nothing.
+OF_DRAWS = ("fused_sampling",)
 
 
-def flipped(config: EngineConfig) -> dict[str, Any]:
+def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
     """By name, the value that each switch of ``config`` does not have now.
 
-    Every true-or-false setting is a switch, so new ones show up by themselves.
+    Every true-or-false setting is a switch, so new ones show up by themselves; what the device at
+    hand does not look at is left out.
+
+    Args:
+        config: as it is.
+        on_gpu: whether lanes run on a card.
+        step: tokens of the steps that are handed over. A model that reads along begins once it
+            lags a quarter of one behind: with a whole one there would be nothing left to read.
     """
+    not_here = (*_NOT_HERE, *(_ON_CPUS if on_gpu else _ON_CARDS))
     found: dict[str, Any] = {
         f.name: not getattr(config, f.name)
         for f in fields(config)
-        if isinstance(getattr(config, f.name), bool) and f.name not in _NOT_HERE
+        if isinstance(getattr(config, f.name), bool) and f.name not in not_here
     }
-    amounts = {n: 0 if getattr(config, n) else on for n, on in _AMOUNTS.items()}
-    return found | amounts | _CHOICES
+    lag = max(1, step // 4)
+    lags = {name: 0 if getattr(config, name) else lag for name in _LAGS}
+    if on_gpu:  # a CPU records nothing unless it is told to
+        found |= {name: 0 if getattr(config, name) else on for name, on in _AMOUNTS.items()}
+    return found | lags | {name: tried[not on_gpu] for name, tried in _CHOICES.items()}

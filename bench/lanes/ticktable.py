@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.lanes.puppet import Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.schedule import LARGE, SMALL
 from bench.simulation.table import Point, TableTimes
 from engine.config import ROLES
@@ -32,6 +33,9 @@ def measure_table(
 ) -> tuple[TableTimes, list[dict[str, Any]]]:
     """Median times of both models on the full grid, and its rows.
 
+    Decodes are timed as the engine's lanes run them, ahead where they plan ahead. Longer spans are
+    timed from plan to commit: they begin behind a decision, with nothing in flight.
+
     A batch of spans that one tick does not hold is given the time of the largest that it does, per
     row: no such tick is ever planned, but the table has to be full. Its rows say so.
     """
@@ -42,20 +46,21 @@ def measure_table(
         held = max((b for b in batches if b * span <= puppet.most_rows), default=0)
         if not held:
             raise SteerError(f"a span of {span} rows exceeds a tick: raise --max-tick-tokens")
-        extended = batch > held
+        extended, recorded = batch > held, Recorded(puppet.engine)
         if extended:
             us = times[model][held, context, span] * batch / held
         else:
             us = _MICRO * _time(puppet, model, batch, context, span, repeats)
         times[model][batch, context, span] = us
         place = {"model": ROLES[model], "batch": batch, "context": context, "span": span}
-        rows.append({**place, "us": us, "extended": extended})
+        ahead = span == 1 and puppet.plans_ahead(model)
+        rows.append({**place, "us": us, "extended": extended, "ahead": ahead, **recorded.fields})
     return TableTimes(times, "measured in this run"), rows
 
 
 def _time(puppet: Puppet, model: int, batch: int, context: int, span: int, repeats: int) -> float:
     if span == 1:
-        ticks = puppet.decode(model, batch, context, repeats)
+        ticks = puppet.decode_as_engine(model, batch, context, repeats)
     else:
         ticks = puppet.catch_up(model, batch, context, span, repeats)
     return median(tick.seconds for tick in ticks)

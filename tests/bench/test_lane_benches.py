@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from bench import decode, handoff, overlap, pair
+from bench.lanes.options import Options
 from bench.simulation.table import read_table
 from engine import SteerError
+from engine.device import DTYPES
+from engine.memory import ArenaGeometry
+from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
 
 SMALLEST = ("--quick", "--device=cpu", "--layers=1", "--repeats=2")
 BENCHES = (decode, handoff, overlap, pair)
@@ -28,6 +33,8 @@ def rows_of(bench: ModuleType, path: Path, *arguments: str) -> list[dict[str, An
         assert row["load_format"] == "dummy" and row["copy_bandwidth"] > 0
         assert row["command"].startswith(f"python -m {bench.__name__} --quick")
         assert "accuracy" not in row
+        nothing = None if row.get("provider", "steer") != "steer" else [0, 0]
+        assert row["captures"] == row["misses"] == nothing
     return rows
 
 
@@ -41,13 +48,66 @@ def test_decode(tmp_path: Path, capsys):
         ("transformers", "small", 100),
     }
     for row in rows:
+        assert row["error"] is None
         assert row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"])
         reached = 1e3 * row["bytes"] / row["p50_ms"]
         assert row["of_copy"] == pytest.approx(reached / row["copy_bandwidth"])
         assert row["provider_version"][0].isdigit()
+        assert (row["in_turn_p50_ms"] is None) == (row["provider"] != "steer")
+        assert row["engine_plans_ahead"] is (False if row["provider"] == "steer" else None)
     told = capsys.readouterr()
     assert "skipped: large, 100 x 64: " in told.err and "made-up weights" in told.out
+
+
+GPT_FAST = """
+import torch
+
+
+class ModelArgs:
+    def __init__(self, **settings):
+        self.settings = settings
+
+
+class Transformer(torch.nn.Module):
+    max_batch_size = max_seq_length = -1
+
+    def __init__(self, config):
+        super().__init__()
+        if config.settings["n_head"] == {heads}:
+            raise ValueError("cannot be built\\nand here are pages of it")
+        self.layer = torch.nn.Linear(4, config.settings["vocab_size"])
+
+    def setup_caches(self, batch, length):
+        self.batch = batch
+
+    def forward(self, idx, input_pos):
+        if self.batch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.layer(torch.zeros(*idx.shape, 4))
+"""
+
+
+@pytest.mark.parametrize("heads", [0, 4])
+def test_a_peer_that_fails_is_a_row(tmp_path: Path, capsys, heads: int):
+    """In one cell, or where it is built: named, and the others go on."""
+    (tmp_path / "model.py").write_text(GPT_FAST.format(heads=heads))
+    given = ("--batch=1,2,4", "--context=64", f"--gpt-fast={tmp_path}")
+    rows = [r for r in rows_of(decode, tmp_path, *given) if r["provider"] == "gpt-fast"]
+    assert [(r["model"], r["batch"]) for r in rows] == [
+        (model, batch) for model in ("small", "large") for batch in (1, 2, 4)
+    ]
+    failed = [r for r in rows if r["error"] is not None]
+    assert len(failed) == (6 if heads else 2)
+    for row in failed:
+        assert row["p50_ms"] is row["of_copy"] is row["tokens_per_second"] is None
+        expected = (
+            "ValueError: cannot be built" if heads else "OutOfMemoryError: CUDA out of memory"
+        )
+        assert row["error"] == expected
+    told = capsys.readouterr()
+    assert told.err.count("failed: gpt-fast, small, 2 x 64: ") == 1
+    assert told.out.count("gpt-fast") == 6
 
 
 def test_handoff(tmp_path: Path):
@@ -99,18 +159,31 @@ def test_pair(tmp_path: Path):
 KINDS = ("tick", "run", "ablation")
 
 
+def test_a_device_for_each_model(tmp_path: Path):
+    """The rows are those of one device, here of a CPU."""
+    smallest = ("--quick", "--devices=cpu, cpu", "--layers=1", "--repeats=2", "--requests=4")
+    file = tmp_path / "rows.jsonl"
+    assert overlap.main([*smallest, f"--json={file}"]) == 0
+    (row,) = [json.loads(line) for line in file.read_text().splitlines()]
+    assert row["small_ticks"] == row["large_ticks"] == 2 and row["threads"]
+
+
 @pytest.mark.parametrize("bench", BENCHES)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--pair=tiny"], "--pair: no shapes for 'tiny'; known: dummy-tiny, "),
         (["--device=tpu"], "--device: unknown device 'tpu'; known: cpu, cuda"),
+        (["--devices=cpu"], "--devices: devices must name one for each of the two models, got"),
+        (["--devices=cpu,tpu"], "--devices: unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
+        (["--devices=cpu,cpu", "--device=cpu"], "--devices names both models' devices: leave"),
         (["--dtype=int8"], "--dtype: unknown 'int8'; known: "),
         (["--layers=0"], "--layers: expected a whole number from 1 on, got '0'"),
         (["--repeats=1"], "--repeats: expected a whole number from 2 on, got '1'"),
         (["--load-format=gguf"], "--load-format: unknown 'gguf'; known: safetensors, dummy"),
         (["--load-format=safetensors"], "needs --small DIR and --large DIR"),
         (["--small=a", "--large=b", "--layers=2"], "--layers goes with made-up weights"),
+        (["--memory-fraction=2"], "--memory-fraction: expected a number from 0.01 up to 1, got"),
         (["--json=nowhere/rows"], "no such folder"),
         (["--plot=picture"], "ends in .png, .svg, .pdf"),
         (["--sort"], "unrecognized arguments: --sort"),
@@ -156,6 +229,33 @@ def test_another_gpt_fast_is_refused(tmp_path: Path):
     assert decode.main(["--quick", f"--gpt-fast={tmp_path}"]) == 2
     with pytest.raises(SteerError, match=r"forward\('self', 'mask', .*is not that of commit"):
         decode.check_gpt_fast(tmp_path)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("total", [79.1, 139.0])
+def test_defaults_fit_a_card(bench: ModuleType, total: float):
+    """Of 80 GB (79.1 GiB) and of 141 GB, of which a GiB is taken: weights, workspaces, arena."""
+    options: Options = bench.command_line()
+    options.parse(["--device=cpu"])
+    options.scale = "cuda"
+    config, shapes = options.config(), options.pair_asked().shapes
+    size = DTYPES[options.dtype].itemsize
+    geometry = ArenaGeometry.of(shapes, config, size)
+    needed = {
+        "weights": sum(weight_room(shape, size) for shape in shapes),
+        "workspaces": sum(workspace_room(shape, config, size) for shape in shapes),
+    }
+    free = int((total - 1) * GIB)
+    card = CardMemory("a card", int(total * GIB), free, config.memory_fraction)
+    slabs = geometry.slabs
+    assert arena_slabs(card, needed, geometry.slab_bytes, 64, slabs) == slabs
+    # The fraction that engines have by themselves leaves other programs room, and would not do.
+    if total < 80:
+        with pytest.raises(SteerError, match="would fit"):
+            arena_slabs(replace(card, fraction=0.92), needed, geometry.slab_bytes, 64, slabs)
 
 
 @pytest.mark.parametrize("bench", BENCHES)

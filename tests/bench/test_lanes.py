@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from bench.lanes.contest import compare
+from bench.lanes.contest import Cell, Contest, compare
 from bench.lanes.device import Bandwidth, Device, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
 from bench.lanes.options import Setup
 from bench.lanes.pairs import SCALED, dummy_pair
 from bench.lanes.puppet import NoRoomError, Puppet
+from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
@@ -25,6 +26,7 @@ from bench.overlap import inflation
 from bench.simulation.meter import row_counts
 from engine import Engine, EngineConfig, SteerError
 from engine.config import LANE_POLICIES, ModelConfig
+from tests.engine.test_ahead import LateQueue, delay
 
 CPU = Device("cpu")
 CONFIG = EngineConfig(
@@ -157,13 +159,45 @@ def test_rows_are_compared():
     assert compare(row("auto", 0.2, 45.0), [])["speedup"] is None
 
 
-def test_every_switch_is_turned():
-    turned = flipped(CONFIG)
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_every_switch_that_counts_is_turned(on_gpu: bool):
+    turned = flipped(CONFIG, on_gpu, step=32)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
-    others = {"eager_backlog", "read_along", "graph_rows", "graphs", "plan_ahead"}
-    assert set(turned) == switches | others
+    cards = {"overlap", "fused_head", "fused_sampling"}
+    switches -= {"cpu_kernels"} if on_gpu else cards
+    amounts = {"graph_rows"} if on_gpu else set()
+    others = {"eager_backlog", "read_along", "graphs", "plan_ahead"}
+    assert set(turned) == switches | others | amounts
+    assert cards <= set(turned) or not on_gpu
     for name, value in turned.items():
         assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
+    assert turned["eager_backlog"] == turned["read_along"] == 8  # a step's backlog is 32
+    assert turned["graphs"] == ("off" if on_gpu else "on")
+    back = flipped(replace(CONFIG, eager_backlog=8, read_along=8), on_gpu, step=32)
+    assert back["eager_backlog"] == back["read_along"] == 0
+
+
+def test_draws_are_ablated_beside_a_run_that_draws():
+    contest = Contest(SETUP, Load(1, 12, 8, 4), rounds=1, repeats=2, together=None)
+    rows = list(contest.ablated(Cell(0.5, 2), {"fused_sampling": False}, 0.8))
+    assert [(r["switch"], r["value"], r["temperature"]) for r in rows] == [
+        ("none", None, 0.8), ("fused_sampling", False, 0.8),
+    ]  # fmt: skip
+    assert rows[0]["over_default"] == 1 and rows[1]["over_default"] > 0
+    assert all(row["tokens"] == 16 for row in rows)
+    (job, _) = Load(2, 12, 8, 4, temperature=0.8).jobs(0.5)
+    assert job.params.temperature == 0.8
+
+
+def test_reading_along_has_something_to_read_at_a_quarter_of_a_step():
+    """The large model ticks before the boundary, too."""
+    load = Load(1, 12, 64, 32)
+    turned = flipped(CONFIG, False, load.step)
+    lazy, eager = (
+        run_jobs(SETUP.engine(eager_backlog=lag), CPU, load.jobs(0.5), 1).ticks[LARGE]
+        for lag in (0, turned["eager_backlog"])
+    )
+    assert eager > lazy
 
 
 # Against the engine
@@ -206,6 +240,50 @@ def test_ticks_are_what_was_asked_for(puppet: Puppet):
         (early,) = puppet.catch_up(model, batch=2, context=20, span=17, count=1)
         assert (early.sequences, early.rows, early.context) == (2, 34, 17)
         assert all(tick.seconds > 0 for tick in (*ticks, late, early))
+
+
+def late_lanes(**config: Any) -> tuple[Engine, tuple[LateQueue, LateQueue]]:
+    """An engine on devices that take their time, so that it shows what waits in their queues."""
+    engine = SETUP.engine(**config)
+    return engine, delay(engine, seed=1)
+
+
+def test_a_decode_ahead_is_launched_behind_the_one_that_runs():
+    engine, queues = late_lanes()
+    puppet = Puppet(engine, CPU)
+    for model, queue in zip((SMALL, LARGE), queues, strict=True):
+        puppet.decode(model, batch=3, context=100, count=4)
+        assert queue.deepest == 1
+        ticks = puppet.decode_ahead(model, batch=3, context=100, count=4)
+        assert queue.deepest == 2
+        assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
+        assert [t.context for t in ticks] == [103, 104, 105, 106]
+        assert all(tick.seconds > 0 for tick in ticks)
+    # Two untimed ticks, and one behind the last: all but the first were planned ahead.
+    assert engine.scheduler.counters()["ahead"] == [3 * 6, 3 * 6]
+    assert engine.scheduler.counters()["voided"] == [0, 0]
+    assert engine.scheduler.running == 0
+    engine.scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(("at_once", "late"), [(1, [2, 0]), (3, [0, 0])])
+def test_what_is_recorded_while_a_row_is_measured_is_counted(at_once: int, late: list[int]):
+    engine = SETUP.engine(at_once, graphs="on")
+    recorded = Recorded(engine)
+    for batch in (2, 3):  # padded to 2 and 4
+        Puppet(engine, CPU).decode(SMALL, batch, context=100, count=2)
+    assert recorded.fields == {"captures": late, "misses": late}
+
+
+def test_tick_times_are_those_of_the_engines_lanes():
+    """Decodes ahead where a lane plans ahead; spans in turn, with nothing in flight before them."""
+    engine, queues = late_lanes(plan_ahead="small")
+    _, rows = measure_table(Puppet(engine, CPU), [2], [70], [1, 4], repeats=2)
+    assert [queue.deepest for queue in queues] == [2, 1]
+    ahead = {(r["model"], r["span"]): r["ahead"] for r in rows}
+    assert ahead == {
+        ("small", 1): True, ("small", 4): False, ("large", 1): False, ("large", 4): False,
+    }  # fmt: skip
 
 
 def test_a_handoff_catches_up(puppet: Puppet):

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.cli import main
 from engine.device import choose_devices, choose_dtype
-from engine.graphs import Graphs
+from engine.graphs import GraphCounts, Graphs
 from engine.models.decoder import Batch
 from engine.queue import HostQueue
 from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
@@ -184,9 +185,9 @@ SAMPLED = [
 ]
 
 
-def written(engine, batch, tokens):
+def written(engine, batch, tokens, role="small"):
     ids = [
-        engine.submit(p, SamplingParams(max_tokens=tokens, seed=i, **SAMPLED[i % 5]), "small")
+        engine.submit(p, SamplingParams(max_tokens=tokens, seed=i, **SAMPLED[i % 5]), role)
         for i, p in enumerate(batch)
     ]
     done = {}
@@ -196,7 +197,8 @@ def written(engine, batch, tokens):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_graphs_change_no_token(kit, way, prompts):
+@pytest.mark.parametrize("role", ROLES)
+def test_graphs_change_no_token(kit, way, role, prompts):
     """Nor a log-probability: at the same padded size the same work is done."""
     if way.config["graphs"] == "off":
         pytest.skip("the other side of the comparison")
@@ -206,9 +208,37 @@ def test_graphs_change_no_token(kit, way, prompts):
         if not graphs:
             for lane in engine.lanes:
                 lane.runner.graphs = Graphs(None)
-        found.append(written(engine, batch, 24))
-        assert (engine.graph_counts["small"].replays > 10) == graphs
+        found.append(written(engine, batch, 24, role))
+        assert (engine.graph_counts[role].replays > 10) == graphs
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_graphs_are_recorded_before_there_are_requests(kit, way, prompts):
+    """On padding alone, each size in both kinds; then no tick records one, and no token changes."""
+    if way.config["graphs"] == "off":
+        pytest.skip("nothing is recorded")
+    batch, found = prompts(10, seed=6), []
+    for most in (None, 5, 32):
+        engine = build(kit, way)
+        counts = [engine.graph_counts[role] for role in ROLES]
+        if most:
+            engine.warm_up(most)
+            sizes = {5: 4, 32: 6}[most]  # 1, 2, 4, 8, and so on
+            assert counts == [GraphCounts(captures=2 * sizes)] * 2
+        found.append(written(engine, batch, 24))
+    assert counts[0].misses == 0 and counts[0].replays > 10 and counts[0].captures == 12
+    assert found[1] == found[0] == found[2]
+
+
+def test_who_may_warm_up(kit, prompts):
+    engine = build(kit, WAYS[1].values[0])
+    for most in (0, 33):
+        with pytest.raises(SteerError, match=f"from 1 to 32 sequences, got {most}"):
+            engine.warm_up(most)
+    engine.submit(prompts(1, seed=1)[0], SamplingParams(max_tokens=2), "small")
+    with pytest.raises(SteerError, match=r"warm_up\(\) with 1 requests: call it before"):
+        engine.warm_up()
 
 
 @pytest.mark.skipif(GPU, reason="the interpreter is chosen before kernels are imported")
@@ -403,6 +433,28 @@ def test_bad_devices(arguments, says, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SteerError, match=says):
         choose_devices(*arguments)
+
+
+def test_the_command_takes_a_device_for_each_model(capsys):
+    said = []
+    for flag in ("--device=cpu", "--devices=cpu, cpu"):
+        assert main(["generate", "47+36*7-15?", flag, "--max-tokens=6", "--seed=1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "rows:" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--devices=cpu"], "devices must name one for each of the two models, got ['cpu']"),
+        (["--devices=cpu,tpu"], "unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
+        (["--devices=cpu,cpu", "--device=cpu"], "leave --device out"),
+    ],
+)
+def test_bad_devices_of_the_command(flags, says, capsys):
+    assert main(["generate", "4+3?", *flags]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and says in told.err and told.err.count("\n") == 1
 
 
 def test_dtypes_of_cards(monkeypatch):

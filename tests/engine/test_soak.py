@@ -27,11 +27,29 @@ ON_GPU = pytest.param("cuda", marks=[
 
 
 def memory(device):
-    """Bytes in use."""
+    """Bytes in use; on a GPU also those that are kept for later use, graphs' own included."""
     gc.collect()
     if device == "cuda":
-        return torch.cuda.memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    return (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,)
+
+
+class Calm:
+    """When memory can be held to what it was: half of the time is over, and for so many ticks no
+    graph has been recorded."""
+
+    TICKS = 200
+
+    def __init__(self, engine, begin):
+        self._engine, self._begin = engine, begin
+        self._captures = self._ticks = 0
+
+    def __call__(self):
+        """Once a tick."""
+        captures = sum(counts.captures for counts in self._engine.graph_counts.values())
+        self._ticks = self._ticks + 1 if captures == self._captures else 0
+        self._captures = captures
+        return self._ticks > self.TICKS and time.monotonic() > self._begin + SECONDS / 2
 
 
 def random_params(rng):
@@ -53,22 +71,26 @@ def test_soak(device, make_pair, tmp_path, delimiters):
     small, large = kit.folders
     engine = Engine("custom", small=small, large=large, config=config, device=device)
     policy = Call(lambda boundary: rng.choice(["small", "small", "large"]))
-    alive, ended, baseline, end = set(), {}, 0, time.monotonic() + SECONDS
-    warm = end - SECONDS / 2  # every size of graph has been recorded by then
-    while alive or time.monotonic() < end:
-        while len(alive) < 40 and time.monotonic() < end:
+    alive, ended, baseline, begin = set(), {}, None, time.monotonic()
+    calm, end = Calm(engine, begin), begin + SECONDS
+    while alive or time.monotonic() < end or baseline is None:
+        while len(alive) < 40 and (time.monotonic() < end or baseline is None):
             prompt = [rng.randrange(2, 38) for _ in range(rng.randint(1, 50))]
             alive.add(engine.submit(prompt, random_params(rng), policy))
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 and alive:
             engine.abort(rng.choice(sorted(alive)))
         for done in engine.step():
             alive.discard(done.request_id)
             ended[done.finish_reason] = ended.get(done.finish_reason, 0) + 1
-        if not baseline and time.monotonic() > warm:
+        if calm() and baseline is None:
             baseline = memory(device)
+            end = max(end, time.monotonic() + SECONDS / 2)
     engine.scheduler.check_integrity()
     assert engine.scheduler.pool.live(0) == engine.scheduler.pool.live(1) == 0
     assert ended["abort"] > 0 and ended["length"] > 20 and "error" not in ended
     assert engine.scheduler.counters()["preemptions"] > 0
     assert all(c.replays > c.captures > 0 for c in engine.graph_counts.values())
-    assert memory(device) <= 1.02 * baseline + 2**24
+    in_use, *kept = zip(memory(device), baseline, strict=True)
+    assert in_use[0] <= 1.02 * in_use[1] + 2**24
+    for now, then in kept:  # the allocator rounds up, and a rare size may still come up
+        assert now <= 1.05 * then + 2**26

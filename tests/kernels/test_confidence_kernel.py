@@ -277,6 +277,8 @@ def test_frequencies_over_several_tiles():
     draw = draws(150, (1.5, 0, 1.0, 0.0), seed=1, filters=False)
     found = confidence(z.expand(150, -1).contiguous().to(ON), 5000, draw)
     assert chi_square_p(found.token, (z[0].double() / 1.5).softmax(-1)) > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [1e-46, 1e-200, 1e-30, 0.0])
 def test_temperatures_below_fp32_take_the_argmax(temperature):
     """They are no 0 in fp64, where the reference divides by them."""
@@ -286,8 +288,6 @@ def test_temperatures_below_fp32_take_the_argmax(temperature):
     for kept in (draw, draws(8, (temperature, 0, 1.0, 0.0), filters=False),
                  draws(8, (temperature, 250, 0.99, 0.0))):  # fmt: skip
         assert (confidence(z.to(ON), 300, kept).token == 299).all()
-
-
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:3])
