@@ -15,7 +15,7 @@ from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
-from bench.lanes.switches import OF_DRAWS, flipped
+from bench.lanes.switches import OF_DRAWS, flipped, turned
 from bench.lanes.ticktable import clipped, measure_table, powers, spread
 from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
@@ -70,7 +70,7 @@ class Contest:
         Graphs of all decodes were recorded with the engine.
         """
         load = replace(self.load, requests=concurrency, answer=2 * self.load.step)
-        run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency)
+        run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency, seed=1)
 
     def run(self, engine: Engine, times: TickTimes, cell: Cell) -> Row:
         """One row, without what takes other rows to know."""
@@ -102,19 +102,19 @@ class Contest:
 
         Switches of how tokens are drawn are turned where they are drawn, beside a row of their own.
         """
-        turned = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
-        of_draws = {name: turned.pop(name) for name in OF_DRAWS if name in turned}
-        yield from self.ablated(cell, turned, 0.0)
+        switches = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
+        of_draws = {name: switches.pop(name) for name in OF_DRAWS if name in switches}
+        yield from self.ablated(cell, switches, 0.0)
         if of_draws:
             yield from self.ablated(cell, of_draws, _DRAWN_AT)
 
-    def ablated(self, cell: Cell, turned: Row, temperature: float) -> Iterator[Row]:
-        """The cell as it is, then with each setting of ``turned`` by itself."""
+    def ablated(self, cell: Cell, switches: Row, temperature: float) -> Iterator[Row]:
+        """The cell as it is, then with each of ``switches`` turned by itself."""
         default: float | None = None
         load = replace(self.load, temperature=temperature)
         drawn = replace(self, load=replace(load, requests=self.rounds * cell.concurrency))
-        for name, value in [("none", None), *turned.items()]:
-            changes = {} if name == "none" else {name: value}
+        for name, value in [("none", None), *switches.items()]:
+            changes = {} if name == "none" else turned(name, value)
             engine = self.setup.engine(cell.concurrency, **changes)
             drawn.warm(engine, cell.concurrency)
             recorded, jobs = Recorded(engine), drawn.load.jobs(cell.share)
@@ -151,6 +151,7 @@ class Contest:
             "large_token_share": ran.large_tokens / ran.tokens,
             "ticks": list(ran.ticks),
             "catchup_rows": catch_up,
+            "restored_rows": ran.usage.restored,
         }
 
 

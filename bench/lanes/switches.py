@@ -10,11 +10,13 @@ from engine import EngineConfig
 # Tokens behind which a model reads along, 0 for never.
 _LAGS = ("eager_backlog", "read_along")
 # Other numbers of which 0 means off, with the value that means on.
-_AMOUNTS = {"graph_rows": 256}
+_AMOUNTS = {"graph_rows": 256, "host_kv_tokens": 16384}
 # Names, with what is tried instead of what "auto" chooses on a card, and on a CPU.
 _CHOICES = {"graphs": ("off", "on"), "plan_ahead": ("off", "both")}
+# What a switch needs to be on. Prompts of a bench differ, so the cache finds what was parked only.
+_NEEDS = {"host_kv_tokens": {"prefix_cache": True}}
 # Nothing but one kind of device looks at these.
-_ON_CARDS = ("overlap", "fused_head", "fused_sampling")
+_ON_CARDS = ("overlap", "fused_head", "fused_sampling", "graph_rows")
 _ON_CPUS = ("cpu_kernels",)
 # Requests of a bench must not share what they measure.
 _NOT_HERE = ("prefix_cache",)
@@ -42,6 +44,15 @@ def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
     }
     lag = max(1, step // 4)
     lags = {name: 0 if getattr(config, name) else lag for name in _LAGS}
-    if on_gpu:  # a CPU records nothing unless it is told to
-        found |= {name: 0 if getattr(config, name) else on for name, on in _AMOUNTS.items()}
-    return found | lags | {name: tried[not on_gpu] for name, tried in _CHOICES.items()}
+    amounts = {
+        name: 0 if getattr(config, name) else on
+        for name, on in _AMOUNTS.items()
+        if name not in not_here
+    }
+    choices = {name: tried[not on_gpu] for name, tried in _CHOICES.items()}
+    return found | lags | amounts | choices
+
+
+def turned(name: str, value: Any) -> dict[str, Any]:
+    """The settings that turn one switch to ``value``, with those that it needs."""
+    return {name: value} | (_NEEDS.get(name, {}) if value else {})

@@ -18,7 +18,7 @@ from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
-from bench.lanes.switches import flipped
+from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import measure_table, powers, spread
 from bench.lanes.traffic import tick_bytes
 from bench.lanes.window import Window, measure
@@ -161,18 +161,19 @@ def test_rows_are_compared():
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_every_switch_that_counts_is_turned(on_gpu: bool):
-    turned = flipped(CONFIG, on_gpu, step=32)
+    found = flipped(CONFIG, on_gpu, step=32)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
     cards = {"overlap", "fused_head", "fused_sampling"}
     switches -= {"cpu_kernels"} if on_gpu else cards
-    amounts = {"graph_rows"} if on_gpu else set()
-    others = {"eager_backlog", "read_along", "graphs", "plan_ahead"}
-    assert set(turned) == switches | others | amounts
-    assert cards <= set(turned) or not on_gpu
-    for name, value in turned.items():
-        assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
-    assert turned["eager_backlog"] == turned["read_along"] == 8  # a step's backlog is 32
-    assert turned["graphs"] == ("off" if on_gpu else "on")
+    amounts = {"eager_backlog", "read_along", "host_kv_tokens"} | (
+        {"graph_rows"} if on_gpu else set()
+    )
+    assert set(found) == switches | amounts | {"graphs", "plan_ahead"}
+    assert cards <= set(found) or not on_gpu
+    for name, value in found.items():
+        assert getattr(replace(CONFIG, **turned(name, value)), name) != getattr(CONFIG, name)
+    assert found["eager_backlog"] == found["read_along"] == 8  # a step's backlog is 32
+    assert found["graphs"] == ("off" if on_gpu else "on")
     back = flipped(replace(CONFIG, eager_backlog=8, read_along=8), on_gpu, step=32)
     assert back["eager_backlog"] == back["read_along"] == 0
 
@@ -192,10 +193,10 @@ def test_draws_are_ablated_beside_a_run_that_draws():
 def test_reading_along_has_something_to_read_at_a_quarter_of_a_step():
     """The large model ticks before the boundary, too."""
     load = Load(1, 12, 64, 32)
-    turned = flipped(CONFIG, False, load.step)
+    switches = flipped(CONFIG, False, load.step)
     lazy, eager = (
         run_jobs(SETUP.engine(eager_backlog=lag), CPU, load.jobs(0.5), 1).ticks[LARGE]
-        for lag in (0, turned["eager_backlog"])
+        for lag in (0, switches["eager_backlog"])
     )
     assert eager > lazy
 
