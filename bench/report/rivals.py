@@ -21,11 +21,11 @@ from engine.routing.windows import BOUNDARY, Window
 from engine.tuning.samples import Sample
 from engine.tuning.target import ladder
 
-_WORTHS = (0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 6.0)
-_SHARES = (0.05, 0.1, 0.2, 0.4, 0.7)
-_HANDED = (0.04, 0.08, 0.12, 0.18, 0.3)  # shares of steps that a threshold's settings aim at
-_TAUS = 6
-_MARKS = (-2.0, -5.0, -9.0, -12.0)  # log p of a step's least likely token
+_WORTHS = (0.75, 1.0, 1.5, 2.0, 4.0)
+_SHARES = (0.1, 0.25, 0.5)
+_HANDED = (0.06, 0.14, 0.25)  # shares of steps that a threshold's settings aim at
+_TAUS = 5
+_MARKS = (-2.0, -5.0, -9.0)  # log p of a step's least likely token
 _ROLLBACK = "rollback:min:-5"
 
 
@@ -57,7 +57,7 @@ def settings(
         yield Setting("audit", mark, AuditOnly(mark))
     for tau in sorted({*taus[1 : len(taus) // 2 : max(1, len(taus) // 6)], calibration.tau}):
         yield Setting("steer+audit", tau, Steer(calibration, tau), audit=_ROLLBACK)
-    for worth in _WORTHS[1:5]:
+    for worth in _WORTHS[1:4]:
         yield Setting(
             "steer-cost+audit", worth, CostAware(calibration, worth, price), audit=_ROLLBACK
         )
