@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.chat import Message
 from engine.errors import SteerError
+from engine.tokenizer_difference import definition_difference, vocabulary_difference
 from engine.tokenizer_files import read_tokenizer
 
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
@@ -100,19 +101,15 @@ class Tokenizer:
         return b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
 
     def difference(self, other: Tokenizer) -> str | None:
-        """The first thing in which two tokenizers differ, in words; None if they agree."""
+        """The first thing in which two tokenizers differ, in words; None if they agree.
+
+        Compared are ids, added tokens with their flags, and all that makes ids of a text or a text
+        of ids. This one counts as the small model's.
+        """
         mine, theirs = (t._tokenizer.get_vocab(with_added_tokens=True) for t in (self, other))
-        for token, index in sorted(mine.items(), key=lambda item: item[1]):
-            if theirs.get(token) != index:
-                there = f"is {theirs[token]}" if token in theirs else "does not exist"
-                return f"token {token!r} is id {index} in the small model, {there} in the large"
-        extra = next((t for t in sorted(theirs, key=lambda t: theirs[t]) if t not in mine), None)
-        if extra is not None:
-            return f"token {extra!r} (id {theirs[extra]}) does not exist in the small model"
-        for part in ("normalizer", "pre_tokenizer", "model", "decoder"):
-            if self._definition.get(part) != other._definition.get(part):
-                return f"their {part} differs"
-        return None
+        return vocabulary_difference(mine, theirs) or definition_difference(
+            self._definition, other._definition
+        )
 
     @property
     def fingerprint(self) -> str:

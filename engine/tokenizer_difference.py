@@ -1,0 +1,84 @@
+"""The first thing in which the tokenizers of two models differ, in words.
+
+A token may have the same id on both sides and still not be the same: a special one has no text, and
+some take the spaces beside them. What is compared is the definition as the tokenizers library
+writes it, the content of a tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+Definition = Mapping[str, Any]
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+_SIDES = "{} in the small model, {} in the large"
+_LONGEST = 60  # characters of a value in a message
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+_MISSING = _Missing()
+
+
+def vocabulary_difference(small: Mapping[str, int], large: Mapping[str, int]) -> str | None:
+    """Of the ids of tokens, added ones included; None if they agree."""
+    for token, index in sorted(small.items(), key=lambda item: item[1]):
+        if large.get(token) != index:
+            there = f"is {large[token]}" if token in large else "does not exist"
+            return f"token {token!r} is id {index} in the small model, {there} in the large"
+    extra = next((t for t in sorted(large, key=lambda t: large[t]) if t not in small), None)
+    if extra is not None:
+        return f"token {extra!r} (id {large[extra]}) does not exist in the small model"
+    return None
+
+
+def definition_difference(small: Definition, large: Definition) -> str | None:
+    """Of two definitions whose tokens have the same ids; None if they agree."""
+    return next(_differences(small, large), None)
+
+
+def _differences(small: Definition, large: Definition) -> Iterator[str]:
+    mine, theirs = ({t["id"]: t for t in side["added_tokens"]} for side in (small, large))
+    for index in sorted({*mine, *theirs}):
+        yield from _of_added(index, mine.get(index), theirs.get(index))
+    for part in _PARTS:
+        for path, values in _leaves(small.get(part), large.get(part), ""):
+            yield f"their {part} differs: {path or 'it'} is {_both(*values)}"
+
+
+def _of_added(index: int, small: Any, large: Any) -> Iterator[str]:
+    """Of one added token: whether it is one, and how it acts."""
+    name = f"token {(small or large)['content']!r} (id {index})"
+    if small is None or large is None:
+        yield f"{name} is {_SIDES.format(*('added' if t else 'not added' for t in (small, large)))}"
+        return
+    for flag in _FLAGS:
+        if small[flag] != large[flag]:
+            yield f"{name}: {flag} is {_both(small[flag], large[flag])}"
+
+
+def _leaves(small: Any, large: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Where two JSON values differ, as deep as both have the same kind; a merge is one value."""
+    if small == large:
+        return
+    if isinstance(small, dict) and isinstance(large, dict):
+        for key in {**small, **large}:
+            pair = small.get(key, _MISSING), large.get(key, _MISSING)
+            yield from _leaves(*pair, f"{path}.{key}" if path else key)
+    elif isinstance(small, list) and isinstance(large, list) and not path.startswith("merges["):
+        for place, pair in enumerate(zip_longest(small, large, fillvalue=_MISSING)):
+            yield from _leaves(*pair, f"{path}[{place}]")
+    else:
+        yield path, (small, large)
+
+
+def _both(small: Any, large: Any) -> str:
+    texts = (repr(value) for value in (small, large))
+    cut = (t if len(t) <= _LONGEST else f"{t[: _LONGEST - 3]}..." for t in texts)
+    return _SIDES.format(*cut)
