@@ -1,30 +1,79 @@
-"""steer-engine: a small and a large language model that write one answer together."""
+"""steer-engine: a small and a large language model that write one answer together.
 
-from engine.aio import AsyncEngine
-from engine.config import EngineConfig, Pair
-from engine.engine import Engine
-from engine.errors import QueueFullError, SteerError
-from engine.ledger import Usage
-from engine.params import SamplingParams
-from engine.request import Completion, Step, TokenLogprobs
-from engine.routing.audit import Audit
-from engine.routing.calibration import Calibration
-from engine.routing.judges import AuditOnly, Judge
-from engine.routing.policies import (
-    AfterThinking,
-    Boundary,
-    Cascade,
-    Decision,
-    Policy,
-    Query,
-    Random,
-    Threshold,
-)
-from engine.routing.signals import Signals
-from engine.routing.steer import CostAware, Steer
-from engine.routing.windows import Window
-from engine.stream import StreamEvent
-from engine.tokenizer import Tokenizer
+Names are imported when they are first asked for, so that importing the package alone costs little;
+the first that runs a model brings Torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.aio import AsyncEngine
+    from engine.config import EngineConfig, Pair
+    from engine.engine import Engine
+    from engine.errors import QueueFullError, SteerError
+    from engine.ledger import Usage
+    from engine.params import SamplingParams
+    from engine.request import Completion, Retracted, Step, TokenLogprobs
+    from engine.routing.audit import Audit
+    from engine.routing.calibration import Calibration
+    from engine.routing.judges import AuditOnly, Judge
+    from engine.routing.policies import (
+        AfterThinking,
+        Boundary,
+        Cascade,
+        Decision,
+        Policy,
+        Query,
+        Random,
+        Threshold,
+    )
+    from engine.routing.signals import Signals
+    from engine.routing.steer import CostAware, Steer
+    from engine.routing.windows import Window
+    from engine.stream import StreamEvent
+    from engine.tokenizer import Tokenizer
+else:
+    _HOMES = {
+        "aio": ("AsyncEngine",),
+        "config": ("EngineConfig", "Pair"),
+        "engine": ("Engine",),
+        "errors": ("QueueFullError", "SteerError"),
+        "ledger": ("Usage",),
+        "params": ("SamplingParams",),
+        "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),
+        "routing.audit": ("Audit",),
+        "routing.calibration": ("Calibration",),
+        "routing.judges": ("AuditOnly", "Judge"),
+        "routing.policies": (
+            "AfterThinking",
+            "Boundary",
+            "Cascade",
+            "Decision",
+            "Policy",
+            "Query",
+            "Random",
+            "Threshold",
+        ),
+        "routing.signals": ("Signals",),
+        "routing.steer": ("CostAware", "Steer"),
+        "routing.windows": ("Window",),
+        "stream": ("StreamEvent",),
+        "tokenizer": ("Tokenizer",),
+    }
+    _HOME_OF = {name: f"engine.{home}" for home, names in _HOMES.items() for name in names}
+
+    def __getattr__(name):
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'engine' has no attribute {name!r}")
+        found = globals()[name] = getattr(_import_module(_HOME_OF[name]), name)
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "AfterThinking",
@@ -45,6 +94,7 @@ __all__ = [
     "Query",
     "QueueFullError",
     "Random",
+    "Retracted",
     "SamplingParams",
     "Signals",
     "Steer",

@@ -51,9 +51,8 @@ def test_the_public_surface_is_whole():
     """Sorted, there, documented, and typed to the last argument."""
     names = engine.__all__
     assert names == sorted(names) and len(names) == len(set(names))
-    public = {
-        n for n in vars(engine) if not n.startswith("_") and inspect.isclass(getattr(engine, n))
-    }
+    listed = [n for n in dir(engine) if not n.startswith("_")]
+    public = {n for n in listed if inspect.isclass(getattr(engine, n))}
     assert public == set(names)
     assert (ROOT / "engine" / "py.typed").is_file()
     for name in names:
@@ -68,6 +67,24 @@ def test_the_public_surface_is_whole():
             hints = typing.get_type_hints(function, include_extras=True)
             untyped = set(inspect.signature(function).parameters) - {*hints, "self", "cls"}
             assert "return" in hints and not untyped, f"{name}.{method}: {untyped}"
+
+
+def test_names_come_when_they_are_asked_for():
+    """To a program the surface looks the same before anything was imported and after."""
+    code = (
+        "import engine, sys, types; before = dir(engine); assert 'Engine' not in vars(engine); "
+        "assert set(engine.__all__) < set(before); scope = {}; "
+        "exec('from engine import *', scope); "
+        "assert set(engine.__all__) < set(scope); assert engine.Engine is scope['Engine']; "
+        "new = set(dir(engine)) - set(before); "
+        "assert all(isinstance(vars(engine)[n], types.ModuleType) for n in new), new"
+    )
+    run(code)
+    assert not hasattr(engine, "Motor")
+    with pytest.raises(AttributeError, match="module 'engine' has no attribute 'Motor'"):
+        _ = engine.Motor
+    with pytest.raises(ImportError, match="cannot import name 'Motor' from 'engine'"):
+        exec("from engine import Motor")
 
 
 def test_reprs_say_what_a_thing_is():

@@ -8,6 +8,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,14 +34,21 @@ def test_the_version_stays_in_the_safe_range():
     assert metadata.version("steer-engine").startswith("0.1.")
 
 
-def test_import_is_light():
-    """Neither Triton nor plots nor transformers are needed to run the engine."""
-    code = (
-        "import sys, engine; "
-        "heavy = 'triton', 'matplotlib', 'transformers', 'fastapi', 'jinja2'; "
-        "print([m for m in heavy if m in sys.modules])"
-    )
-    assert run(sys.executable, "-c", code).stdout.strip() == "[]"
+HEAVY = ("torch", "triton", "matplotlib", "transformers", "fastapi", "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import engine", []),
+        ("from engine import SamplingParams, SteerError, EngineConfig", []),
+        ("from engine import Engine, AsyncEngine", ["torch"]),
+    ],
+)
+def test_import_is_light(line: str, expected: list[str]):
+    """The package alone brings nothing; neither Triton nor plots are needed to run the engine."""
+    code = f"import sys; {line}; print([m for m in {HEAVY} if m in sys.modules])"
+    assert run(sys.executable, "-c", code).stdout.strip() == str(expected)
 
 
 def test_a_wheel_works_from_any_folder(tmp_path: Path):
