@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,28 @@ from engine.params import SamplingParams
 # Their names in the file, and ours. Those of the first line count only where ``do_sample`` is true.
 _DRAWN = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 _ALWAYS = {"repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
+# What would change the text too and is not done here, with the values that switch it off; None and
+# empty lists always do. Some count only beside another setting.
+_IGNORED: dict[str, tuple[Any, ...]] = {
+    "suppress_tokens": (), "begin_suppress_tokens": (), "bad_words_ids": (), "sequence_bias": (),
+    "forced_bos_token_id": (), "forced_eos_token_id": (), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "min_length": (0,),
+    "min_new_tokens": (0,), "max_time": (), "stop_strings": (), "penalty_alpha": (0,),
+    "dola_layers": (), "exponential_decay_length_penalty": (), "guidance_scale": (1,),
+    "watermarking_config": (), "token_healing": (False,), "num_beams": (1,), "constraints": (),
+    "force_words_ids": (),
+}  # fmt: skip
+_IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
+    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
+}  # fmt: skip
+_log = logging.getLogger(__name__)
 
 
 def default_params(*folders: Path) -> SamplingParams:
     """Parameters for requests that bring none: those of the first folder with such a file.
 
-    Without ``do_sample`` they are greedy. SteerError, naming the file, on values out of range.
+    Without ``do_sample`` they are greedy. What the file sets and the engine does not do is named in
+    a warning (``logging``). SteerError, naming the file, on values out of range.
     """
     for folder in folders:
         path = folder / "generation_config.json"
@@ -28,6 +46,8 @@ def default_params(*folders: Path) -> SamplingParams:
 
 def _read(path: Path) -> SamplingParams:
     raw = read_json(path)
+    if ignored := ", ".join(_ignored(raw)):
+        _log.warning("%s: not done here, so it is ignored: %s", path, ignored)
     names, found = dict(_ALWAYS), dict[str, Any]()
     if raw.get("do_sample") is True:
         names |= _DRAWN
@@ -39,3 +59,13 @@ def _read(path: Path) -> SamplingParams:
         return SamplingParams(**found)
     except SteerError as error:
         raise SteerError(f"{path}: {error}") from None
+
+
+def _ignored(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that are set to something and have no counterpart here."""
+    off = _IGNORED | (_IGNORED_DRAWN if raw.get("do_sample") is True else {})
+    if raw.get("max_new_tokens") is None:  # which counts more
+        off = {"max_length": (), **off}
+    for name, values in off.items():
+        if raw.get(name) not in (None, [], {}, *values):
+            yield name

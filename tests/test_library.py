@@ -99,6 +99,17 @@ def test_reprs_say_what_a_thing_is():
         assert len(repr(thing)) < 900 and " object at 0x" not in repr(thing), repr(thing)
 
 
+def test_a_bar_is_shown_where_it_is_wanted(capfd):
+    """On standard error, for each model, whole at the end; without asking there is none."""
+    engine.Engine("tiny")
+    assert capfd.readouterr() == ("", "")
+    engine.Engine("tiny", progress=True)
+    out, err = capfd.readouterr()
+    assert not out
+    for role in ("small", "large"):
+        assert re.search(rf"loading {role}: 100%\|.*(\d+)/\1 ", err), err
+
+
 STATE = """
 import logging, random, signal, threading
 import numpy, torch

@@ -156,6 +156,41 @@ def test_a_generation_config_is_respected(tmp_path: Path):
         Engine("custom", small=tmp_path / "small", large=tmp_path / "large")
 
 
+ALL_OFF = {
+    "suppress_tokens": None, "bad_words_ids": [], "no_repeat_ngram_size": 0, "num_beams": 1,
+    "guidance_scale": 1.0, "forced_eos_token_id": None, "sequence_bias": {}, "typical_p": 0.5,
+    "token_healing": False, "min_length": 0, "encoder_repetition_penalty": 1.0, "max_length": 77,
+    "length_penalty": 2.0, "max_new_tokens": 9, "do_sample": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (GENERATION, ""),
+        (ALL_OFF, ""),
+        (ALL_OFF | {"suppress_tokens": [3]}, "suppress_tokens"),
+        (ALL_OFF | {"do_sample": True}, "typical_p"),
+        (ALL_OFF | {"max_new_tokens": None}, "max_length"),
+        (
+            {"bad_words_ids": [[3, 4]], "no_repeat_ngram_size": 3, "num_beams": 4},
+            "bad_words_ids, no_repeat_ngram_size, num_beams",
+        ),
+    ],
+)
+def test_what_a_generation_config_asks_in_vain_is_named(
+    tmp_path: Path, caplog, settings: dict, named: str
+):
+    """Once a load, and only what would change the text."""
+    checkpoint(*CASES["llama 2"], tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with caplog.at_level("WARNING", logger="engine"):
+        Engine("custom", small=tmp_path, large=tmp_path)
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("engine")]
+    path = tmp_path / "generation_config.json"
+    assert warnings == [f"{path}: not done here, so it is ignored: {named}"] * bool(named)
+
+
 def test_heads_that_differ_in_padding(tmp_path: Path, prompts):
     """As Qwen2.5's 1.5B and 32B: rows behind the vocabulary are never drawn by either model."""
     models = {}

@@ -130,10 +130,11 @@ def test_64_greedy_tokens_on_20_prompts():
 
 @pytest.mark.slow
 def test_bf16_agrees_with_transformers():
-    """Teacher-forced over its own answers: the likeliest token is the same in 99 of 100 places.
+    """Teacher-forced over its own answers: the likeliest token is the same in 99 of 100 places,
+    less ties; with them it is held to 97 only.
 
-    Ties are left out: places where the fp32 oracle's lead is below one bf16 step of its logit, so
-    that rounding decides.
+    That is a weaker claim than 99 of all places. Ties are places where the two differ and the fp32
+    oracle's lead is below one bf16 step of its logit, so that rounding decides.
     """
     params = SamplingParams(max_tokens=64)
     same = places = ties = 0
