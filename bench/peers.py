@@ -10,7 +10,9 @@ then as a batch, and write the same number of tokens, greedily. So load from out
 and ratios are taken within a round. "first" is the time of one token behind a prompt of
 --first-prompt ids. Nothing is downloaded; who is not installed is named and left out.
 
-OpenVINO reads a converted copy. optimum-intel needs other versions than this project, so:
+llama.cpp and OpenVINO read a GGUF file, in BF16 and in F16, that is made of the checkpoint here.
+OpenVINO can also read a copy that optimum-intel has converted. That needs other versions than this
+project, so:
 
     python -m venv convert && convert/bin/pip install "optimum-intel[openvino]" "transformers<5"
     convert/bin/optimum-cli export openvino -m FOLDER --task text-generation-with-past \\
@@ -65,7 +67,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--first-prompt", type=int, help="ids before the first token (default: 512, or 64)")
     add("--rounds", type=int, help="default: 7, or 2 with --quick")
     add("--threads", type=int, default=torch.get_num_threads(), help="default: Torch's")
-    add("--openvino", default="", metavar="DIR", help="the model as optimum-intel converts it")
+    add(
+        "--openvino",
+        default="",
+        metavar="DIR",
+        help="the model as optimum-intel converts it (default: as GGUF)",
+    )
     add("--peer-python", default=sys.executable, help="whose interpreter has the other engines")
     add("--cache", type=Path, default=Path("out/peers"), help="converted copies and logs")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")

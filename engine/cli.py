@@ -50,7 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="POLICY",
         help="who writes what follows the text that ends thinking (default: as before it)",
     )
-    add("--dtype", default="auto", help="of weights and KV: float32, bfloat16, auto (default)")
+    add(
+        "--dtype",
+        default="auto",
+        help="of weights and KV: float32, bfloat16, or auto, bfloat16 on a GPU and float32 on a "
+        "CPU, even of a bfloat16 checkpoint, whose memory and reads it doubles (default: auto)",
+    )
     add("--device", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
     add(
         "--devices",

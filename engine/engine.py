@@ -68,7 +68,7 @@ class Engine:
             large: likewise.
             config: settings; the defaults suit the embedded pair.
             dtype: of KV and of weights that are not quantised, "float32", "bfloat16", or
-                "auto": bfloat16 on GPUs.
+                "auto": bfloat16 on GPUs, float32 on a CPU, whatever the checkpoint has.
             device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one.
             devices: one for each model instead.
             progress: show a bar on standard error while weights are read.

@@ -1,4 +1,4 @@
-"""A Llama checkpoint as a GGUF file in BF16, for llama.cpp. Not for prompts as text.
+"""A Llama checkpoint as a GGUF file, for llama.cpp and OpenVINO. Not for prompts as text.
 
 Sources: the GGUF specification and llama.cpp's names of tensors; its rotary pairs are neighbours,
 those of a Hugging Face checkpoint the halves of a head.
@@ -23,46 +23,72 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NORMAL, _CONTROL = 1, 3  # token types of the specification
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(folder: Path, target: Path) -> None:
-    """Convert a single-file checkpoint of the Llama family."""
+def write_gguf(folder: Path, target: Path, dtype: str = "bfloat16") -> None:
+    """Convert a single-file bf16 checkpoint of the Llama family.
+
+    dtype: of matrices, "bfloat16", or "float16" for readers that know no BF16; norms are fp32.
+    ValueError on other checkpoints, and on weights that float16 cannot hold.
+    """
     import gguf
 
     config = json.loads((folder / "config.json").read_text())
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     plain = rope.get("rope_type", "default") == "default"
     if config["model_type"] != "llama" or not plain:
-        raise ValueError(f"{folder}: only plain Llama checkpoints are converted for llama.cpp")
+        raise ValueError(f"{folder}: only plain Llama checkpoints are converted to GGUF")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama")
     _write_config(writer, {**rope, **config})
+    if dtype == "float16":
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _write_vocabulary(writer, folder, config)
     for name, (kind, shape, data) in _tensors(folder).items():
-        parts = name.removesuffix(".weight").split(".", 3)
-        if parts[:2] != ["model", "layers"]:
-            found = _TOP[name.removesuffix(".weight")]
-        else:
-            found = f"blk.{parts[2]}.{_LAYER[parts[3]]}"
+        found = _name(name)
         if kind != "BF16":
-            raise ValueError(f"{folder}: {name} is {kind}; only bf16 is converted for llama.cpp")
+            raise ValueError(f"{folder}: {name} is {kind}; only bf16 is converted to GGUF")
         values = np.frombuffer(data, np.uint16).reshape(shape)
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
         if (field := heads.get(found.split(".")[-1])) is not None:
             values = _neighbours(values, config[field])
-        if len(shape) == 1:  # norms are kept in fp32
-            writer.add_tensor(f"{found}.weight", (values.astype(np.uint32) << 16).view(np.float32))
+        if len(shape) == 1:
+            writer.add_tensor(f"{found}.weight", _wide(values))
+        elif dtype == "float16":
+            writer.add_tensor(f"{found}.weight", _half(values, f"{folder}: {name}"))
         else:
             stored = np.ascontiguousarray(values).view(np.uint8)
-            dtype = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(f"{found}.weight", stored, raw_shape=stored.shape, raw_dtype=dtype)
+            kept = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(f"{found}.weight", stored, raw_shape=stored.shape, raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     partial.rename(target)
+
+
+def _name(name: str) -> str:
+    """Hugging Face's name of a tensor as GGUF's, both without what is behind the last dot."""
+    parts = name.removesuffix(".weight").split(".", 3)
+    if parts[:2] != ["model", "layers"]:
+        return _TOP[name.removesuffix(".weight")]
+    return f"blk.{parts[2]}.{_LAYER[parts[3]]}"
+
+
+def _wide(bits: Any) -> Any:
+    """fp32 of the bits of bf16."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _half(bits: Any, where: str) -> Any:
+    """fp16 of the bits of bf16: what is below its smallest step becomes 0."""
+    wide = _wide(bits)
+    if not (np.abs(wide) <= np.finfo(np.float16).max).all():
+        raise ValueError(f"{where} has weights that float16 cannot hold")
+    return wide.astype(np.float16)
 
 
 def _write_config(writer: Any, config: dict[str, Any]) -> None:
@@ -80,14 +106,17 @@ def _write_config(writer: Any, config: dict[str, Any]) -> None:
 
 
 def _write_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
-    names = {index: token for token, index in model["vocab"].items()}
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    model, added = raw["model"], raw.get("added_tokens", [])
+    names = {i: t for t, i in model["vocab"].items()} | {t["id"]: t["content"] for t in added}
+    special = {t["id"] for t in added if t["special"]}
     tokens = [names.get(i, f"<unused {i}>") for i in range(config["vocab_size"])]
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * len(tokens))
+    # OpenVINO builds a tokenizer of these, which it cannot compile if none is special.
+    writer.add_token_types([_CONTROL if i in special else _NORMAL for i in range(len(tokens))])
     writer.add_token_merges(merges)
     writer.add_eos_token_id(config["eos_token_id"])
 

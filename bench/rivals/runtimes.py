@@ -23,7 +23,7 @@ class Task:
 
     folder: a Hugging Face checkpoint. cache: where converted copies are kept.
     threads: to use. batch, context: the most sequences, and tokens of one.
-    openvino: a folder that optimum-intel has converted, or "".
+    openvino: a folder that optimum-intel has converted, or "" to convert one here.
     """
 
     folder: str
@@ -42,6 +42,8 @@ class Runtime(Protocol):
     """An engine with its model loaded."""
 
     weights: str  # the type that products read
+    module: str  # what is imported
+    package: str  # the distribution that usually brings it
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         """``tokens`` new ids for each prompt; all prompts are equally long."""
@@ -54,10 +56,29 @@ def _need(*modules: str) -> None:
         raise MissingError(f"{' and '.join(absent)} not installed")
 
 
+def distribution(module: str, usual: str) -> str:
+    """The distribution that a module came with: builds of one library go by several names."""
+    return next(iter(metadata.packages_distributions().get(module, ())), usual)
+
+
+def _gguf(task: Task, dtype: str) -> Path:
+    """The checkpoint as one GGUF file, converted on the first call. MissingError if it cannot."""
+    from bench.rivals.gguf_file import write_gguf
+
+    path = Path(task.cache) / f"model-{dtype}.gguf"
+    if not path.is_file():
+        try:
+            write_gguf(Path(task.folder), path, dtype)
+        except ValueError as error:
+            raise MissingError(str(error)) from None
+    return path
+
+
 class Steer:
     """This engine, as a library; the large model writes all. Its small one is never run."""
 
     weights = "bfloat16"
+    module = "engine"
     package = "steer-engine"
 
     def __init__(self, task: Task) -> None:
@@ -84,6 +105,7 @@ class Transformers:
     """``transformers``: ``generate`` with its default cache."""
 
     weights = "bfloat16"
+    module = "transformers"
     package = "transformers"
 
     def __init__(self, task: Task) -> None:
@@ -108,22 +130,26 @@ class Transformers:
 
 
 class OpenVino:
-    """OpenVINO GenAI, on a copy that optimum-intel has converted; computes in bf16."""
+    """OpenVINO GenAI, told to compute in bf16.
+
+    It reads a copy that optimum-intel has converted, or a GGUF file in F16, made here: of BF16 it
+    knows nothing there.
+    """
 
     weights = "bfloat16"
+    module = "openvino_genai"
     package = "openvino-genai"
 
     def __init__(self, task: Task) -> None:
-        _need("openvino_genai")
-        if not task.openvino:
-            raise MissingError("no converted copy: pass --openvino, see --help")
+        _need("openvino_genai", *([] if task.openvino else ["gguf"]))
+        copy = task.openvino or str(_gguf(task, "float16"))
         import openvino_genai
 
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16",
             "INFERENCE_NUM_THREADS": task.threads,
         }
-        self._pipeline = openvino_genai.LLMPipeline(task.openvino, "CPU", **settings)
+        self._pipeline = openvino_genai.LLMPipeline(copy, "CPU", **settings)
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         import numpy as np
@@ -143,6 +169,7 @@ class CTranslate2:
     """CTranslate2. On a CPU it has no bf16: its products are of fp32."""
 
     weights = "float32"
+    module = "ctranslate2"
     package = "ctranslate2"
 
     def __init__(self, task: Task) -> None:
@@ -175,20 +202,14 @@ class LlamaCpp:
     """llama.cpp with a BF16 file, through its C functions: its Python face has no batches."""
 
     weights = "bfloat16"
+    module = "llama_cpp"
     package = "llama-cpp-python"
 
     def __init__(self, task: Task) -> None:
         _need("llama_cpp", "gguf")
         import llama_cpp
 
-        from bench.rivals.gguf_file import write_gguf
-
-        path = Path(task.cache) / "model-bf16.gguf"
-        if not path.is_file():
-            try:
-                write_gguf(Path(task.folder), path)
-            except ValueError as error:
-                raise MissingError(str(error)) from None
+        path = _gguf(task, "bfloat16")
         llama_cpp.llama_backend_init()
         self._lib: Any = llama_cpp
         self._model = llama_cpp.llama_model_load_from_file(
@@ -237,14 +258,16 @@ class LlamaCpp:
 
 
 class Vllm:
-    """vLLM's build for CPUs. The package of its name is a CUDA build and does not count."""
+    """vLLM's build for CPUs, by name or version. That called just vllm is a CUDA build."""
 
     weights = "bfloat16"
+    module = "vllm"
     package = "vllm"
 
     def __init__(self, task: Task) -> None:
         _need("vllm")
-        if "cpu" not in metadata.version("vllm"):
+        name = distribution(self.module, self.package)
+        if "cpu" not in f"{name} {metadata.version(name)}":
             raise MissingError("the installed vllm is no CPU build")
         import os
 

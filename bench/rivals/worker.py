@@ -12,7 +12,7 @@ import sys
 import time
 from importlib import metadata
 
-from bench.rivals.runtimes import RUNTIMES, MissingError, Task
+from bench.rivals.runtimes import RUNTIMES, MissingError, Task, distribution
 
 
 def main(name: str, task: str) -> None:
@@ -30,7 +30,8 @@ def main(name: str, task: str) -> None:
     except MissingError as error:
         say(missing=str(error))
         return
-    say(version=metadata.version(kind.package), weights=runtime.weights)
+    package = distribution(kind.module, kind.package)
+    say(version=metadata.version(package), weights=runtime.weights)
     for line in sys.stdin:
         request = json.loads(line)
         begin = time.perf_counter()
