@@ -55,9 +55,13 @@ class Scored(NamedTuple):
 
 @triton.jit
 def inverse_temperature(temperatures: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """log2(e) / T as fp32, bounded so that 0 times it stays 0; 0 (greedy) counts as 1."""
-    temperature = tl.load(temperatures + row).to(tl.float32)
-    return LOG2E / tl.maximum(tl.where(temperature > 0, temperature, 1.0), 1e-30)
+    """log2(e) / T as fp32, bounded so that 0 times it stays 0; 0 (greedy) counts as 1.
+
+    Compared and bounded as fp64: in fp32 a small temperature is 0, and would count as 1.
+    """
+    temperature = tl.load(temperatures + row)
+    bounded = tl.maximum(tl.where(temperature > 0, temperature, 1.0), 1e-30)
+    return LOG2E / bounded.to(tl.float32)
 
 
 @triton.jit

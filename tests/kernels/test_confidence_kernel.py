@@ -262,6 +262,17 @@ def test_plain_draws_invert_the_sum_by_ids(width, dtype):
     torch.testing.assert_close(found.logprob.cpu().double(), logs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-200, 1e-30, 0.0])
+def test_temperatures_below_fp32_take_the_argmax(temperature):
+    """They are no 0 in fp64, where the reference divides by them."""
+    z = torch.linspace(0, 1, 300).repeat(8, 1)
+    draw = draws(8, (temperature, 0, 1.0, 0.0))
+    assert torch.equal(reference(z, draw), torch.full((8,), 299))
+    for kept in (draw, draws(8, (temperature, 0, 1.0, 0.0), filters=False),
+                 draws(8, (temperature, 250, 0.99, 0.0))):  # fmt: skip
+        assert (confidence(z.to(ON), 300, kept).token == 299).all()
+
+
 def test_frequencies_over_several_tiles():
     """150 keyed draws among six tokens of three tiles have the distribution's frequencies."""
     z = torch.full((1, 5000), -INF)
