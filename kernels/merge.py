@@ -28,6 +28,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 FLOOR = tl.constexpr(-200.0)  # exp of it is 0 in fp32, and 0 times it is no NaN
 BIG = tl.constexpr(2**31 - 1)
+MOST_LOG_ODDS = tl.constexpr(87.0)  # as in kernels.reference.confidence
 BELOW_ONE = tl.constexpr(1 - 2.0**-53)
 
 
@@ -183,7 +184,8 @@ def merge_rows(
         x = tl.load(logits + row * stride + chosen).to(tl.float32)
         # A stored logit may have been rounded up above the maximum that was not.
         logprob = tl.where(chosen == first, -log_total, tl.minimum(x - top, 0.0) - log_total)
-    odds = tl.where(rest > 0, -tl.log(tl.maximum(rest, 1e-38)), float("inf"))
+    odds = tl.minimum(-tl.log(tl.maximum(rest, 1e-38)), MOST_LOG_ODDS)
+    odds = tl.where(second > float("-inf"), odds, float("inf"))
     nan = float("nan")
     out = values + row
     width = rows.to(tl.int64)

@@ -7,6 +7,7 @@ namespace steer::cpu {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
+constexpr float kMostLogOdds = 87.0f;  // beyond, the rest is no normal number
 
 struct Stretch {
   float top = -kInfinity;  // largest
@@ -71,8 +72,10 @@ inline void confidence(const float* z, Index size, Statistics& out) {
   const float log_total = __builtin_log1pf(sums.weights);
   out.entropy = log_total - sums.surprise / (1.0f + sums.weights);
   out.max_prob = 1.0f / (1.0f + sums.weights);
-  out.log_odds = -__builtin_logf(sums.weights);
-  out.margin = all.top - (below > above ? below : above);
+  const float second = below > above ? below : above;
+  const float odds = -__builtin_logf(sums.weights);
+  out.log_odds = second == -kInfinity ? kInfinity : odds < kMostLogOdds ? odds : kMostLogOdds;
+  out.margin = all.top - second;
   out.max_logit = all.top;
   out.logsumexp = all.top + log_total;
   out.argmax = index;

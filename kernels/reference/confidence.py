@@ -10,13 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MOST_LOG_ODDS = 87.0
+
 
 class Confidence(NamedTuple):
     """Per row, [rows]. Natural logarithms; fp32 (``argmax`` int64, ``valid`` bool).
 
     entropy: of the softmax, in nats.
     max_prob: of the most likely token.
-    log_odds: ``log(p / (1 - p))`` of the most likely token, without computing ``1 - p``.
+    log_odds: ``log(p / (1 - p))`` of the most likely token, without computing ``1 - p``. At most
+        87, on every device: what is further behind the first is no normal fp32 number, and may
+        count as none. inf where there is no second.
     margin: first minus second logit; inf where there is no second.
     max_logit: raw.
     logsumexp: raw.
@@ -58,10 +62,11 @@ def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     surprise = torch.where(weight > 0, weight * shifted, torch.zeros_like(weight)).sum(-1)
     second = z.scatter(1, index[:, None], float("-inf")).amax(-1)
     log_total = torch.log1p(rest)
+    odds = (-rest.log()).clamp(max=MOST_LOG_ODDS)
     return Confidence(
         entropy=log_total - surprise / total,
         max_prob=1 / total,
-        log_odds=-rest.log(),
+        log_odds=odds.masked_fill(second == float("-inf"), float("inf")),
         margin=top - second,
         max_logit=top,
         logsumexp=top + log_total,

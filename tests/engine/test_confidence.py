@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import ops
+from kernels.reference.confidence import confidence as reference
 
 WIDTHS = (1, 2, 127, 49152)
 ROWS = 64
@@ -140,11 +141,17 @@ def test_vocabulary_out_of_range(vocabulary):
         ops.confidence(torch.zeros(2, 11), vocabulary)
 
 
-@pytest.mark.parametrize("lead", [1.0, 10.0, 17.5, 25.0, 40.0, 80.0])
+@pytest.mark.parametrize("lead", [1.0, 10.0, 17.5, 25.0, 40.0, 80.0, 87.1, 95.0, 110.0, 1e4])
 def test_log_odds_where_one_minus_p_is_lost(lead):
-    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1."""
-    found = ops.confidence(torch.tensor([[0.0, lead]]), 2)
-    assert float(found.log_odds[0]) == pytest.approx(lead, rel=1e-6)
+    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1.
+
+    Beyond 87 they are 87, whoever computes them.
+    """
+    z = torch.tensor([[0.0, lead]])
+    found = ops.confidence(z, 2)
+    expected = min(float(oracle(z)["log_odds"][0]), 87.0)
+    for each in (found, reference(z, 2), reference(z.double(), 2)):
+        assert float(each.log_odds[0]) == pytest.approx(expected, rel=1e-6)
     assert (float(found.max_prob[0]) == 1.0) == (lead > 17)
 
 

@@ -176,11 +176,18 @@ def test_low_precision_logits_are_widened_first(dtype, width):
     same_bits(confidence(z, width), confidence(z.float(), width))
 
 
-@pytest.mark.parametrize("lead", [1.0, 17.5, 40.0, 80.0])
-def test_log_odds_where_one_minus_p_is_lost(lead):
-    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1."""
-    z = torch.tensor([[0.0, lead]], device=ON)
-    assert float(confidence(z, 2).log_odds) == pytest.approx(lead, rel=1e-6)
+@pytest.mark.parametrize("lead", [1.0, 17.5, 40.0, 80.0, 86.9, 87.1, 88.0, 103.0, 150.0, 1e4])
+@pytest.mark.parametrize("width", [2, 5000])
+def test_log_odds_where_one_minus_p_is_lost(lead, width):
+    """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1.
+
+    Beyond 87 they are 87, as on a CPU.
+    """
+    z = torch.full((1, width), -INF, device=ON)
+    z[0, 0], z[0, -1] = 0.0, lead
+    expected = min(float(oracle(z)["log_odds"]), 87.0)
+    assert float(confidence(z, width).log_odds) == pytest.approx(expected, rel=1e-6)
+    assert float(ops.confidence(z.cpu(), width).log_odds) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [1, 127, 2048, 5000])

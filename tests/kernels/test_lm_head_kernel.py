@@ -100,6 +100,20 @@ def test_stored_logits(store, rows):
         torch.testing.assert_close(found.entropy, again.entropy, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("lead", [40.0, 86.9, 87.1, 103.0, 1e4])
+def test_log_odds_end_where_the_others_do(lead):
+    """At 87, with the second in the tile of the first or in another; inf without a second."""
+    hidden = torch.ones(1, 1, device=ON)
+    for second in (298, 0, None):
+        weight = torch.full((300, 1), -INF, device=ON)
+        weight[299] = lead
+        if second is not None:
+            weight[second] = 0.0
+        odds = INF if second is None else min(lead, 87.0)
+        found, _ = lm_head(hidden, weight, 300)
+        assert float(found.log_odds) == pytest.approx(odds, rel=1e-6)
+
+
 def test_ties_and_negative_rows():
     """All-equal logits of one id a row of weights: the first wins; very negative rows count too."""
     hidden = torch.tensor([[1.0] * 16, [-100.0] * 16, [0.0] * 16], device=ON)
