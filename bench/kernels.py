@@ -10,8 +10,10 @@ kernel of ours leaves a row with its error. Only where the card answers no more 
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
 ahead of time for sm_90, which needs no GPU, and holds the result to the kernels' limits: spills,
-registers, 16-byte loads, instructions an element. Without --aot it then times the references on the
-CPU. Exit status: 0; 1 if a limit is broken or a kernel of ours fails, a line each; 2 on bad input.
+registers, 16-byte loads (one is enough; the share of the bytes that come so is printed),
+instructions an element. Without --aot it then times the references on the CPU.
+
+Exit status: 0; 1 if a limit is broken or a kernel of ours fails, a line each; 2 on bad input.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ distribution is the same, but a key draws another token.
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import triton
 import triton.language as tl
@@ -172,7 +174,7 @@ def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and a draw alone; merge and filters."""
+    """Statistics alone, with a draw, and a draw alone; merge, scores and filters."""
     made = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     signature = {
@@ -193,15 +195,30 @@ def variants(shape: ModelShape) -> list[Variant]:
                 elements=BLOCK, budget=budget, registers=112,
             )
         )  # fmt: skip
-    for draw in (False, True):
+    for dtype, draw in product(("*bf16", "*fp32"), (False, True)):
         made.append(
             Variant(
-                "confidence", "merge" + "-draw" * draw, merge_rows,
-                merge_signature("*bf16"),
+                "confidence", f"merge-{dtype[1:]}" + "-draw" * draw, merge_rows,
+                merge_signature(dtype),
                 {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
                  "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
                 budget=150 if draw else 60, wide=False, registers=168,
             )
         )  # fmt: skip
-    return [*made, *sampling_variants(shape)]
+    return [*made, *_score_variants(), *sampling_variants(shape)]
+
+
+def _score_variants() -> list[Variant]:
+    """Of the types that heads give. Targets lie anywhere: no load takes 16 bytes at once."""
+    return [
+        Variant(
+            "confidence", f"score-{dtype[1:]}", score_targets,
+            {"logits": dtype, "targets": "*i64", "peaks": "*fp32", "probs": "*fp32",
+             "out": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
+             "target_stride": "i32"},
+            {"BLOCK": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
+            elements=SCORE_BLOCK, budget=35, wide=False, registers=64,
+        )
+        for dtype in ("*bf16", "*fp32")
+    ]  # fmt: skip

@@ -38,7 +38,8 @@ class Variant:
     aligned: arguments that launchers pass as multiples of 16 (pointers and sizes).
     elements: that one program works on, for the instruction budget; 0: none.
     budget: SASS instructions an element at most, static count; 0: none.
-    wide: whether loads of 16 bytes must be there.
+    wide: whether some load must be of 16 bytes. One is enough: the share of the bytes that come so
+        is reported, and held to nothing.
     registers: at most so many.
     """
 
@@ -75,6 +76,12 @@ class Report:
         """Static SASS instructions of all threads of a program over its elements."""
         threads = 32 * self.variant.warps
         return self.instructions * threads / self.variant.elements if self.variant.elements else 0.0
+
+    @property
+    def wide_share(self) -> float:
+        """Of the bytes of its global loads, in loads of 16 bytes. A load in a loop counts once."""
+        total = sum(width * count for width, count in self.loads.items())
+        return 128 * self.loads.get(128, 0) / total if total else 0.0
 
     def failures(self) -> list[str]:
         """What breaks the limits, in words; empty if nothing does."""

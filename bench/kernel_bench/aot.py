@@ -85,6 +85,7 @@ def _check(index: int) -> Row:
         "instructions": report.instructions,
         "instructions_per_element": report.per_element,
         "loads": {str(width): count for width, count in sorted(report.loads.items())},
+        "wide_share": report.wide_share,
         "failures": report.failures(),
     }
 
@@ -100,7 +101,7 @@ def show(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.setdefault(_cells(row), []).append(row["model"].removeprefix("qwen-"))
     header = (
-        "op", "kernel", "models", "registers", "spills", "shared", "loads by bits",
+        "op", "kernel", "models", "registers", "spills", "shared", "loads by bits", "in 16 bytes",
         "instructions/element", "limit", "ok",
     )  # fmt: skip
     return render(
@@ -111,7 +112,7 @@ def show(rows: Sequence[Row]) -> str:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     verdict = "NO" if row["failures"] else "yes"
     if "registers" not in row:
-        return (row["op"], row["kernel"], *"-----", "-", verdict)
+        return (row["op"], row["kernel"], *"------", "-", verdict)
     loads = " ".join(f"{count}x{width}" for width, count in row["loads"].items())
     budget, each = row["budget"], row["instructions_per_element"]
     return (
@@ -121,6 +122,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["spills"]),
         str(row["shared"]),
         loads or "-",
+        f"{row['wide_share']:.0%}",
         f"{each:.1f}" if each else "-",
         f"{budget:g}" if budget else "-",
         verdict,

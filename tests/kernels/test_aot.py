@@ -32,6 +32,7 @@ def test_all_kernels_of_all_models_hold_their_limits(tmp_path: Path):
     found = {(row["op"], row["model"]) for row in rows}
     assert found == {(op, model) for op in registry.OPS for model in NAMED_MODELS}
     assert all(row["spills"] == 0 and not row["failures"] for row in rows)
+    assert all(0 <= row["wide_share"] <= 1 for row in rows)
     # fp32 attention is for tests, and only must not spill.
     assert all(row["budget"] > 0 for row in rows if not row["kernel"].endswith("_fp32"))
     assert all(op in done.stdout for op in registry.OPS)
