@@ -25,6 +25,7 @@ from kernels.draws import DrawRows
 from kernels.reference import attention as _attention
 from kernels.reference import confidence as _confidence
 from kernels.reference import layers
+from kernels.reference import logprobs as _logprobs
 from kernels.reference import sampling as _sampling
 from kernels.reference.attention import AttentionPlan, KVLayout
 from kernels.reference.confidence import Confidence
@@ -75,6 +76,7 @@ __all__ = [
     "rope_kv",
     "rope_tables",
     "sample",
+    "score",
     "silu_mul",
     "token_logprobs",
     "weight_tensors",
@@ -259,6 +261,15 @@ def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     from kernels.confidence import confidence as fused  # Triton, not to be imported elsewhere
 
     return Confidence(*fused(logits, vocabulary)[: len(Confidence._fields)])
+
+
+def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
+    """Log-probabilities of given ids, fp64 of the shape of ``targets``; see the reference."""
+    if _fused(logits):
+        from kernels.confidence import score as fused
+
+        return fused(logits, vocabulary, targets).double()
+    return _logprobs.score(logits, vocabulary, targets, confidence(logits, vocabulary))
 
 
 def editable(logits: Tensor, vocabulary: int) -> Tensor:

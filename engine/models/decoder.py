@@ -183,7 +183,7 @@ class Decoder:
             vocabulary: ids from here on are padding of the head and take no part.
         """
         found = [
-            ops.token_logprobs(ops.linear(rows, self.head), vocabulary, tokens.long(), 0).drawn
+            ops.score(ops.linear(rows, self.head), vocabulary, tokens.long())
             for rows, tokens in zip(
                 hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
             )

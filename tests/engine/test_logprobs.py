@@ -89,6 +89,25 @@ def test_the_op(count, dtype):
     assert found.drawn.dtype == found.top.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scores_of_given_tokens(dtype):
+    """As the log-softmax says; NaN for what is no token, and in rows without a distribution."""
+    torch.manual_seed(0)
+    logits = (torch.randn(6, 35) * 4).to(dtype)
+    logits[0, 2] += 60
+    logits[1, ::2] = -INF
+    logits[2] += 1000
+    logits[5, 7] = math.nan
+    targets = torch.tensor([[0, 2, 28], [0, 1, 5], [3, 4, 5], [-1, 29, 0], [9, 9, 9], [0, 1, 2]])
+    found = ops.score(logits, 29, targets)
+    logs = logits[:5, :29].double().log_softmax(-1).gather(1, targets[:5].clamp(0, 28))
+    logs[3, :2] = math.nan
+    close = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(found[:5], logs, rtol=close, atol=close, equal_nan=True)
+    assert found[5].isnan().all() and found.dtype == torch.float64
+    assert torch.equal(ops.score(logits[:3], 29, targets[:3, 1].clone()), found[:3, 1])
+
+
 @pytest.mark.parametrize("count", [0, 1, 20])
 @pytest.mark.parametrize("role", ["small", "large"])
 def test_one_model_alone(pair, engine, prompts, role, count):

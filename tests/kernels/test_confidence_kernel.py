@@ -376,6 +376,8 @@ def test_score(width):
     logs = z.double().log_softmax(-1).gather(1, targets)[:-INVALID]
     torch.testing.assert_close(found[:-INVALID].double(), logs, rtol=1e-5, atol=1e-5)
     assert found[-INVALID:].isnan().all()
+    plain = ops.score(z.cpu(), width, targets.cpu()).float()
+    torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert torch.equal(score(z, width, targets[:, 1].clone())[:-INVALID], found[:-INVALID, 1])
     assert score(z, width, torch.tensor([-1, width] + [0] * 9, device=ON))[:2].isnan().all()
 
