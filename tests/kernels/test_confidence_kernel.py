@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import candidates, merge, ops, sampling
 from kernels import confidence as module
-from kernels import merge, ops, sampling
 from kernels.confidence import confidence, score
 from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
@@ -145,6 +145,7 @@ def given(monkeypatch):
     """A seed is the uniform itself, in units of 2**-53."""
     monkeypatch.setattr(merge, "keyed_uniform", _given_uniform)
     monkeypatch.setattr(sampling, "keyed_uniform", _given_uniform)
+    monkeypatch.setattr(candidates, "keyed_uniform", _given_uniform)
 
     def build(setting, uniform, filters=True):
         draw = draws(len(uniform), setting, filters=filters)
