@@ -7,6 +7,7 @@ to hold all that the filters can keep, and copies its tokens, in the order of th
     top-k                     as many tokens as that
     top-p, without a top-k    more than that share of the whole mass
     min-p alone               a distance of at least its own
+    a min-p of LEAST          more mass than the row's uniform asks for: a draw without filters
 
 What is drawn from such a list is what would be drawn from the row: tokens below it were not kept.
 Rows without a rung of at most MOST tokens keep a list of none, and are searched as a whole.
@@ -21,14 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.draws import DrawRows
+from kernels.draws import LEAST, DrawRows
 from kernels.merge import LOWEST, inverse_temperature, load_logits
+from kernels.philox import keyed_uniform
 from kernels.variant import ModelShape, Variant
 
 MOST = 4096  # tokens in a list
 BLOCK, WARPS = 1024, 1
 RUNGS = 8
 STEP = tl.constexpr(2.0)  # nats between rungs; where the temperature is above 1, times it
+KEEPS_ALL = tl.constexpr(LEAST)  # a min-p of at most that
 SURE = tl.constexpr(1.0 + 1e-5)  # far more than sums in another order can differ
 
 
@@ -107,11 +110,12 @@ def count_rungs(
 @triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
 def gather_candidates(
     source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
-    top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, counts: tl.tensor, masses: tl.tensor,
-    values: tl.tensor, found: tl.tensor, sizes: tl.tensor, totals: tl.tensor, rows: tl.tensor,
-    peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
-    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, PEAKS: tl.constexpr,
-    TILES: tl.constexpr, BLOCK: tl.constexpr, RUNGS: tl.constexpr, MOST: tl.constexpr,
+    top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, seeds: tl.tensor, counters: tl.tensor,
+    counts: tl.tensor, masses: tl.tensor, values: tl.tensor, found: tl.tensor, sizes: tl.tensor,
+    totals: tl.tensor, rows: tl.tensor, peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
+    stride: tl.tensor, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
+    PEAKS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, RUNGS: tl.constexpr,
+    MOST: tl.constexpr,
 ) -> None:  # fmt: skip
     """Grid: (rows, tiles). Every program finds the same rung, and its own place in the list."""
     row, tile, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -126,6 +130,8 @@ def gather_candidates(
     at = masses + row * (RUNGS + 1) * tiles + n
     total = tl.sum(tl.load(at + RUNGS * tiles, mask=there, other=0.0).to(tl.float64), 0)
     least = top.to(tl.float64) + temperature * tl.log(tl.maximum(min_p, 1e-300))
+    by_mass = (top_p < 1) | (min_p <= KEEPS_ALL)
+    share = tl.where(top_p < 1, top_p, keyed_uniform(seeds, counters, row))
     size, before = tile * 0, tile * 0
     level = top
     for rung in tl.static_range(RUNGS - 1, -1, -1):  # the shortest that is enough comes last
@@ -133,7 +139,7 @@ def gather_candidates(
         count = tl.load(counts + (row * RUNGS + rung) * tiles + n, mask=there, other=0)
         tokens = tl.sum(count, 0)
         mass = tl.sum(tl.load(at + rung * tiles, mask=there, other=0.0).to(tl.float64), 0)
-        enough = tl.where(top_p < 1, mass >= top_p * total * SURE, low.to(tl.float64) <= least)
+        enough = tl.where(by_mass, mass >= share * total * SURE, low.to(tl.float64) <= least)
         enough = tl.where(top_k > 0, tokens >= top_k, enough) & (tokens <= MOST)
         size = tl.where(enough, tokens, size)
         before = tl.where(enough, tl.sum(tl.where(n < tile, count, 0), 0), before)
@@ -179,8 +185,8 @@ def gather(
         source, partials, *columns, counts, masses, *sizes, **constants, num_warps=WARPS
     )
     gather_candidates[(rows, tiles)](
-        source, partials, *columns, counts, masses, *found, *sizes, **constants,
-        TILES=triton.next_power_of_2(tiles), MOST=MOST, num_warps=WARPS,
+        source, partials, *columns, draw.seed, draw.counter, counts, masses, *found, *sizes,
+        **constants, TILES=triton.next_power_of_2(tiles), MOST=MOST, num_warps=WARPS,
     )  # fmt: skip
     return found
 
@@ -205,8 +211,9 @@ def variants(shape: ModelShape) -> list[Variant]:
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     rest = {
         "partials": "*fp32", "temperatures": "*fp64", "top_ks": "*i64", "top_ps": "*fp64",
-        "min_ps": "*fp64", "valid": "*i8", "counts": "*i32", "masses": "*fp32",
-        "values": "*fp32", "found": "*i32", "sizes": "*i32", "totals": "*fp64",
+        "min_ps": "*fp64", "valid": "*i8", "seeds": "*i64", "counters": "*i64",
+        "counts": "*i32", "masses": "*fp32", "values": "*fp32", "found": "*i32",
+        "sizes": "*i32", "totals": "*fp64",
         **dict.fromkeys(("rows", "peaks", "width", "vocabulary", "stride"), "i32"),
     }  # fmt: skip
     constants = {"TOP_K": True, "TOP_P": True, "MIN_P": True, "PEAKS": 128, "BLOCK": BLOCK,

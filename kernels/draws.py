@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LEAST = 1e-300  # as min-p: keeps every token that could be drawn, in order of likelihood
+
 
 @dataclass(frozen=True)
 class DrawRows:

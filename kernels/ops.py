@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.attention_config import Splits, Work
 from kernels.cpu import ForwardPass
-from kernels.draws import DrawRows
+from kernels.draws import LEAST, DrawRows
 from kernels.reference import attention as _attention
 from kernels.reference import confidence as _confidence
 from kernels.reference import layers
@@ -85,7 +85,6 @@ __all__ = [
 
 _INTERPRETED: ContextVar[bool] = ContextVar("interpreted", default=False)
 _SKINNY_ROWS, _WIDE_HEAD_ROWS = 16, 64
-_LEAST = 1e-300  # as min-p: keeps every token that could be drawn
 
 
 @contextmanager
@@ -293,8 +292,8 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Te
     from kernels.confidence import confidence as fused
 
     # Rows without filters would be drawn from in the order of ids, not in that of likelihood.
-    least = torch.full_like(rows.temperature, _LEAST)
-    min_p = least if rows.min_p is None else rows.min_p.clamp(min=_LEAST)
+    least = torch.full_like(rows.temperature, LEAST)
+    min_p = least if rows.min_p is None else rows.min_p.clamp(min=LEAST)
     return fused(logits, vocabulary, replace(rows, min_p=min_p)).token
 
 

@@ -1,7 +1,8 @@
 """Draws of rows with filters: top-k, then renormalised top-p, then min-p, one program a row.
 
 Nearly always all that the filters keep is in a short list (``kernels.candidates``): then only that
-is searched, otherwise the whole row.
+is searched, otherwise the whole row. A min-p of ``LEAST`` keeps all: so ``ops.sample`` draws in
+order of likelihood without filters, from a list that reaches as far as the row's uniform.
 
 In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So filters
 and draw are one search: the key (a float's bits in order) at which a sum over all likelier tokens
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import candidates
-from kernels.candidates import filter_columns, filter_flags, filters_of
+from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_of
 from kernels.draws import DrawRows
 from kernels.merge import BIG, LOWEST, Scored, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
@@ -179,7 +180,8 @@ def draw_filtered_rows(
         key = _keys(bound, 0).to(tl.int64) + (bound.to(tl.float64) < least).to(tl.int64)
         key = tl.where(bound < 0, key, key + ((1 << SHIFT) - 1)) >> SHIFT
         mass = _mass_from(source, width, vocabulary, top, scale, key, SHIFT, CHUNK)
-        kept = tl.minimum(kept, mass)
+        # A list that a draw without filters gets need not hold all that is kept.
+        kept = tl.where(min_p > KEEPS_ALL, tl.minimum(kept, mass), kept)
     goal = keyed_uniform(seeds, counters, row) * kept
     key, above = _search(source, width, vocabulary, top, scale, goal, False, True, SHIFT, CHUNK)
     own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)

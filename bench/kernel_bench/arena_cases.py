@@ -18,8 +18,8 @@ from kernels.variant import ModelShape
 
 PAGE = 64
 CONTEXTS = (1024, 4096, 16384)  # of decodes
-SHORT = (32, 4096)  # queries and keys of a short span
-PREFILL = 1024  # queries of a chunk, over themselves
+SHORT = ((32, 4096), (64, 16384))  # queries and keys of short spans
+PREFILLS = ((1024, 1024), (1024, 5120))  # of a chunk: over themselves, and over a prefix as well
 COPIED_LAYERS = 32  # of a copied block
 EPS = 1e-6
 
@@ -31,11 +31,11 @@ def _layout(shape: ModelShape, layers: int = 1) -> KVLayout:
 
 
 def attentions(shape: ModelShape, batch: int) -> list[Case]:
-    """Decodes and short spans, ``batch`` sequences each; a prefill of one sequence."""
+    """Decodes and short spans, ``batch`` sequences each; prefills of one sequence."""
     found = [_attention(shape, batch, "decode", 1, context) for context in CONTEXTS]
-    found.append(_attention(shape, batch, "short", *SHORT))
+    found += [_attention(shape, batch, "short", *sizes) for sizes in SHORT]
     if batch == 1:
-        found.append(_attention(shape, 1, "prefill", PREFILL, PREFILL))
+        found += [_attention(shape, 1, "prefill", *sizes) for sizes in PREFILLS]
     return found
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ class Case:
     baseline: the same in plain torch; it is also what torch.compile gets.
     rows: tokens in the batch. context: keys of each, where that matters.
     scratch: bytes that the baseline allocates on the way, roughly.
+    note: what the baseline does otherwise than our kernel.
+    parts: what else is timed on the same arguments, by name: a part of the work alone, and in
+        words which.
     """
 
     op: str
@@ -37,11 +40,13 @@ class Case:
     baseline: Callable[..., object]
     context: int = 0
     scratch: int = 0
+    note: str = ""
+    parts: Mapping[str, tuple[Callable[..., object], str]] = field(default_factory=dict)
 
 
-def random(*shape: int) -> Tensor:
+def random(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
     """Normal numbers."""
-    return torch.randn(shape, device=DEVICE, dtype=DTYPE)
+    return torch.randn(shape, device=DEVICE, dtype=dtype)
 
 
 def zeros(*shape: int) -> Tensor:

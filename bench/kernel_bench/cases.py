@@ -21,6 +21,7 @@ from kernels.reference import layers
 from kernels.variant import ModelShape
 
 EPS = 1e-6
+_WIDENED = "widens the weights to bf16 in each call: five times the bytes"
 
 
 def _norms(shape: ModelShape, batch: int) -> list[Case]:
@@ -66,7 +67,7 @@ def _linears(shape: ModelShape, batch: int) -> list[Case]:
                 Case(
                     "skinny_gemm", f"{layer}_{kind}", batch, skinny_gemm.floor(batch, n, k, size),
                     partial(_linear_inputs, batch, n, k, kind), skinny_gemm.skinny_linear,
-                    layers.linear,
+                    layers.linear, note=_WIDENED if kind == "fp8" else "",
                 )
             )  # fmt: skip
     return found

@@ -37,7 +37,7 @@ from kernels.variant import ModelShape
 Row = dict[str, Any]
 BATCHES = (1, 8, 64)
 MOST_SETS = 128
-MOST_BYTES = 4 * 2**30  # of the memory of one case
+MOST_BYTES = 8 * 2**30  # of the memory of one case
 _GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
 _GIB = 2**30
 _PLAIN = ("torch", "torch.compile")
@@ -104,8 +104,14 @@ def _contestants(case: Case) -> list[_Contestant]:
     compiled = torch.compile(case.baseline, dynamic=False)
     return [
         _own(case),
-        _Contestant("torch", torch.__version__, partial(partial, case.baseline)),
-        _Contestant("torch.compile", torch.__version__, partial(partial, compiled)),
+        *(
+            _Contestant(name, torch.__version__, partial(partial, call), note=note)
+            for name, call, note in (
+                ("torch", case.baseline, case.note),
+                ("torch.compile", compiled, case.note),
+                *((name, *part) for name, part in case.parts.items()),
+            )
+        ),
         *(
             _Contestant(r.package, r.version, r.prepare, r.compared, r.does)
             for r in rivals.of(case.op, case.name)
@@ -203,7 +209,7 @@ def show(rows: Sequence[Row], card: Card) -> str:
     )
     header = (
         "op", "kernel", "model", "rows", "context", "L2", "p20 us", "p50 us", "p80 us", "TB/s",
-        "of copy floor", "of read floor", "torch us", "torch.compile us", "others us",
+        "TFLOP/s", "of copy floor", "of read floor", "torch us", "torch.compile us", "others us",
     )  # fmt: skip
     cases: dict[tuple[object, ...], dict[str, Row]] = {}
     for r in rows:
@@ -224,10 +230,11 @@ def _figures(found: dict[str, Row]) -> tuple[str, ...]:
 
 def _own_figures(ours: Row) -> tuple[str, ...]:
     if "error" in ours:
-        return ("failed", *"-----")
+        return ("failed", *"------")
     return (
         *(f"{ours[p]:.2f}" for p in ("p20_us", "p50_us", "p80_us")),
         f"{ours['bytes_per_second'] / 1e12:.2f}",
+        f"{ours['flops_per_second'] / 1e12:.1f}",
         f"{ours['of_copy_floor']:.0%}",
         f"{ours['of_read_floor']:.0%}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -20,34 +21,47 @@ from kernels.variant import ModelShape
 
 _STATISTICS = len(reference.Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
+MANY = (256, 1024)  # rows whose logits leave the L2 cache: there bandwidth is all that counts
 _SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
 
 
 def confidences(shape: ModelShape, batch: int) -> list[Case]:
     """Statistics of stored logits, alone, with a token drawn, and drawn under filters."""
     vocabulary = shape.head_rows
-    floor = confidence.floor(batch, vocabulary, DTYPE)
-    scratch = _SCRATCH * batch * vocabulary
+    filters = Case(
+        "confidence", "statistics_filters", batch, confidence.floor(batch, vocabulary, DTYPE),
+        partial(_filter_inputs, batch, vocabulary), _filtered, _plain_filtered,
+        scratch=2 * _SCRATCH * batch * vocabulary,
+    )  # fmt: skip
+    found = [*_unfiltered(vocabulary, batch, DTYPE), filters]
+    if batch == 1:
+        for rows, dtype in product(MANY, (DTYPE, torch.float32)):
+            found += _unfiltered(vocabulary, rows, dtype)
+    return found
+
+
+def _unfiltered(vocabulary: int, rows: int, dtype: torch.dtype) -> list[Case]:
+    floor, scratch = confidence.floor(rows, vocabulary, dtype), _SCRATCH * rows * vocabulary
+    kind = "" if dtype == DTYPE else "_fp32"
     return [
         Case(
-            "confidence", "statistics", batch, floor,
-            lambda: (case.random(batch, vocabulary),), partial(_statistics, vocabulary=vocabulary),
+            "confidence", f"statistics{kind}", rows, floor,
+            lambda: (case.random(rows, vocabulary, dtype=dtype),),
+            partial(_statistics, vocabulary=vocabulary),
             partial(reference.confidence, vocabulary=vocabulary), scratch=scratch,
         ),
         Case(
-            "confidence", "statistics_draw", batch, floor,
-            partial(_draw_inputs, batch, vocabulary), _drawn, _plain_drawn, scratch=scratch,
-        ),
-        Case(
-            "confidence", "statistics_filters", batch, floor,
-            partial(_filter_inputs, batch, vocabulary), _filtered, _plain_filtered,
-            scratch=2 * scratch,
+            "confidence", f"statistics_draw{kind}", rows, floor,
+            partial(_draw_inputs, rows, vocabulary, dtype), _drawn, _plain_drawn, scratch=scratch,
         ),
     ]  # fmt: skip
 
 
 def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
-    """Statistics of logits that are never stored; in torch the product, then its statistics."""
+    """Statistics of logits that are never stored; in torch the product, then its statistics.
+
+    Beside both the product alone: what the statistics cost on top of it.
+    """
     vocabulary, hidden = shape.head_rows, shape.hidden
 
     def inputs() -> tuple[Tensor, Tensor]:
@@ -57,6 +71,7 @@ def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
         Case(
             "lm_head", "statistics", batch, lm_head.floor(batch, hidden, vocabulary, DTYPE), inputs,
             _head, _plain_head, scratch=_SCRATCH * batch * vocabulary,
+            parts={"product": (layers.linear, "the product alone, its logits stored")},
         )
     ]  # fmt: skip
 
@@ -65,13 +80,13 @@ def _statistics(logits: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
     return confidence.confidence(logits, vocabulary)[:_STATISTICS]
 
 
-def _draw_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
+def _draw_inputs(batch: int, vocabulary: int, dtype: torch.dtype = DTYPE) -> tuple[Tensor, ...]:
     """Logits, temperatures, seeds and counters; for torch the uniforms that these keys give."""
     seed, counter = torch.arange(batch) + 7, torch.arange(4 * batch).view(batch, 4)
     uniform = philox_uniform(seed.numpy().astype(np.uint64), counter.numpy().astype(np.uint64))
     temperature = torch.full((batch,), TEMPERATURE, dtype=torch.float64)
     columns = (temperature, seed, counter, uniform)
-    return case.random(batch, vocabulary), *(c.to(case.DEVICE) for c in columns)
+    return case.random(batch, vocabulary, dtype=dtype), *(c.to(case.DEVICE) for c in columns)
 
 
 def _drawn(

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernel_bench import aot, arena_cases, card, case, cases, gpu, reference, rivals
+from bench.kernel_bench import (
+    aot,
+    arena_cases,
+    card,
+    case,
+    cases,
+    gpu,
+    head_cases,
+    reference,
+    rivals,
+)
 from bench.kernels import main, parse, time_kernels
 from bench.rows import RowWriter
 from kernels import registry
@@ -96,11 +106,14 @@ def small_cases(op, batch, monkeypatch):
     """Contexts that the interpreter gets through; the same numbers on every device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     monkeypatch.setattr(case, "DEVICE", device)
-    monkeypatch.setattr(case, "random", lambda *s: torch.randn(s).to(case.DTYPE).to(device))
+    monkeypatch.setattr(
+        case, "random", lambda *s, dtype=case.DTYPE: torch.randn(s).to(dtype).to(device)
+    )
     monkeypatch.setattr(case, "shuffled", lambda n: torch.randperm(n).int().to(device))
     monkeypatch.setattr(arena_cases, "CONTEXTS", (64, 192))
-    monkeypatch.setattr(arena_cases, "SHORT", (20, 128))
-    monkeypatch.setattr(arena_cases, "PREFILL", 128)
+    monkeypatch.setattr(arena_cases, "SHORT", ((20, 128), (3, 64)))
+    monkeypatch.setattr(arena_cases, "PREFILLS", ((128, 128), (70, 192)))
+    monkeypatch.setattr(head_cases, "MANY", (2, 3))
     monkeypatch.setattr(arena_cases, "COPIED_LAYERS", 2)
     torch.manual_seed(batch)
     return cases.CASES[op](SMALL, batch)
@@ -134,9 +147,10 @@ def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
     large = ModelShape("large", 5120, 27648, 40, 8, 128, 152064)
     rows = list(gpu.measure(["attention"], [large], CARD, 9))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
-    assert rows.count(64) == 2  # decodes of all but the longest context
+    assert rows.count(64) == 3  # decodes of all but the longest context, and a short span
     assert told == [
-        "skipped: attention decode large, 64 rows, context 16384: needs 12.1 GiB, at most 4.0"
+        "skipped: attention decode large, 64 rows, context 16384: needs 12.1 GiB, at most 8.0",
+        "skipped: attention short large, 4096 rows, context 16384: needs 12.4 GiB, at most 8.0",
     ]
 
 
@@ -245,6 +259,21 @@ def test_a_kernel_of_ours_that_fails_leaves_a_row_and_the_bench_goes_on(
     monkeypatch.setitem(cases.CASES, "norm", NORMS)
     with RowWriter(None) as writer:
         assert time_kernels(["norm"], parse([]), writer) == 0
+
+
+def test_rows_say_what_stands_beside_ours(monkeypatch):
+    """Which baseline does more work than ours, and which only a part of it."""
+    untimed(monkeypatch)
+    monkeypatch.setattr(gpu, "BATCHES", (1,))
+    rows = list(gpu.measure(["skinny_gemm", "lm_head"], [SMALL], CARD, 9))
+    notes = {(r["provider"], r["kernel"].rpartition("_")[2]): r["note"] for r in rows}
+    assert "widens" in notes["torch", "fp8"] and "widens" in notes["torch.compile", "fp8"]
+    assert "alone" in notes["product", "statistics"]
+    assert not any(
+        notes[own, kind] for own in ("steer", "torch") for kind in ("bf16", "statistics")
+    )
+    table = gpu.show(rows, CARD)
+    assert "TFLOP/s" in table and table.count("product 4.00") == 1
 
 
 def test_arguments_that_do_not_fit_cost_only_their_case(monkeypatch):

@@ -305,31 +305,32 @@ def test_a_context_shorter_than_its_span_is_refused():
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
 class TestDevice:
-    SHAPES = ({"group": 6, "kv_heads": 2}, {"group": 5, "kv_heads": 8})  # of 1.5B and 32B
+    SHAPES = (  # of 1.5B, 32B and 0.5B
+        {"group": 6, "kv_heads": 2, "head_dim": 128},
+        {"group": 5, "kv_heads": 8, "head_dim": 128},
+        {"group": 7, "kv_heads": 2, "head_dim": 64},
+    )
 
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     def test_values_at_real_shapes(self, shape, dtype):
         case = make(
-            [1, 1, 2, 17, 64, 65, 300], [1, 4097, 1000, 2049, 64, 700, 1300], head_dim=128,
-            page=64, dtype=dtype, **shape,
+            [1, 1, 2, 17, 64, 65, 300], [1, 4097, 1000, 2049, 64, 700, 1300], page=64, dtype=dtype,
+            **shape,
         )  # fmt: skip
         case.check(splits=None)
         case.check(splits=Splits(Split(64, 64), Split(64, 32)))
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_a_sequence_alone_is_a_sequence_in_a_batch(self, shape):
-        case = make(
-            [1, 33, 65, 1], [4097, 1000, 700, 64], head_dim=128, page=64, dtype=torch.bfloat16,
-            **shape,
-        )  # fmt: skip
+        case = make([1, 33, 65, 1], [4097, 1000, 700, 64], page=64, dtype=torch.bfloat16, **shape)
         splits = Splits.choose(4, shape["kv_heads"])
         together = case.run(splits=splits)
         for index, (a, b) in enumerate(pairwise(case.starts)):
             assert torch.equal(case.alone(index).run(splits=splits), together[a:b])
 
     def test_graph_replay_is_eager(self):
-        shape = {"head_dim": 128, "page": 64, "dtype": torch.bfloat16, **self.SHAPES[0]}
+        shape = {"page": 64, "dtype": torch.bfloat16, **self.SHAPES[0]}
         first = make([1, 20, 80], [900, 300, 200], padding=40, **shape)
         other = make([5, 1, 70], [1100, 50, 90], padding=65, **shape)
         width = 18

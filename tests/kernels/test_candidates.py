@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,23 @@ def test_other_logits_have_lists_of_their_own():
     other = z.flip(1).roll(-(WIDTH - VOCABULARY), 1).contiguous()
     found = confidence(other.to(ON), VOCABULARY, draw, source=z.to(ON))
     assert torch.equal(found.token.cpu(), expected(z, draw))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_draws_without_filters_have_lists_as_far_as_they_reach(dtype: torch.dtype, monkeypatch):
+    """The reference's tokens: from lists that reach as far as the row's uniform, or from rows."""
+    made = []
+    gather = candidates.gather
+    monkeypatch.setattr(candidates, "MOST", 80)
+    monkeypatch.setattr(candidates, "gather", lambda *a: made.append(gather(*a)) or made[-1])
+    draw = draws([((1.0, 2.0, 8.0)[row % 3], 0, 1.0, 0.0) for row in range(24)])
+    z = logits(24, dtype)
+    plain = DrawRows(draw.temperature, draw.seed, draw.counter)
+    with ops.interpreted() if ON == "cpu" else nullcontext():
+        found = ops.sample(z.to(ON), VOCABULARY, plain)
+    assert torch.equal(found.cpu(), expected(z, draw))
+    sizes = made[-1].sizes.cpu()
+    assert (sizes[::3] > 0).sum() > 4  # most of the mass is near the maximum
+    assert (sizes[2::3] == 0).all()  # too flat
+    ranks = (z.float()[:, :VOCABULARY] > z.float().gather(1, found.cpu()[:, None])).sum(1)
+    assert (ranks[sizes > 0] < sizes[sizes > 0]).all()

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import candidates, merge, ops, sampling
 from kernels import confidence as module
-from kernels import merge, ops, sampling
 from kernels.confidence import confidence, score
 from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
@@ -145,6 +145,7 @@ def given(monkeypatch):
     """A seed is the uniform itself, in units of 2**-53."""
     monkeypatch.setattr(merge, "keyed_uniform", _given_uniform)
     monkeypatch.setattr(sampling, "keyed_uniform", _given_uniform)
+    monkeypatch.setattr(candidates, "keyed_uniform", _given_uniform)
 
     def build(setting, uniform, filters=True):
         draw = draws(len(uniform), setting, filters=filters)
@@ -269,6 +270,17 @@ def test_plain_draws_invert_the_sum_by_ids(width, dtype):
     torch.testing.assert_close(found.logprob.cpu().double(), logs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-200, 1e-30, 0.0])
+def test_temperatures_below_fp32_take_the_argmax(temperature):
+    """They are no 0 in fp64, where the reference divides by them."""
+    z = torch.linspace(0, 1, 300).repeat(8, 1)
+    draw = draws(8, (temperature, 0, 1.0, 0.0))
+    assert torch.equal(reference(z, draw), torch.full((8,), 299))
+    for kept in (draw, draws(8, (temperature, 0, 1.0, 0.0), filters=False),
+                 draws(8, (temperature, 250, 0.99, 0.0))):  # fmt: skip
+        assert (confidence(z.to(ON), 300, kept).token == 299).all()
+
+
 def test_frequencies_over_several_tiles():
     """150 keyed draws among six tokens of three tiles have the distribution's frequencies."""
     z = torch.full((1, 5000), -INF)
@@ -376,6 +388,8 @@ def test_score(width):
     logs = z.double().log_softmax(-1).gather(1, targets)[:-INVALID]
     torch.testing.assert_close(found[:-INVALID].double(), logs, rtol=1e-5, atol=1e-5)
     assert found[-INVALID:].isnan().all()
+    plain = ops.score(z.cpu(), width, targets.cpu()).float()
+    torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert torch.equal(score(z, width, targets[:, 1].clone())[:-INVALID], found[:-INVALID, 1])
     plain = ops.score(z.cpu(), width, targets.cpu()).float()
     torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -443,7 +457,7 @@ def test_bad_targets_are_named(targets):
         score(torch.zeros(3, 20, device=ON), 20, targets.to(ON))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_on_a_gpu_a_row_alone_is_bitwise_the_row_among_64(dtype, mark):
     """At a real width, drawn tokens included."""
@@ -469,3 +483,35 @@ def test_on_a_gpu_a_replayed_graph_is_bitwise_eager(mark):
     z.copy_(torch.randn_like(z) * 3)
     graph.replay()
     same_bits(captured, confidence(z, 151936, draw))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("width", [pytest.param(w, marks=gpu) for w in (151936, 152064)])
+def test_on_a_gpu_scores_at_real_widths(width, dtype):
+    """Through the face as well."""
+    torch.manual_seed(0)
+    z = (torch.randn(64, width, device=ON) * 4).to(dtype)
+    targets = torch.randint(0, 151665, (64, 3), device=ON)
+    logs = z[:, :151665].double().log_softmax(-1).gather(1, targets)
+    torch.testing.assert_close(score(z, 151665, targets).double(), logs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ops.score(z, 151665, targets), logs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_on_a_gpu_ten_thousand_draws_have_the_frequencies(mark):
+    """Of 60 tokens all over a real width: by ids, by likelihood, and from what top-p keeps."""
+    torch.manual_seed(0)
+    z = torch.full((1, 49152), -INF)
+    ids = torch.arange(60) * 811 + 7
+    z[0, ids] = torch.linspace(-2, 2, 60)[torch.randperm(60)]
+    many = z.to(ON).expand(10_000, -1).contiguous()
+    share = (z[0].double() / 1.5).softmax(-1)
+    plain = draws(10_000, (1.5, 0, 1.0, 0.0), seed=3, filters=False)
+    assert chi_square_p(confidence(many, 49152, plain).token, share) > 1e-3
+    assert chi_square_p(ops.sample(many, 49152, plain), share) > 1e-3
+    ordered = share.sort(descending=True)
+    kept = ordered.indices[ordered.values.cumsum(0) - ordered.values < 0.8]
+    share = torch.zeros_like(share).scatter(0, kept, share[kept])
+    filtered = draws(10_000, (1.5, 0, 0.8, 0.0), seed=4)
+    found = confidence(many, 49152, filtered).token
+    assert chi_square_p(found, share / share.sum()) > 1e-3

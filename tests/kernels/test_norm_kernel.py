@@ -44,10 +44,9 @@ def test_wide_rows(hidden: int):
     assert_close(norm.rms_norm(x, weight, EPS), oracle(x, weight))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_add_rms_norm(dtype: torch.dtype):
-    x, residual = random(3, 1536, dtype=dtype), random(3, 1536, dtype=dtype, seed=1)
-    weight = random(1536, dtype=dtype, seed=2)
+def check_addition(rows: int, hidden: int, dtype: torch.dtype) -> None:
+    x, residual = random(rows, hidden, dtype=dtype), random(rows, hidden, dtype=dtype, seed=1)
+    weight = random(hidden, dtype=dtype, seed=2)
     total = x + residual
     found = norm.add_rms_norm(x, residual, weight, EPS)
     if dtype == torch.bfloat16 and DEVICE == "cpu":
@@ -55,6 +54,11 @@ def test_add_rms_norm(dtype: torch.dtype):
     else:
         assert torch.equal(x, total)  # written back, rounded as torch rounds
     assert_close(found, oracle(x, weight))  # of what was written
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_add_rms_norm(dtype: torch.dtype):
+    check_addition(3, 1536, dtype)
 
 
 def test_rounds_like_the_reference():
@@ -138,3 +142,11 @@ def test_graph_replay_is_eager(hidden: int):
     captured.fill_(float("nan"))
     graph.replay()
     assert torch.equal(captured, eager)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [1, 64])
+def test_add_rms_norm_at_the_width_of_32b(rows: int, dtype: torch.dtype):
+    check_addition(rows, 5120, dtype)

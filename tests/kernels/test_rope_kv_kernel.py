@@ -257,10 +257,12 @@ class TestCopies:
 class TestDevice:
     @pytest.mark.parametrize(("group", "kv_heads"), [(6, 2), (5, 8)])  # of 1.5B and 32B
     @pytest.mark.parametrize("rows", [1, 64, 300])
-    def test_values_at_real_shapes(self, group, kv_heads, rows):
+    @pytest.mark.parametrize("norms", [False, True])  # Qwen2's bias, Qwen3's norms
+    def test_values_at_real_shapes(self, group, kv_heads, rows, norms):
         make(
-            rows, group=group, kv_heads=kv_heads, head_dim=128, page=64, dtype=torch.bfloat16
-        ).check()
+            rows, group=group, kv_heads=kv_heads, head_dim=128, page=64, dtype=torch.bfloat16,
+            norms=norms, bias=not norms,
+        ).check()  # fmt: skip
 
     def test_graph_replay_is_eager(self):
         case = make(64, group=6, head_dim=128, page=64, dtype=torch.bfloat16)
