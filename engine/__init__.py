@@ -6,6 +6,7 @@ from engine.engine import Engine
 from engine.errors import QueueFullError, SteerError
 from engine.ledger import Usage
 from engine.params import SamplingParams
+from engine.relay import Prompt
 from engine.request import Completion, Step, TokenLogprobs
 from engine.routing.audit import Audit
 from engine.routing.calibration import Calibration
@@ -42,6 +43,7 @@ __all__ = [
     "Judge",
     "Pair",
     "Policy",
+    "Prompt",
     "Query",
     "QueueFullError",
     "Random",
