@@ -25,7 +25,10 @@ Outcome Scheduler::read(Sequence& sequence, Token token) {
   const bool thought = sequence.thinking && written.size() >= marker &&
                        std::ranges::equal(written.last(marker), request.think_end);
   if (thought) sequence.thinking = false, sequence.unread_from = -1;
-  const std::int32_t step = sequence.length() - sequence.steps.back().start;
+  // A shadow reads before its first step.
+  const std::int32_t opened =
+      sequence.steps.empty() ? sequence.prompt_length() : sequence.steps.back().start;
+  const std::int32_t step = sequence.length() - opened;
   const bool too_long = request.max_step_tokens > 0 && step >= request.max_step_tokens;
   Outcome outcome{Finish::none, delimited || too_long || thought};
   if (stops_at(sequence, token))

@@ -157,8 +157,11 @@ class Relay:
         shadow = self._scheduler.sequence(-request)
         step, end = shadow.tokens[shadow.steps[-1][0] :].tolist(), shadow.finish
         # What ends a text has another id here; a stop string is found again.
-        ended = end == _STOP and step[-1] in self.stop_ids
-        ended &= shadow.cut_bytes == len(self._large.bytes[step[-1]])
+        ended = (
+            end == _STOP
+            and step[-1] in self.stop_ids
+            and shadow.cut_bytes == len(self._large.bytes[step[-1]])
+        )
         ids = self._small.write(self._large.bytes_of(step[:-1] if ended else step))
         if end == _LENGTH:
             self._closed, end = _full(self._scheduler.longest), _NONE
