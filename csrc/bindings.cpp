@@ -146,6 +146,7 @@ void bind_sequence(py::module_& m) {
       .def_readonly("active", &Sequence::active)
       .def_readonly("awaits_route", &Sequence::awaits_route)
       .def_readonly("reading", &Sequence::reading)
+      .def_readonly("away", &Sequence::away)
       .def_readonly("candidate", &Sequence::candidate)
       .def_readonly("attempt", &Sequence::attempt)
       .def_readonly("sample", &Sequence::sample)
@@ -171,22 +172,20 @@ void bind_sequence(py::module_& m) {
       .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
 }
 
-Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
-                         std::int32_t block_tokens, std::int32_t max_context,
-                         std::int32_t max_sequences, std::int32_t max_waiting,
-                         std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost,
-                         bool prefix_cache, std::array<std::int32_t, kModels> background,
-                         const std::string& lane_policy, std::int32_t gather,
-                         std::int32_t hold_ticks, std::int32_t automatic_from,
-                         std::array<double, kModels> tick_cost,
-                         std::array<double, kModels> lane_weight, std::int32_t host_blocks,
-                         const std::vector<std::string>& delimiters,
-                         std::vector<std::string> token_bytes) {
+Scheduler make_scheduler(
+    SlabId slabs, std::array<std::int32_t, kModels> slots, std::int32_t block_tokens,
+    std::int32_t max_context, std::int32_t max_sequences, std::int32_t max_waiting,
+    std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost, bool prefix_cache,
+    std::array<std::int32_t, kModels> background, const std::string& lane_policy,
+    std::int32_t gather, std::int32_t hold_ticks, std::int32_t automatic_from,
+    std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
+    std::int32_t host_blocks, const std::vector<std::string>& delimiters,
+    std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes) {
   const LaneSettings lanes{
       lane_policy_named(lane_policy), gather, hold_ticks, automatic_from, tick_cost, lane_weight};
   return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
                     max_tick_tokens, recompute_cost, prefix_cache, background, lanes, host_blocks},
-                   delimiters, std::move(token_bytes));
+                   delimiters, std::move(token_bytes), std::move(large_token_bytes));
 }
 
 SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
@@ -195,11 +194,11 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       bool ask_at_end, std::int32_t samples) {
+                       bool ask_at_end, bool relay, std::int32_t samples) {
   return self.add(
       {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
        std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
-       max_think_tokens, max_repeats, ahead, ask_at_end},
+       max_think_tokens, max_repeats, ahead, ask_at_end, relay},
       samples);
 }
 
@@ -249,7 +248,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("automatic_from") = 4,
            py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0},
-           py::arg("host_blocks") = 0, py::arg("delimiters"), py::arg("token_bytes"))
+           py::arg("host_blocks") = 0, py::arg("delimiters"), py::arg("token_bytes"),
+           py::arg("large_token_bytes") = std::vector<std::string>{})
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
            py::arg("priority") = 0, py::arg("settle_at_once") = true,
@@ -257,7 +257,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
            py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("ask_at_end") = false,
-           py::arg("samples") = 1)
+           py::arg("relay") = false, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,
@@ -266,6 +266,15 @@ void bind_scheduler(py::module_& m) {
       .def("commit", &commit, py::arg("lane"), py::arg("sampled"))
       .def("route", &Scheduler::route, py::arg("id"), py::arg("model"), py::arg("rest") = false,
            py::arg("unread") = false)
+      .def("add_shadow", &Scheduler::add_shadow, py::arg("id"), py::kw_only(), py::arg("prompt"),
+           py::arg("stop_ids") = std::vector<Token>{}, py::arg("think_end") = std::vector<Token>{})
+      .def("cross", &Scheduler::cross, py::arg("id"), py::arg("tokens"), py::arg("unread") = false)
+      .def(
+          "cross_back",
+          [](Scheduler& self, SequenceId id, const std::vector<Token>& tokens, int end) {
+            self.cross_back(id, tokens, static_cast<Finish>(end));
+          },
+          py::arg("id"), py::arg("tokens"), py::arg("end") = static_cast<int>(Finish::none))
       .def("truncate", &Scheduler::truncate, py::arg("id"), py::arg("length"))
       .def("settle", &Scheduler::settle, py::arg("id"), py::arg("length"))
       .def("preempt", &Scheduler::preempt, py::arg("id"))
@@ -282,6 +291,7 @@ void bind_scheduler(py::module_& m) {
       .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
       .def_property_readonly("host_used",
                              [](const Scheduler& s) { return s.host().total() - s.host().free(); })
+      .def_property_readonly("longest", &Scheduler::longest)
       .def_property_readonly("running", &Scheduler::running)
       .def_property_readonly("waiting", &Scheduler::waiting)
       .def("check_integrity", &Scheduler::check_integrity);

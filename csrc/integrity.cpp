@@ -35,6 +35,7 @@ void check_counts(const Sequence& s) {
   expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
   if (s.phase == Phase::running && !s.awaits_route && !s.pending())
     expect(s.computed[s.active] < s.length(), s, "no row to sample from");
+  expect(!s.away || (s.request.relay && !s.awaits_route && !s.busy()), s, "away, and yet it moves");
   for (std::size_t i = 1; i < s.steps.size(); ++i)
     expect(s.steps[i - 1].start < s.steps[i].start, s, "steps out of order");
 }
@@ -90,11 +91,18 @@ void Scheduler::check_integrity() const {
   check_host();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   std::int64_t bets = 0;
+  std::int32_t shadows = 0;
   for (const auto& [id, owned] : sequences_) {
     const Sequence& s = *owned;
     bets += (s.ahead[kSmall].rows > 0) + (s.ahead[kLarge].rows > 0);
     check_counts(s);
     check_flights(s);
+    const Sequence* shadow = shadow_of(s);
+    expect(!s.away || shadow != nullptr, s, "away without a shadow");
+    expect(shadow == nullptr || s.phase != Phase::finished || shadow->phase == Phase::finished ||
+               shadow->end_pending != Finish::none,
+           s, "its shadow outlives it");
+    shadows += s.shadow() && s.phase == Phase::running;
     const bool listed = std::count(running_.begin(), running_.end(), &s) == 1;
     const bool queued = std::count(waiting_.begin(), waiting_.end(), &s) == 1;
     expect(listed == (s.phase == Phase::running), s, "not listed as running");
@@ -125,6 +133,7 @@ void Scheduler::check_integrity() const {
     if (static_cast<std::int64_t>(cache_.parked(model).size()) != pool_.cached(model))
       throw std::logic_error("a cached block is not parked");
   }
+  if (shadows != shadows_) throw std::logic_error("the shadows are miscounted");
   if (bets != bets_) throw std::logic_error("the spans planned ahead are miscounted");
   const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
   if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||

@@ -34,9 +34,11 @@ SchedulerConfig checked(SchedulerConfig config) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
-                     std::vector<std::string> token_bytes)
+                     std::vector<std::string> token_bytes,
+                     std::vector<std::string> large_token_bytes)
     : config_(checked(config)),
-      detector_(delimiters, std::move(token_bytes)),
+      detectors_{StepDetector(delimiters, std::move(token_bytes)),
+                 StepDetector(delimiters, std::move(large_token_bytes))},
       pool_(config.slabs, config.slots),
       host_(config.host_blocks),
       turns_(config.lanes) {
@@ -75,11 +77,19 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
           "prompt of " + number(static_cast<std::int64_t>(request.prompt.size())) +
               " tokens and max_tokens " + number(request.max_tokens) + " exceed the context of " +
               number(config_.max_context) + " tokens");
+  require(total <= longest(), "prompt and max_tokens need KV for " + number(total) +
+                                  " tokens, the arena holds " + number(longest()));
+  require(!request.relay || (samples == 1 && request.settle_at_once && !request.ask_at_end &&
+                             request.min_tokens == 0 && request.reader != kLarge),
+          "a relayed request is one sample that settles at once, without min_tokens, and not read "
+          "by the large model");
+}
+
+std::int64_t Scheduler::longest() const {
   const std::int64_t fits = static_cast<std::int64_t>(config_.slabs) *
                             std::min(config_.slots[kSmall], config_.slots[kLarge]) *
                             config_.block_tokens;
-  require(total <= fits, "prompt and max_tokens need KV for " + number(total) +
-                             " tokens, the arena holds " + number(fits));
+  return std::min<std::int64_t>(fits, config_.max_context);
 }
 
 SequenceId Scheduler::add(Request request, std::int32_t samples) {
@@ -130,7 +140,9 @@ void Scheduler::reach_boundary(Sequence& sequence) {
   if (sequence.rest_from >= 0 || sequence.trial_from >= 0) return open_step(sequence);
   if (sequence.request.reader == kNobody || sequence.unread_from >= 0) {
     sequence.awaits_route = true;
-    events_.push_back({EventKind::decide, sequence.id, -1});
+    // A shadow runs from its first step on: its sequence is asked about once it is admitted.
+    if (!sequence.request.relay || sequence.phase == Phase::running)
+      events_.push_back({EventKind::decide, sequence.id, -1});
     return;
   }
   sequence.awaits_route = false;
@@ -153,8 +165,18 @@ void Scheduler::open_step(Sequence& sequence) {
 void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
   Sequence& sequence = find(id);
   if (model < 0 || model >= kModels) throw std::invalid_argument("model must be 0 or 1");
+  if (sequence.shadow() || (sequence.request.relay && model == kLarge))
+    throw std::invalid_argument("a relayed sequence goes to the large model by cross()");
+  check_route(sequence);
+  go_on(sequence, model, rest, unread);
+}
+
+void Scheduler::check_route(const Sequence& sequence) const {
   if (!sequence.awaits_route || sequence.phase == Phase::finished)
-    throw std::logic_error("sequence " + std::to_string(id) + " does not await a route");
+    throw std::logic_error("sequence " + std::to_string(sequence.id) + " does not await a route");
+}
+
+void Scheduler::go_on(Sequence& sequence, int model, bool rest, bool unread) {
   turns_.changed();
   if (sequence.closing != Finish::none) return end(sequence, sequence.closing);
   const bool reader_goes_on = model == sequence.request.reader;
@@ -213,10 +235,17 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
     keep_rows(sequence, model, 0);
-    // Unless it never ran, or nobody had a choice.
-    if (sequence.phase == Phase::running && sequence.rest_from != sequence.prompt_length())
-      entered_[model] += ((sequence.highest[model] > 0) - entered_[model]) / kRecent;
+    // Unless it never ran, or nobody had a choice. A shadow's work is its sequence's.
+    const bool entered =
+        sequence.highest[model] > 0 ||
+        (sequence.request.relay && std::ranges::any_of(sequence.steps, [&](const Step& step) {
+           return step.model == model;
+         }));
+    if (sequence.phase == Phase::running && !sequence.shadow() &&
+        sequence.rest_from != sequence.prompt_length())
+      entered_[model] += (entered - entered_[model]) / kRecent;
   }
+  shadows_ -= sequence.shadow();
   if (sequence.phase == Phase::running)
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   else
@@ -224,11 +253,13 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.phase = Phase::finished;
   sequence.finish = reason;
   sequence.settled = sequence.length();
-  sequence.awaits_route = sequence.reading = false;
+  sequence.awaits_route = sequence.reading = sequence.away = false;
   sequence.closing = Finish::none;
   sequence.trial_from = sequence.truncate_pending = -1;
   turns_.changed();
   events_.push_back({EventKind::finished, sequence.id, -1});
+  if (Sequence* shadow = shadow_of(sequence); shadow && shadow->phase != Phase::finished)
+    end(*shadow, Finish::abort);
 }
 
 void Scheduler::abort(SequenceId id, Finish reason) {

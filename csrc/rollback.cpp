@@ -26,6 +26,8 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   Sequence& sequence = find(id);
   if (sequence.phase == Phase::finished)
     throw std::logic_error("sequence " + std::to_string(id) + " is finished");
+  if (sequence.request.relay || sequence.shadow())
+    throw std::invalid_argument("what has crossed cannot be taken back");
   if (length < sequence.settled || length > sequence.length())
     throw std::invalid_argument("cannot truncate to " + std::to_string(length) + ": tokens up to " +
                                 std::to_string(sequence.settled) + " are settled and there are " +
@@ -52,7 +54,7 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   sequence.active = sequence.steps.back().model;
   sequence.cursor = sequence.steps.back().cursor;
   for (std::int32_t i = sequence.steps.back().start; i < length; ++i)
-    detector_.feed(sequence.cursor, sequence.tokens[i]);
+    detector(sequence).feed(sequence.cursor, sequence.tokens[i]);
 }
 
 // Takes back tokens[length:] and the KV past `rows` of each model; what is in flight lies before.

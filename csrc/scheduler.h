@@ -68,9 +68,10 @@ struct Counters {
 
 class Scheduler {
  public:
-  // Throws std::invalid_argument with what is wrong and what would be right.
+  // Throws std::invalid_argument with what is wrong and what would be right. Where the models have
+  // different tokens, `large_token_bytes` are those of the large one.
   Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
-            std::vector<std::string> token_bytes);
+            std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes = {});
 
   // Queues a request. Throws std::invalid_argument if it can never run: empty prompt, prompt and
   // max_tokens past the context, or more KV than the arena holds for either model alone.
@@ -110,6 +111,20 @@ class Scheduler {
   // part ends. About the end of a text any answer lets it stand.
   void route(SequenceId id, int model, bool rest = false, bool unread = false);
 
+  // What a relayed sequence has instead of route(id, kLarge), see relay.cpp.
+  //
+  // Gives a running sequence its shadow, once, with the prompt in the large model's tokens; it
+  // waits. Its id is -id. Throws std::invalid_argument if longest() leaves it no room to write.
+  SequenceId add_shadow(SequenceId id, std::vector<Token> prompt, std::vector<Token> stop_ids,
+                        std::vector<Token> think_end);
+  // Answers a decide event: the large model writes the next step. `tokens` are its own for all that
+  // was written since its last one. Its shadow's next event tells that the step is written: decide,
+  // which nobody answers, or finished.
+  void cross(SequenceId id, const std::vector<Token>& tokens, bool unread = false);
+  // That step in the small model's tokens. They end where the text of the sequence does; `end` ends
+  // it if they do not. Else it stands at the next boundary.
+  void cross_back(SequenceId id, const std::vector<Token>& tokens, Finish end = Finish::none);
+
   // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
   // that ends at a step's first token the sequence stands at that boundary again: its reader, if
   // any, reads it once more, and a decide event follows; older ones are void. In flight: when it
@@ -134,6 +149,8 @@ class Scheduler {
   const BlockPool& pool() const { return pool_; }
   const HostPool& host() const { return host_; }
   const SchedulerConfig& config() const { return config_; }
+  // Tokens of one sequence at most, in the context and in the arena.
+  std::int64_t longest() const;
   std::size_t running() const { return running_.size(); }
   std::size_t waiting() const { return waiting_.size(); }
 
@@ -160,11 +177,20 @@ class Scheduler {
   void reach_boundary(Sequence& sequence);
   void open_step(Sequence& sequence);
   void drop_candidate(Sequence& sequence);
+  void check_route(const Sequence& sequence) const;
+  void go_on(Sequence& sequence, int model, bool rest, bool unread);
   void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);
 
+  // relay.cpp
+  Sequence* shadow_of(const Sequence& sequence) const;
+  std::int32_t step_limit(const Sequence& sequence) const;
+
   // text.cpp
+  const StepDetector& detector(const Sequence& sequence) const {
+    return detectors_[sequence.request.vocabulary];
+  }
   void append(Sequence& sequence, Token token);
   Outcome read(Sequence& sequence, Token token);
   void try_on(Sequence& sequence, Outcome outcome);
@@ -241,7 +267,7 @@ class Scheduler {
   void evacuate(const Victim& victim, int lane);
 
   SchedulerConfig config_;
-  StepDetector detector_;
+  std::array<StepDetector, kModels> detectors_;  // of each vocabulary
   BlockPool pool_;
   PrefixCache cache_;
   HostPool host_;
@@ -253,7 +279,8 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
-  std::int64_t bets_ = 0;  // spans that are planned ahead and neither promoted nor void
+  std::int32_t shadows_ = 0;  // among running_
+  std::int64_t bets_ = 0;     // spans that are planned ahead and neither promoted nor void
   std::array<double, kModels> entered_{0, 0};  // share of late sequences that a model worked on
   SequenceId next_id_ = 1;
 };

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,6 +45,9 @@ struct Request {
   // Where the reader did not write the end of the text, it reads that too, and a decide event asks
   // about it: any route() lets it stand, truncate() takes it back.
   bool ask_at_end = false;
+  // The models have different tokens: the large one writes through a shadow, see relay.cpp.
+  bool relay = false;
+  int vocabulary = kSmall;  // the model whose tokens these are
 };
 
 // What the text asks for behind a token: its end, or the end of a step.
@@ -75,6 +79,7 @@ struct Sequence {
   int active = kSmall;                 // who samples the next token
   bool awaits_route = true;            // at a boundary: the caller decides who goes on
   bool reading = false;                // the reader computes it before the decision
+  bool away = false;                   // its shadow writes the open step
   Finish end_pending = Finish::none;   // these three take effect when the batch in
   std::int32_t truncate_pending = -1;  // flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
@@ -124,18 +129,21 @@ struct Sequence {
   std::int32_t span_ahead(int model) const {
     return std::max(1, length() - computed[model] - in_flight[model]);
   }
+  // The large model's copy of a relayed sequence, which has the id less its sign.
+  bool shadow() const { return id < 0; }
   // Something has to happen first that waits for the batch in flight.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && active == lane && in_flight[lane] == 0 &&
-           !pending();
+    return phase == Phase::running && !awaits_route && !away && active == lane &&
+           in_flight[lane] == 0 && !pending();
   }
 };
 
-// Both lanes share one order: priority, then arrival.
+// Both lanes share one order: priority, then arrival; a shadow stands behind its sequence.
 inline bool goes_before(const Sequence& a, const Sequence& b) {
-  return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
-                                                  : a.id < b.id;
+  if (a.request.priority != b.request.priority) return a.request.priority < b.request.priority;
+  const SequenceId first = std::abs(a.id), second = std::abs(b.id);
+  return first != second ? first < second : a.id > b.id;
 }
 
 // Puts a sequence in its place of a list that is in order.

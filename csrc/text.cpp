@@ -19,13 +19,16 @@ Outcome Scheduler::read(Sequence& sequence, Token token) {
   const Request& request = sequence.request;
   const std::span text(sequence.tokens);
   const auto written = text.subspan(request.prompt.size());
-  const bool delimited = detector_.feed(sequence.cursor, token);
+  const bool delimited = detector(sequence).feed(sequence.cursor, token);
   const bool loop = sequence.loops.feed(written);
   const std::size_t marker = request.think_end.size();
   const bool thought = sequence.thinking && written.size() >= marker &&
                        std::ranges::equal(written.last(marker), request.think_end);
   if (thought) sequence.thinking = false, sequence.unread_from = -1;
-  const std::int32_t step = sequence.length() - sequence.steps.back().start;
+  // A shadow reads before its first step.
+  const std::int32_t opened =
+      sequence.steps.empty() ? sequence.prompt_length() : sequence.steps.back().start;
+  const std::int32_t step = sequence.length() - opened;
   const bool too_long = request.max_step_tokens > 0 && step >= request.max_step_tokens;
   Outcome outcome{Finish::none, delimited || too_long || thought};
   if (stops_at(sequence, token))
@@ -100,7 +103,7 @@ bool Scheduler::stops_at(Sequence& sequence, Token token) {
   if (match_stop(sequence, token, early)) return true;
   const auto& ids = sequence.request.stop_ids;
   if (early || std::find(ids.begin(), ids.end(), token) == ids.end()) return false;
-  sequence.cut_bytes = static_cast<std::int32_t>(detector_.text(token).size());
+  sequence.cut_bytes = static_cast<std::int32_t>(detector(sequence).text(token).size());
   return true;
 }
 
@@ -108,7 +111,7 @@ bool Scheduler::stops_at(Sequence& sequence, Token token) {
 // ignored; what follows it in the token is cut with it.
 bool Scheduler::match_stop(Sequence& sequence, Token token, bool ignored) const {
   if (!sequence.stops) return false;
-  const std::string& text = detector_.text(token);
+  const std::string& text = detector(sequence).text(token);
   for (std::size_t i = 0; i < text.size(); ++i) {
     sequence.stop_node = sequence.stops->next(sequence.stop_node, text[i]);
     const std::int32_t match = sequence.stops->match(sequence.stop_node);
@@ -127,7 +130,7 @@ void Scheduler::settle_open(Sequence& sequence) {
   if (sequence.stops) {
     auto open = static_cast<std::int64_t>(sequence.stops->pending(sequence.stop_node));
     for (; open > 0 && end > sequence.settled; --end)
-      open -= static_cast<std::int64_t>(detector_.text(sequence.tokens[end - 1]).size());
+      open -= static_cast<std::int64_t>(detector(sequence).text(sequence.tokens[end - 1]).size());
   }
   sequence.settled = std::max(sequence.settled, end);
 }

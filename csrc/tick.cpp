@@ -21,10 +21,13 @@ void Scheduler::admit() {
     slabs -= static_cast<double>(pool_.live(model)) / config_.slots[model];
   }
   for (const Sequence* other : running_) {
-    room[other->active] -= missing_blocks(*other, other->active);
+    // Of a relayed sequence and its shadow one works, and the other needs nothing.
+    const bool idle = other->away || (other->shadow() && other->active != kLarge);
+    if (!idle) room[other->active] -= missing_blocks(*other, other->active);
     slabs -= expected_slabs(*other);
   }
-  while (!waiting_.empty() && static_cast<std::int32_t>(running_.size()) < config_.max_sequences) {
+  while (!waiting_.empty() &&
+         static_cast<std::int32_t>(running_.size()) - shadows_ < config_.max_sequences) {
     Sequence* next = waiting_.front();
     const std::int64_t needed = missing_blocks(*next, next->active);
     const double expected = expected_slabs(*next);
@@ -34,6 +37,8 @@ void Scheduler::admit() {
     waiting_.pop_front();
     insert_in_order(running_, next);
     next->phase = Phase::running;
+    if (next->request.relay && next->awaits_route)
+      events_.push_back({EventKind::decide, next->id, -1});
     ++counters_.admitted;
   }
 }
@@ -49,11 +54,13 @@ std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) cons
   return std::max(0, blocks_for(sequence.length() + 1) - held);
 }
 
-// What a sequence is likely to need beyond what it holds, to stand where it does on both models.
+// What a sequence is likely to need beyond what it holds, to stand where it does on both models. A
+// shadow is its sequence's part on the large one.
 double Scheduler::expected_slabs(const Sequence& sequence) const {
   double slabs = 0;
   for (int model = 0; model < kModels; ++model) {
-    const bool sure = model == sequence.active || sequence.highest[model] > 0;
+    if (model == kSmall ? sequence.shadow() : shadow_of(sequence) != nullptr) continue;
+    const bool sure = model == sequence.active || sequence.highest[model] > 0 || sequence.shadow();
     const double likely = model != sequence.active && sequence.rest_from >= 0 ? 0
                           : sure                                              ? 1
                                                                               : entered_[model];
@@ -128,7 +135,7 @@ std::int32_t Scheduler::runnable(int lane, bool ahead) const {
 // Does the lane policy put this plan off?
 bool Scheduler::holds(int lane, bool ahead) {
   if (config_.lanes.policy == LanePolicy::latency) return false;
-  const auto running = static_cast<std::int32_t>(running_.size());
+  const auto running = static_cast<std::int32_t>(running_.size()) - shadows_;
   const bool held = turns_.holds(
       lane, oldest(1 - lane) != nullptr, running,
       {runnable(kSmall, ahead && lane == kSmall), runnable(kLarge, ahead && lane == kLarge)});
@@ -150,8 +157,8 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 // there is a row to sample from whatever is taken back.
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
-  if (sequence.active == lane || sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 ||
-      sequence.pending() || sequence.rest_from >= 0 ||
+  if (sequence.request.relay || sequence.active == lane || sequence.in_flight[lane] > 0 ||
+      sequence.ahead[lane].rows > 0 || sequence.pending() || sequence.rest_from >= 0 ||
       (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;

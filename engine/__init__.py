@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.errors import QueueFullError, SteerError
     from engine.ledger import Usage
     from engine.params import SamplingParams
+    from engine.relay import Prompt
     from engine.request import Completion, Retracted, Step, TokenLogprobs
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
@@ -43,6 +44,7 @@ else:
         "errors": ("QueueFullError", "SteerError"),
         "ledger": ("Usage",),
         "params": ("SamplingParams",),
+        "relay": ("Prompt",),
         "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
@@ -91,6 +93,7 @@ __all__ = [
     "Judge",
     "Pair",
     "Policy",
+    "Prompt",
     "Query",
     "QueueFullError",
     "Random",

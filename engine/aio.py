@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.engine import AnyPolicy, Engine
 from engine.params import SamplingParams
+from engine.relay import Prompt
 from engine.request import Completion
 from engine.stream import StreamedText, StreamEvent
 
@@ -57,7 +58,7 @@ class AsyncEngine:
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,
@@ -73,7 +74,7 @@ class AsyncEngine:
 
     async def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,

@@ -7,11 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import NAMED_MODELS, NAMED_PAIRS
+from engine.config import NAMED_MODELS, NAMED_PAIRS, EngineConfig
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
+from engine.relay import Prompt
 from engine.replay import command as replaying
 from engine.request import Completion
 from engine.routing.calibration import Calibration
@@ -49,6 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--answer-policy",
         metavar="POLICY",
         help="who writes what follows the text that ends thinking (default: as before it)",
+    )
+    add(
+        "--retokenize",
+        action="store_true",
+        help="take a pair whose tokenizers differ: text crosses at step boundaries, encoded again",
     )
     add(
         "--dtype",
@@ -127,7 +133,8 @@ def run_generate(options: argparse.Namespace) -> int:
     check_output(options.trace, "--trace")
     bar = sys.stderr.isatty() and options.pair != "tiny"
     engine = Engine(
-        options.pair, small=options.small, large=options.large, dtype=options.dtype,
+        options.pair, small=options.small, large=options.large,
+        config=EngineConfig(retokenize=options.retokenize), dtype=options.dtype,
         device=options.device or "auto", devices=_devices(options), progress=bar,
     )  # fmt: skip
     if options.temperature is None:
@@ -163,10 +170,10 @@ def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingPa
     return replace(params, **{name: getattr(defaults, name) for name in names})
 
 
-def _chat(engine: Engine, text: str, system: str | None) -> list[int]:
-    """Ids of a user's message."""
+def _chat(engine: Engine, text: str, system: str | None) -> list[int] | Prompt:
+    """The prompt of a user's message."""
     before = [{"role": "system", "content": system}] if system else []
-    return engine.tokenizer.chat([*before, {"role": "user", "content": text}])
+    return engine.chat([*before, {"role": "user", "content": text}])
 
 
 def run_pairs(options: argparse.Namespace) -> int:

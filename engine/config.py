@@ -211,7 +211,9 @@ class Pair:
                     )
 
 
-_SWITCHES = ("prefix_cache", "cpu_kernels", "overlap", "fused_head", "fused_sampling")
+_SWITCHES = (
+    "prefix_cache", "cpu_kernels", "overlap", "fused_head", "fused_sampling", "retokenize",
+)  # fmt: skip
 _NOT_WHOLE = (
     *_SWITCHES, "delimiters", "lane_policy", "load_format", "graphs", "plan_ahead",
     "memory_fraction",
@@ -258,6 +260,8 @@ class EngineConfig:
     memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
     cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
         without, through PyTorch's operators, one by one.
+    retokenize: take pairs whose tokenizers differ: text crosses at step boundaries, encoded again.
+        Where they agree nothing changes.
     """
 
     block_tokens: int = 16
@@ -284,6 +288,7 @@ class EngineConfig:
     graph_rows: int = 256
     memory_fraction: float = 0.92
     cpu_kernels: bool = True
+    retokenize: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -347,6 +352,16 @@ class EngineConfig:
         if self.load_format not in LOAD_FORMATS:
             raise SteerError(
                 f"unknown load_format {self.load_format!r}; known: {', '.join(LOAD_FORMATS)}"
+            )
+        for name in ("eager_backlog", "read_along"):
+            if self.retokenize and getattr(self, name):
+                raise SteerError(
+                    f"{name} cannot go with retokenize: text that has not crossed cannot be read"
+                )
+        if self.retokenize and self.load_format == "dummy":
+            raise SteerError(
+                'load_format "dummy" cannot go with retokenize: made-up weights have '
+                "made-up tokens, the same for both models"
             )
         found = self.delimiters
         listed = isinstance(found, tuple | list) and bool(found)

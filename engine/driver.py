@@ -61,6 +61,7 @@ class Driver:
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
         self._dropped: set[int] = set()
+        self._ended: set[int] = set()  # whose shadows have not
         self._deadlines: list[tuple[float, int]] = []
 
     def start(self, request: int, live: LiveRequest, timeout: float | None) -> None:
@@ -157,16 +158,43 @@ class Driver:
             if not self._events:
                 return
             kind, request, row = self._events.popleft()
-            if kind == _DECIDE:
+            if request < 0:
+                self._cross_back(-request, kind != _DECIDE)
+            elif kind == _DECIDE:
                 self._route(request, row)
             else:
-                sequence = self._scheduler.sequence(request)
-                self._scheduler.forget(request)
-                live = self.live.pop(request, None)
-                if request in self._dropped:
-                    self._dropped.discard(request)
-                elif live:
-                    self.finished[request] = live.complete(sequence, self._tokenizer)
+                self._finish(request)
+
+    def _finish(self, request: int) -> None:
+        live = self.live.get(request)
+        if live and live.relay and live.relay.open:
+            self._ended.add(request)  # its shadow ends with it, and belongs into the books
+            return
+        sequence = self._scheduler.sequence(request)
+        self._scheduler.forget(request)
+        self.live.pop(request, None)
+        if request in self._dropped:
+            self._dropped.discard(request)
+        elif live:
+            self.finished[request] = live.complete(sequence, self._tokenizer)
+
+    def _cross_back(self, request: int, ended: bool) -> None:
+        """A shadow has written its step, or has ended."""
+        relay = self.live[request].relay
+        assert relay is not None
+        try:
+            if self._scheduler.sequence(request).away:
+                relay.cross_back(request)
+        except BaseException:
+            self._scheduler.abort(request)
+            raise
+        finally:
+            if ended:
+                relay.close(request)
+                self.live.pop(-request, None)
+        if ended and request in self._ended:
+            self._ended.discard(request)
+            self._finish(request)
 
     def _route(self, request: int, row: int) -> None:
         sequence = self._scheduler.sequence(request)
@@ -185,7 +213,12 @@ class Driver:
             )
             if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
                 model = ROLES.index(decision.model)
-                self._scheduler.route(request, model, decision.rest, unread)
+                if live.relay and model == _LARGE:
+                    if not live.relay.opened:
+                        self.live[-request] = live.shadow()
+                    live.relay.cross(request, boundary.position, unread)
+                else:
+                    self._scheduler.route(request, model, decision.rest, unread)
         except BaseException:
             self._scheduler.abort(request)
             raise
@@ -193,6 +226,7 @@ class Driver:
 
     def _flops(self, sequence: _core.Sequence, position: int) -> int:
         """What a request has cost, and what the large model would have to read now."""
-        usage, first = self.live[sequence.id].usage(sequence), sequence.computed[_LARGE]
-        usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, position)
+        live = self.live[sequence.id]
+        usage, (first, missing) = live.usage(sequence), live.behind(sequence, position)
+        usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, first + missing)
         return pair_flops(usage, self._shapes, "catchup")

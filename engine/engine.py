@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from engine import _core
 from engine.card import CardRoom
+from engine.chat import Message
 from engine.config import ROLES, TINY, EngineConfig, Pair
 from engine.device import choose_devices, choose_dtype, make_queue
 from engine.driver import Driver
@@ -26,6 +28,7 @@ from engine.parking import HostStore
 from engine.pricing import Executed, Price
 from engine.progress import progress_bar
 from engine.queue import CudaQueue
+from engine.relay import Prompt, Vocabularies
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
@@ -39,10 +42,11 @@ AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
 
 class Engine:
-    """A small and a large model that share a tokenizer and write one answer together.
+    """A small and a large model that write one answer together.
 
-    ``tokenizer`` encodes texts and chats, ``default_params`` are what the large checkpoint's
-    generation_config.json recommends: requests without parameters of their own get them.
+    ``tokenizer`` encodes texts and chats (the small model's, where ``config.retokenize`` allows
+    two); ``default_params`` are what the large checkpoint's generation_config.json recommends:
+    requests without parameters of their own get them.
 
     An engine owns its weights, its arena and its scheduler, and frees them when it dies. Engines
     share nothing: several can live in one process. One thread drives an engine.
@@ -84,6 +88,7 @@ class Engine:
         loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
+        self._tokenizers = loaded.tokenizer, loaded.large_tokenizer or loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
         self.default_params = loaded.default_params
@@ -100,10 +105,16 @@ class Engine:
             self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every,
             self.config.overlap,
         )  # fmt: skip
-        eos_ids = self.shapes[0].eos_ids + self.shapes[1].eos_ids
+        small_ends, large_ends = self.shapes[0].eos_ids, self.shapes[1].eos_ids
+        self._vocabularies: Vocabularies | None = None
+        if loaded.large_tokenizer:
+            known = tuple(i for i in large_ends if i < loaded.large_tokenizer.size)
+            self._vocabularies = Vocabularies(self._tokenizers, (small_ends, known))
+            large_ends = ()
         self._intake = Intake(
-            self.scheduler, self.tokenizer, self._driver, eos_ids, self.default_params
-        )
+            self.scheduler, self.tokenizer, self._driver, small_ends + large_ends,
+            self.default_params, self._vocabularies,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -129,7 +140,8 @@ class Engine:
             host_blocks=config.host_blocks,
             tick_cost=row,  # a tick reads all weights, and a row multiplies by each
             delimiters=[d.encode() for d in config.delimiters],
-            token_bytes=self.tokenizer.bytes,
+            token_bytes=self._tokenizers[0].bytes,
+            large_token_bytes=self._tokenizers[1].bytes,
         )
 
     def _build_runner(self, model: int, decoder: Decoder, host: HostStore | None) -> ModelRunner:
@@ -138,7 +150,7 @@ class Engine:
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
         config, queue = self.config, make_queue(model, self.devices[model])
         sampler = Sampler(
-            model, self.tokenizer.size, lambda i: scheduler.sequence(i).tokens,
+            model, self._tokenizers[model].size, lambda i: scheduler.sequence(i).tokens,
             config.fused_sampling,
         )  # fmt: skip
         limits = TickLimits(
@@ -215,7 +227,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,
@@ -226,7 +238,7 @@ class Engine:
         """Queue a request for one answer and return its id; :meth:`step` moves it on.
 
         Args:
-            prompt: text or token ids.
+            prompt: text or token ids; a Prompt where the models have different tokens.
             params: how to sample.
             policy: who writes each step.
             priority: lower goes first; equal ones in order of arrival.
@@ -246,7 +258,7 @@ class Engine:
 
     def submit_samples(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,
@@ -260,6 +272,21 @@ class Engine:
         )
         self._submitted.update(requests)
         return list(requests)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int] | Prompt:
+        """The prompt of a conversation, as :meth:`Tokenizer.chat` writes it; where the models have
+        different tokens each one's own template counts."""
+        found = [
+            tokenizer.chat(messages, tools, add_generation_prompt, **variables)
+            for tokenizer in (self._tokenizers if self._vocabularies else self._tokenizers[:1])
+        ]
+        return Prompt(*map(tuple, found)) if self._vocabularies else found[0]
 
     def abort(self, request: int) -> None:
         """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""
@@ -283,7 +310,7 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Sequence[str | Sequence[int] | Prompt],
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,
@@ -296,7 +323,7 @@ class Engine:
         With ``params.n`` > 1 each prompt has so many completions, next to each other.
 
         Args:
-            prompts: texts or lists of token ids.
+            prompts: texts or lists of token ids, or Prompts.
             params: how to sample, the same for all.
             policy: a name, a Policy, or a function of a Boundary.
             timeout: seconds for each, from when it is queued.
@@ -343,7 +370,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None = None,
         policy: AnyPolicy = "steer",
         *,

@@ -12,6 +12,7 @@ from engine.driver import Driver
 from engine.errors import QueueFullError, SteerError
 from engine.live import LiveRequest
 from engine.params import THINK_END, SamplingParams
+from engine.relay import Prompt, Relay, Vocabularies, check_relayed
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.tokenizer import Tokenizer
@@ -29,9 +30,15 @@ class Intake:
         driver: Driver,
         eos_ids: Sequence[int],
         defaults: SamplingParams,
+        vocabularies: Vocabularies | None = None,
     ) -> None:
-        """``eos_ids`` end a text unless a request ignores them; ``defaults`` are for requests
-        without parameters."""
+        """
+        Args:
+            eos_ids: end a text unless a request ignores them.
+            defaults: for requests without parameters.
+            vocabularies: where the models have different tokens; all else is the small one's.
+        """
+        self._vocabularies = vocabularies
         self._defaults = defaults
         self._scheduler = scheduler
         self._tokenizer = tokenizer
@@ -40,7 +47,7 @@ class Intake:
 
     def queue(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None,
         policy: Policy,
         priority: int = 0,
@@ -53,18 +60,31 @@ class Intake:
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
         if not isinstance(priority, int) or abs(priority) >= 2**31:
             raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
-        ids = self.prompt_ids(prompt)
+        asked = self.prompt_ids(prompt)
+        if isinstance(asked, Prompt):
+            check_relayed(params, policy, settle_at_once)
+        ids = list(asked.small) if isinstance(asked, Prompt) else asked
         self.check_ids(params.stop_token_ids, "stop_token_ids: ")
         self.check_ids(params.logit_bias, "logit_bias: ")
         eos = () if params.ignore_eos else self._eos_ids
         stops = tuple(sorted({*params.stop_token_ids, *eos}))
-        first = self._add(ids, params, policy, priority, settle_at_once, stops)
+        relay = self._relay(asked, params, policy, stops) if isinstance(asked, Prompt) else None
+        first = self._add(ids, params, policy, priority, settle_at_once, stops, relay is not None)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         requests = range(first, first + params.n)
         for sample, request in enumerate(requests):
-            live = LiveRequest(params, seed, policy, len(ids), stops, sample)
+            live = LiveRequest(params, seed, policy, len(ids), stops, sample, relay)
             self._driver.start(request, live, timeout)
         return requests
+
+    def _relay(
+        self, prompt: Prompt, params: SamplingParams, policy: Policy, stops: tuple[int, ...]
+    ) -> Relay:
+        assert self._vocabularies is not None
+        tokenizer = self._vocabularies.tokenizers[1]
+        ends = stops, () if params.ignore_eos else self._vocabularies.eos_ids[1]
+        think_end = self._think_end(params, policy, tokenizer)
+        return Relay(self._scheduler, self._vocabularies, prompt, ends, think_end)
 
     def _add(
         self,
@@ -74,6 +94,7 @@ class Intake:
         priority: int,
         settle_at_once: bool,
         stops: tuple[int, ...],
+        relay: bool,
     ) -> int:
         window = window_of(policy)
         audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
@@ -93,10 +114,11 @@ class Intake:
                 min_tokens=params.min_tokens,
                 max_step_tokens=params.max_step_tokens,
                 trial_tokens=window.trial_tokens if policy.reads else 0,
-                think_end=self._think_end(params, policy),
+                think_end=self._think_end(params, policy, self._tokenizer),
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
                 ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
+                relay=relay,
                 samples=params.n,
             )
         except OverflowError as error:
@@ -104,22 +126,24 @@ class Intake:
         except ValueError as error:
             raise SteerError(str(error)) from None
 
-    def _think_end(self, params: SamplingParams, policy: Policy) -> list[int]:
+    def _think_end(self, params: SamplingParams, policy: Policy, tokenizer: Tokenizer) -> list[int]:
         text = params.think_end
         if not text and (params.max_think_tokens or isinstance(policy, AfterThinking)):
             text = THINK_END
         try:
-            return self._tokenizer.encode(text) if text else []
+            return tokenizer.encode(text) if text else []
         except SteerError as error:
             raise SteerError(f"think_end {text!r}: {error}") from None
 
-    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt."""
+    def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
+        """Token ids of a prompt; those of each model where they have different tokens."""
         try:
+            if self._vocabularies:
+                return self._vocabularies.prompt(prompt)
             if isinstance(prompt, str):
                 ids = self._tokenizer.encode(prompt, special=True)
             else:
-                ids = [*map(index, prompt)]
+                ids = [*map(index, prompt)]  # type: ignore[arg-type]
         except TypeError:
             raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
         if not ids:

@@ -31,6 +31,8 @@ class Usage:
     decision_wait: rows that the small model still had to read when a boundary was reached, before
         it could be decided; all of them are among ``rows``.
     audited: rows of the large model, among ``rows``, that went through the head for an audit only.
+    retokenised: int64 [model]: tokens that text was encoded into where it crossed from a model with
+        other tokens, prompts not included; no work either. crossings: how often text crossed.
     entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
         without memory of the request would read again at each entry of a model.
     """
@@ -41,6 +43,8 @@ class Usage:
     decision_wait: int = 0
     audited: int = 0
     restored: int = 0
+    retokenised: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
+    crossings: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -50,6 +54,8 @@ class Usage:
             self.decision_wait + other.decision_wait,
             self.audited + other.audited,
             self.restored + other.restored,
+            self.retokenised + other.retokenised,
+            self.crossings + other.crossings,
         )
 
     @classmethod
@@ -89,6 +95,8 @@ class Usage:
             "decision_wait": self.decision_wait,
             "audited": self.audited,
             "restored": self.restored,
+            "retokenised": dict(zip(ROLES, self.retokenised.tolist(), strict=True)),
+            "crossings": self.crossings,
         }
 
     @classmethod
@@ -98,10 +106,13 @@ class Usage:
         entries = [raw["entries"][role] for role in ROLES]
         cached = [int(raw["cached"][role]) for role in ROLES]
         wait = int(raw.get("decision_wait", 0))  # older traces have none
-        audited, restored = (int(raw.get(name, 0)) for name in ("audited", "restored"))
+        audited, restored, crossings = (
+            int(raw.get(name, 0)) for name in ("audited", "restored", "crossings")
+        )
+        retokenised = [int(raw.get("retokenised", {}).get(role, 0)) for role in ROLES]
         usage = cls(
             np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait, audited,
-            restored,
+            restored, np.array(retokenised, np.int64), crossings,
         )  # fmt: skip
         if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")

@@ -13,10 +13,11 @@ from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.logprobs import DrawLog
 from engine.params import SamplingParams
+from engine.relay import Relay
 from engine.request import FINISH_REASONS, Completion, Step
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
-from engine.routing.policies import Boundary, Decision, Policy, reader_of, window_of
+from engine.routing.policies import Always, Boundary, Decision, Policy, reader_of, window_of
 from engine.routing.signals import Signals
 from engine.routing.windows import Window
 from engine.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ class LiveRequest:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
+    relay: Relay | None = None  # where the models have different tokens
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
     signals: dict[int, Signals] = field(default_factory=dict)  # of small's tokens, by position
     _rest: tuple[Boundary, Decision] | None = None
@@ -52,6 +54,19 @@ class LiveRequest:
             self.params.max_large_share,
             math.inf if self.params.max_flops is None else self.params.max_flops,
         )
+
+    def shadow(self) -> LiveRequest:
+        """How its shadow draws. Log-probabilities of other tokens would say nothing here."""
+        assert self.relay is not None
+        params = replace(self.params, logprobs=None)
+        prompt, stop_ids = len(self.relay.prompt), self.relay.stop_ids
+        return LiveRequest(params, self.seed, Always("large"), prompt, stop_ids)
+
+    def behind(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
+        """How far the large model has read, and how much it lacks to write at ``position``."""
+        if self.relay:
+            return self.relay.behind(sequence.id, position)
+        return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
 
     def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
         """The boundary at which ``sequence`` waits; ``read``: the signals of its first token."""
@@ -72,7 +87,7 @@ class LiveRequest:
             position=position,
             prompt_tokens=sequence.prompt_length,
             previous=ROLES[steps[-1][1]] if steps else None,
-            catch_up=position - sequence.computed[_LARGE],
+            catch_up=self.behind(sequence, position)[1],
             signals=read,
             tried=sequence.length - position,
             large_tokens=sum(
@@ -87,7 +102,8 @@ class LiveRequest:
 
         ``rest`` of the decision tells whether nobody needs to be asked again: a policy's own word
         for the rest ends with the thinking part, or with a step that an audit takes back, and is
-        capped by a budget step by step. Until then no boundary is read: the second answer.
+        capped step by step, by a budget or by what can cross. Until then no boundary is read: the
+        second answer.
         """
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
@@ -99,11 +115,20 @@ class LiveRequest:
             )
         if decision.rest:
             self._rest = self._rest or (boundary, decision)
-        decision = self._budget.cap(decision, boundary, flops)
+        decision = self._crossing(self._budget.cap(decision, boundary, flops), boundary)
         self.decisions[boundary.position] = (boundary, decision)
         audited = self.audit is not None and self.audit.rule.rolls_back
-        asked_again = boundary.thinking or not self._budget.unlimited or audited
+        asked_again = boundary.thinking or not self._budget.unlimited or audited or self.relay
         return replace(decision, rest=decision.rest and not asked_again), decision.rest
+
+    def _crossing(self, decision: Decision, boundary: Boundary) -> Decision:
+        """The small model with the reason, where the text cannot cross to the large one."""
+        if self.relay is None or decision.model != ROLES[_LARGE]:
+            return decision
+        why = self.relay.obstacle(boundary.request, boundary.position)
+        if why is None:
+            return decision
+        return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
 
     def _redo(self, boundary: Boundary) -> Decision | None:
         """The large model, where an audit took a step back."""
@@ -154,7 +179,8 @@ class LiveRequest:
 
     def usage(self, sequence: _core.Sequence) -> Usage:
         """What the request has cost so far."""
-        return replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
+        own = replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
+        return own + self.relay.usage(sequence.id) if self.relay else own
 
     def _pairs(self, position: int, end: int, model: str) -> tuple[tuple[float, float], ...]:
         if self.audit is None or model == ROLES[_LARGE]:

@@ -30,7 +30,8 @@ class LoadedPair:
 
     ``fingerprint`` changes with anything that gives signals another meaning: weights, shapes, the
     tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``. ``default_params`` are
-    the large checkpoint's recommendation, or else the small one's.
+    the large checkpoint's recommendation, or else the small one's. ``large_tokenizer`` is there
+    where it differs from the small model's, ``tokenizer``.
     """
 
     decoders: tuple[Decoder, Decoder]
@@ -38,6 +39,7 @@ class LoadedPair:
     max_context: int
     fingerprint: str
     default_params: SamplingParams
+    large_tokenizer: Tokenizer | None = None
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
@@ -68,10 +70,10 @@ def load_pair(
         raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
     check(shapes)
     context = _context(config, shapes)
-    tokenizer = (
-        _shared_tokenizer(folders, shapes)
+    tokenizer, large = (
+        _tokenizers(folders, shapes, config.retokenize)
         if folders
-        else dummy_tokenizer(min(shape.vocab_size for shape in shapes))
+        else (dummy_tokenizer(min(shape.vocab_size for shape in shapes)), None)
     )
 
     def decoder(model: int) -> Decoder:
@@ -88,13 +90,16 @@ def load_pair(
     seconds = time.monotonic() - begin
     _log.info("pair %s: %.2f GiB of weights in %.1f s", pair.name, size / 2**30, seconds)
     digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
+    if large:
+        digest.update(large.fingerprint.encode())
     for each in decoders:
         digest.update(each.config.description.encode())
         for tensor in each.tensors():
             digest.update(_sample(tensor))
     name = f"{DUMMY}{pair.name}" if dummy else pair.name
     params = default_params(*reversed(folders)) if folders else SamplingParams()
-    return LoadedPair(decoders, tokenizer, context, f"{name}-{digest.hexdigest()[:12]}", params)
+    fingerprint = f"{name}-{digest.hexdigest()[:12]}"
+    return LoadedPair(decoders, tokenizer, context, fingerprint, params, large)
 
 
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
@@ -110,17 +115,25 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
     return config.max_context or limit
 
 
-def _shared_tokenizer(
-    folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig]
-) -> Tokenizer:
+def _tokenizers(
+    folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig], retokenize: bool
+) -> tuple[Tokenizer, Tokenizer | None]:
+    """The one that both models share, or each one's own."""
     small, large = (Tokenizer(folder) for folder in folders)
     difference = small.difference(large)
-    if difference:
-        raise SteerError(f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}")
-    for folder, shape in zip(folders, shapes, strict=True):
-        if small.size > shape.vocab_size:
+    if difference and not retokenize:
+        raise SteerError(
+            f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}; retokenize "
+            "(--retokenize) lets text cross between them"
+        )
+    for folder, shape, used in zip(
+        folders, shapes, (small, large if difference else small), strict=True
+    ):
+        if used.size > shape.vocab_size:
             raise SteerError(
-                f"{folder}: the tokenizer has {small.size} ids, the model {shape.vocab_size}"
+                f"{folder}: the tokenizer has {used.size} ids, the model {shape.vocab_size}"
             )
+    if difference:
+        return small, large
     small.chat_template = large.chat_template or small.chat_template
-    return small
+    return small, None

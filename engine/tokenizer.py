@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.errors import SteerError
 from engine.tokenizer_difference import definition_difference, vocabulary_difference
 from engine.tokenizer_files import read_tokenizer
 
+_ANCHOR = "\n"  # before a text, takes the space that some tokenizers put there
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -99,6 +101,50 @@ class Tokenizer:
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of ids, joined; special tokens and padding ids have none."""
         return b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
+
+    def write(self, data: bytes) -> list[int] | None:
+        """Ids whose bytes are exactly ``data``, for text that goes on; None if there are none.
+
+        As the tokenizer would encode it, if that keeps every byte: neither a normaliser, nor a
+        special token that is spelled out, nor a space put before a text may change any. Else of all
+        ways to write the bytes in pieces one of the fewest.
+        """
+        try:
+            text = data.decode()
+            anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+            for before, known in (("", []), (_ANCHOR, anchor)):
+                ids = self._tokenizer.encode(before + text, add_special_tokens=False).ids
+                if ids[: len(known)] == known and self.bytes_of(ids[len(known) :]) == data:
+                    return list(ids[len(known) :])
+        except UnicodeDecodeError:  # a step can end within a character
+            pass
+        return self._spell(data)
+
+    def _spell(self, data: bytes) -> list[int] | None:
+        pieces, longest = self._pieces
+        fewest: list[tuple[int, int, int] | None] = [None] * len(data) + [(0, 0, 0)]
+        for first in reversed(range(len(data))):
+            for size in range(min(longest, len(data) - first), 0, -1):
+                rest, token = fewest[first + size], pieces.get(data[first : first + size])
+                if rest is None or token is None:
+                    continue
+                best = fewest[first]
+                if best is None or rest[0] + 1 < best[0]:
+                    fewest[first] = rest[0] + 1, token, size
+        ids, place = [], 0
+        while place < len(data):
+            chosen = fewest[place]
+            if chosen is None:
+                return None
+            ids.append(chosen[1])
+            place += chosen[2]
+        return ids
+
+    @cached_property
+    def _pieces(self) -> tuple[dict[bytes, int], int]:
+        """The lowest id of each token's bytes, and the length of the longest."""
+        pieces = {data: i for i, data in reversed(list(enumerate(self.bytes))) if data}
+        return pieces, max(map(len, pieces), default=0)
 
     def difference(self, other: Tokenizer) -> str | None:
         """The first thing in which two tokenizers differ, in words; None if they agree.
