@@ -123,8 +123,9 @@ def _judge(signal: str, window: Window, pairs: Sequence[tuple[Signals, float]]) 
 def recommend(findings: Sequence[Finding], slack: float = 0.02) -> Finding | None:
     """The cheapest window that ranks nearly as well as the best, and its best signal.
 
-    ``slack``: of the area; some thousand boundaries give it to about half of that. None where no finding is usable. Windows of the last step see no tokens
-    of the step itself; they count as cheap as the boundary.
+    ``slack``: of the area; some thousand boundaries give it to about half of that. None where no
+    finding is usable. Windows of the last step see no tokens of the step itself; they count as
+    cheap as the boundary.
     """
     usable = [f for f in findings if f.usable]
     if not usable:
