@@ -28,6 +28,13 @@ auto buffer(std::vector<T> Plan::* member) {
   };
 }
 
+auto pairs(std::vector<std::int32_t> Plan::* member) {
+  return [member](py::object self) {
+    const auto& data = self.cast<const Plan&>().*member;
+    return view(data, {static_cast<py::ssize_t>(data.size()) / 2, 2}, self);
+  };
+}
+
 // int64 [models, row kinds, (rows, keys)]
 py::array_t<std::int64_t> rows_array(const Usage& usage) {
   py::array_t<std::int64_t> out({kModels, kRowKinds, 2});
@@ -109,12 +116,11 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("attempts", buffer(&Plan::attempts))
       .def_property_readonly("ids", buffer(&Plan::ids))
       .def_readonly("copied", &Plan::copied)
-      .def_property_readonly("copies",
-                             [](py::object self) {
-                               const auto& copies = self.cast<const Plan&>().copies;
-                               return view(copies, {static_cast<py::ssize_t>(copies.size()) / 2, 2},
-                                           self);
-                             })
+      .def_readonly("saved", &Plan::saved)
+      .def_readonly("restored", &Plan::restored)
+      .def_property_readonly("copies", pairs(&Plan::copies))
+      .def_property_readonly("saves", pairs(&Plan::saves))
+      .def_property_readonly("restores", pairs(&Plan::restores))
       .def_property_readonly("blocks", [](py::object self) {
         const auto& plan = self.cast<const Plan&>();
         const py::ssize_t width = plan.table_width;
@@ -161,21 +167,25 @@ void bind_sequence(py::module_& m) {
                              })
       .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage); })
       .def_property_readonly("cached", [](const Sequence& s) { return s.usage.cached; })
+      .def_property_readonly("restored", [](const Sequence& s) { return s.usage.restored; })
       .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
 }
 
-Scheduler make_scheduler(
-    SlabId slabs, std::array<std::int32_t, kModels> slots, std::int32_t block_tokens,
-    std::int32_t max_context, std::int32_t max_sequences, std::int32_t max_waiting,
-    std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost, bool prefix_cache,
-    std::array<std::int32_t, kModels> background, const std::string& lane_policy,
-    std::int32_t gather, std::int32_t hold_ticks, std::int32_t automatic_from,
-    std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
-    const std::vector<std::string>& delimiters, std::vector<std::string> token_bytes) {
+Scheduler make_scheduler(SlabId slabs, std::array<std::int32_t, kModels> slots,
+                         std::int32_t block_tokens, std::int32_t max_context,
+                         std::int32_t max_sequences, std::int32_t max_waiting,
+                         std::int32_t max_tick_tokens, std::array<double, kModels> recompute_cost,
+                         bool prefix_cache, std::array<std::int32_t, kModels> background,
+                         const std::string& lane_policy, std::int32_t gather,
+                         std::int32_t hold_ticks, std::int32_t automatic_from,
+                         std::array<double, kModels> tick_cost,
+                         std::array<double, kModels> lane_weight, std::int32_t host_blocks,
+                         const std::vector<std::string>& delimiters,
+                         std::vector<std::string> token_bytes) {
   const LaneSettings lanes{
       lane_policy_named(lane_policy), gather, hold_ticks, automatic_from, tick_cost, lane_weight};
   return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
-                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes},
+                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes, host_blocks},
                    delimiters, std::move(token_bytes));
 }
 
@@ -221,6 +231,8 @@ py::dict counters(const Scheduler& self) {
   out["held"] = c.held;
   out["ahead"] = c.ahead;
   out["voided"] = c.voided;
+  out["saved"] = c.saved;
+  out["restored"] = c.restored;
   out["lent_slabs"] = self.pool().lent();
   return out;
 }
@@ -236,8 +248,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("lane_policy") = "latency", py::arg("gather") = 0, py::arg("hold_ticks") = 32,
            py::arg("automatic_from") = 4,
            py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
-           py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0}, py::arg("delimiters"),
-           py::arg("token_bytes"))
+           py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0},
+           py::arg("host_blocks") = 0, py::arg("delimiters"), py::arg("token_bytes"))
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
            py::arg("priority") = 0, py::arg("settle_at_once") = true,
@@ -268,6 +280,8 @@ void bind_scheduler(py::module_& m) {
       .def("sequence", &Scheduler::sequence, py::arg("id"), py::return_value_policy::copy)
       .def("counters", &counters)
       .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
+      .def_property_readonly("host_used",
+                             [](const Scheduler& s) { return s.host().total() - s.host().free(); })
       .def_property_readonly("running", &Scheduler::running)
       .def_property_readonly("waiting", &Scheduler::waiting)
       .def("check_integrity", &Scheduler::check_integrity);

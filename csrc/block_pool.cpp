@@ -29,9 +29,8 @@ bool BlockPool::open_to(SlabId slab, int model) const {
   return reserved == kNobody || reserved == model;
 }
 
-bool BlockPool::drained(const Slab& slab, int model) const {
-  return slab.last_owner == kNobody || slab.last_owner == model ||
-         slab.fence <= retired_[slab.last_owner];
+bool BlockPool::drained(SlabId slab, int model) const {
+  return slabs_.at(slab).fences[1 - model] <= retired_[1 - model];
 }
 
 void BlockPool::enter_bucket(SlabId id) {
@@ -63,12 +62,9 @@ std::optional<SlabId> BlockPool::take_free_slab(int model) {
   for (auto it = free_.rbegin(); it != free_.rend(); ++it) {
     const SlabId id = *it;
     Slab& slab = slabs_[id];
-    if (!open_to(id, model) || !drained(slab, model)) continue;
+    if (!open_to(id, model) || !drained(id, model)) continue;
     free_.erase(std::next(it).base());
-    if (slab.last_owner != model) {
-      if (slab.last_owner != kNobody) ++lent_;
-      slab.fence = -1;  // of the lane before, and passed; the lane's own ones still hold
-    }
+    if (slab.last_owner == 1 - model) ++lent_;
     slab.owner = slab.last_owner = model;
     if (slab.reserved_for == model) {  // the reservation is served
       slab.reserved_for = kNobody;
@@ -177,8 +173,12 @@ void BlockPool::free_slab(SlabId id) {
 
 void BlockPool::fence(int model, BlockId block, Tick tick) {
   expect(references(model, block) > 0, "fence on a block that is not live");
-  Slab& slab = slabs_[slab_of(model, block)];
-  slab.fence = std::max(slab.fence, tick);
+  fence_slab(model, slab_of(model, block), tick);
+}
+
+void BlockPool::fence_slab(int lane, SlabId slab, Tick tick) {
+  Tick& fence = slabs_.at(slab).fences.at(lane);
+  fence = std::max(fence, tick);
 }
 
 void BlockPool::retire(int model, Tick tick) {
@@ -208,10 +208,12 @@ void BlockPool::unreserve(int model) {
 
 bool BlockPool::awaits_reserved(int model) const {
   if (reserved_.at(model) == 0) return false;
-  return std::any_of(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
-    return slab.reserved_for == model && slab.owner != model &&
-           (slab.held > 0 || !drained(slab, model));
-  });
+  for (SlabId id = 0; id < slab_count(); ++id) {
+    const Slab& slab = slabs_[id];
+    if (slab.reserved_for == model && slab.owner != model && (slab.held > 0 || !drained(id, model)))
+      return true;
+  }
+  return false;
 }
 
 std::int64_t BlockPool::available(int model) const {
@@ -219,7 +221,7 @@ std::int64_t BlockPool::available(int model) const {
   for (std::int32_t held = 0; held < slots_.at(model); ++held)
     blocks += static_cast<std::int64_t>(buckets_[model][held].size()) * (slots_[model] - held);
   for (const SlabId id : free_)
-    if (open_to(id, model) && drained(slabs_[id], model)) blocks += slots_[model];
+    if (open_to(id, model) && drained(id, model)) blocks += slots_[model];
   return blocks;
 }
 

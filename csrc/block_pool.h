@@ -48,8 +48,13 @@ class BlockPool {
 
   // Lane `model` plans to use `block` in `tick`.
   void fence(int model, BlockId block, Tick tick);
+  // Lane `lane` plans to read or write a slab in `tick`, whoever's blocks it holds.
+  void fence_slab(int lane, SlabId slab, Tick tick);
+  // Has every tick of the other lane that uses the slab retired?
+  bool drained(SlabId slab, int model) const;
   // Lane `model` has retired `tick` and all before it.
   void retire(int model, Tick tick);
+  Tick retired(int model) const { return retired_.at(model); }
 
   // Close `slab` to everyone but `model`, until unreserve(model).
   void reserve(SlabId slab, int model);
@@ -86,15 +91,14 @@ class BlockPool {
     int owner = kNobody;
     int last_owner = kNobody;
     int reserved_for = kNobody;
-    std::int32_t held = 0;    // blocks that are live or cached
-    std::int32_t cached = 0;  // of these, cached
-    Tick fence = -1;
-    std::vector<std::int32_t> references;  // by slot, while owned; kCached for a cached block
-    std::vector<std::int32_t> free_slots;  // by slot, while owned
-    std::int32_t bucket_index = -1;        // where it stands in its bucket; -1: in none
+    std::int32_t held = 0;                     // blocks that are live or cached
+    std::int32_t cached = 0;                   // of these, cached
+    std::array<Tick, kModels> fences{-1, -1};  // by lane: the last tick that uses it
+    std::vector<std::int32_t> references;      // by slot, while owned; kCached for a cached block
+    std::vector<std::int32_t> free_slots;      // by slot, while owned
+    std::int32_t bucket_index = -1;            // where it stands in its bucket; -1: in none
   };
 
-  bool drained(const Slab& slab, int model) const;
   void enter_bucket(SlabId slab);
   void leave_bucket(SlabId slab);
   std::optional<SlabId> fullest_slab(int model) const;

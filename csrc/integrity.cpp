@@ -63,8 +63,31 @@ void Scheduler::check_flights(const Sequence& s) const {
   }
 }
 
+// Each slot's node knows of it, and is held by as many copies as are in flight.
+void Scheduler::check_host() const {
+  host_.check_integrity();
+  for (const auto slot : host_.used())
+    if (cache_.slot(host_.node(slot)) != slot)
+      throw std::logic_error("a host slot belongs to nobody who knows");
+  if (cache_.on_host() != host_.used().size())
+    throw std::logic_error("what lies in host memory has no slot");
+  std::vector<std::int32_t> held(host_.total());
+  for (const auto& plans : lanes_)
+    for (const Plan& plan : plans) {
+      if (!plan.in_flight && plan.sequences == 0 && plan.saved + plan.restored > 0)
+        throw std::logic_error("copies without a tick");
+      if (!plan.in_flight) continue;
+      for (std::int32_t i = 0; i < plan.saved; ++i) ++held[plan.saves[2 * i + 1]];
+      for (std::int32_t i = 0; i < plan.restored; ++i) ++held[plan.restores[2 * i]];
+    }
+  for (std::int32_t slot = 0; slot < host_.total(); ++slot)
+    if (host_.holders(slot) != held[slot])
+      throw std::logic_error("holders of host slot " + std::to_string(slot) + " are wrong");
+}
+
 void Scheduler::check_integrity() const {
   pool_.check_integrity();
+  check_host();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   std::int64_t bets = 0;
   for (const auto& [id, owned] : sequences_) {

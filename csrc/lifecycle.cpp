@@ -25,6 +25,8 @@ SchedulerConfig checked(SchedulerConfig config) {
   // A tick serves every decoding sequence and still moves one prefill on: nothing starves.
   require(config.max_tick_tokens > config.max_sequences,
           "max_tick_tokens must be greater than max_sequences");
+  require(config.host_blocks == 0 || config.prefix_cache,
+          "host_blocks needs prefix_cache: what host memory keeps is found through it");
   check(config.lanes);
   return config;
 }
@@ -36,11 +38,12 @@ Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::strin
     : config_(checked(config)),
       detector_(delimiters, std::move(token_bytes)),
       pool_(config.slabs, config.slots),
+      host_(config.host_blocks),
       turns_(config.lanes) {
   for (auto& plans : lanes_)
     for (int i = 0; i < kDepth; ++i)
       plans.emplace_back(config.max_tick_tokens, config.max_sequences,
-                         blocks_for(config.max_context));
+                         blocks_for(config.max_context), config.host_blocks);
 }
 
 std::int32_t Scheduler::blocks_for(std::int32_t rows) const {

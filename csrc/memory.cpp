@@ -14,20 +14,27 @@
 namespace steer {
 
 // Gives `sequence` blocks for its next `span` rows; returns the rows that it has blocks for.
-// After the first shortage of a plan nobody allocates any more: what comes free is not for those
-// who come later in the order.
 std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span) {
   auto& blocks = sequence.blocks[lane];
   const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
-  while (blocks.size() < needed && !filling(lane).short_of_memory) {
-    if (const auto block = take_block(lane)) {
-      blocks.push_back(*block);
-    } else if (make_room(sequence, lane) != Found::now) {
-      filling(lane).short_of_memory = true;
-    }
+  while (blocks.size() < needed) {
+    const auto block = find_block(sequence, lane);
+    if (!block) break;
+    blocks.push_back(*block);
   }
   const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
   return std::min(span, room - sequence.computed[lane]);
+}
+
+// A block for `sequence`, if need be taken from others. After the first shortage of a plan nobody
+// gets any more: what comes free is not for those who come later in the order.
+std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane) {
+  bool& short_of_memory = filling(lane).short_of_memory;
+  while (!short_of_memory) {
+    if (const auto block = take_block(lane)) return block;
+    short_of_memory = make_room(sequence, lane) != Found::now;
+  }
+  return std::nullopt;
 }
 
 bool Scheduler::may_take(const Sequence& from, int model, const Sequence& requester) const {
@@ -113,6 +120,7 @@ void Scheduler::evacuate(const Victim& victim, int lane) {
     return;
   }
   const int other = 1 - lane;
+  save_slab(victim.slab, lane);
   pool_.reserve(victim.slab, lane);
   for (Sequence* from : running_) {
     const auto& blocks = from->blocks[other];

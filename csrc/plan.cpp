@@ -4,7 +4,8 @@
 
 namespace steer {
 
-Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width)
+Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width,
+           std::int32_t host_slots)
     : tokens(max_rows),
       positions(max_rows),
       slots(max_rows),
@@ -15,22 +16,35 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
       blocks(static_cast<std::size_t>(max_sequences) * width),
       ids(max_sequences),
       copies(2 * static_cast<std::size_t>(max_sequences)),
+      saves(2 * static_cast<std::size_t>(host_slots)),
+      restores(2 * static_cast<std::size_t>(host_slots)),
       table_width(width) {
   members.reserve(max_sequences);
 }
 
 void Plan::clear() {
-  sequences = rows = copied = 0;
+  sequences = rows = copied = saved = restored = 0;
   short_of_memory = false;
   starts[0] = 0;
   members.clear();
 }
 
-void Plan::add_copy(BlockId from, BlockId to) {
-  copies[2 * copied] = from;
-  copies[2 * copied + 1] = to;
-  ++copied;
+namespace {
+
+void put(std::vector<std::int32_t>& pairs, std::int32_t& count, std::int32_t from,
+         std::int32_t to) {
+  pairs[2 * count] = from;
+  pairs[2 * count + 1] = to;
+  ++count;
 }
+
+}  // namespace
+
+void Plan::add_copy(BlockId from, BlockId to) { put(copies, copied, from, to); }
+
+void Plan::add_save(BlockId from, std::int32_t slot) { put(saves, saved, from, slot); }
+
+void Plan::add_restore(std::int32_t slot, BlockId to) { put(restores, restored, slot, to); }
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];

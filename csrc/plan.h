@@ -32,15 +32,25 @@ struct Plan {
   std::vector<std::int64_t> ids;        // [sequences] sequence ids
   std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in order,
   std::int32_t copied = 0;              // before the pass; `from` is held until the commit
-  std::vector<Sequence*> members;       // [sequences] owned by the scheduler; null: rows are void
+  // What the tick does first, in this order, if there is host memory; [.., 2] each.
+  std::vector<std::int32_t> saves;     // [saved, (block of the large model, host slot)]
+  std::vector<std::int32_t> restores;  // [restored, (host slot, block)]
+  std::int32_t saved = 0;
+  std::int32_t restored = 0;
+  std::vector<Sequence*> members;  // [sequences] owned by the scheduler; null: rows are void
 
-  Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width);
+  Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width,
+       std::int32_t host_slots);
   void clear();
   // Appends `span` rows of `sequence` behind those that are computed or in flight; if none are,
   // these are now. Capacity is the caller's duty.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
   // At most one a sequence.
   void add_copy(BlockId from, BlockId to);
+  // As many of each as there are host slots.
+  void add_save(BlockId from, std::int32_t slot);
+  void add_restore(std::int32_t slot, BlockId to);
+  bool may_restore() const { return 2 * static_cast<std::size_t>(restored) < restores.size(); }
 
   std::int32_t table_width;
 };

@@ -17,28 +17,51 @@ std::uint64_t PrefixCache::hash(int model, Node parent, std::span<const Token> t
   return key;
 }
 
+PrefixCache::Entries::const_iterator PrefixCache::match(int model, Node parent,
+                                                        std::span<const Token> tokens) const {
+  const auto found = by_key_.find(hash(model, parent, tokens));
+  if (found == by_key_.end()) return entries_.end();
+  const auto entry = entries_.find(found->second);
+  // The key is a hash: what counts is the model, the parent and the tokens.
+  const bool same = entry->second.model == model && entry->second.parent == parent &&
+                    std::ranges::equal(entry->second.tokens, tokens);
+  return same ? entry : entries_.end();
+}
+
 std::optional<PrefixCache::Hit> PrefixCache::find(int model, Node parent,
                                                   std::span<const Token> tokens) const {
-  const auto found = by_key_.find(hash(model, parent, tokens));
-  if (found == by_key_.end()) return std::nullopt;
-  const Entry& entry = entries_.at(found->second);
-  // The key is a hash: what counts is the parent and the tokens. The model is checked by the block.
-  const auto block = by_block_[model].find(entry.block);
-  if (block == by_block_[model].end() || block->second != found->second) return std::nullopt;
-  if (entry.parent != parent || !std::ranges::equal(entry.tokens, tokens)) return std::nullopt;
-  return Hit{found->second, entry.block};
+  const auto entry = match(model, parent, tokens);
+  if (entry == entries_.end() || entry->second.block == kNowhere) return std::nullopt;
+  return Hit{entry->first, entry->second.block};
+}
+
+std::optional<PrefixCache::HostHit> PrefixCache::find_on_host(int model, Node parent,
+                                                              std::span<const Token> tokens) const {
+  const auto entry = match(model, parent, tokens);
+  if (entry == entries_.end() || entry->second.slot == kNowhere) return std::nullopt;
+  return HostHit{entry->first, entry->second.slot};
 }
 
 PrefixCache::Node PrefixCache::insert(int model, Node parent, std::span<const Token> tokens,
                                       BlockId block) {
-  if (const auto known = find(model, parent, tokens)) return known->node;
+  if (const auto known = match(model, parent, tokens); known != entries_.end()) {
+    attach(known->first, block);
+    return known->first;
+  }
   const std::uint64_t key = hash(model, parent, tokens);
   const Node node = next_++;
   // Two prefixes with one key: the first keeps it, the second is never found and ages out.
   by_key_.try_emplace(key, node);
   by_block_[model].emplace(block, node);
-  entries_.emplace(node, Entry{key, parent, {tokens.begin(), tokens.end()}, block});
+  entries_.emplace(node, Entry{key, model, parent, {tokens.begin(), tokens.end()}, block});
   return node;
+}
+
+void PrefixCache::attach(Node node, BlockId block) {
+  const auto found = entries_.find(node);
+  if (found == entries_.end() || found->second.block != kNowhere) return;
+  found->second.block = block;
+  by_block_[found->second.model].emplace(block, node);
 }
 
 void PrefixCache::forget(int model, BlockId block) {
@@ -46,10 +69,35 @@ void PrefixCache::forget(int model, BlockId block) {
   if (found == by_block_[model].end()) return;
   unpark(model, block);
   const auto entry = entries_.find(found->second);
+  by_block_[model].erase(found);
+  entry->second.block = kNowhere;
+  forget_if_nowhere(entry);
+}
+
+void PrefixCache::forget_if_nowhere(Entries::iterator entry) {
+  if (entry->second.block != kNowhere || entry->second.slot != kNowhere) return;
   const auto key = by_key_.find(entry->second.key);
   if (key != by_key_.end() && key->second == entry->first) by_key_.erase(key);
   entries_.erase(entry);
-  by_block_[model].erase(found);
+}
+
+PrefixCache::Slot PrefixCache::slot(Node node) const {
+  const auto entry = entries_.find(node);
+  return entry == entries_.end() ? kNowhere : entry->second.slot;
+}
+
+std::size_t PrefixCache::on_host() const {
+  return static_cast<std::size_t>(std::ranges::count_if(
+      entries_, [](const auto& entry) { return entry.second.slot != kNowhere; }));
+}
+
+void PrefixCache::set_slot(Node node, Slot slot) { entries_.at(node).slot = slot; }
+
+void PrefixCache::clear_slot(Node node) {
+  const auto entry = entries_.find(node);
+  if (entry == entries_.end()) return;
+  entry->second.slot = kNowhere;
+  forget_if_nowhere(entry);
 }
 
 void PrefixCache::park(int model, BlockId block) {

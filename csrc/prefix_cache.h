@@ -2,7 +2,9 @@
 //
 // A node stands for one full block of one model and the whole prefix before it: it is found by its
 // parent and the block's own tokens, and a hit compares the tokens. Node numbers are never used
-// again, so the children of a forgotten node can never be found under another.
+// again, so the children of a forgotten node can never be found under another. What a node stands
+// for lies in a block, in a slot of host memory (see parking.cpp), or in both: a node that has
+// neither is forgotten.
 #pragma once
 
 #include <array>
@@ -19,12 +21,18 @@ namespace steer {
 
 class PrefixCache {
  public:
+  static constexpr std::int32_t kNowhere = -1;
   using Node = std::int64_t;
+  using Slot = std::int32_t;
   static constexpr Node kRoot = 0;  // the empty prefix
 
   struct Hit {
     Node node;
     BlockId block;
+  };
+  struct HostHit {
+    Node node;
+    Slot slot;
   };
 
   // The block of `model` that holds `tokens` behind the prefix of `parent`.
@@ -37,6 +45,20 @@ class PrefixCache {
   // Forgets a block, parked or not; unknown ones are ignored.
   void forget(int model, BlockId block);
 
+  // As find(), for what lies in host memory.
+  std::optional<HostHit> find_on_host(int model, Node parent, std::span<const Token> tokens) const;
+  // The node of a known block.
+  Node node(int model, BlockId block) const { return by_block_[model].at(block); }
+  // Where a node lies in host memory; kNowhere for one that does not, or is forgotten.
+  Slot slot(Node node) const;
+  void set_slot(Node node, Slot slot);
+  // It lies there no more; without effect where slot() is kNowhere.
+  void clear_slot(Node node);
+  // Nodes that lie there.
+  std::size_t on_host() const;
+  // `block` holds what a node stands for; without effect if another does, or if it is forgotten.
+  void attach(Node node, BlockId block);
+
   // A known block without references is parked; the pool keeps it until it is taken or evicted.
   void park(int model, BlockId block);
   void unpark(int model, BlockId block);
@@ -46,16 +68,22 @@ class PrefixCache {
  private:
   struct Entry {
     std::uint64_t key;
+    int model;
     Node parent;
     std::vector<Token> tokens;
-    BlockId block;
+    BlockId block;         // kNowhere: in host memory only
+    Slot slot = kNowhere;  // of host memory
     bool is_parked = false;
     std::list<BlockId>::iterator place{};
   };
 
-  static std::uint64_t hash(int model, Node parent, std::span<const Token> tokens);
+  using Entries = std::unordered_map<Node, Entry>;
 
-  std::unordered_map<Node, Entry> entries_;
+  static std::uint64_t hash(int model, Node parent, std::span<const Token> tokens);
+  Entries::const_iterator match(int model, Node parent, std::span<const Token> tokens) const;
+  void forget_if_nowhere(Entries::iterator entry);
+
+  Entries entries_;
   std::unordered_map<std::uint64_t, Node> by_key_;
   std::array<std::unordered_map<BlockId, Node>, kModels> by_block_;
   std::array<std::list<BlockId>, kModels> parked_;

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "block_pool.h"
+#include "host_pool.h"
 #include "lane_policy.h"
 #include "plan.h"
 #include "prefix_cache.h"
@@ -42,6 +43,9 @@ struct SchedulerConfig {
   // tokens behind, with the rows and the free blocks that nobody else needs; 0: it does not.
   std::array<std::int32_t, kModels> background{0, 0};
   LaneSettings lanes = {};
+  // Blocks of the large model that host memory keeps when their room is needed; 0: none. What is
+  // kept is found through the prefix cache, which must be on.
+  std::int32_t host_blocks = 0;
 };
 
 struct Counters {
@@ -58,6 +62,8 @@ struct Counters {
   std::array<std::int64_t, kModels> held{};        // plans put off by the lane policy
   std::array<std::int64_t, kModels> ahead{};       // rows planned behind others in flight
   std::array<std::int64_t, kModels> voided{};      // of these, those that were computed in vain
+  std::int64_t saved = 0;                          // blocks copied to host memory
+  std::int64_t restored = 0;                       // and back
 };
 
 class Scheduler {
@@ -126,6 +132,7 @@ class Scheduler {
   const Sequence& sequence(SequenceId id) const;
   const Counters& counters() const { return counters_; }
   const BlockPool& pool() const { return pool_; }
+  const HostPool& host() const { return host_; }
   const SchedulerConfig& config() const { return config_; }
   std::size_t running() const { return running_.size(); }
   std::size_t waiting() const { return waiting_.size(); }
@@ -146,6 +153,7 @@ class Scheduler {
   Sequence& find(SequenceId id);
   std::int32_t blocks_for(std::int32_t rows) const;
   void check_flights(const Sequence& sequence) const;
+  void check_host() const;
 
   // lifecycle.cpp
   void check_request(const Request& request, std::int32_t samples) const;
@@ -188,6 +196,15 @@ class Scheduler {
   std::optional<BlockId> take_block(int lane);
   std::vector<Sequence*> holders(int lane, BlockId block, std::size_t index) const;
 
+  // parking.cpp
+  void save(int lane, BlockId block);
+  void save_slab(SlabId slab, int lane);
+  std::optional<PrefixCache::HostHit> next_on_host(const Sequence& sequence) const;
+  void touch_found(const Sequence& sequence);
+  void restore(Sequence& sequence);
+  void land_parking(const Plan& plan, bool done);
+  void drop_slot(PrefixCache::Node node);
+
   // ahead.cpp
   bool goes_ahead(const Sequence& sequence, int lane) const;
   void add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
@@ -209,13 +226,14 @@ class Scheduler {
   void add_spans(int lane, bool ahead);
   void add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
   void read_along(int lane, Sequence& sequence);
-  void land(int lane, Plan& plan);
+  void land(int lane, Plan& plan, bool done = true);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
   void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
   void retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token);
 
   // memory.cpp
   std::int32_t reserve(Sequence& sequence, int lane, std::int32_t span);
+  std::optional<BlockId> find_block(const Sequence& sequence, int lane);
   Found make_room(const Sequence& sequence, int lane);
   bool may_take(const Sequence& from, int model, const Sequence& requester) const;
   std::vector<Victim> own_tails(const Sequence& requester, int lane) const;
@@ -226,6 +244,7 @@ class Scheduler {
   StepDetector detector_;
   BlockPool pool_;
   PrefixCache cache_;
+  HostPool host_;
   std::array<std::vector<Plan>, kModels> lanes_;  // kDepth each
   std::array<Tick, kModels> clock_{0, 0};
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;

@@ -100,6 +100,7 @@ void Scheduler::register_blocks(Sequence& sequence, int model) {
 // What these blocks hold is not to be trusted: no later sequence finds them.
 void Scheduler::forget_blocks(Sequence& sequence, int model) {
   for (const BlockId block : sequence.blocks[model]) cache_.forget(model, block);
+  for (const auto node : sequence.nodes[model]) drop_slot(node);
 }
 
 // One reference less. The last one leaves a known block cached, unless its slab is being emptied
@@ -125,6 +126,7 @@ std::optional<BlockId> Scheduler::take_block(int lane) {
   if (const auto block = pool_.allocate(lane)) return block;
   const auto& own = cache_.parked(lane);
   if (!own.empty()) {
+    if (lane == kLarge) save(lane, own.front());
     evict(lane, own.front());
     return pool_.allocate(lane);
   }
@@ -132,6 +134,7 @@ std::optional<BlockId> Scheduler::take_block(int lane) {
   for (const BlockId parked : cache_.parked(other)) {
     const SlabId slab = pool_.slab_of(other, parked);
     if (!pool_.only_cache(slab) || !pool_.open_to(slab, lane)) continue;
+    save_slab(slab, lane);
     for (const BlockId block : pool_.cached_blocks(slab)) evict(other, block);
     return pool_.allocate(lane);
   }

@@ -140,6 +140,7 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   if (sequence.samples > 1) share_prompt(sequence, lane);
+  if (lane == kLarge) restore(sequence);
   const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
@@ -196,7 +197,7 @@ std::vector<bool> Scheduler::standing(int lane) const {
 
 void Scheduler::fail(int lane) {
   Plan& plan = landing(lane);
-  land(lane, plan);
+  land(lane, plan, false);
   for (Sequence* sequence : plan.members) {
     if (sequence == nullptr) continue;
     drop_ahead(*sequence, lane);
@@ -216,11 +217,12 @@ Plan& Scheduler::landing(int lane) {
   return const_cast<Plan&>(*plan);
 }
 
-// A plan is no longer in flight: what its copies read from is given back.
-void Scheduler::land(int lane, Plan& plan) {
+// A plan is no longer in flight: what its copies read from is given back. `done`: it has run.
+void Scheduler::land(int lane, Plan& plan, bool done) {
   plan.in_flight = false;
   pool_.retire(lane, plan.tick);
   turns_.changed();
+  land_parking(plan, done);
   for (std::int32_t copy = 0; copy < plan.copied; ++copy) give_back(lane, plan.copies[2 * copy]);
 }
 

@@ -50,6 +50,7 @@ struct Usage {
   std::array<std::array<RowCount, kRowKinds>, kModels> rows{};
   std::array<RowCount, kModels> entries{};
   std::array<std::int64_t, kModels> cached{};  // rows that were found and not computed
+  std::int64_t restored = 0;  // rows of the large model copied back from host memory instead
   // Rows that the reader still had to read when it was asked about a boundary past the prompt,
   // the boundary's own row not counted: what decisions waited for.
   std::int64_t decision_wait = 0;

@@ -232,6 +232,9 @@ class EngineConfig:
     delimiters: what ends a step.
     prefix_cache: keep the KV of full settled blocks and share it among requests with the same
         beginning, until the room is needed.
+    host_kv_tokens: KV room in tokens of the large model in host memory (pinned for a GPU). What is
+        evicted there is copied back where it would else be computed again; 0 keeps nothing. Needs
+        prefix_cache, and both models on one device.
     lane_policy: which lane may run: "latency", each whenever it can; "weighted", the lanes share
         the time; "throughput", one at a time, large steps gather; "auto", latency while few run.
     gather: sequences that are worth a large tick under throughput; 0 works it out from the load.
@@ -262,6 +265,7 @@ class EngineConfig:
     max_tick_tokens: int = 2048
     delimiters: tuple[str, ...] = ("\n\n",)
     prefix_cache: bool = True
+    host_kv_tokens: int = 0
     lane_policy: str = "latency"
     gather: int = 0
     hold_ticks: int = 32
@@ -281,7 +285,7 @@ class EngineConfig:
         for name, value in vars(self).items():
             if name in _NOT_WHOLE:
                 continue
-            limit = 2**62 if name == "arena_tokens" else 2**31
+            limit = 2**62 if name in ("arena_tokens", "host_kv_tokens") else 2**31
             if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= limit:
                 raise SteerError(f"{name} must be a whole number below {limit}, got {value!r}")
         self._check_choices()
@@ -290,7 +294,7 @@ class EngineConfig:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
             "arena_tokens", "max_context", "max_waiting", "check_every", "gather", "eager_backlog",
-            "read_along",
+            "read_along", "host_kv_tokens",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -299,6 +303,23 @@ class EngineConfig:
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "
                 f"max_sequences ({self.max_sequences})"
             )
+
+        self._check_host()
+
+    def _check_host(self) -> None:
+        tokens, limit = self.host_kv_tokens, (2**31 - 1) * self.block_tokens
+        if tokens > limit:
+            raise SteerError(f"host_kv_tokens must be at most {limit}, got {tokens}")
+        if tokens and not self.prefix_cache:
+            raise SteerError(
+                "host_kv_tokens needs prefix_cache, through which parked KV is found again; "
+                "turn it on, or set host_kv_tokens to 0"
+            )
+
+    @property
+    def host_blocks(self) -> int:
+        """Blocks that ``host_kv_tokens`` are."""
+        return -(-self.host_kv_tokens // self.block_tokens)
 
     def _check_choices(self) -> None:
         for name in _SWITCHES:

@@ -21,6 +21,7 @@ from engine.loading import load_pair
 from engine.memory import KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
+from engine.parking import HostStore
 from engine.pricing import Executed, Price
 from engine.progress import progress_bar
 from engine.queue import CudaQueue
@@ -87,7 +88,11 @@ class Engine:
         self.default_params = loaded.default_params
         self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
-        small_runner, large_runner = map(self._build_runner, range(2), loaded.decoders)
+        host = HostStore(self.arena, self.config.host_blocks) if self.config.host_blocks else None
+        small_runner, large_runner = (
+            self._build_runner(model, decoder, host)
+            for model, decoder in enumerate(loaded.decoders)
+        )
         self.lanes = self._build_lane(small_runner), self._build_lane(large_runner)
         self._submitted: set[int] = set()  # whose completions step() returns
         self._driver = Driver(
@@ -120,12 +125,13 @@ class Engine:
             lane_policy=config.lane_policy,
             gather=config.gather,
             hold_ticks=config.hold_ticks,
+            host_blocks=config.host_blocks,
             tick_cost=row,  # a tick reads all weights, and a row multiplies by each
             delimiters=[d.encode() for d in config.delimiters],
             token_bytes=self.tokenizer.bytes,
         )
 
-    def _build_runner(self, model: int, decoder: Decoder) -> ModelRunner:
+    def _build_runner(self, model: int, decoder: Decoder, host: HostStore | None) -> ModelRunner:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config, model)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
@@ -145,7 +151,7 @@ class Engine:
         # A GPU fills batches up without graphs too, so that they change no bit.
         return ModelRunner(
             model, decoder, rows, layout, sampler, queue, Graphs(recorder), limits,
-            padded=on_card or recorder is not None, fused_head=config.fused_head,
+            padded=on_card or recorder is not None, fused_head=config.fused_head, host=host,
         )  # fmt: skip
 
     def _build_lane(self, runner: ModelRunner) -> Lane:

@@ -27,6 +27,7 @@ class Usage:
         been there before.
     cached: int64 [model]: no work either: rows found in the prefix cache, or with another sample
         of the same prompt, and not computed.
+    restored: likewise rows of the large model that were copied back from host memory.
     decision_wait: rows that the small model still had to read when a boundary was reached, before
         it could be decided; all of them are among ``rows``.
     audited: rows of the large model, among ``rows``, that went through the head for an audit only.
@@ -39,6 +40,7 @@ class Usage:
     cached: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
     decision_wait: int = 0
     audited: int = 0
+    restored: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -47,13 +49,15 @@ class Usage:
             self.cached + other.cached,
             self.decision_wait + other.decision_wait,
             self.audited + other.audited,
+            self.restored + other.restored,
         )
 
     @classmethod
     def of(cls, sequence: _core.Sequence) -> Usage:
         """What a sequence of the core has cost so far."""
         cached = np.array(sequence.cached)
-        return cls(sequence.rows, sequence.entries, cached, sequence.decision_wait)
+        wait, restored = sequence.decision_wait, sequence.restored
+        return cls(sequence.rows, sequence.entries, cached, wait, restored=restored)
 
     def count(self, role: str, kind: str) -> int:
         """Rows of one kind on the ``small`` or ``large`` model."""
@@ -84,6 +88,7 @@ class Usage:
             "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
             "decision_wait": self.decision_wait,
             "audited": self.audited,
+            "restored": self.restored,
         }
 
     @classmethod
@@ -93,10 +98,11 @@ class Usage:
         entries = [raw["entries"][role] for role in ROLES]
         cached = [int(raw["cached"][role]) for role in ROLES]
         wait = int(raw.get("decision_wait", 0))  # older traces have none
-        audited = int(raw.get("audited", 0))
+        audited, restored = (int(raw.get(name, 0)) for name in ("audited", "restored"))
         usage = cls(
-            np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait, audited
-        )
+            np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait, audited,
+            restored,
+        )  # fmt: skip
         if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage

@@ -79,6 +79,19 @@ class KVArena:
         memory = self._memory[self._devices[model]]
         return memory.view(self._dtype).view(-1, shape.head_dim)
 
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where it lies: one device, or those of the two models."""
+        return tuple(self._memory)
+
+    def block(self, model: int, block: int) -> Tensor:
+        """The bytes of a block of ``model``: [block_bytes], uint8. A view."""
+        geometry = self.geometry
+        slab, place = divmod(block, geometry.slots[model])
+        size = geometry.block_bytes[model]
+        first = slab * geometry.slab_bytes + place * size
+        return self._memory[self._devices[model]][first : first + size]
+
     def layout(self, shape: ModelConfig, model: int, block_tokens: int) -> KVLayout:
         """Where the blocks of ``model`` lie among those rows."""
         row_bytes = shape.head_dim * self._dtype.itemsize

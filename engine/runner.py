@@ -14,6 +14,7 @@ from engine import _core
 from engine.graphs import Graphs, Outputs
 from engine.inputs import Extent, Staged, TickInputs
 from engine.models.decoder import Batch, Decoder
+from engine.parking import HostStore, Parcel
 from engine.pending import STATISTICS, Pending, TickResult
 from engine.pricing import Executed
 from engine.queue import DeviceQueue
@@ -44,6 +45,8 @@ class _Tick:
     cells: int
     resolves: bool
     audits: bool
+    number: int  # of the plan
+    parcel: Parcel
 
     @property
     def plain(self) -> bool:
@@ -74,6 +77,7 @@ class ModelRunner:
         limits: TickLimits,
         padded: bool,
         fused_head: bool = True,
+        host: HostStore | None = None,
     ) -> None:
         """
         Args:
@@ -83,6 +87,7 @@ class ModelRunner:
             limits: of all plans.
             padded: fill decodes up to the next power of two, as graphs need it.
             fused_head: take statistics out of the head's product where kernels can.
+            host: where plans park KV, if they do.
         """
         self.model = model
         self.decoder = decoder
@@ -95,6 +100,8 @@ class ModelRunner:
         self._limits = limits
         self._padded = padded
         self._fused_head = fused_head
+        self._host = host
+        self._saved = -1  # the last plan whose blocks were copied to the host
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
         typical = min(limits.sequences, _TYPICAL_SEQUENCES)
@@ -124,7 +131,9 @@ class ModelRunner:
         rows = self._sampler.rows(plan, wanted, requests)
         work, cells = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted, scored)
-        tick = _Tick(staged, rows, work, cells, resolves, scored is not None)
+        tick = _Tick(
+            staged, rows, work, cells, resolves, scored is not None, plan.tick, Parcel(plan)
+        )
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = Pending(n, wanted, columns, drawn, scored)
@@ -168,6 +177,8 @@ class ModelRunner:
         """On the queue: everything between a plan's numbers and its results on the host."""
         staged = tick.staged
         self._inputs.upload(staged)
+        if self._host is not None:
+            self._park(self._host, tick)
         if staged.copies.start < staged.copies.stop:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
             ops.copy_blocks(self._arena, self._layout, pairs)
@@ -180,6 +191,14 @@ class ModelRunner:
                 pending.audited = self.queue.fetch(scores)
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
+
+    def _park(self, host: HostStore, tick: _Tick) -> None:
+        """What the tick takes the room of goes to the host, then what it takes back comes here."""
+        # A launch that was cut short is repeated, but has written where the blocks were.
+        if tick.number != self._saved:
+            host.save(tick.parcel.saves)
+            self._saved = tick.number
+        host.restore(tick.parcel.restores)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""

@@ -14,7 +14,7 @@ from bench.lanes.puppet import Puppet
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
-from bench.lanes.switches import flipped
+from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import clipped, measure_table, powers, spread
 from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
@@ -65,7 +65,7 @@ class Contest:
     def warm(self, engine: Engine, concurrency: int) -> None:
         """Both models at this concurrency, untimed: compilation and graphs."""
         load = replace(self.load, requests=concurrency, answer=2 * self.load.step)
-        run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency)
+        run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency, seed=1)
 
     def run(self, engine: Engine, times: TickTimes, cell: Cell) -> Row:
         """One row, without what takes other rows to know."""
@@ -94,7 +94,7 @@ class Contest:
         """The cell as it is, then with each switch of the engine the other way."""
         default: float | None = None
         for name, value in [("none", None), *flipped(self.setup.config).items()]:
-            changes = {} if name == "none" else {name: value}
+            changes = {} if name == "none" else turned(name, value)
             engine = self.setup.engine(**changes)
             self.warm(engine, cell.concurrency)
             jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)

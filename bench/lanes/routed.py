@@ -33,9 +33,11 @@ class Ran:
     usage: Usage
 
 
-def run_jobs(engine: Engine, device: Device, jobs: Sequence[Job], concurrency: int) -> Ran:
-    """Run all jobs."""
-    draw = np.random.default_rng(0)
+def run_jobs(
+    engine: Engine, device: Device, jobs: Sequence[Job], concurrency: int, seed: int = 0
+) -> Ran:
+    """Run all jobs. ``seed``: of the prompts; those of two seeds have nothing in common."""
+    draw = np.random.default_rng(seed)
     prompts = [draw.integers(0, engine.tokenizer.size, job.prompt).tolist() for job in jobs]
     waiting = list(zip(jobs, prompts, strict=True))[::-1]
     done: list[Completion] = []

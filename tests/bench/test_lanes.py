@@ -17,7 +17,7 @@ from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
-from bench.lanes.switches import flipped
+from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import measure_table, powers, spread
 from bench.lanes.traffic import tick_bytes
 from bench.lanes.window import Window, measure
@@ -158,11 +158,12 @@ def test_rows_are_compared():
 
 
 def test_every_switch_is_turned():
-    turned = flipped(CONFIG)
+    found = flipped(CONFIG)
     switches = {n for n, v in vars(CONFIG).items() if isinstance(v, bool)} - {"prefix_cache"}
-    assert set(turned) == switches | {"eager_backlog", "read_along", "graphs", "plan_ahead"}
-    for name, value in turned.items():
-        assert getattr(replace(CONFIG, **{name: value}), name) != getattr(CONFIG, name)
+    amounts = {"eager_backlog", "read_along", "host_kv_tokens"}
+    assert set(found) == switches | amounts | {"graphs", "plan_ahead"}
+    for name, value in found.items():
+        assert getattr(replace(CONFIG, **turned(name, value)), name) != getattr(CONFIG, name)
 
 
 # Against the engine

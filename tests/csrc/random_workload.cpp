@@ -35,12 +35,14 @@ class Workload {
     }
     const auto& counters = scheduler_.counters();
     std::printf(
-        "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld\n",
+        "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld, "
+        "parked %lld, restored %lld\n",
         seed_, static_cast<long long>(counters.preemptions),
         static_cast<long long>(scheduler_.pool().lent()),
         static_cast<long long>(counters.ahead[0] + counters.ahead[1]),
         static_cast<long long>(counters.voided[0] + counters.voided[1]),
-        static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]));
+        static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]),
+        static_cast<long long>(counters.saved), static_cast<long long>(counters.restored));
   }
 
  private:
@@ -59,6 +61,7 @@ class Workload {
     made.max_tick_tokens = seed % 3 ? 64 : 9;
     made.recompute_cost = {1.0, 15.0};
     made.prefix_cache = seed % 4 < 2;
+    made.host_blocks = made.prefix_cache ? static_cast<int>(seed / 4 % 3) * 10 : 0;
     return made;
   }
 

@@ -20,6 +20,7 @@ from .test_random import (
     LARGE,
     RUNNING,
     SMALL,
+    TIERS,
     Driver,
     digest,
     virtual_model,
@@ -161,16 +162,19 @@ class Device(Driver):
         self.drain()
 
 
-@pytest.mark.parametrize("prefix_cache", [False, True])
+@pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
 @pytest.mark.parametrize("seed", range(8))
-def test_random_operations_with_plans_ahead(seed: int, prefix_cache: bool) -> None:
+def test_random_operations_with_plans_ahead(
+    seed: int, prefix_cache: bool, host_blocks: int
+) -> None:
     """As test_random_operations, every row booked once; some bets are won and some are lost."""
-    device = Device(seed, prefix_cache)
+    device = Device(seed, prefix_cache, host_blocks=host_blocks)
     device.run()
     assert np.array_equal(device.planned, device.booked)
     counters = device.scheduler.counters()
     print(device.seen, counters)
     assert all(counters["ahead"]) and all(counters["voided"])
+    assert (counters["saved"] > 0) == (counters["restored"] > 0) == (host_blocks > 0)
 
 
 class Story(Device):
@@ -230,9 +234,10 @@ class Story(Device):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_answers_are_those_of_the_synchronous_run(seed: int) -> None:
-    """With and without plans ahead: the same tokens, steps and ends, in a tight arena with lost KV
-    and shared prefixes."""
-    plain, ahead = (Story(seed, eager, prefix_cache=True) for eager in (0.0, 0.9))
+    """With and without plans ahead: the same tokens, steps and ends, in a tight arena with lost KV,
+    shared prefixes and, for every other seed, host memory."""
+    host = 12 * (seed % 2)
+    plain, ahead = (Story(seed, eager, True, host_blocks=host) for eager in (0.0, 0.9))
     for story in (plain, ahead):
         story.run()
         assert np.array_equal(story.planned, story.booked)

@@ -83,6 +83,7 @@ class Driver:
         slots, token, slab = GEOMETRIES[seed % len(GEOMETRIES)]
         slabs = int(changes.get("slabs", 11 // min(slots)))
         self.arena = Arena(slabs, slots, token, slab)
+        self.host: dict[int, list[int]] = {}  # what the last save left in each slot
         self.budget = self.random.choice((8, 16, 64))
         settings = {
             "slabs": slabs,
@@ -112,6 +113,7 @@ class Driver:
         self.truncations: Counter[int] = Counter()
         self.planned = np.zeros((2, 2), np.int64)  # by model: rows, keys
         self.booked = np.zeros((2, 2), np.int64)
+        self.restored = 0
         self.seen: Counter[str] = Counter()
         self.operations = 0
 
@@ -188,8 +190,24 @@ class Driver:
             drawn.append(virtual_model(lane, hashes[context]) if plan.samples[i] else -1)
         return drawn
 
+    def park(self, plan: Plan) -> None:
+        """What the runner does first: blocks that hold one thing, and none of two."""
+        for block, slot in plan.saves[: plan.saved].tolist():
+            rows = [
+                set(self.arena.bytes[self.arena.range(LARGE, block * BLOCK_TOKENS + offset)])
+                for offset in range(BLOCK_TOKENS)
+            ]
+            assert all(len(row) == 1 for row in rows), "a row of a saved block was overwritten"
+            self.host[slot] = [row.pop() for row in rows]
+        for slot, block in plan.restores[: plan.restored].tolist():
+            for offset, content in enumerate(self.host[slot]):
+                self.arena.write(LARGE, block * BLOCK_TOKENS + offset, content)
+        self.seen["saved"] += plan.saved
+        self.seen["restored"] += plan.restored
+
     def copy(self, lane: int, plan: Plan) -> None:
         """What the runner does before the pass."""
+        self.park(plan)
         for source, target in plan.copies[: plan.copied].tolist():
             self.seen["copied"] += 1
             for offset in range(BLOCK_TOKENS):
@@ -297,6 +315,7 @@ class Driver:
         self.scheduler.forget(sequence.id)
         self.alive.remove(sequence.id)
         self.booked += sequence.rows.sum(axis=1)
+        self.restored += sequence.restored
         prompt, tokens = self.prompts.pop(sequence.id), sequence.tokens.tolist()
         hashes, length = digest(tokens), len(prompt)
         assert tokens[:length] == prompt
@@ -346,11 +365,15 @@ class Driver:
             assert self.operations < 2 * OPERATIONS, "the sequences do not come to an end"
 
 
-@pytest.mark.parametrize("prefix_cache", [False, True])
+# With a prefix cache or without, and blocks of host memory.
+TIERS = [(False, 0), (True, 0), (True, 5), (True, 40)]
+
+
+@pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
 @pytest.mark.parametrize("seed", range(8))
-def test_random_operations(seed: int, prefix_cache: bool) -> None:
+def test_random_operations(seed: int, prefix_cache: bool, host_blocks: int) -> None:
     """Every text is right, no KV is touched while it is needed, every row is booked once."""
-    driver = Driver(seed, prefix_cache)
+    driver = Driver(seed, prefix_cache, host_blocks=host_blocks)
     driver.run()
     assert np.array_equal(driver.planned, driver.booked)
     scheduler, counters = driver.scheduler, driver.scheduler.counters()
@@ -363,6 +386,9 @@ def test_random_operations(seed: int, prefix_cache: bool) -> None:
     assert min(counters["ticks"]) > 100
     assert (min(counters["hits"]) > 10) == prefix_cache
     assert (min(counters["evictions"]) > 10) == prefix_cache
+    assert (driver.seen["saved"] > 50) == (driver.seen["restored"] > 10) == (host_blocks > 0)
+    assert counters["saved"] == driver.seen["saved"]
+    assert counters["restored"] == driver.seen["restored"] == driver.restored // BLOCK_TOKENS
     assert min(counters["copied"]) > 0
     assert sum(counters["background"]) > 0 or seed not in (1, 2, 5)
     assert (min(counters["held"]) > 50) == (seed % 4 > 0)

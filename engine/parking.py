@@ -1,0 +1,70 @@
+"""Host memory that keeps KV of the large model which the arena has no room for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine import _core
+from engine.errors import SteerError
+from engine.memory import KVArena
+
+_LARGE = 1
+Pairs = npt.NDArray[np.int32]  # [copies, 2]
+
+
+class Parcel:
+    """What a plan copies to host memory and back, taken over from the scheduler's buffers.
+
+    saves: (block, slot). restores: (slot, block).
+    """
+
+    def __init__(self, plan: _core.Plan) -> None:
+        self.saves: Pairs = plan.saves[: plan.saved].copy()
+        self.restores: Pairs = plan.restores[: plan.restored].copy()
+
+
+class HostStore:
+    """Slots of one block each. Pinned for a GPU, so that copies need not wait for anybody.
+
+    Which slot holds what is the scheduler's business. Copies run on the queue of the lane whose
+    plan lists them, before its pass.
+    """
+
+    def __init__(self, arena: KVArena, slots: int) -> None:
+        """SteerError if there is no memory, or the models have cards of their own: then no queue
+        could copy the large model's blocks in the small one's ticks."""
+        if len(arena.devices) > 1:
+            raise SteerError(
+                "host_kv_tokens needs both models on one device; set it to 0, or do without devices"
+            )
+        self._arena = arena
+        (device,) = arena.devices
+        shape = slots, arena.geometry.block_bytes[_LARGE]
+        try:
+            self._memory = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        except (RuntimeError, MemoryError):
+            size = shape[0] * shape[1] / 2**30
+            raise SteerError(
+                f"no host memory for {size:.1f} GiB of KV; lower host_kv_tokens"
+            ) from None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the allocation."""
+        return self._memory.numel()
+
+    def save(self, pairs: Pairs) -> None:
+        """Copy blocks to slots. pairs: [copies, (block, slot)]."""
+        for block, slot in pairs.tolist():
+            self._memory[slot].copy_(self._block(block), non_blocking=True)
+
+    def restore(self, pairs: Pairs) -> None:
+        """Copy slots to blocks. pairs: [copies, (slot, block)]."""
+        for slot, block in pairs.tolist():
+            self._block(block).copy_(self._memory[slot], non_blocking=True)
+
+    def _block(self, block: int) -> Tensor:
+        return self._arena.block(_LARGE, block)
