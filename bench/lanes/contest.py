@@ -129,6 +129,7 @@ class Contest:
             "large_token_share": ran.large_tokens / ran.tokens,
             "ticks": list(ran.ticks),
             "catchup_rows": catch_up,
+            "restored_rows": ran.usage.restored,
         }
 
 

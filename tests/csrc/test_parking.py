@@ -159,7 +159,7 @@ def test_what_lies_behind_a_saved_block_is_found_again(make_scheduler: Make):
 
 
 def test_nothing_is_saved_twice(make_scheduler: Make):
-    """The copy stays when its block is back: the next time that is evicted, it is only forgotten."""
+    """The copy stays when its block is back: evicted once more, that is only forgotten."""
     scheduler, first, _ = back_again(make_scheduler, 8)
     commit(scheduler, LARGE)
     finish(scheduler, first)

@@ -155,5 +155,5 @@ def test_models_on_cards_of_their_own_have_no_tier():
 def test_no_memory_for_the_tier():
     geometry = ArenaGeometry(slabs=1, slab_bytes=64, block_bytes=(12, 2**40))
     arena = KVArena(geometry, torch.float32)
-    with pytest.raises(SteerError, match="no host memory for .* GiB of KV; lower host_kv_tokens"):
+    with pytest.raises(SteerError, match=r"no host memory for .* GiB of KV; lower host_kv_tokens"):
         HostStore(arena, 2**20)
