@@ -22,6 +22,7 @@ class Parcel:
     """
 
     def __init__(self, plan: _core.Plan) -> None:
+        self.tick = plan.tick
         self.saves: Pairs = plan.saves[: plan.saved].copy()
         self.restores: Pairs = plan.restores[: plan.restored].copy()
 

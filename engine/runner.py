@@ -45,8 +45,7 @@ class _Tick:
     cells: int
     resolves: bool
     audits: bool
-    number: int  # of the plan
-    parcel: Parcel
+    parcel: Parcel | None
 
     @property
     def plain(self) -> bool:
@@ -131,9 +130,8 @@ class ModelRunner:
         rows = self._sampler.rows(plan, wanted, requests)
         work, cells = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted, scored)
-        tick = _Tick(
-            staged, rows, work, cells, resolves, scored is not None, plan.tick, Parcel(plan)
-        )
+        parcel = Parcel(plan) if self._host else None
+        tick = _Tick(staged, rows, work, cells, resolves, scored is not None, parcel)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = Pending(n, wanted, columns, drawn, scored)
@@ -177,8 +175,8 @@ class ModelRunner:
         """On the queue: everything between a plan's numbers and its results on the host."""
         staged = tick.staged
         self._inputs.upload(staged)
-        if self._host is not None:
-            self._park(self._host, tick)
+        if self._host and tick.parcel:
+            self._park(self._host, tick.parcel)
         if staged.copies.start < staged.copies.stop:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
             ops.copy_blocks(self._arena, self._layout, pairs)
@@ -192,13 +190,13 @@ class ModelRunner:
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
 
-    def _park(self, host: HostStore, tick: _Tick) -> None:
+    def _park(self, host: HostStore, parcel: Parcel) -> None:
         """What the tick takes the room of goes to the host, then what it takes back comes here."""
         # A launch that was cut short is repeated, but has written where the blocks were.
-        if tick.number != self._saved:
-            host.save(tick.parcel.saves)
-            self._saved = tick.number
-        host.restore(tick.parcel.restores)
+        if parcel.tick != self._saved:
+            host.save(parcel.saves)
+            self._saved = parcel.tick
+        host.restore(parcel.restores)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""

@@ -175,13 +175,13 @@ def test_commit_of_a_wrong_count(make_scheduler: Make, tokens: tuple[int, ...]) 
 
 def test_buffers_are_views(make_scheduler: Make) -> None:
     """Read-only, never copied: the address stays and the contents follow the ticks."""
-    scheduler = make_scheduler()
+    scheduler = make_scheduler(prefix_cache=True, host_blocks=4)
     start(scheduler, 2, SMALL)
     plan = scheduler.buffers(SMALL)
     views = {
         name: view for name in dir(plan) if isinstance(view := getattr(plan, name), np.ndarray)
     }
-    assert len(views) == 10
+    assert len(views) == 12
     for token in (B, C, B):
         tick(scheduler, SMALL, token)
         for name, view in views.items():
