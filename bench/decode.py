@@ -106,7 +106,6 @@ class Bench:
         for model, shape in enumerate(shapes):
             cells = [cell for cell in self._cells if self._fits(shape, *cell)]
             for name, build in peers_of(shape, dtype, device, gpt_fast).items():
-                device.release()
                 try:
                     peer = build()
                 except Exception as error:
@@ -119,7 +118,6 @@ class Bench:
 
     def _peer_row(self, model: int, shape: ModelConfig, peer: Peer, cell: Cell) -> Row:
         batch, context = cell
-        self._setup.device.release()
         try:
             step = peer.step(batch, context)
             seconds = time_step(step, self._setup.device, self._repeats)

@@ -67,8 +67,12 @@ class Device:
         """The card or both cards, or the processor."""
         if not self.on_gpu:
             return machine()
-        cards = self._cards or [torch.device("cuda", torch.cuda.current_device())]
+        cards = self._cards or [self._current]
         return " + ".join(torch.cuda.get_device_name(card) for card in cards)
+
+    @property
+    def _current(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device())
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all that was launched is done."""
         if self.on_gpu:
-            for card in self._cards or [None]:
+            for card in self._cards or [self._current]:
                 torch.cuda.synchronize(card)
 
     def seconds(self, call: Callable[[], object]) -> float:

@@ -37,6 +37,7 @@ class Transformers:
         """Builds the model from a configuration; nothing is downloaded."""
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
+        _forget(device)
         self.name = "transformers"
         self.version = metadata.version("transformers")
         self.compiled = device.on_gpu
@@ -54,6 +55,7 @@ class Transformers:
         }
         self._config = Qwen2Config(**settings)
         self._shape = shape
+        self._on = device
         self._device = device.kind
         with _made_as(dtype, self._device):
             self._model = Qwen2ForCausalLM(self._config).eval()
@@ -62,6 +64,8 @@ class Transformers:
         """One more token of ``batch`` sequences that have ``context`` already; greedy."""
         from transformers import StaticCache
 
+        _forget(self._on)
+        forward = _compiled(self._model.forward) if self.compiled else self._model.forward
         shape = self._shape
         cache: Any = StaticCache(config=self._config, max_cache_len=context + 1)
         cache.early_initialization(
@@ -69,7 +73,6 @@ class Transformers:
         )
         tokens = torch.ones(batch, 1, dtype=torch.long, device=self._device)
         position = torch.full((1,), context, device=self._device)
-        forward = _compiled(self._model.forward) if self.compiled else self._model.forward
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
@@ -92,10 +95,12 @@ class GptFast:
         """SteerError if the folder is none, or the shape is one that it cannot have."""
         if shape.head_dim * shape.heads != shape.hidden_size:
             raise SteerError("gpt-fast has no heads of another width than hidden_size / heads")
+        _forget(device)
         module = _load_module(folder / "model.py")
         self.name = "gpt-fast"
         self.version = _checkout(folder)
         self.compiled = device.on_gpu
+        self._on = device
         self._device = device.kind
         arguments = module.ModelArgs(
             block_size=shape.max_position,
@@ -112,12 +117,13 @@ class GptFast:
 
     def step(self, batch: int, context: int) -> Step:
         """One more token of ``batch`` sequences that have ``context`` already; greedy."""
+        _forget(self._on)
+        forward = _compiled(self._model) if self.compiled else self._model
         self._model.max_seq_length = self._model.max_batch_size = -1  # caches of another size
         with torch.device(self._device):
             self._model.setup_caches(batch, context + 1)
         tokens = torch.ones(batch, 1, dtype=torch.int, device=self._device)
         position = torch.full((1,), context, dtype=torch.int, device=self._device)
-        forward = _compiled(self._model) if self.compiled else self._model
 
         @torch.inference_mode()
         def run() -> torch.Tensor:
@@ -168,9 +174,15 @@ def check_gpt_fast(folder: Path | None) -> None:
         raise SteerError(f"--gpt-fast {folder}: its forward{tuple(takes)} is not that of {_KNOWN}")
 
 
+def _forget(device: Device) -> None:
+    """What was compiled for other shapes goes, with the memory of its graphs."""
+    if device.on_gpu:
+        torch._dynamo.reset()
+    device.release()
+
+
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For the shapes of the first call; what was compiled before, and its graphs' memory, goes."""
-    torch._dynamo.reset()
+    """For the shapes of the first call."""
     found: Callable[..., Any] = torch.compile(
         function, mode="reduce-overhead", fullgraph=True, dynamic=False
     )

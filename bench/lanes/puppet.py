@@ -12,6 +12,8 @@ numbers, which cost a forward pass just as much. The plans are the scheduler's o
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,11 +93,9 @@ class Puppet:
 
     def decode_ahead(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """As :meth:`decode`, but each tick is planned and launched while the one before it runs."""
-        lane = self._run_ahead(model, batch, context, count)
-        found = [self._next(lane) for _ in range(count)]
-        self._check_all_moved(found)
-        lane.land(self._live)
-        self.clear()
+        with self._running_ahead(model, batch, context, count) as lane:
+            found = [self._next(lane) for _ in range(count)]
+            self._check_all_moved(found)
         return found
 
     def decode_as_engine(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
@@ -108,20 +108,22 @@ class Puppet:
 
         Ticks are planned ahead: what is idle then is idle although the host may be early.
         """
-        lane = self._run_ahead(model, 1, context, count)
-        found = self._device.busy_share(lambda: [self._next(lane) for _ in range(count)])
-        lane.land(self._live)
-        self.clear()
-        return found
+        with self._running_ahead(model, 1, context, count) as lane:
+            return self._device.busy_share(lambda: [self._next(lane) for _ in range(count)])
 
-    def _run_ahead(self, model: int, batch: int, context: int, count: int) -> Lane:
+    @contextmanager
+    def _running_ahead(self, model: int, batch: int, context: int, count: int) -> Iterator[Lane]:
         """A lane that decodes ahead, with a tick in flight; it has tokens for ``count`` more."""
         self._line_up(model, batch, context, count + 1)  # the last one has one behind it, too
         lane = Lane(self._scheduler, self._engine.lanes[model].runner, ahead=True)
         self._committed = self._now()
-        for _ in range(_NOT_TIMED):
-            self._next(lane)
-        return lane
+        try:
+            for _ in range(_NOT_TIMED):
+                self._next(lane)
+            yield lane
+        finally:
+            lane.land(self._live)
+            self.clear()
 
     def _next(self, lane: Lane) -> Tick:
         """Commit the oldest tick of a lane, as the engine's driver does; the next one runs by then.
