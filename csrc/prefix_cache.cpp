@@ -48,6 +48,8 @@ PrefixCache::Node PrefixCache::insert(int model, Node parent, std::span<const To
     attach(known->first, block);
     return known->first;
   }
+  // Its parent was forgotten and is known again as another node: so is the block.
+  if (holds(model, block)) forget(model, block);
   const std::uint64_t key = hash(model, parent, tokens);
   const Node node = next_++;
   // Two prefixes with one key: the first keeps it, the second is never found and ages out.

@@ -161,7 +161,8 @@ class ModelRunner:
             return
         self._latest = None  # what it drew is overwritten
         # The largest first: in what its recording leaves of the pool the smaller ones find room.
-        extents = {Extent.filled(n, n, self._limits) for n in sizes} - {None}
+        found = (Extent.filled(n, n, self._limits) for n in sizes)
+        extents = {extent for extent in found if extent is not None}
         for extent in sorted(extents, key=lambda e: -e.rows):
             staged = self._inputs.stage_padding(extent)
             ticket = self.queue.submit(partial(self._prepare, staged))
