@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.config import EngineConfig, ModelConfig
 from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
+from kernels.ops import WORKSPACE
 
 LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
 _SPLITS = 32  # partial results of a row in attention, at most
@@ -37,7 +38,8 @@ def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int)
     """Bytes beside weights and arena that one lane's biggest tick takes, and what its graphs keep.
 
     Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed,
-    kept by graphs of all sizes, and changed for a draw; partial results of split attention.
+    kept by graphs of all sizes, and changed for a draw; partial results of split attention; what
+    is dequantised at a time of packed weights.
     """
     rows, sequences = config.max_tick_tokens, config.max_sequences
     wide = 4 * shape.hidden_size + 3 * shape.intermediate_size
@@ -46,7 +48,8 @@ def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int)
     partials = 4 * sequences * _SPLITS * shape.heads * (shape.head_dim + 2)
     # Short spans have more rows and, for that, fewer splits.
     partials = max(partials, 4 * rows * (_SPLITS // 4) * shape.heads * (shape.head_dim + 2))
-    return rows * wide * element_bytes + 5 * logits + partials
+    dequantised = WORKSPACE if shape.quantisation else 0
+    return rows * wide * element_bytes + 5 * logits + partials + dequantised
 
 
 def arena_slabs(
