@@ -49,8 +49,9 @@ class Quantisation:
     strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
     block: rows and columns of a block.
     scale_name: of fp8: how its scales are called.
-    symmetric: "packed" has no zero points.
+    symmetric: there are no zero points, or all are in the middle.
     zero_shift: what GPTQ's first format took from its zero points.
+    plain: linear layers of the checkpoint that it did not quantise, by name.
     """
 
     method: str
@@ -61,6 +62,7 @@ class Quantisation:
     scale_name: str = ""
     symmetric: bool = True
     zero_shift: int = 0
+    plain: tuple[str, ...] = ()
 
 
 _LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")

@@ -10,6 +10,7 @@ from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
 from engine.sampler import ROWS_AT_ONCE
 from kernels.attention_config import FULL, HALF, Splits, query_blocks
+from kernels.ops import WORKSPACE
 
 LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
 _EDITED = 80  # bytes of a logit while it is penalised, or sorted, or scored by an audit
@@ -41,7 +42,8 @@ def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int)
 
     Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed
     with and without graphs, kept for all graphs, and copied up to three times for a draw; partial
-    results of split attention. The pool does not share with ticks that have no graph.
+    results of split attention; what is dequantised at a time of packed weights. The pool does not
+    share with ticks that have no graph.
     """
     rows, sequences = config.max_tick_tokens, config.max_sequences
     recorded = 0 if config.graphs == "off" else max(sequences, min(rows, config.graph_rows))
@@ -51,7 +53,8 @@ def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int)
     if not config.fused_sampling:
         logits += _SORTED * sequences * shape.vocab_size
     partials = sum(_partials(shape, sequences, n, element_bytes) for n in (rows, recorded) if n)
-    return (rows + recorded) * wide * element_bytes + logits + partials
+    dequantised = WORKSPACE if shape.quantisation else 0
+    return (rows + recorded) * wide * element_bytes + logits + partials + dequantised
 
 
 def _partials(shape: ModelConfig, sequences: int, rows: int, element_bytes: int) -> int:

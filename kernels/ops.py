@@ -32,18 +32,21 @@ from kernels.reference.confidence import Confidence
 from kernels.reference.layers import rope_tables
 from kernels.reference.logprobs import LogProbs, token_logprobs
 from kernels.reference.packed import (
+    WORKSPACE,
     Fp8Weight,
     IntWeight,
     PackedWeight,
     StackedWeight,
     Weight,
     packed_linear,
+    stack,
     weight_tensors,
 )
 from kernels.reference.penalties import PenaltyRows, penalise
 from kernels.reference.sampling import SamplingRows, philox_uniform
 
 __all__ = [
+    "WORKSPACE",
     "AttentionPlan",
     "Confidence",
     "DrawRows",
@@ -78,6 +81,7 @@ __all__ = [
     "sample",
     "score",
     "silu_mul",
+    "stack",
     "token_logprobs",
     "weight_tensors",
     "with_uniforms",
@@ -161,13 +165,16 @@ def linear(
 ) -> Tensor:
     """``x @ weight^T * scale + bias``; see the references. ``scale`` is for plain weights only.
 
-    On a GPU up to 16 rows go to a kernel of our own, more to the vendor's library.
+    On a GPU up to 16 rows go to kernels of our own, more to the vendor's library: weights that are
+    packed are dequantised within the kernel, or for the library slab by slab.
     """
     own = _fused(x) and len(x) <= _SKINNY_ROWS and _tuned(x)
-    if own and isinstance(weight, Fp8Weight) and weight.block == (1, weight.shape[1]):
-        scale, weight = weight.scale.view(-1), weight.codes
     if not isinstance(weight, Tensor):
-        return packed_linear(x, weight, bias)
+        if not own:
+            return packed_linear(x, weight, bias)
+        from kernels import packed_gemm
+
+        return packed_gemm.linear(x, weight, bias)
     if own:
         from kernels import skinny_gemm
 

@@ -19,6 +19,7 @@ OPS = (
     "norm",
     "silu_mul",
     "skinny_gemm",
+    "packed_gemm",
 )
 
 

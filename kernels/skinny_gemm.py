@@ -163,11 +163,17 @@ def skinny_linear(
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split:
-        _merge_kernel[(triton.cdiv(n, MERGE_BLOCK), m)](
-            out, scale_at, bias_at, y, n, SPLITS=chosen.splits, SCALED=scale is not None,
-            BIASED=bias is not None, BLOCK=MERGE_BLOCK, num_warps=4,
-        )  # fmt: skip
+        merge(out, y, scale, bias)
     return y
+
+
+def merge(parts: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+    """Adds partial sums [SPLITS, M, N] in order, then scale, bias and rounding, into y [M, N]."""
+    (m, n), (scale_at, bias_at) = y.shape, (w if w is not None else y for w in (scale, bias))
+    _merge_kernel[(triton.cdiv(n, MERGE_BLOCK), m)](
+        parts, scale_at, bias_at, y, n, SPLITS=len(parts), SCALED=scale is not None,
+        BIASED=bias is not None, BLOCK=MERGE_BLOCK, num_warps=4,
+    )  # fmt: skip
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
@@ -214,7 +220,11 @@ def variants(shape: ModelShape) -> list[Variant]:
             chosen = plan(n, k, size)
             found.append(_product_variant(f"{layer}_{kind}", chosen, k, size, layer == "qkv"))
             if chosen.splits > 1:
-                found.append(_merge_variant(f"{layer}_{kind}_merge", chosen, size, layer == "qkv"))
+                name = f"{layer}_{kind}_merge"
+                merged = merge_variant(
+                    "skinny_gemm", name, chosen.splits, size == 1, layer == "qkv"
+                )
+                found.append(merged)
     return found
 
 
@@ -245,20 +255,19 @@ def _product_variant(name: str, chosen: Plan, k: int, size: int, biased: bool) -
     )  # fmt: skip
 
 
-def _merge_variant(name: str, chosen: Plan, size: int, biased: bool) -> Variant:
+def merge_variant(op: str, name: str, splits: int, scaled: bool, biased: bool) -> Variant:
+    """The merge of an op's partial sums."""
     return Variant(
-        op="skinny_gemm",
+        op=op,
         name=name,
         kernel=_merge_kernel,
         signature={
             "part_ptr": "*fp32", "scale_ptr": "*fp32", "bias_ptr": "*bf16", "y_ptr": "*bf16",
             "n_size": "i32",
         },
-        constants={
-            "SPLITS": chosen.splits, "SCALED": size == 1, "BIASED": biased, "BLOCK": MERGE_BLOCK
-        },
+        constants={"SPLITS": splits, "SCALED": scaled, "BIASED": biased, "BLOCK": MERGE_BLOCK},
         aligned=("part_ptr", "scale_ptr", "bias_ptr", "y_ptr", "n_size"),
         elements=MERGE_BLOCK,
-        budget=20 + 4 * chosen.splits,
+        budget=20 + 4 * splits,
         registers=128,
     )  # fmt: skip

@@ -16,8 +16,10 @@ from bench.kernel_bench import case
 from bench.kernel_bench.arena_cases import attentions, copies, rope_kvs
 from bench.kernel_bench.case import Case
 from bench.kernel_bench.head_cases import confidences, lm_heads
-from kernels import norm, silu_mul, skinny_gemm
+from kernels import norm, packed_gemm, silu_mul, skinny_gemm
+from kernels.packed_config import COMMON, Packing
 from kernels.reference import layers
+from kernels.reference.packed import WORKSPACE, Fp8Weight, IntWeight, packed_linear
 from kernels.variant import ModelShape
 
 EPS = 1e-6
@@ -81,6 +83,49 @@ def _linear_inputs(batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
     return x, weight.to(skinny_gemm.FP8), None, scale
 
 
+def _packed(shape: ModelShape, batch: int) -> list[Case]:
+    """The packings that large checkpoints mostly come in; the head is never packed."""
+    found: list[Case] = []
+    if batch > skinny_gemm.ROWS:
+        return found
+    for layer, (n, k) in skinny_gemm.shapes(shape).items():
+        for packing in COMMON if layer != "head" else ():
+            found.append(
+                Case(
+                    "packed_gemm", f"{layer}_{packing.name}", batch,
+                    packed_gemm.floor(batch, n, k, packing),
+                    partial(_packed_inputs, batch, n, k, packing), _of_tensors(packing, True),
+                    _of_tensors(packing, False), scratch=WORKSPACE,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _packed_inputs(batch: int, n: int, k: int, packing: Packing) -> tuple[Tensor, ...]:
+    """x, codes, scales, and zero points if there are any."""
+    groups = -(-k // packing.group)
+    if packing.eight:
+        scale = torch.rand(-(-n // packing.rows), groups, device=case.DEVICE) + 0.5
+        return case.random(batch, k), case.random(n, k).to(skinny_gemm.FP8), scale
+    width = k * packing.bits // 8
+    codes = torch.randint(0, 256, (n, width), device=case.DEVICE, dtype=torch.uint8)
+    scale = (torch.rand(groups, n, device=case.DEVICE) + 0.5).half() / 64
+    zero = torch.randint(0, 16, (groups, n), device=case.DEVICE).short()
+    return (case.random(batch, k), codes, scale, *((zero,) if packing.zeros else ()))
+
+
+def _of_tensors(packing: Packing, ours: bool) -> Callable[..., Tensor]:
+    """The product, or the reference's, of what ``_packed_inputs`` makes."""
+    product: Callable[..., Tensor] = packed_gemm.packed_product if ours else packed_linear
+
+    def run(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+        if packing.eight:
+            return product(x, Fp8Weight(codes, scale, (packing.rows, packing.group)))
+        return product(x, IntWeight(codes, scale, zero, packing.bits, packing.group))
+
+    return run
+
+
 CASES: dict[str, Callable[[ModelShape, int], list[Case]]] = {
     "confidence": confidences,
     "lm_head": lm_heads,
@@ -90,4 +135,5 @@ CASES: dict[str, Callable[[ModelShape, int], list[Case]]] = {
     "norm": _norms,
     "silu_mul": _silu_muls,
     "skinny_gemm": _linears,
+    "packed_gemm": _packed,
 }

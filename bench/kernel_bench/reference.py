@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.table import render
-from kernels.reference import attention, confidence, layers
+from kernels.reference import attention, confidence, layers, packed
 
 Row = dict[str, Any]
 Call = Callable[[], object]
 ROWS, HIDDEN, WIDTH, VOCABULARY, HEAD_DIM = 8, 1024, 2816, 32000, 64
-HEADS, KV_HEADS, CONTEXT, BLOCK = 12, 2, 256, 64
+HEADS, KV_HEADS, CONTEXT, BLOCK, GROUP = 12, 2, 256, 64, 128
 
 
 def _random(*shape: int) -> Tensor:
@@ -88,6 +88,13 @@ def _skinny_gemm() -> Call:
     return lambda: layers.linear(x, weight)
 
 
+def _packed_gemm() -> Call:
+    codes = torch.randint(0, 256, (WIDTH, HIDDEN // 2), dtype=torch.uint8)
+    scale = _random(HIDDEN // GROUP, WIDTH).half()
+    x, weight = _random(ROWS, HIDDEN), packed.IntWeight(codes, scale, None, 4, GROUP)
+    return lambda: packed.packed_linear(x, weight)
+
+
 REFERENCES: dict[str, Callable[[], Call]] = {
     "confidence": _confidence,
     "lm_head": _lm_head,
@@ -97,6 +104,7 @@ REFERENCES: dict[str, Callable[[], Call]] = {
     "norm": _norm,
     "silu_mul": _silu_mul,
     "skinny_gemm": _skinny_gemm,
+    "packed_gemm": _packed_gemm,
 }
 
 

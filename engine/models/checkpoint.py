@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
 from engine.files import read_json
 from engine.models.config_json import parse_config
-from engine.models.layout import Part, Table, expected_shapes, model_parts
-from engine.models.quantisation import FLOATS, Wanted, pack, wanted_tensors
-from engine.models.shards import Shards
+from engine.models.layout import Linear, Part, Table, expected_shapes, model_parts
+from engine.models.packing import pack
+from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
+from engine.models.shards import Shards, holds_weights
 from engine.progress import progress_bar
-from kernels.ops import Fp8Weight, IntWeight, StackedWeight, Weight
+from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
 
@@ -28,7 +30,10 @@ _IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """The model's shape; end-of-sequence ids of generation_config.json win over config.json's."""
+    """The model's shape; end-of-sequence ids of generation_config.json win over config.json's.
+
+    Which layers of a quantised checkpoint are plain is read from its weights, if they are there.
+    """
     if not folder.is_dir():
         raise SteerError(f"{folder}: no such folder; expected a Hugging Face checkpoint folder")
     raw = read_json(folder / "config.json")
@@ -36,7 +41,23 @@ def load_config(folder: Path) -> ModelConfig:
     if generation.is_file():
         eos = read_json(generation).get("eos_token_id")
         raw = raw if eos is None else {**raw, "eos_token_id": eos}
-    return parse_config(raw, str(folder / "config.json"))
+    config = parse_config(raw, str(folder / "config.json"))
+    if config.quantisation is None or not holds_weights(folder):
+        return config
+    shards = Shards(folder)
+    plain = tuple(name for name in _linear_layers(config) if _is_plain(shards, name))
+    return replace(config, quantisation=replace(config.quantisation, plain=plain))
+
+
+def _linear_layers(config: ModelConfig) -> Iterator[str]:
+    """Of the checkpoint, by name."""
+    for part in model_parts(config):
+        yield from (name for name, _ in part.parts) if isinstance(part, Linear) else ()
+
+
+def _is_plain(shards: Shards, name: str) -> bool:
+    """What is there decides, whatever config.json says of it."""
+    return shards.dtypes.get(f"{name}.weight") in FLOATS
 
 
 def load_weights(
@@ -141,8 +162,7 @@ class _Loader:
             raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
 
     def _packing(self, name: str) -> Quantisation | None:
-        plain = self._shards.dtypes.get(f"{name}.weight") in FLOATS
-        return None if plain else self._config.quantisation
+        return None if _is_plain(self._shards, name) else self._config.quantisation
 
     def load(self, part: Part) -> Iterator[tuple[str, Weight]]:
         """The part's weights by the model's names."""
@@ -152,7 +172,7 @@ class _Loader:
         names = [name for name, _ in part.parts]
         if any(self._packing(name) for name in names):
             weights = [self._weight(name, rows, part.columns) for name, rows in part.parts]
-            whole: Weight = StackedWeight(tuple(weights)) if len(weights) > 1 else weights[0]
+            whole: Weight = stack(weights).to(self._device)
         else:
             whole = self._stacked([f"{n}.weight" for n in names], (part.rows, part.columns))
         yield f"{part.name}.weight", whole
@@ -160,7 +180,7 @@ class _Loader:
             yield f"{part.name}.bias", self._stacked([f"{n}.bias" for n in names], (part.rows,))
 
     def _weight(self, name: str, rows: int, columns: int) -> Tensor | Fp8Weight | IntWeight:
-        """A layer of the checkpoint, packed if it is there."""
+        """A layer of the checkpoint; if it is packed there, as it is and on the host."""
         packing = self._packing(name)
         if packing is None:
             return self._stacked([f"{name}.weight"], (rows, columns))
@@ -168,7 +188,7 @@ class _Loader:
         found = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
         try:
             tensors = {suffix: self._shards.read(full) for suffix, full in found.items()}
-            return pack(packing, tensors, rows, columns).to(self._device)
+            return pack(packing, tensors, rows, columns)
         except SteerError as error:
             raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None
 

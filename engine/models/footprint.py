@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from engine.config import ModelConfig
 from engine.models.layout import Part, Table, model_parts
-from engine.models.quantisation import packed_bytes
+from engine.models.packing import packed_bytes
 
 _EMBEDDING = "model.embed_tokens.weight"
 
 
 def stored_bytes(config: ModelConfig, element_bytes: int) -> int:
-    """Of all weights. Every linear layer of a quantised checkpoint counts as packed."""
+    """Of all weights. Layers that a quantised checkpoint left plain count as such."""
     return sum(size for _, size in _sizes(config, element_bytes))
 
 
@@ -32,7 +32,13 @@ def _sizes(config: ModelConfig, element_bytes: int) -> Iterator[tuple[Part, int]
             yield part, math.prod(part.shape) * element_bytes
             continue
         bias = part.rows * element_bytes if part.biased else 0
-        if packing is None:
-            yield part, part.rows * part.columns * element_bytes + bias
-        else:
-            yield part, sum(packed_bytes(packing, r, part.columns) for _, r in part.parts) + bias
+        yield (
+            part,
+            bias
+            + sum(
+                rows * part.columns * element_bytes
+                if packing is None or name in packing.plain
+                else packed_bytes(packing, rows, part.columns)
+                for name, rows in part.parts
+            ),
+        )

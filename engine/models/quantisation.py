@@ -1,10 +1,10 @@
-"""Quantised checkpoints: what config.json says, which tensors there are, and how they are unpacked.
+"""Quantised checkpoints: what config.json says, and which tensors there are.
 
 Formats, all weights only (activations stay as they are, whatever a checkpoint says of them):
 
 * fp8 (``quant_method`` "fp8"): float8_e4m3fn with a scale per tensor, or per block of
   ``weight_block_size`` (DeepSeek-V3's and Qwen3's files), under ``weight_scale_inv`` or
-  ``weight_scale``.
+  ``weight_scale``; "fbgemm_fp8" (Llama 3.1's files): with a scale per row.
 * compressed-tensors: ``float-quantized`` (fp8 per tensor, row or block) and ``pack-quantized``
   (int4 and int8 in groups or rows, with or without zero points).
 * GPTQ (AutoGPTQ's and GPTQModel's ``qweight``, both checkpoint formats, act-order too).
@@ -16,16 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from engine.config import Quantisation
 from engine.errors import SteerError
-from kernels.ops import Fp8Weight, IntWeight
 
 FLOATS = ("F32", "BF16", "F16")
 _INT, _INDEX, _FP8 = ("I32",), ("I32", "I64"), ("F8_E4M3",)
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where each of eight columns lies in its word
 
 
 class Wanted(NamedTuple):
@@ -40,7 +35,7 @@ def parse_quantisation(raw: Mapping[str, Any], where: str) -> Quantisation | Non
     """Read ``quantization_config``. SteerError on a format that is not supported."""
     method = raw.get("quant_method")
     readers = {
-        "fp8": _parse_fp8, "gptq": _parse_gptq, "awq": _parse_awq,
+        "fp8": _parse_fp8, "fbgemm_fp8": _parse_fbgemm, "gptq": _parse_gptq, "awq": _parse_awq,
         "compressed-tensors": _parse_compressed,
     }  # fmt: skip
     if method not in readers:
@@ -64,6 +59,10 @@ def _parse_fp8(raw: Mapping[str, Any]) -> Quantisation:
     return Quantisation(
         "fp8", 8, strategy="block", block=_block(block), scale_name="weight_scale_inv"
     )
+
+
+def _parse_fbgemm(raw: Mapping[str, Any]) -> Quantisation:
+    return Quantisation("fp8", 8, strategy="channel", scale_name="weight_scale")
 
 
 def _block(value: Any) -> tuple[int, int]:
@@ -91,8 +90,9 @@ def _parse_gptq(raw: Mapping[str, Any]) -> Quantisation:
     if form not in ("gptq", "gptq_v2"):
         raise ValueError(f"checkpoint_format {form!r} is not supported: gptq and gptq_v2 are")
     return Quantisation(
-        "gptq", _bits(raw["bits"]), _group(raw["group_size"]), zero_shift=int(form == "gptq")
-    )
+        "gptq", _bits(raw["bits"]), _group(raw["group_size"]), zero_shift=int(form == "gptq"),
+        symmetric=raw.get("sym") is True,
+    )  # fmt: skip
 
 
 def _parse_awq(raw: Mapping[str, Any]) -> Quantisation:
@@ -100,7 +100,7 @@ def _parse_awq(raw: Mapping[str, Any]) -> Quantisation:
         raise ValueError(f"version {raw['version']!r} is not supported: gemm is")
     if raw["bits"] != 4:
         raise ValueError(f"{raw['bits']!r} bits are not supported: 4 are")
-    return Quantisation("awq", 4, _group(raw["group_size"]))
+    return Quantisation("awq", 4, _group(raw["group_size"]), symmetric=False)
 
 
 def _parse_compressed(raw: Mapping[str, Any]) -> Quantisation:
@@ -170,86 +170,3 @@ def _wanted_packed(q: Quantisation, rows: int, columns: int, groups: int) -> dic
 
 def _ceil(size: int, part: int) -> int:
     return -(-size // part)
-
-
-def pack(
-    q: Quantisation, tensors: Mapping[str, Tensor], rows: int, columns: int
-) -> Fp8Weight | IntWeight:
-    """A linear layer's weight from its tensors by suffix, which may be views of a mapped file.
-
-    SteerError, without the layer's name, on values that cannot be.
-    """
-    if q.method == "fp8":
-        scale = tensors[q.scale_name].float()
-        by_block = {"tensor": (rows, columns), "channel": (1, columns), "block": q.block}
-        grid = scale if q.strategy == "block" else scale.reshape(-1, 1)
-        return Fp8Weight(tensors["weight"].clone(), grid.clone(), by_block[q.strategy])
-    if q.method == "packed":
-        return _pack_compressed(q, tensors, rows, columns)
-    codes = _words(tensors["qweight"], q.bits, 1 if q.method == "awq" else 0)
-    zeros = _words(tensors["qzeros"], q.bits, 1)
-    if q.method == "awq":
-        codes, zeros = _awq_columns(codes), _awq_columns(zeros)
-    return _int_weight(
-        q, codes.T, tensors["scales"].T, zeros.T.to(torch.int16) + q.zero_shift,
-        tensors.get("g_idx"),
-    )  # fmt: skip
-
-
-def _pack_compressed(
-    q: Quantisation, tensors: Mapping[str, Tensor], rows: int, columns: int
-) -> IntWeight:
-    if tensors["weight_shape"].tolist() != [rows, columns]:
-        raise SteerError(
-            f"weight_shape is {tensors['weight_shape'].tolist()}, expected {[rows, columns]}"
-        )
-    codes = _words(tensors["weight_packed"], q.bits, 1)[:, :columns]
-    scale = tensors["weight_scale"]
-    zero = torch.full(scale.shape, 1 << (q.bits - 1), dtype=torch.int16)
-    if not q.symmetric:
-        zero = _words(tensors["weight_zero_point"], q.bits, 0)[:rows].to(torch.int16)
-    return _int_weight(q, codes, scale, zero, tensors.get("weight_g_idx"))
-
-
-def packed_bytes(q: Quantisation, rows: int, columns: int) -> int:
-    """What :func:`pack` keeps of a layer, with scales of 2 bytes (fp8: 4) and columns in order."""
-    if q.method == "fp8":
-        per = {"tensor": (rows, columns), "channel": (1, columns), "block": q.block}[q.strategy]
-        return rows * columns + 4 * _ceil(rows, per[0]) * _ceil(columns, per[1])
-    return rows * columns * q.bits // 8 + 4 * rows * _ceil(columns, q.group or columns)
-
-
-def _int_weight(
-    q: Quantisation, codes: Tensor, scale: Tensor, zero: Tensor, index: Tensor | None
-) -> IntWeight:
-    """Codes [out, in] one a byte, scales and zeros [out, groups] become one packed weight."""
-    columns, groups = codes.shape[1], scale.shape[1]
-    if columns % 2:
-        raise SteerError(f"an even number of inputs is needed, got {columns}")
-    in_order = torch.arange(columns) // (q.group or columns)
-    group_of = in_order if index is None or bool((index < 0).all()) else index.long()
-    if int(group_of.min()) < 0 or int(group_of.max()) >= groups:
-        raise SteerError(f"a group index is not in 0..{groups - 1}")
-    even = columns == groups * (q.group or columns)
-    plain = even and torch.equal(group_of, in_order)
-    if q.bits == 4:
-        codes = codes[:, ::2] | (codes[:, 1::2] << 4)
-    return IntWeight(
-        codes.contiguous(), scale.contiguous().clone(), zero.contiguous(), q.bits,
-        None if plain else group_of.to(torch.int32),
-    )  # fmt: skip
-
-
-def _words(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Numbers of ``bits`` out of int32 words, the lowest first, along ``dim``: uint8."""
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    view = [1] * (words.dim() + 1)
-    view[dim + 1] = len(shifts)
-    parts = (words.unsqueeze(dim + 1) >> shifts.view(view)) & ((1 << bits) - 1)
-    return parts.to(torch.uint8).flatten(dim, dim + 1)
-
-
-def _awq_columns(codes: Tensor) -> Tensor:
-    """Columns in their own order: a word holds eight, the even ones first."""
-    order = torch.arange(codes.shape[1]).view(-1, 8)[:, list(_AWQ_ORDER)]
-    return codes[:, order.flatten()]

@@ -17,6 +17,7 @@ from engine.files import read_json
 
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2,
           "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -78,10 +79,15 @@ class Shards:
             raise SteerError(f"{path}: not a readable safetensors file: {wrong or error}") from None
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether there are safetensors, good or bad."""
+    return (folder / _INDEX).is_file() or (folder / _SINGLE).is_file()
+
+
 def _paths(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / _INDEX
     if not index.is_file():
-        single = folder / "model.safetensors"
+        single = folder / _SINGLE
         if not single.is_file():
             raise SteerError(f"{folder}: model.safetensors is missing (pickles are never loaded)")
         return [single]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine import Engine, SamplingParams, SteerError
+from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.models.footprint import stored_bytes
 from engine.pricing import weight_bytes
+from engine.room import workspace_room
 from kernels import ops
 
 from .conftest import TOKENS, build_tokenizer
@@ -169,6 +171,10 @@ CASES: dict[str, tuple[Callable, dict[str, Any]]] = {
         compressed("pack-quantized", **INT4 | {"num_bits": 8, "strategy": "channel"}),
     ),
     "fp8": (fp8("tensor", "weight_scale"), {"quant_method": "fp8", "activation_scheme": "static"}),
+    "fbgemm": (
+        fp8("channel", "weight_scale"),
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+    ),
     "fp8 blocks": (
         fp8("block", "weight_scale_inv"),
         {"quant_method": "fp8", "weight_block_size": [32, 16], "fmt": "e4m3"},
@@ -184,7 +190,9 @@ CASES: dict[str, tuple[Callable, dict[str, Any]]] = {
 }
 
 
-def checkpoint(case: str, folder: Path, plain: str = "1.self_attn.k_proj") -> LlamaForCausalLM:
+def checkpoint(
+    case: str, folder: Path, plain: str = "1.self_attn.k_proj", hidden: int = 48
+) -> LlamaForCausalLM:
     """A quantised folder; the model holds the same weights dequantised.
 
     ``plain``: a layer that is left as it was, as checkpoints do; a part of a fused one.
@@ -193,8 +201,9 @@ def checkpoint(case: str, folder: Path, plain: str = "1.self_attn.k_proj") -> Ll
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
     config = LlamaConfig(
-        vocab_size=len(TOKENS), hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=128,
+        vocab_size=len(TOKENS), hidden_size=hidden, intermediate_size=hidden + 32,
+        num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+        max_position_embeddings=128,
         initializer_range=0.2, attention_bias=True,
         eos_token_id=None, bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
@@ -233,7 +242,9 @@ def test_logits_equal_those_of_the_dequantised_model(case: str, tmp_path: Path):
             assert value == pytest.approx(float(expected[place, token]), abs=1e-4)
 
 
-@pytest.mark.parametrize("case", ["gptq", "awq", "packed, zeros", "fp8 blocks", "float rows"])
+@pytest.mark.parametrize(
+    "case", ["gptq", "awq", "packed", "packed, zeros", "fp8", "fp8 blocks", "float rows"]
+)
 def test_what_is_packed_stays_packed(case: str, tmp_path: Path):
     """Bits of a weight: 4 or 8 and the scales, as on disk, and so are they counted."""
     checkpoint(case, tmp_path, plain="")
@@ -246,6 +257,77 @@ def test_what_is_packed_stays_packed(case: str, tmp_path: Path):
     bits = 8 * sum(t.numel() * t.itemsize for t in ops.weight_tensors(layer)) / (160 * 48)
     assert 8 <= bits < 8.7 if "fp8" in case or "float" in case else 4 <= bits <= 6.5
     assert layer.shape == (160, 48)
+
+
+@pytest.mark.parametrize("case", ["gptq", "fp8 blocks"])
+def test_layers_that_were_left_plain_are_counted(case: str, tmp_path: Path):
+    """Whatever config.json says of them: what is there counts."""
+    checkpoint(case, tmp_path / "all", plain="")
+    checkpoint(case, tmp_path / "most")
+    sizes = []
+    for name in ("all", "most"):
+        config = load_config(tmp_path / name)
+        weights = load_weights(tmp_path / name, config, torch.float32)
+        kept = sum(t.numel() * t.itemsize for w in weights.values() for t in ops.weight_tensors(w))
+        assert stored_bytes(config, 4) == kept
+        sizes.append(kept)
+    assert config.quantisation.plain == ("model.layers.1.self_attn.k_proj",)
+    rows, columns = 16, 48
+    assert sizes[1] > sizes[0] + 2 * rows * columns  # four bytes each in place of one or less
+
+
+def test_a_folder_without_weights_has_a_shape(tmp_path: Path):
+    checkpoint("gptq", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert load_config(tmp_path).quantisation.plain == ()
+
+
+def test_packed_weights_need_room_to_be_dequantised(tmp_path: Path):
+    checkpoint("gptq", tmp_path)
+    quantised, config = load_config(tmp_path), EngineConfig()
+    room = workspace_room(quantised, config, 2)
+    assert room == workspace_room(replace(quantised, quantisation=None), config, 2) + ops.WORKSPACE
+    assert ops.WORKSPACE < 2**28
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fused_layers_are_one_weight(case: str, tmp_path: Path):
+    """Where their parts are of one kind, so that a GPU multiplies with all of them at once."""
+    model = checkpoint(case, tmp_path, hidden=96)
+    weights = load_weights(tmp_path, load_config(tmp_path), torch.float32)
+    prefix = "model.layers.{}.{}.weight"
+    mixed = weights[prefix.format(1, "self_attn.qkv_proj")]
+    assert isinstance(mixed, ops.StackedWeight) and len(mixed.parts) == 3
+    expected = [getattr(model.model.layers[1].self_attn, f"{n}_proj").weight for n in "qkv"]
+    torch.testing.assert_close(mixed.dequantise(torch.float32), torch.cat(expected))
+    apart = "act order" in case  # each part has an order of its own
+    for name in ("self_attn.qkv_proj", "mlp.gate_up_proj"):
+        assert isinstance(weights[prefix.format(0, name)], ops.StackedWeight) == apart
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs kernels in the interpreter")
+@pytest.mark.parametrize("case", ["gptq", "gptq act order", "awq", "packed", "fp8 blocks", "fp8"])
+def test_products_by_the_kernels(case: str, tmp_path: Path):
+    """What a checkpoint becomes is what the kernels take: interpreted, against its matrices."""
+    model = checkpoint(case, tmp_path, hidden=96)
+    weights = load_weights(tmp_path, load_config(tmp_path), torch.float32)
+    layer = model.model.layers[0]
+    whole = {
+        "self_attn.qkv_proj": [
+            layer.self_attn.q_proj,
+            layer.self_attn.k_proj,
+            layer.self_attn.v_proj,
+        ],
+        "self_attn.o_proj": [layer.self_attn.o_proj],
+        "mlp.gate_up_proj": [layer.mlp.gate_proj, layer.mlp.up_proj],
+        "mlp.down_proj": [layer.mlp.down_proj],
+    }
+    for name, parts in whole.items():
+        matrix = torch.cat([part.weight for part in parts]).detach().double()
+        x = torch.randn(3, matrix.shape[1])
+        with ops.interpreted():
+            found = ops.linear(x, weights[f"model.layers.0.{name}.weight"])
+        torch.testing.assert_close(found.double(), x.double() @ matrix.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["gptq act order", "awq", "fp8 blocks"])
@@ -284,11 +366,18 @@ def test_what_is_not_supported_is_named(tmp_path: Path, description, message: st
         load_weights(tmp_path, load_config(tmp_path), torch.float32)
 
 
-def test_an_index_out_of_range_is_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, r"up_proj: a group index is not in 0\.\.2"),
+        (2, "up_proj: group indices must give each group 16 columns, the last the rest"),
+    ],
+)
+def test_a_wrong_index_is_named(tmp_path: Path, value: int, message: str):
     checkpoint("gptq", tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
-    tensors["model.layers.1.mlp.up_proj.g_idx"][5] = 3
+    tensors["model.layers.1.mlp.up_proj.g_idx"][5] = value
     save_file(tensors, path)
-    with pytest.raises(SteerError, match=r"up_proj: a group index is not in 0\.\.2"):
+    with pytest.raises(SteerError, match=message):
         load_weights(tmp_path, load_config(tmp_path), torch.float32)

@@ -56,7 +56,8 @@ class Guards:
         elif whole.is_floating_point():
             whole.fill_(self.value)
         else:
-            whole.fill_(2**30 if math.isnan(self.value) else int(self.value))
+            large = 2 ** min(30, 8 * whole.dtype.itemsize - 2)
+            whole.fill_(large if math.isnan(self.value) else int(self.value))
 
     def check(self) -> None:
         """Every guard still holds what it held."""

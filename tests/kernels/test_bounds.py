@@ -25,8 +25,10 @@ from torch import Tensor
 from kernels import attention, confidence, copy_blocks, lm_head, norm, rope_kv, silu_mul
 from kernels.attention_config import Split, Splits, Work
 from kernels.draws import DrawRows
+from kernels.packed_gemm import packed_product
 from kernels.reference.attention import KVLayout
 from kernels.reference.layers import rope_tables
+from kernels.reference.packed import Fp8Weight, IntWeight
 from kernels.skinny_gemm import FP8, skinny_linear
 from tests.kernels.guards import Guards, OutsideError, guarded_allocations, watched
 
@@ -151,6 +153,26 @@ def linear_case(rows: int, n: int, k: int, dtype: torch.dtype, eight: bool = Fal
     return Case(skinny_linear, tensors, ("x",))
 
 
+def packed_case(rows: int, n: int, k: int, bits: int, group: int) -> Case:
+    """Integers with zero points; with bits of 0, fp8 in blocks."""
+
+    def run(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bias: Tensor) -> Any:
+        if bits:
+            plain, full = (IntWeight(codes, scale, z, bits, group) for z in (None, zero))
+            return packed_product(x, plain), packed_product(x, full, bias)
+        return packed_product(x, Fp8Weight(codes, scale, (16, group)), bias)
+
+    generator, groups = torch.Generator().manual_seed(0), -(-k // group)
+    codes = torch.randint(0, 256, (n, k * (bits or 8) // 8), generator=generator).to(torch.uint8)
+    grid = (groups, n) if bits else (-(-n // 16), groups)
+    return Case(
+        run, {"x": normal(rows, k), "codes": codes if bits else normal(n, k).to(FP8),
+              "scale": normal(*grid, dtype=torch.float16 if bits else torch.float32),
+              "zero": torch.randint(0, 17, grid, generator=generator).short(),
+              "bias": normal(n)}, ("x",),
+    )  # fmt: skip
+
+
 def norm_case(rows: int, hidden: int, dtype: torch.dtype) -> Case:
     def run(x: Tensor, other: Tensor, residual: Tensor, weight: Tensor) -> Any:
         return norm.rms_norm(x, weight, EPS), norm.add_rms_norm(other, residual, weight, EPS)
@@ -176,6 +198,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "linear, narrow": lambda: linear_case(3, 47, 899, torch.bfloat16),
     "linear, split": lambda: linear_case(5, 67, 2501, torch.bfloat16),
     "linear of bytes": lambda: linear_case(2, 35, 2305, torch.bfloat16, True),
+    "packed, half bytes": lambda: packed_case(3, 19, 192, 4, 64),
+    "packed, split": lambda: packed_case(5, 35, 2368, 4, 2368),
+    "packed, bytes": lambda: packed_case(2, 17, 300, 8, 32),
+    "packed, blocks": lambda: packed_case(16, 37, 1155, 0, 128),
     "norm": lambda: norm_case(3, 899, torch.bfloat16),
     "silu_mul": lambda: Case(silu_mul.silu_mul, {"gate_up": normal(3, 2 * 1027)}, ("gate_up",)),
 }
