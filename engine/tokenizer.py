@@ -20,7 +20,7 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
-    """One tokenizer; both models of a pair must agree on it.
+    """One tokenizer; both models of a pair agree on it, unless text is to cross between two.
 
     ``size`` is one more than the largest id; ``bytes`` are those of each id, none for special ones.
     """

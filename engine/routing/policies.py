@@ -20,7 +20,8 @@ class Boundary:
 
     position: tokens so far, prompt included; none that stands on trial.
     previous: who wrote the last step, None at boundary 0.
-    catch_up: tokens that the large model would have to read now.
+    catch_up: tokens that the large model would have to read now; where it has tokens of its own,
+        what has not crossed to it counts in the small model's.
     signals: those of the policy's window; None where it does not read, or nothing is there yet.
     tried: tokens that stand on trial.
     large_tokens: of the answer so far, written by the large model.
