@@ -244,7 +244,9 @@ def test_empty_prompt(engine: Engine):
 
 
 def test_prompt_with_a_foreign_id(engine: Engine):
-    with pytest.raises(SteerError, match=r"token id 99 is not in 0\.\.16"):
+    with pytest.raises(
+        SteerError, match=rf"token id 99 is not in 0\.\.{engine.tokenizer.size - 1}\b"
+    ):
         engine.generate([[3, 99]])
 
 
@@ -353,8 +355,8 @@ def test_an_index_without_a_map(folder: Path, weight_map: object):
 
 
 def test_text_that_the_tokenizer_cannot_write(engine: Engine):
-    with pytest.raises(SteerError, match="the tokenizer does not know 'h'"):
-        engine.generate(["47+1hello"])
+    with pytest.raises(SteerError, match="the tokenizer does not know 'Z'"):
+        engine.generate(["47+1Zebra"])
     with pytest.raises(SteerError, match="not valid Unicode"):
         engine.generate(["47\udcff"])
 
