@@ -114,7 +114,7 @@ lint: setup ## lint, format and type checks
 	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/csrc/*.cpp
 	mypy
 
-pair: setup ## train the embedded pair again (about half an hour on two cores)
+pair: setup ## train the embedded pair again (within two hours on two cores)
 	python -m bench.train_pair --output engine/tiny
 
 $(VENV)/.tools: constraints.txt
