@@ -20,9 +20,9 @@ _KINDS = ("copy", "easy", "medium", "hard", "problem")
 _CARD = """\
 # The embedded pair
 
-Two Qwen2-architecture models that share one tokenizer, trained from scratch by
-`python -m bench.train_pair` on two CPU cores. They exist so that the engine can be run, tested and
-understood without a download: they solve three small tasks and nothing else.
+Two Qwen2-architecture models that share one tokenizer, trained from scratch with
+`python -m bench.train_pair` on two CPU cores{parts}. They exist so that the engine can be run,
+tested and understood without a download: they solve three small tasks and nothing else.
 
 ## Tasks and data
 
@@ -93,6 +93,8 @@ third of each task. `trace.jsonl`: the decisions of policy steer on the first {t
 (all tasks in turn, mix "mixed", seed 0), to price other pairs with. `*-training.json`: the full
 training record.
 
+Seconds of `large, graphs` are without those of the small half that it grew out of.
+
 Trained on {machine}, torch {torch}, {date}.
 """
 
@@ -115,6 +117,7 @@ def finish(output: Path, gates: dict[str, float]) -> None:
         data=_data(records),
         short=records[0]["halves"][1]["spec"]["short"],
         origins=_origins(records),
+        parts=", in parts" if _origins(records) else "",
         problems=records[0]["problems"],
         accuracy=_accuracy(records),
         gate=" and ".join(f"{gate} ({role})" for role, gate in gates.items()),

@@ -44,12 +44,15 @@ std::optional<PrefixCache::HostHit> PrefixCache::find_on_host(int model, Node pa
 
 PrefixCache::Node PrefixCache::insert(int model, Node parent, std::span<const Token> tokens,
                                       BlockId block) {
-  if (const auto known = match(model, parent, tokens); known != entries_.end()) {
+  const auto known = match(model, parent, tokens);
+  const bool elsewhere = known != entries_.end() && known->second.block != kNowhere;
+  if (elsewhere) return known->first;
+  // Its parent was forgotten and is known again as another node: so is the block.
+  if (holds(model, block)) forget(model, block);
+  if (known != entries_.end()) {
     attach(known->first, block);
     return known->first;
   }
-  // Its parent was forgotten and is known again as another node: so is the block.
-  if (holds(model, block)) forget(model, block);
   const std::uint64_t key = hash(model, parent, tokens);
   const Node node = next_++;
   // Two prefixes with one key: the first keeps it, the second is never found and ages out.
@@ -62,8 +65,7 @@ PrefixCache::Node PrefixCache::insert(int model, Node parent, std::span<const To
 void PrefixCache::attach(Node node, BlockId block) {
   const auto found = entries_.find(node);
   if (found == entries_.end() || found->second.block != kNowhere) return;
-  found->second.block = block;
-  by_block_[found->second.model].emplace(block, node);
+  if (by_block_[found->second.model].emplace(block, node).second) found->second.block = block;
 }
 
 void PrefixCache::forget(int model, BlockId block) {

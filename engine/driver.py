@@ -220,6 +220,8 @@ class Driver:
                 else:
                     self._scheduler.route(request, model, decision.rest, unread)
         except BaseException:
+            if live.relay and not live.relay.opened:
+                self.live.pop(-request, None)
             self._scheduler.abort(request)
             raise
         return None

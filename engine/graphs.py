@@ -112,7 +112,13 @@ class Graphs:
         """Run work once, and record it if it is not. No tick: nothing but the graph is counted."""
         if self._replays.get(key) is not None:
             return
-        work()
+        try:
+            work()
+        except RuntimeError as error:  # too large for now: when it comes it may fit, or ends
+            if not is_shortage(error):
+                raise
+            self.counts.refused += 1
+            return
         if self._recorder is not None:
             self._replays[key] = self._record(work)
 

@@ -123,8 +123,8 @@ def _tokenizers(
     difference = small.difference(large)
     if difference and not retokenize:
         raise SteerError(
-            f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}; retokenize "
-            "(--retokenize) lets text cross between them"
+            f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}; "
+            "EngineConfig(retokenize=True), steer generate --retokenize, lets text cross"
         )
     for folder, shape, used in zip(
         folders, shapes, (small, large if difference else small), strict=True

@@ -103,6 +103,8 @@ class Contest:
         Switches of how tokens are drawn are turned where they are drawn, beside a row of their own.
         """
         switches = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
+        if self.setup.device.cards > 1:  # host memory serves one card's arena
+            switches.pop("host_kv_tokens")
         of_draws = {name: switches.pop(name) for name in OF_DRAWS if name in switches}
         yield from self.ablated(cell, switches, 0.0)
         if of_draws:

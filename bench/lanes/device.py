@@ -82,6 +82,11 @@ class Device:
         return {"devices": [str(device) for device in self._each]}
 
     @property
+    def cards(self) -> int:
+        """How many cards the models are on; 0 on a CPU."""
+        return max(1, len(self._cards)) if self.on_gpu else 0
+
+    @property
     def lanes_together(self) -> bool:
         """Whether both lanes can be in flight at once: on a CPU they take turns."""
         return self.on_gpu

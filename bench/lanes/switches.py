@@ -18,8 +18,8 @@ _NEEDS = {"host_kv_tokens": {"prefix_cache": True}}
 # Nothing but one kind of device looks at these.
 _ON_CARDS = ("overlap", "fused_head", "fused_sampling", "graph_rows")
 _ON_CPUS = ("cpu_kernels",)
-# Requests of a bench must not share what they measure.
-_NOT_HERE = ("prefix_cache",)
+# Requests of a bench must not share what they measure; what takes other pairs is no optimisation.
+_NOT_HERE = ("prefix_cache", "retokenize")
 # Where every request takes the likeliest token these change nothing.
 OF_DRAWS = ("fused_sampling",)
 

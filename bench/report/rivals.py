@@ -17,13 +17,15 @@ from engine import (
     Steer,
     Threshold,
 )
+from engine.routing.signals import Signals
 from engine.routing.windows import BOUNDARY, Window
 from engine.tuning.samples import Sample
 from engine.tuning.target import ladder
 
 _WORTHS = (0.75, 1.0, 1.5, 2.0, 4.0)
 _SHARES = (0.1, 0.25, 0.5)
-_HANDED = (0.06, 0.14, 0.25)  # shares of steps that a threshold's settings aim at
+# Shares of steps that a threshold's settings aim at, of STEER's own share: its very share is one.
+_HANDED = (0.4, 0.8, 1.0, 1.3)
 _TAUS = 5
 _MARKS = (-2.0, -5.0, -9.0)  # log p of a step's least likely token
 _ROLLBACK = "rollback:min:-5"
@@ -62,22 +64,25 @@ def settings(
             "steer-cost+audit", worth, CostAware(calibration, worth, price), audit=_ROLLBACK
         )
     window = Window.parse(calibration.window)
-    yield from _thresholds("threshold", "max_prob", window, samples)
-    yield from _thresholds("entropy", "entropy", BOUNDARY, samples)
-    yield from _thresholds("max-logit", "max_logit", window, samples)
-    yield from _thresholds("previous", "max_prob", Window("step", least=True), samples)
+    own = [calibration.posterior(seen) < calibration.tau for seen in _seen(samples, window)]
+    shares = [min(1.0, times * sum(own) / len(own)) for times in _HANDED]
+    yield from _thresholds("threshold", "max_prob", window, samples, shares)
+    yield from _thresholds("entropy", "entropy", BOUNDARY, samples, shares)
+    yield from _thresholds("max-logit", "max_logit", window, samples, shares)
+    yield from _thresholds("previous", "max_prob", Window("step", least=True), samples, shares)
+
+
+def _seen(samples: Sequence[Sample], window: Window) -> list[Signals]:
+    """What decisions of the calibration problems would have looked at."""
+    looked = (s.seen(window, step) for s in samples for step in range(len(s.steps)))
+    return [seen for seen in looked if seen is not None]
 
 
 def _thresholds(
-    family: str, signal: str, window: Window, samples: Sequence[Sample]
+    family: str, signal: str, window: Window, samples: Sequence[Sample], shares: Sequence[float]
 ) -> Iterator[Setting]:
-    """Values that would hand over a spread of shares of the calibration problems' steps."""
-    found = [
-        float(getattr(seen, signal))
-        for sample in samples
-        for step in range(len(sample.steps))
-        if (seen := sample.seen(window, step)) is not None
-    ]
-    unsure = [1 - share for share in _HANDED] if signal == "entropy" else _HANDED
+    """Values that would hand over these shares of the calibration problems' steps."""
+    found = [float(getattr(seen, signal)) for seen in _seen(samples, window)]
+    unsure = [1 - share for share in shares] if signal == "entropy" else shares
     for value in sorted({float(np.quantile(found, q)) for q in unsure}):
         yield Setting(family, value, Threshold(signal, value, window=window))
