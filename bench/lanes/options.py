@@ -32,7 +32,7 @@ COMMON: Defaults = {
     "memory_fraction": {"quick": "0.92", "cpu": "0.92", "cuda": "0.97"},
     "repeats": {"quick": "3", "cpu": "10", "cuda": "50"},
 }
-_MAX_SEQUENCES = 256
+_MAX_SEQUENCES = 64
 
 
 class _Parser(argparse.ArgumentParser):

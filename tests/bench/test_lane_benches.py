@@ -39,13 +39,13 @@ def rows_of(bench: ModuleType, path: Path, *arguments: str) -> list[dict[str, An
 
 
 def test_decode(tmp_path: Path, capsys):
-    rows = rows_of(decode, tmp_path, "--batch=1,100", "--context=64", "--arena-tokens=4096")
+    rows = rows_of(decode, tmp_path, "--batch=1,60", "--context=64", "--arena-tokens=2560")
     cells = {(r["provider"], r["model"], r["batch"]) for r in rows}
     assert cells == {
         *(("steer", model, 1) for model in ("small", "large")),
-        ("steer", "small", 100),
+        ("steer", "small", 60),
         *(("transformers", model, 1) for model in ("small", "large")),
-        ("transformers", "small", 100),
+        ("transformers", "small", 60),
     }
     for row in rows:
         assert row["error"] is None
@@ -57,7 +57,7 @@ def test_decode(tmp_path: Path, capsys):
         assert (row["in_turn_p50_ms"] is None) == (row["provider"] != "steer")
         assert row["engine_plans_ahead"] is (False if row["provider"] == "steer" else None)
     told = capsys.readouterr()
-    assert "skipped: large, 100 x 64: " in told.err and "made-up weights" in told.out
+    assert "skipped: large, 60 x 64: " in told.err and "made-up weights" in told.out
 
 
 GPT_FAST = """
