@@ -171,7 +171,7 @@ def test_the_stored_calibration_belongs_to_the_stored_weights():
 def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path):
     """The interrupt comes after the first row; the rest of the run would take much longer."""
     path = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "bench.flops", "--problems=2000", f"--json={path}"]
+    command = [sys.executable, "-m", "bench.flops", "--problems=400", f"--json={path}"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
