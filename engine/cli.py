@@ -81,8 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--think-end",
         default="",
         metavar="TEXT",
-        help="what ends thinking (default: </think>, which "
-        "the tiny pair cannot write: give it a text of its own there, such as ?)",
+        help="what ends thinking (default: </think>, which the tiny pair does not write by itself)",
     )
     add(
         "--max-large-share",

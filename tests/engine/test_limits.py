@@ -105,8 +105,9 @@ def test_a_window_of_the_last_step_before_the_answer(engine: Engine):
 
 
 def test_a_marker_that_cannot_be_written(engine: Engine):
-    with pytest.raises(SteerError, match="think_end '</think>': the tokenizer does not know"):
-        engine.submit(PROMPTS[0], SamplingParams(max_tokens=9, max_think_tokens=3), "small")
+    with pytest.raises(SteerError, match="think_end '</Think>': the tokenizer does not know"):
+        params = SamplingParams(max_tokens=9, max_think_tokens=3, think_end="</Think>")
+        engine.submit(PROMPTS[0], params, "small")
 
 
 def test_a_loop_ends_a_text(ring):
