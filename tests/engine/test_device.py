@@ -215,7 +215,7 @@ def test_graphs_change_no_token(kit, way, role, prompts):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_graphs_are_recorded_before_there_are_requests(kit, way, prompts):
-    """Decodes on padding alone, each size in both kinds; then none records one, no token changes."""
+    """On padding alone, each size in both kinds; then no decode records one, no token changes."""
     if way.config["graphs"] == "off":
         pytest.skip("nothing is recorded")
     batch, found = prompts(10, seed=6), []

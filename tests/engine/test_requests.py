@@ -222,7 +222,7 @@ def test_nan_weights_do_not_outlive_their_repair(engine: Engine):
 
 def test_stop_tokens_that_do_not_exist_are_refused(engine: Engine):
     params = SamplingParams(max_tokens=8, min_tokens=1, stop_token_ids=(500,))
-    with pytest.raises(SteerError, match=r"token id 500 is not in 0\.\.16"):
+    with pytest.raises(SteerError, match=r"token id 500 is not in 0\.\.\d+$"):
         engine.generate(PROMPTS[:1], params, "small")
 
 
