@@ -114,7 +114,7 @@ class Graphs:
             return
         try:
             work()
-        except RuntimeError as error:  # too large for now: when it comes it may fit, or ends
+        except RuntimeError as error:  # when such a tick comes there may be room
             if not is_shortage(error):
                 raise
             self.counts.refused += 1
