@@ -13,6 +13,9 @@
 #include <immintrin.h>
 #endif
 
+// Loops over registers: left to itself, GCC keeps arrays of vectors in memory.
+#define STEER_UNROLL _Pragma("GCC unroll 16")
+
 namespace steer::cpu {
 namespace {
 
@@ -74,49 +77,47 @@ inline void put(Bf16* to, float x) {
 template <typename T>
 constexpr int kStep = STEER_VECTOR / static_cast<int>(sizeof(T));
 
+// How many operands a step is taken in, one after the other: what is widened comes in halves.
+#ifdef STEER_BF16_DOT
 template <typename T>
-struct Operand;
-template <>
-struct Operand<float> {
+constexpr int kParts = 1;
+#else
+template <typename T>
+constexpr int kParts = static_cast<int>(4 / sizeof(T));
+#endif
+
+inline Floats low_half(Words w) { return as_floats(w << 16); }
+inline Floats high_half(Words w) { return as_floats(w & 0xffff0000u); }
+
+template <typename T>
+struct Operand {
   Floats v;
 };
+inline Operand<float> operand(const float*, Words w, int) { return {as_floats(w)}; }
+template <typename T>
+inline Floats dot(Floats sum, Operand<T> a, Operand<T> b) {
+  return sum + a.v * b.v;
+}
 #ifdef STEER_BF16_DOT
 template <>
 struct Operand<Bf16> {
   __m512bh v;
 };
-#else
-template <>
-struct Operand<Bf16> {
-  Floats low, high;
-};
-#endif
-
-inline Operand<float> operand(const float*, Words w) { return {as_floats(w)}; }
-inline Floats dot(Floats sum, Operand<float> a, Operand<float> b) { return sum + a.v * b.v; }
-
-inline Floats low_half(Words w) { return as_floats(w << 16); }
-inline Floats high_half(Words w) { return as_floats(w & 0xffff0000u); }
-#ifdef STEER_BF16_DOT
-inline Operand<Bf16> operand(const Bf16*, Words w) { return {load<__m512bh>(&w)}; }
+inline Operand<Bf16> operand(const Bf16*, Words w, int) { return {load<__m512bh>(&w)}; }
 inline Floats dot(Floats sum, Operand<Bf16> a, Operand<Bf16> b) {
   return (Floats)_mm512_dpbf16_ps((__m512)sum, a.v, b.v);
 }
 #else
-inline Operand<Bf16> operand(const Bf16*, Words w) { return {low_half(w), high_half(w)}; }
-inline Floats dot(Floats sum, Operand<Bf16> a, Operand<Bf16> b) {
-  sum += a.low * b.low;
-  return sum + a.high * b.high;
+inline Operand<Bf16> operand(const Bf16*, Words w, int part) {
+  return {part ? high_half(w) : low_half(w)};
 }
 #endif
 
-template <typename T>
-inline Operand<T> take(const T* from) {
-  return operand(from, load<Words>(from));
-}
-template <typename T>
-inline Operand<T> take_part(const T* from, Index count) {
-  return operand(from, load_part<Words>(from, count * static_cast<Index>(sizeof(T))));
+// Part of a step's elements: of all, or of the `rest` that is left and zeros.
+template <typename T, bool WHOLE>
+inline Operand<T> take(const T* from, Index rest, int part) {
+  if constexpr (WHOLE) return operand(from, load<Words>(from), part);
+  return operand(from, load_part<Words>(from, rest * static_cast<Index>(sizeof(T))), part);
 }
 
 template <int... I>
@@ -128,17 +129,32 @@ struct Count<0, I...> {
   using type = Sequence<I...>;
 };
 
-// Sums of neighbouring lanes, those of `a` before those of `b`.
+// Sums of neighbouring lanes within each 16 bytes: two of `a`, then two of `b`.
 template <int... I>
 inline Floats add_pairs(Floats a, Floats b, Sequence<I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * kLanes)...) +
+         __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * kLanes + 1)...);
 }
 
-// Lane i of the result is the sum over the lanes of parts[i]; the parts are used up.
+// Sums of neighbouring 16 bytes, those of `a` before those of `b`.
+template <int... I>
+inline Floats add_quads(Floats a, Floats b, Sequence<I...>) {
+  return __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4)...) +
+         __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
+}
+
+// Lane i of the result is the sum over the lanes of parts[i]; the parts are used up. Lanes of 16
+// bytes first: shuffles across them cost several times as much.
 inline Floats sum_each(Floats* parts) {
-  for (int left = kLanes; left > 1; left /= 2)
-    for (int i = 0; i < left / 2; ++i)
-      parts[i] = add_pairs(parts[2 * i], parts[2 * i + 1], typename Count<kLanes>::type());
+  constexpr typename Count<kLanes>::type lanes;
+  STEER_UNROLL
+  for (int i = 0; i < kLanes / 2; ++i) parts[i] = add_pairs(parts[2 * i], parts[2 * i + 1], lanes);
+  STEER_UNROLL
+  for (int i = 0; i < kLanes / 4; ++i) parts[i] = add_pairs(parts[2 * i], parts[2 * i + 1], lanes);
+  STEER_UNROLL
+  for (int i = 0; i < kLanes / 8; ++i) parts[i] = add_quads(parts[2 * i], parts[2 * i + 1], lanes);
+  STEER_UNROLL
+  for (int i = 0; i < kLanes / 16; ++i) parts[i] = add_quads(parts[2 * i], parts[2 * i + 1], lanes);
   return parts[0];
 }
 
