@@ -270,14 +270,12 @@ class ModelRunner:
 
         The last of the sampled rows are audited: they foretell ``targets``, and nothing is drawn.
         """
-        vocabulary, audited = self._sampler.vocabulary, 0 if targets is None else len(targets)
-        if audited and targets is not None:
-            hidden = self.decoder.hidden(batch, self._arena)
-            drawing = len(hidden) - audited
-            scores = self.decoder.scores(hidden[drawing:], targets, vocabulary)
-            confidence, logits = ops.lm_head(hidden[:drawing], self.decoder.head, vocabulary, True)
+        vocabulary, scores = self._sampler.vocabulary, batch.tokens[:0]
+        if targets is not None and len(targets):
+            confidence, logits, scores = self.decoder.audited(
+                batch, self._arena, vocabulary, targets
+            )
         else:
-            drawing, scores = len(batch.sampled), batch.tokens[:0]
             confidence, logits = self.decoder.statistics(
                 batch, self._arena, vocabulary, not plain, self._fused_head
             )
@@ -285,7 +283,7 @@ class ModelRunner:
             chosen = torch.where(confidence.valid, confidence.argmax, -1)
             return (self._settle(confidence, chosen, wanted),)
         assert logits is not None
-        last = batch.tokens.index_select(0, batch.sampled[:drawing])
+        last = batch.tokens.index_select(0, batch.sampled[: len(logits)])
         return (*confidence, logits, last, scores)
 
     def _draw(

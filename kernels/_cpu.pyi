@@ -32,4 +32,5 @@ class Decoder:
         layout: Sequence[int],
         arena: int,
         logits: int,
+        hidden: int,
     ) -> None: ...

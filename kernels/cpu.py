@@ -92,6 +92,7 @@ class ForwardPass:
         self._weights = (embedding, norm, head, *layers)
         dtype, hidden, width = embedding.dtype, embedding.shape[1], rope.shape[-1]
         self._dtype, self._head_dim, self._head_rows = dtype, width, head.shape[0]
+        self._hidden = hidden
         self._kv_heads = (layers[0].qkv.shape[0] // width - heads) // 2
         intermediate = layers[0].down.shape[1]
         check_tensor("embedding", embedding, (head.shape[0], hidden), DTYPES)
@@ -133,16 +134,30 @@ class ForwardPass:
     def logits(
         self, tokens: Tensor, positions: Tensor, sampled: Tensor, plan: Tick, arena: Tensor
     ) -> Tensor:
-        """Write the keys and values of all rows and give the logits of the sampled ones.
+        """As ``split`` with all sampled rows through the head: fp32 [sampled, head_rows]."""
+        return self.split(tokens, positions, sampled, plan, arena, 0)[0]
+
+    def split(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        sampled: Tensor,
+        plan: Tick,
+        arena: Tensor,
+        headless: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Write the keys and values of all rows and give what the sampled ones came to.
 
         Args:
             tokens: int32 [rows]; positions likewise.
-            sampled: int32, the rows whose logits are wanted.
+            sampled: int32, the rows that are wanted.
             plan: int32 tensors; rows past the last sequence and slots of -1 are padding.
             arena: [arena_rows, head_dim], written in place.
+            headless: of the sampled rows, the last so many stop before the head.
 
         Returns:
-            fp32 [sampled, head_rows].
+            Logits, fp32 [sampled - headless, head_rows]; and of the others what the head is to be
+            multiplied with, [headless, hidden] in the weights' type.
         """
         layout, rows, width = plan.layout, len(tokens), self._head_dim
         check_tensor("arena", arena, (None, width), (self._dtype,), self._turns)
@@ -161,15 +176,19 @@ class ForwardPass:
         }
         for name, (buffer, shape) in buffers.items():
             check_tensor(name, buffer, shape, (torch.int32,), self._turns)
-        logits = torch.empty(len(sampled), self._head_rows)
+        if not 0 <= headless <= len(sampled):
+            raise ValueError(f"headless must be in 0..{len(sampled)}, got {headless}")
+        logits = torch.empty(len(sampled) - headless, self._head_rows)
+        hidden = torch.empty(headless, self._hidden, dtype=self._dtype)
         self._decoder.forward(
             [buffer.data_ptr() for buffer, _ in buffers.values()],
-            (rows, len(plan.contexts), plan.table.shape[1], len(sampled)),
+            (rows, len(plan.contexts), plan.table.shape[1], len(sampled), headless),
             (layout.block_tokens, layout.slots, layout.slab_rows * width, arena.numel()),
             arena.data_ptr(),
             logits.data_ptr(),
+            hidden.data_ptr(),
         )
-        return logits
+        return logits, hidden
 
     def attended(self, plan: Tick) -> int:
         """Pairs of query and key that attention works on: spans are taken in stretches of rows."""

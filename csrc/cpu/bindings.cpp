@@ -41,13 +41,13 @@ std::unique_ptr<Decoder> decoder(bool half, const std::string& instruction_set, 
 
 // batch and sizes: as in Batch; layout: as in Layout.
 void forward(Decoder& self, const std::array<Address, 7>& batch,
-             const std::array<std::int64_t, 4>& sizes, const std::array<std::int64_t, 4>& layout,
-             Address arena, Address logits) {
+             const std::array<std::int64_t, 5>& sizes, const std::array<std::int64_t, 4>& layout,
+             Address arena, Address logits, Address hidden) {
   const auto in = [&](int i) { return at<const std::int32_t>(batch[i]); };
-  const Batch tick{in(0), in(1),    in(2),    in(3),    in(4),   in(5),
-                   in(6), sizes[0], sizes[1], sizes[2], sizes[3]};
+  const Batch tick{in(0), in(1),    in(2),    in(3),    in(4),    in(5),
+                   in(6), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   self.forward(tick, {layout[0], layout[1], layout[2], layout[3]}, at<void>(arena),
-               at<float>(logits));
+               at<float>(logits), at<void>(hidden));
 }
 
 // Statistics of rows of logits: floats [6, rows], ids int64 [rows], valid uint8 [rows].

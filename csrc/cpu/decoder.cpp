@@ -62,6 +62,7 @@ void check_batch(const Batch& b, const Layout& l, const Shape& s, std::int64_t p
       check("table", b.table[i * b.width + j], 0, blocks);
   }
   for (std::int64_t i = 0; i < b.sampled_rows; ++i) check("sampled", b.sampled[i], 0, b.rows);
+  check("headless", b.headless, 0, b.sampled_rows + 1);
 }
 
 template <typename T>
@@ -72,13 +73,15 @@ class TypedDecoder final : public Decoder {
     scratch_.resize(team_.size());
   }
 
-  void forward(const Batch& batch, const Layout& layout, void* arena, float* logits) override {
+  void forward(const Batch& batch, const Layout& layout, void* arena, float* logits,
+               void* hidden) override {
     check_batch(batch, layout, s_, w_.positions);
     std::lock_guard turn(turn_);
     b_ = batch;
     l_ = layout;
     arena_ = static_cast<T*>(arena);
     logits_ = logits;
+    hidden_ = static_cast<T*>(hidden);
     allocate();
     plan_attention();
     team_.run([this](Team::Member& member) { pass(member); });
@@ -138,14 +141,15 @@ class TypedDecoder final : public Decoder {
       k_.widen(weight(w_.embedding) + b_.tokens[row] * s_.hidden, s_.hidden, x_ + row * s_.hidden);
     });
     for (std::int64_t i = 0; i < s_.layers; ++i) layer(m, i, w_.layers[i]);
+    const std::int64_t headed = b_.sampled_rows - b_.headless;
     m.phase(b_.sampled_rows, [&](std::int64_t i) {
       k_.rms_norm(x_ + b_.sampled[i] * s_.hidden, weight(w_.norm), s_.eps, s_.hidden,
-                  input_ + i * s_.hidden);
+                  i < headed ? input_ + i * s_.hidden : hidden_ + (i - headed) * s_.hidden);
     });
-    if (!b_.sampled_rows) return;
+    if (!headed) return;
     each_rows(m, s_.vocabulary, s_.hidden, [&](std::int64_t first, std::int64_t rows, int) {
-      k_.linear(weight(w_.head) + first * s_.hidden, rows, input_, s_.hidden, b_.sampled_rows,
-                s_.hidden, logits_ + first, s_.vocabulary);
+      k_.linear(weight(w_.head) + first * s_.hidden, rows, input_, s_.hidden, headed, s_.hidden,
+                logits_ + first, s_.vocabulary);
     });
   }
 
@@ -273,6 +277,7 @@ class TypedDecoder final : public Decoder {
   Layout l_{};
   T* arena_ = nullptr;
   float* logits_ = nullptr;
+  T* hidden_ = nullptr;
   std::vector<Stretch> stretches_;
   float *x_ = nullptr, *qkv_ = nullptr;                       // [rows, hidden], [rows, qkv_width]
   T *query_ = nullptr, *input_ = nullptr, *gated_ = nullptr;  // input: of the next product

@@ -41,14 +41,18 @@ struct Batch {
   const std::int32_t *starts, *contexts, *table;   // [sequences + 1], [sequences], [.., width]
   const std::int32_t* sampled;                     // rows whose logits are wanted
   std::int64_t rows, sequences, width, sampled_rows;
+  std::int64_t headless;  // of the sampled rows, the last so many stop before the head
 };
 
 class Decoder {
  public:
   virtual ~Decoder() = default;
-  // Writes the batch's keys and values into the arena and logits [sampled_rows, vocabulary].
-  // std::invalid_argument, before anything is written, if the batch points outside of anything.
-  virtual void forward(const Batch& batch, const Layout& layout, void* arena, float* logits) = 0;
+  // Writes the batch's keys and values into the arena, logits [sampled_rows - headless,
+  // vocabulary], and what the head would be multiplied with, [headless, hidden] in the weights'
+  // type. std::invalid_argument, before anything is written, if the batch points outside of
+  // anything.
+  virtual void forward(const Batch& batch, const Layout& layout, void* arena, float* logits,
+                       void* hidden) = 0;
 };
 
 // `half`: weights, arena and products in bf16, else in fp32.

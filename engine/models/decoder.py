@@ -167,6 +167,28 @@ class Decoder:
         logits = self.forward(batch, arena)
         return ops.confidence(logits, vocabulary), logits if keep else None
 
+    @torch.inference_mode()
+    def audited(
+        self, batch: Batch, arena: Tensor, vocabulary: int, targets: Tensor
+    ) -> tuple[ops.Confidence, Tensor, Tensor]:
+        """A pass whose last sampled rows foretell known tokens; the others as in ``statistics``.
+
+        Args:
+            targets: [audited], the tokens behind the last ``audited`` of the sampled rows.
+
+        Returns:
+            Statistics and logits of the other rows, and ``scores`` of the audited ones.
+        """
+        drawing = len(batch.sampled) - len(targets)
+        if self._pass is None or not ops.compiled(arena):
+            hidden = self.hidden(batch, arena)
+            found, logits = ops.lm_head(hidden[:drawing], self.head, vocabulary, True)
+            assert logits is not None
+            return found, logits, self.scores(hidden[drawing:], targets, vocabulary)
+        numbers = (batch.tokens.int(), batch.positions.int(), batch.sampled.int())
+        logits, hidden = self._pass.split(*numbers, batch.attention, arena, len(targets))
+        return ops.confidence(logits, vocabulary), logits, self.scores(hidden, targets, vocabulary)
+
     def attended(self, batch: Batch, cells: int) -> int:
         """Pairs of query and key that a pass works on; ``cells``: queries times keys."""
         if self._pass is None or not ops.compiled(batch.tokens):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config import NAMED_PAIRS, EngineConfig
@@ -68,17 +69,28 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
     add("--no-plots", action="store_true", help="write no pictures beside the output")
+    add(
+        "--retokenize",
+        action="store_true",
+        help="take a pair whose tokenizers differ, as steer generate does; not for agreement, whose "
+        "large model reads the small one's own tokens",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Everything is worked out before the first file is written."""
     aim = Target.parse(options.target) if options.target else None
+    if options.retokenize and aim and aim.kind == "agreement":
+        raise SteerError(
+            "--target agreement cannot go with --retokenize: the large model would have to read the "
+            "small one's own tokens; aim at accuracy, loss, share or flops"
+        )
     _check(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
-    config = EngineConfig(prefix_cache=False)
+    config = EngineConfig(prefix_cache=False, retokenize=options.retokenize)
     if options.delimiter:
         delimiters = tuple(d.replace("\\n", "\n") for d in options.delimiter)
-        config = EngineConfig(prefix_cache=False, delimiters=delimiters)
+        config = replace(config, delimiters=delimiters)
     engine = Engine(
         options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
     )

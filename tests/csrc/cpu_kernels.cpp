@@ -169,10 +169,12 @@ class Model {
       }
     const std::vector<std::int32_t> starts{0, b - a, b - a + d - c}, contexts{b, d};
     const auto rows = static_cast<std::int64_t>(tokens.size());
+    const std::int64_t headless = rows / 3;  // the logits of these stay 0
     std::vector<float> logits(rows * shape_.vocabulary);
+    std::vector<T> hidden(headless * shape_.hidden);
     decoder.forward({tokens.data(), positions.data(), slots.data(), starts.data(), contexts.data(),
-                     table.data(), sampled.data(), rows, 2, kWidth, rows},
-                    layout, arena.data(), logits.data());
+                     table.data(), sampled.data(), rows, 2, kWidth, rows, headless},
+                    layout, arena.data(), logits.data(), hidden.data());
     return logits;
   }
 

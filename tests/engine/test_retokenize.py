@@ -574,3 +574,26 @@ def test_bytes_that_no_token_has_do_not_cross(other_pieces: OtherPieces):
     assert large.write(b"") == []
     # Where the longest piece first leads nowhere.
     assert large.bytes_of(large.write(b"abc") or ()) == b"abc"
+
+
+def test_a_calibration_is_that_of_the_shared_pair(other_ids: Path, tmp_path: Path, capsys):
+    """tau for an accuracy, both models at work; agreement asks for what cannot cross."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": p}) for p in PROMPTS * 8))
+    apart = ["--pair=custom", f"--small={TINY / 'small'}", f"--large={other_ids}", "--retokenize"]
+    found = []
+    for name, pair in (("shared", []), ("apart", apart)):
+        output = tmp_path / f"{name}.json"
+        flags = ["--max-tokens=80", "--target=share:0.25", "--no-plots", f"--output={output}"]
+        assert main(["calibrate", str(path), *pair, *flags]) == 0
+        found.append(json.loads(output.read_text()))
+    assert found[0].pop("pair") != found[1].pop("pair")
+    for raw in found:
+        del raw["provenance"]["pair"], raw["provenance"]["date"]
+    assert found[0] == found[1] and found[0]["provenance"]["aim_reached"]
+    assert main(["generate", PROMPTS[0], *apart, f"--calibration={output}"]) == 0
+    capsys.readouterr()
+    agreement = ["--target=agreement:0.9", f"--output={tmp_path / 'never.json'}"]
+    assert main(["calibrate", str(path), *apart, *agreement]) == 2
+    assert "cannot go with --retokenize" in capsys.readouterr().err
+    assert not (tmp_path / "never.json").exists()

@@ -242,6 +242,25 @@ def test_writes_its_rows_and_nothing_else(instruction_set: str):
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rows_that_stop_before_the_head(dtype: torch.dtype):
+    """What the head would have been multiplied with; the other rows' logits keep their bits."""
+    model = Model(ODD, dtype)
+    texts = Texts(model, [9, 6])
+    fast = model.fast(threads=2)
+    *batch, plan = texts.inputs({0: range(9), 1: range(6)})
+    expected = fast.logits(*batch, plan, texts.arena)
+    for headless in (0, 1, 6, 15):
+        logits, hidden = fast.split(*batch, plan, texts.arena, headless)
+        assert torch.equal(logits, expected[: 15 - headless])
+        assert hidden.dtype == dtype and len(hidden) == headless
+        product = hidden.double() @ model.head.double().T
+        assert_close(product, expected[15 - headless :].double(), dtype) if headless else None
+    for headless in (-1, 16):
+        with pytest.raises(ValueError, match="headless must be in 0"):
+            fast.split(*batch, plan, texts.arena, headless)
+
+
 def test_padding_changes_nothing():
     model = Model(ODD, torch.bfloat16)
     texts = Texts(model, [9, 6])
