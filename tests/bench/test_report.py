@@ -11,6 +11,7 @@ import pytest
 from bench.flops import main
 
 DOMAIN = "arithmetic-rigid"
+pytestmark = pytest.mark.xdist_group("report")  # one process makes it, once
 
 
 @pytest.fixture(scope="module")
