@@ -271,6 +271,7 @@ class ModelRunner:
         The last of the sampled rows are audited: they foretell ``targets``, and nothing is drawn.
         """
         vocabulary, scores = self._sampler.vocabulary, batch.tokens[:0]
+        logits: Tensor | None
         if targets is not None and len(targets):
             confidence, logits, scores = self.decoder.audited(
                 batch, self._arena, vocabulary, targets

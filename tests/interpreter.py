@@ -1,7 +1,7 @@
 """Triton's interpreter, made faster: it finds and replaces the language's functions once a launch.
 
-It does so at every call of a device function, `tl.sum` included, which was half of what the kernels'
-tests took (Triton 3.7.1). What a launch has replaced stays so until its end.
+It does so at every call of a device function, `tl.sum` included, which was half of what the
+kernels' tests took (Triton 3.7.1). What a launch has replaced stays so until its end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 
 def patch_once() -> None:
     """Does nothing where the interpreter is built otherwise."""
-    launch = getattr(interpreter.GridExecutor, "__call__", None)
+    launch = vars(interpreter.GridExecutor).get("__call__")
     patch = getattr(interpreter, "_patch_lang", None)
     scope = getattr(interpreter, "_LangPatchScope", None)
     if launch is None or patch is None or scope is None:

@@ -72,8 +72,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--retokenize",
         action="store_true",
-        help="take a pair whose tokenizers differ, as steer generate does; not for agreement, whose "
-        "large model reads the small one's own tokens",
+        help="take a pair whose tokenizers differ, as steer generate does; not for agreement, "
+        "whose large model reads the small one's own tokens",
     )
 
 
@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     aim = Target.parse(options.target) if options.target else None
     if options.retokenize and aim and aim.kind == "agreement":
         raise SteerError(
-            "--target agreement cannot go with --retokenize: the large model would have to read the "
-            "small one's own tokens; aim at accuracy, loss, share or flops"
+            "--target agreement cannot go with --retokenize: the large model would have to read "
+            "the small one's own tokens; aim at accuracy, loss, share or flops"
         )
     _check(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
