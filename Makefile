@@ -27,7 +27,7 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 	@echo "rows: out/flops.jsonl   plot: out/flops.png   traces: out/traces"
 
 test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core under sanitizers, then all tests
-	python -m pytest
+	python -m pytest -n auto --dist loadgroup
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out
