@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +44,39 @@ def missing() -> str | None:
 
 def folder() -> Path:
     """The converted checkpoint; converted on the first call, then kept in ``build``."""
-    if not (CACHE / "model.safetensors").is_file():
-        partial = CACHE.with_name(CACHE.name + "-partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _convert(_gguf(), partial)
-        shutil.rmtree(CACHE, ignore_errors=True)
-        partial.rename(CACHE)
-    return CACHE
+    return _made(CACHE, lambda draft: _convert(_gguf(), draft))
 
 
 def truncated(layers: int) -> Path:
     """The same model less all but its first ``layers`` layers: a small model of its family."""
-    target = CACHE.with_name(f"{CACHE.name}-{layers}-layers")
-    if not (target / "model.safetensors").is_file():
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        source = folder()
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
-        _write_json(target / "config.json", _config() | {"num_hidden_layers": layers})
+    def write(draft: Path) -> None:
+        source, left_out = folder(), shutil.ignore_patterns("*.safetensors")
+        shutil.copytree(source, draft, ignore=left_out, dirs_exist_ok=True)
+        _write_json(draft / "config.json", _config() | {"num_hidden_layers": layers})
         weights = load_file(source / "model.safetensors")
         kept = {n: t for n, t in weights.items() if _layer_of(n) < layers}
-        save_file(kept, target / "model.safetensors", {"format": "pt"})
+        save_file(kept, draft / "model.safetensors", {"format": "pt"})
+
+    return _made(CACHE.with_name(f"{CACHE.name}-{layers}-layers"), write)
+
+
+def _made(target: Path, write: Callable[[Path], None]) -> Path:
+    """A folder that appears whole or not at all; of several processes the first one's stays."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+    try:
+        write(draft)
+        draft.chmod(0o755)
+        draft.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
