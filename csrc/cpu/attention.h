@@ -90,44 +90,70 @@ inline void soften(State<T>& s, Index query, Index visible, Index size) {
 template <typename T>
 constexpr int kHalves = static_cast<int>(4 / sizeof(T));
 
-// Adds weighted values to COUNT heads, one step of their width.
-template <typename T, int COUNT>
+// Adds weighted values to COUNT heads, STEPS steps of their width; the last one may be cut short.
+template <typename T, int COUNT, int STEPS>
 inline void mix(State<T>& s, Index query, Index begin, Index end, Index column) {
-  const Index width = s.queries.width, room = padded<T>(width), rest = width - column;
+  constexpr int kSums = STEPS * kHalves<T>;
+  const Index width = s.queries.width, room = padded<T>(width),
+              last = column + (STEPS - 1) * kStep<T>;
+  const bool whole = width - last >= kStep<T>;
   float* mixed = s.mixed + query * room + column;
-  Floats sums[COUNT][kHalves<T>];
+  Floats sums[COUNT][kSums];
   for (int q = 0; q < COUNT; ++q)
-    for (int h = 0; h < kHalves<T>; ++h) sums[q][h] = load<Floats>(mixed + q * room + h * kLanes);
+    for (int h = 0; h < kSums; ++h) sums[q][h] = load<Floats>(mixed + q * room + h * kLanes);
   each_page(s, begin, end, [&](const T* keys, Index from, Index size) {
     const T* values = keys + s.pages.values + column;
     const float* weights = s.scores + query * kKeyChunk + from;
     for (Index k = 0; k < size; ++k, values += width) {
-      const Words words = rest >= kStep<T> ? load<Words>(values)
-                                           : load_part<Words>(values, rest * Index(sizeof(T)));
-      for (int q = 0; q < COUNT; ++q) {
-        const float weight = weights[q * kKeyChunk + k];
-        if constexpr (sizeof(T) == 4) {
-          sums[q][0] += weight * as_floats(words);
-        } else {
-          sums[q][0] += weight * low_half(words);
-          sums[q][1] += weight * high_half(words);
+      STEER_UNROLL
+      for (int c = 0; c < STEPS; ++c) {
+        const T* at = values + c * kStep<T>;
+        const Words words = c + 1 < STEPS || whole
+                                ? load<Words>(at)
+                                : load_part<Words>(at, (width - last) * Index(sizeof(T)));
+        STEER_UNROLL
+        for (int q = 0; q < COUNT; ++q) {
+          const float weight = weights[q * kKeyChunk + k];
+          if constexpr (sizeof(T) == 4) {
+            sums[q][c] += weight * as_floats(words);
+          } else {
+            sums[q][2 * c] += weight * low_half(words);
+            sums[q][2 * c + 1] += weight * high_half(words);
+          }
         }
       }
     }
   });
   for (int q = 0; q < COUNT; ++q)
-    for (int h = 0; h < kHalves<T>; ++h) store(mixed + q * room + h * kLanes, sums[q][h]);
+    for (int h = 0; h < kSums; ++h) store(mixed + q * room + h * kLanes, sums[q][h]);
+}
+
+// The rest of the width, as many steps at a time as there are sums that need not wait.
+template <typename T, int COUNT, int STEPS>
+inline void mix_from(State<T>& s, Index query, Index begin, Index end, Index column) {
+  const Index width = s.queries.width;
+  for (; column + STEPS * kStep<T> <= width; column += STEPS * kStep<T>)
+    mix<T, COUNT, STEPS>(s, query, begin, end, column);
+  if constexpr (STEPS > 1) {
+    mix_from<T, COUNT, STEPS / 2>(s, query, begin, end, column);
+  } else if (column < width) {
+    mix<T, COUNT, 1>(s, query, begin, end, column);
+  }
+}
+
+template <typename T, int COUNT>
+inline void mix_wide(State<T>& s, Index query, Index begin, Index end) {
+  constexpr int kSums = 8 / COUNT / kHalves<T>;
+  mix_from<T, COUNT, kSums >= 4 ? 4 : kSums >= 2 ? 2 : 1>(s, query, begin, end, 0);
 }
 
 template <typename T>
 inline void mix_all(State<T>& s, Index begin, Index end) {
-  for (Index column = 0; column < s.queries.width; column += kStep<T>) {
-    Index q = 0;
-    for (; q + 4 <= s.count; q += 4) mix<T, 4>(s, q, begin, end, column);
-    if (s.count - q == 3) mix<T, 3>(s, q, begin, end, column);
-    if (s.count - q == 2) mix<T, 2>(s, q, begin, end, column);
-    if (s.count - q == 1) mix<T, 1>(s, q, begin, end, column);
-  }
+  Index q = 0;
+  for (; q + 4 <= s.count; q += 4) mix_wide<T, 4>(s, q, begin, end);
+  if (s.count - q == 3) mix_wide<T, 3>(s, q, begin, end);
+  if (s.count - q == 2) mix_wide<T, 2>(s, q, begin, end);
+  if (s.count - q == 1) mix_wide<T, 1>(s, q, begin, end);
 }
 
 template <typename T>

@@ -27,16 +27,21 @@ void rms_norm(const float* x, const T* weight, float eps, Index size, T* out) {
   for (Index i = 0; i < size; ++i) put(out + i, x[i] * scale * to_float(weight[i]));
 }
 
+inline Floats silu_mul(Floats gate, Floats up) { return gate / (1.0f + exponential(-gate)) * up; }
+
+template <typename T>
+inline void put_all(T* to, Floats from, Index count) {
+  for (Index j = 0; j < count; ++j) put(to + j, from[j]);
+}
+
 template <typename T>
 void silu_mul(const float* gate, const float* up, Index size, T* out) {
-  for (Index i = 0; i < size; i += kLanes) {
-    const Index count = size - i < kLanes ? size - i : kLanes;
-    const Floats g = load_part<Floats>(gate + i, count * 4);
-    const Floats u = load_part<Floats>(up + i, count * 4);
-    float found[kLanes];
-    store(found, g / (1.0f + exponential(-g)) * u);
-    for (Index j = 0; j < count; ++j) put(out + i + j, found[j]);
-  }
+  Index i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    put_all(out + i, silu_mul(load<Floats>(gate + i), load<Floats>(up + i)), kLanes);
+  if (i == size) return;
+  const Floats g = load_part<Floats>(gate + i, (size - i) * 4);
+  put_all(out + i, silu_mul(g, load_part<Floats>(up + i, (size - i) * 4)), size - i);
 }
 
 template <typename T>
