@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,8 +113,12 @@ def evaluate(
     trace: Path | None = None,
     token_signals: bool = False,
     audit: str = "off",
+    count_spared: bool = False,
 ) -> Evaluation:
-    """Answer all problems at once, greedily, and check them."""
+    """Answer all problems at once, greedily, and check them.
+
+    With ``count_spared`` costs are as if nothing had been found in the engine's prefix cache.
+    """
     before = engine.scheduler.counters()["ticks"]
     started = time.perf_counter()
     completions = engine.generate(
@@ -125,6 +129,8 @@ def evaluate(
         trace=trace,
     )
     seconds = time.perf_counter() - started
+    if count_spared:
+        completions = [replace(c, usage=c.usage.unspared()) for c in completions]
     after = engine.scheduler.counters()["ticks"]
     assert isinstance(before, list) and isinstance(after, list)
     usage = sum((c.usage for c in completions), Usage())

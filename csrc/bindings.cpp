@@ -36,13 +36,13 @@ auto pairs(std::vector<std::int32_t> Plan::* member) {
 }
 
 // int64 [models, row kinds, (rows, keys)]
-py::array_t<std::int64_t> rows_array(const Usage& usage) {
+py::array_t<std::int64_t> rows_array(const std::array<RowCounts, kModels>& rows) {
   py::array_t<std::int64_t> out({kModels, kRowKinds, 2});
   auto at = out.mutable_unchecked<3>();
   for (int m = 0; m < kModels; ++m)
     for (int k = 0; k < kRowKinds; ++k) {
-      at(m, k, 0) = usage.rows[m][k].rows;
-      at(m, k, 1) = usage.rows[m][k].keys;
+      at(m, k, 0) = rows[m][k].rows;
+      at(m, k, 1) = rows[m][k].keys;
     }
   return out;
 }
@@ -166,7 +166,8 @@ void bind_sequence(py::module_& m) {
                                  steps.emplace_back(step.start, step.model);
                                return steps;
                              })
-      .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage); })
+      .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage.rows); })
+      .def_property_readonly("spared", [](const Sequence& s) { return rows_array(s.usage.spared); })
       .def_property_readonly("cached", [](const Sequence& s) { return s.usage.cached; })
       .def_property_readonly("restored", [](const Sequence& s) { return s.usage.restored; })
       .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
@@ -194,11 +195,11 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       bool ask_at_end, bool relay, std::int32_t samples) {
+                       bool ask_at_end, bool relay, bool audited, std::int32_t samples) {
   return self.add(
       {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
        std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
-       max_think_tokens, max_repeats, ahead, ask_at_end, relay},
+       max_think_tokens, max_repeats, ahead, ask_at_end, relay, kSmall, audited},
       samples);
 }
 
@@ -257,7 +258,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
            py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
            py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("ask_at_end") = false,
-           py::arg("relay") = false, py::arg("samples") = 1)
+           py::arg("relay") = false, py::arg("audited") = false, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

@@ -61,7 +61,7 @@ std::optional<PrefixCache::HostHit> Scheduler::next_on_host(const Sequence& sequ
   const std::int32_t size = config_.block_tokens, computed = sequence.computed[kLarge];
   const auto& nodes = sequence.nodes[kLarge];
   if (host_.total() == 0 || computed != static_cast<std::int32_t>(nodes.size()) * size ||
-      computed + size > sequence.length() - 1)
+      computed + size > sequence.findable(kLarge))
     return std::nullopt;
   const auto hit =
       cache_.find_on_host(kLarge, nodes.empty() ? PrefixCache::kRoot : nodes.back(),
@@ -115,10 +115,10 @@ void Scheduler::restore(Sequence& sequence) {
     sequence.nodes[kLarge].push_back(hit->node);
     std::int32_t& computed = sequence.computed[kLarge];
     computed += config_.block_tokens;
-    sequence.highest[kLarge] = std::max(sequence.highest[kLarge], computed);
+    book_spared(sequence, kLarge, computed - config_.block_tokens);
     sequence.usage.restored += config_.block_tokens;
     ++counters_.restored;
-    reuse_prefix(sequence, kLarge, sequence.length() - 1);
+    reuse_prefix(sequence, kLarge, sequence.findable(kLarge));
   }
   blocks.push_back(*spare);
 }

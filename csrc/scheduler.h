@@ -215,6 +215,7 @@ class Scheduler {
   void reuse_prefix(Sequence& sequence, int lane, std::int32_t end);
   bool follows_sample(const Sequence& sequence, int lane) const;
   void share_prompt(Sequence& sequence, int lane);
+  void book_spared(Sequence& sequence, int lane, std::int32_t first);
   void register_blocks(Sequence& sequence, int model);
   void forget_blocks(Sequence& sequence, int model);
   void give_back(int model, BlockId block);

@@ -48,6 +48,8 @@ struct Request {
   // The models have different tokens: the large one writes through a shadow, see relay.cpp.
   bool relay = false;
   int vocabulary = kSmall;  // the model whose tokens these are
+  // An audit looks at every row of the large model past the prompt: none is found, it computes all.
+  bool audited = false;
 };
 
 // What the text asks for behind a token: its end, or the end of a step.
@@ -128,6 +130,23 @@ struct Sequence {
   // Rows behind those in flight: what is known of the text, else the token in flight.
   std::int32_t span_ahead(int model) const {
     return std::max(1, length() - computed[model] - in_flight[model]);
+  }
+  // Rows before this one may be found instead of computed: the last one's logits are needed, and
+  // so are an audited text's from the prompt's last one on.
+  std::int32_t findable(int model) const {
+    return (request.audited && model == kLarge ? prompt_length() : length()) - 1;
+  }
+  // The rows [first, last) by what they would be if they were computed now and none sampled from.
+  RowCounts kinds(int model, std::int32_t first, std::int32_t last) const {
+    const std::int32_t fresh = std::max(first, highest[model]), prompt = prompt_length();
+    RowCounts found{};
+    const auto book = [&](RowKind kind, std::int32_t from, std::int32_t to) {
+      if (from < to) found[static_cast<int>(kind)].add(from, to);
+    };
+    book(RowKind::recompute, first, std::min(last, fresh));
+    book(RowKind::prompt, fresh, std::min(last, prompt));
+    book(RowKind::catchup, std::max(fresh, prompt), last);
+    return found;
   }
   // The large model's copy of a relayed sequence, which has the id less its sign.
   bool shadow() const { return id < 0; }

@@ -6,7 +6,7 @@
 namespace steer {
 
 // Takes over full blocks that hold what this sequence would compute next, whoever computed them.
-// Only rows before `end`: one row is always left to compute, its logits are needed.
+// Only rows before `end`.
 void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
   if (!config_.prefix_cache) return;
   const std::int32_t size = config_.block_tokens;
@@ -27,7 +27,7 @@ void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
     sequence.blocks[lane].push_back(hit->block);
     nodes.push_back(hit->node);
     computed += size;
-    sequence.highest[lane] = std::max(sequence.highest[lane], computed);
+    book_spared(sequence, lane, computed - size);
     sequence.usage.cached[lane] += size;
     ++counters_.hits[lane];
   }
@@ -79,15 +79,25 @@ void Scheduler::share_prompt(Sequence& sequence, int lane) {
     computed = rows;
     ++counters_.copied[lane];
   }
-  sequence.highest[lane] = std::max(sequence.highest[lane], computed);
+  book_spared(sequence, lane, before);
   sequence.usage.cached[lane] += computed - before;
 }
 
-// Makes the sequence's full blocks known, as far as their tokens are settled.
+// Books the rows from `first` on that are there now and were not computed.
+void Scheduler::book_spared(Sequence& sequence, int lane, std::int32_t first) {
+  const std::int32_t last = sequence.computed[lane];
+  add_counts(sequence.usage.spared[lane], sequence.kinds(lane, first, last));
+  sequence.highest[lane] = std::max(sequence.highest[lane], last);
+}
+
+// Makes the sequence's full blocks known, as far as their tokens are settled. Where what follows
+// can be taken back, the last settled row is computed once more, to draw from: its block stays
+// unknown.
 void Scheduler::register_blocks(Sequence& sequence, int model) {
   if (!config_.prefix_cache) return;
   const std::int32_t size = config_.block_tokens;
-  const std::int32_t end = std::min(sequence.computed[model], sequence.settled);
+  const std::int32_t settled = sequence.settled - !sequence.request.settle_at_once;
+  const std::int32_t end = std::min(sequence.computed[model], settled);
   auto& nodes = sequence.nodes[model];
   for (auto i = static_cast<std::int32_t>(nodes.size()); (i + 1) * size <= end; ++i) {
     const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();

@@ -100,7 +100,7 @@ void Scheduler::add_spans(int lane, bool ahead) {
   std::int32_t prefill = config_.max_tick_tokens;
   for (Sequence* sequence : running_) {
     if (sequence->runnable(lane)) {
-      reuse_prefix(*sequence, lane, sequence->length() - 1);
+      reuse_prefix(*sequence, lane, sequence->findable(lane));
       prefill -= sequence->span(lane) == 1;
     } else if (ahead && goes_ahead(*sequence, lane)) {
       prefill -= sequence->span_ahead(lane) == 1;
@@ -162,7 +162,7 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
       (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;
-  reuse_prefix(sequence, lane, sequence.settled - 1);
+  reuse_prefix(sequence, lane, std::min(sequence.settled - 1, sequence.findable(lane)));
   const std::int32_t first = sequence.computed[lane];
   if (first < sequence.highest[lane]) return;
   std::int32_t rows = std::min(sequence.settled - 1 - first, config_.max_tick_tokens - plan.rows);
@@ -269,16 +269,9 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 
 // Books the rows [first, last), none of which was sampled from.
 void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
-  auto& rows = sequence.usage.rows[lane];
-  const auto book = [&](RowKind kind, std::int32_t from, std::int32_t to) {
-    if (from < to) rows[static_cast<int>(kind)].add(from, to);
-  };
-  const std::int32_t fresh = std::max(first, sequence.highest[lane]);
-  const std::int32_t prompt = sequence.prompt_length();
-  book(RowKind::recompute, first, std::min(last, fresh));
-  counters_.recomputed[lane] += std::max(0, std::min(last, fresh) - first);
-  book(RowKind::prompt, fresh, std::min(last, prompt));
-  book(RowKind::catchup, std::max(fresh, prompt), last);
+  const RowCounts kinds = sequence.kinds(lane, first, last);
+  add_counts(sequence.usage.rows[lane], kinds);
+  counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
 }
 
 // Books one row whose logits gave a token; it attends to `keys` keys, itself included.

@@ -44,10 +44,19 @@ struct RowCount {
   void operator-=(const RowCount& other) { rows -= other.rows, keys -= other.keys; }
 };
 
-// What a sequence cost on each model. `entries` is not work that was done: it is the prefix that
-// a server without memory of the sequence would have to read at each entry of a model.
+using RowCounts = std::array<RowCount, kRowKinds>;  // by kind
+
+inline void add_counts(RowCounts& to, const RowCounts& more) {
+  for (int kind = 0; kind < kRowKinds; ++kind) to[kind] += more[kind];
+}
+
+// What a sequence cost on each model. `spared` is what it did not cost: rows that were found or
+// copied back from host memory, by the kind that they would have had. `entries` is not work that
+// was done: it is the prefix that a server without memory of the sequence would have to read at
+// each entry of a model.
 struct Usage {
-  std::array<std::array<RowCount, kRowKinds>, kModels> rows{};
+  std::array<RowCounts, kModels> rows{};
+  std::array<RowCounts, kModels> spared{};
   std::array<RowCount, kModels> entries{};
   std::array<std::int64_t, kModels> cached{};  // rows that were found and not computed
   std::int64_t restored = 0;  // rows of the large model copied back from host memory instead

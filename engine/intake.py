@@ -119,6 +119,7 @@ class Intake:
                 max_repeats=params.max_repeats,
                 ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
                 relay=relay,
+                audited=audit.on,
                 samples=params.n,
             )
         except OverflowError as error:

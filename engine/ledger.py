@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ class Usage:
     cached: int64 [model]: no work either: rows found in the prefix cache, or with another sample
         of the same prompt, and not computed.
     restored: likewise rows of the large model that were copied back from host memory.
+    spared: int64 [model, kind, (rows, keys)]: both of these, by the kind that they would have had
+        if they had been computed (all zeros in traces older than this field).
     decision_wait: rows that the small model still had to read when a boundary was reached, before
         it could be decided; all of them are among ``rows``.
     audited: rows of the large model, among ``rows``, that went through the head for an audit only.
@@ -45,6 +47,7 @@ class Usage:
     restored: int = 0
     retokenised: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
     crossings: int = 0
+    spared: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -56,6 +59,7 @@ class Usage:
             self.restored + other.restored,
             self.retokenised + other.retokenised,
             self.crossings + other.crossings,
+            self.spared + other.spared,
         )
 
     @classmethod
@@ -63,7 +67,18 @@ class Usage:
         """What a sequence of the core has cost so far."""
         cached = np.array(sequence.cached)
         wait, restored = sequence.decision_wait, sequence.restored
-        return cls(sequence.rows, sequence.entries, cached, wait, restored=restored)
+        return cls(
+            sequence.rows, sequence.entries, cached, wait, restored=restored,
+            spared=sequence.spared,
+        )  # fmt: skip
+
+    def unspared(self) -> Usage:
+        """As if nothing had been found or copied back: what was spared counts as computed."""
+        none = np.zeros_like
+        return replace(
+            self, rows=self.rows + self.spared, spared=none(self.spared), cached=none(self.cached),
+            restored=0,
+        )  # fmt: skip
 
     def count(self, role: str, kind: str) -> int:
         """Rows of one kind on the ``small`` or ``large`` model."""
@@ -86,10 +101,8 @@ class Usage:
     def to_json(self) -> dict[str, Any]:
         """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``"""
         return {
-            "rows": {
-                role: dict(zip(ROW_KINDS, self.rows[i].tolist(), strict=True))
-                for i, role in enumerate(ROLES)
-            },
+            "rows": _kinds_to_json(self.rows),
+            "spared": _kinds_to_json(self.spared),
             "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
             "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
             "decision_wait": self.decision_wait,
@@ -102,7 +115,8 @@ class Usage:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Usage:
         """Inverse of :meth:`to_json`; KeyError, TypeError or ValueError on anything else."""
-        rows = [[raw["rows"][role][kind] for kind in ROW_KINDS] for role in ROLES]
+        rows = _kinds_from_json(raw["rows"])
+        spared = _kinds_from_json(raw["spared"]) if "spared" in raw else np.zeros_like(rows)
         entries = [raw["entries"][role] for role in ROLES]
         cached = [int(raw["cached"][role]) for role in ROLES]
         wait = int(raw.get("decision_wait", 0))  # older traces have none
@@ -111,12 +125,25 @@ class Usage:
         )
         retokenised = [int(raw.get("retokenised", {}).get(role, 0)) for role in ROLES]
         usage = cls(
-            np.array(rows, np.int64), np.array(entries, np.int64), np.array(cached), wait, audited,
-            restored, np.array(retokenised, np.int64), crossings,
+            rows, np.array(entries, np.int64), np.array(cached), wait, audited, restored,
+            np.array(retokenised, np.int64), crossings, spared,
         )  # fmt: skip
-        if usage.rows.shape != (2, len(ROW_KINDS), 2) or usage.entries.shape != (2, 2):
+        if usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage
+
+
+def _kinds_to_json(counts: Counts) -> dict[str, dict[str, list[int]]]:
+    return {
+        role: dict(zip(ROW_KINDS, counts[i].tolist(), strict=True)) for i, role in enumerate(ROLES)
+    }
+
+
+def _kinds_from_json(raw: Mapping[str, Any]) -> Counts:
+    counts = np.array([[raw[role][kind] for kind in ROW_KINDS] for role in ROLES], np.int64)
+    if counts.shape != (2, len(ROW_KINDS), 2):
+        raise ValueError("counts must be pairs of rows and keys")
+    return counts
 
 
 def span_counts(first: int, last: int) -> tuple[int, int]:

@@ -20,10 +20,10 @@ from bench.report.point import Point, point_of
 from bench.report.rivals import Setting, settings
 from bench.report.signals import SignalRow, signal_rows, step_labels
 from engine import (
+    AuditOnly,
     Calibration,
     Engine,
-    EngineConfig,
-    Judge,
+    Policy,
     Random,
     SamplingParams,
     Steer,
@@ -82,7 +82,7 @@ class _Measurement:
         self.domain, self.say = where, say
         self.seconds: dict[str, float] = {}
         with self.timed("loading"):
-            self.engine = Engine(where.pair, config=EngineConfig(prefix_cache=False))
+            self.engine = Engine(where.pair)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -98,7 +98,7 @@ class _Measurement:
         self.say(f"calibrated on {calibration.window}, tau {calibration.tau:.4g}")
         found = Measured(self.domain.name, len(self.domain.test.problems), calibration)
         with self.timed("models alone"):
-            large = evaluate(self.engine, self.engine.policy("large"), self.domain.test)
+            large = self._evaluate(self.engine.policy("large"))
             small = self._small(found)
         if large.ended("error"):
             raise SteerError(f"{self.domain.name}: the large model's logits are unusable")
@@ -119,7 +119,7 @@ class _Measurement:
             labels = step_labels(self.domain, small, found.samples)
             found.signals = signal_rows(found.samples, labels)
         with self.timed("audit of all steps"):
-            read = evaluate(self.engine, Judge(_NEVER), self.domain.test)
+            read = self._evaluate(AuditOnly(_NEVER))
             found.audits = list(audit_rows(read, labels, self.domain.name))
         found.seconds = self.seconds
         return found
@@ -138,18 +138,19 @@ class _Measurement:
         self._run(setting, found)
 
     def _small(self, found: Measured) -> Evaluation:
-        done = evaluate(
-            self.engine, self.engine.policy("small"), self.domain.test, token_signals=True
-        )
+        done = self._evaluate(self.engine.policy("small"), token_signals=True)
         found.samples = [Sample.of(c) for c in done.completions]
         found.right = list(done.correct)
         return done
 
+    def _evaluate(self, policy: Policy, name: str | None = None, **options: Any) -> Evaluation:
+        """On the test problems; what settings share in the cache is priced as if they did not."""
+        tests = self.domain.test
+        return evaluate(self.engine, policy, tests, name, count_spared=True, **options)
+
     def _run(self, setting: Setting, found: Measured) -> None:
         with self.timed(setting.family):
-            done = evaluate(
-                self.engine, setting.policy, self.domain.test, setting.family, audit=setting.audit
-            )
+            done = self._evaluate(setting.policy, setting.family, audit=setting.audit)
             extra = rollback_counts(self.engine, self.domain, done)
             point = point_of(
                 setting.family, setting.parameter, done, self.engine.shapes, setting.chosen, extra

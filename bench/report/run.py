@@ -25,7 +25,8 @@ from engine.tuning.pictures import can_draw
 PROBLEMS = 1000
 _PAGE, _ROWS = "README.md", "rows.jsonl"
 _NOTES = """\
-FLOPs are matrix products relative to the large model alone, lazy catch-up, no prefix cache.
+FLOPs are matrix products relative to the large model alone, lazy catch-up. Settings
+share a prefix cache; what it spared them counts as computed.
 **Decode** counts rows that gave a token, **with catch-up** all rows, **re-prefill** the whole
 prefix at each entry of a model. *Chosen* settings come from calibration problems, disjoint from
 these. *Composed* ones are put together from the two models alone. A frontier is a family's upper

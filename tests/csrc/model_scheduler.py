@@ -194,7 +194,8 @@ class SchedulerModel:
 
     def register(self, s: SequenceModel, model: int) -> None:
         """Full blocks of settled tokens are known from now on, the first of a kind."""
-        full = min(s.computed[model], s.settled) // self.size
+        certain = s.settled if s.request.settle_at_once else s.settled - 1
+        full = min(s.computed[model], certain) // self.size
         for index in range(s.known[model], full if self.shape.prefix_cache else 0):
             if self.cache is not None:
                 block = s.blocks[model][index]

@@ -13,7 +13,7 @@ from engine._core import BlockPool, Scheduler
 Make = Callable[..., Scheduler]
 
 SMALL, LARGE, NOBODY = 0, 1, -1
-A, B = 0, 1  # see conftest.TOKEN_BYTES
+A, B, DELIMITER = 0, 1, 7  # see conftest.TOKEN_BYTES
 PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
 
 
@@ -134,20 +134,74 @@ def test_only_settled_tokens_are_registered(scheduler: Scheduler):
 
 def test_a_shared_block_is_never_written_again(scheduler: Scheduler):
     """Cut back into a block that a neighbour reads, a sequence gets a block of its own."""
+    neighbour = start(scheduler, [A] * 8 + [B, DELIMITER, B, B, B], LARGE)
+    tick(scheduler, LARGE)
+    first = start(scheduler, [A] * 8, settle_at_once=False, max_tokens=20)
+    for token in (B, DELIMITER):
+        tick(scheduler, SMALL, token)
+    scheduler.route(first, SMALL)
+    for token in (B, B, B, DELIMITER):
+        tick(scheduler, SMALL, token)
+    scheduler.route(first, LARGE)
+    assert tick(scheduler, LARGE)[first] == 2
+    assert scheduler.sequence(first).cached[LARGE] == 12
+    shared = scheduler.buffers(LARGE).blocks[0, :3].tolist()
+    scheduler.truncate(first, 10)  # the last row that is left lies in the third shared block
+    scheduler.take_events()
+    scheduler.route(first, LARGE)
+    scheduler.plan(LARGE)
+    plan = scheduler.buffers(LARGE)
+    assert plan.ids[: plan.sequences].tolist() == [neighbour, first]
+    written = {slot // 4 for slot in plan.slots[: plan.rows].tolist()}
+    assert len(written) == 2 and not written & set(shared)
+    scheduler.commit(LARGE, np.zeros(plan.sequences, np.int32))
+
+
+def test_the_block_that_a_cut_returns_to_stays_ones_own(scheduler: Scheduler):
+    """What is not settled may be taken back: one row is then computed once more, not a block."""
     first = start(scheduler, [A] * 8, settle_at_once=False, max_tokens=20)
     tick(scheduler, SMALL, B)
-    second = start(scheduler, [A] * 8 + [B])
-    tick(scheduler, SMALL, B)
-    assert scheduler.sequence(second).cached[SMALL] == 8
-    shared = scheduler.buffers(SMALL).blocks[0, :2].tolist()
-    scheduler.truncate(first, 8)  # its last row is the last of the second shared block
+    scheduler.truncate(first, 8)
     scheduler.take_events()
     scheduler.route(first, SMALL)
-    scheduler.plan(SMALL)
-    plan = scheduler.buffers(SMALL)
-    written = {slot // 4 for slot in plan.slots[: plan.rows].tolist()}
-    assert not written & set(shared)
-    scheduler.commit(SMALL, np.zeros(plan.sequences, np.int32))
+    assert tick(scheduler, SMALL, B) == {first: 1}
+
+
+def test_what_was_spared_has_its_kind(scheduler: Scheduler):
+    """Rows computed and rows found are together what a sequence costs without the cache."""
+    text = [A] * 6 + [B] * 5
+    for role in (SMALL, LARGE):
+        start(scheduler, [*text, DELIMITER, A], role)
+        tick(scheduler, role)
+    reader = start(scheduler, [A] * 6)
+    for token in [B] * 5 + [DELIMITER]:
+        tick(scheduler, SMALL, token)
+    scheduler.take_events()
+    scheduler.route(reader, LARGE)
+    assert tick(scheduler, LARGE)[reader] == 4
+    held = scheduler.sequence(reader)
+    assert held.cached == [4, 8]
+    assert held.spared[SMALL].tolist() == [[4, 1 + 2 + 3 + 4], *[[0, 0]] * 4]
+    assert held.spared[LARGE].tolist() == [[6, 21], [2, 7 + 8], *[[0, 0]] * 3]
+    scheduler.preempt(reader)
+    assert tick(scheduler, LARGE)[reader] == 1
+    held = scheduler.sequence(reader)
+    assert held.cached[LARGE] == 8 + 12
+    assert held.spared[LARGE, RECOMPUTE].tolist() == [12, 12 * 13 // 2]
+
+
+def test_an_audited_text_is_not_found(scheduler: Scheduler):
+    """The large model is asked about each row behind the prompt's last: it computes them."""
+    text = [A] * 6 + [B] * 5
+    start(scheduler, [*text, DELIMITER, A], LARGE)
+    tick(scheduler, LARGE)
+    reader = start(scheduler, [A] * 6, audited=True)
+    for token in [B] * 5 + [DELIMITER]:
+        tick(scheduler, SMALL, token)
+    scheduler.take_events()
+    scheduler.route(reader, LARGE)
+    assert tick(scheduler, LARGE)[reader] == 12 - 4
+    assert scheduler.sequence(reader).cached == [0, 4]
 
 
 def test_the_least_recently_used_gives_way(make_scheduler: Make):

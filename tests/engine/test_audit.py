@@ -126,6 +126,24 @@ def test_who_reads_everything_finds_every_error(engine: Engine, policy: str):
     assert strict.flops["catchup"] > 0.95 * large.flops["catchup"]
 
 
+@pytest.mark.parametrize("policy", ["judge:-5", "audit:-5", "steer"])
+def test_rows_that_are_wanted_are_never_taken_from_the_cache(policy: str):
+    """Who finds what others have read scores as many rows, and costs as much but for the prompt."""
+    engine = Engine("tiny", config=EngineConfig(block_tokens=4, check_every=1))
+    tests = task_tests("test", 20, seed=4)
+    audit = "rollback:min:-5" if policy == "steer" else "off"
+    alone = Engine("tiny", config=EngineConfig(block_tokens=4, prefix_cache=False))
+    wanted = evaluate(alone, alone.policy(policy), tests, audit=audit)
+    evaluate(engine, engine.policy("threshold:max_prob:0.9"), tests)
+    for _ in range(2):
+        found = evaluate(engine, engine.policy(policy), tests, audit=audit, count_spared=True)
+        assert [c.text for c in found.completions] == [c.text for c in wanted.completions]
+        assert found.usage.to_json() == wanted.usage.to_json()
+        assert found.flops == wanted.flops
+        for one, other in zip(found.completions, wanted.completions, strict=True):
+            assert [s.audit for s in one.steps] == [s.audit for s in other.steps]
+
+
 def test_a_stream_never_takes_a_word_back(engine: Engine):
     """Unaudited text is held until it has passed."""
     params = SamplingParams(max_tokens=TESTS.max_tokens, audit=f"rollback:min:{MARK}")

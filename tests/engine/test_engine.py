@@ -237,8 +237,11 @@ def test_the_prefix_cache_changes_no_text():
     assert sum(c.usage.cached.sum() for c in first) < sum(c.usage.cached.sum() for c in second)
     before, after = (sum((c.usage for c in done), Usage()) for done in (first, second))
     assert (after.rows[:, :, 0].sum(1) < before.rows[:, :, 0].sum(1)).all()
-    computed = after.rows[:, :, 0].sum(1) + after.cached
-    assert (computed == before.rows[:, :, 0].sum(1) + before.cached).all()
+    for usage in (before, after):
+        assert (usage.spared[:, :, 0].sum(1) == usage.cached).all()
+        assert usage.unspared().unspared().to_json() == usage.unspared().to_json()
+    assert after.unspared().to_json() == before.unspared().to_json()
+    assert Usage.from_json(after.to_json()).to_json() == after.to_json()
 
 
 def test_the_prefix_cache_can_be_switched_off():
