@@ -23,6 +23,7 @@ from engine import (
     AuditOnly,
     Calibration,
     Engine,
+    EngineConfig,
     Policy,
     Random,
     SamplingParams,
@@ -30,6 +31,7 @@ from engine import (
     SteerError,
     Window,
 )
+from engine.config import ARENA_TOKENS
 from engine.tuning.agreement import read_steps, tau_for_agreement
 from engine.tuning.samples import Sample
 from engine.tuning.target import ladder
@@ -37,6 +39,9 @@ from engine.tuning.target import ladder
 Say = Callable[[str], None]
 _NEVER = -1e6  # a mark that no step falls below
 _AGREEMENT = 0.99
+# Tokens of KV for each problem: what one setting read is still there for the next. An arena is touched
+# only as far as it is used, here about 1 GB for 1,000 problems.
+_ROOM = 256
 
 
 @dataclass
@@ -82,7 +87,8 @@ class _Measurement:
         self.domain, self.say = where, say
         self.seconds: dict[str, float] = {}
         with self.timed("loading"):
-            self.engine = Engine(where.pair)
+            room = max(ARENA_TOKENS, _ROOM * len(where.test.problems))
+            self.engine = Engine(where.pair, config=EngineConfig(arena_tokens=room))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
