@@ -39,8 +39,8 @@ from engine.tuning.target import ladder
 Say = Callable[[str], None]
 _NEVER = -1e6  # a mark that no step falls below
 _AGREEMENT = 0.99
-# Tokens of KV for each problem: what one setting read is still there for the next. An arena is touched
-# only as far as it is used, here about 1 GB for 1,000 problems.
+# Tokens of KV for each problem, so that what one setting read is still there for the next. Memory
+# is touched only as far as it is used: about 1 GB for 1,000 problems.
 _ROOM = 256
 
 
