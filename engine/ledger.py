@@ -73,7 +73,10 @@ class Usage:
         )  # fmt: skip
 
     def unspared(self) -> Usage:
-        """As if nothing had been found or copied back: what was spared counts as computed."""
+        """As if nothing had been found or copied back: what was spared counts as computed.
+
+        KV that was given up for room is still there: with another cache it might not have been.
+        """
         none = np.zeros_like
         return replace(
             self, rows=self.rows + self.spared, spared=none(self.spared), cached=none(self.cached),
