@@ -25,15 +25,14 @@ from engine.tuning.pictures import can_draw
 PROBLEMS = 1000
 _PAGE, _ROWS = "README.md", "rows.jsonl"
 _NOTES = """\
-FLOPs are matrix products relative to the large model alone, lazy catch-up. Settings
-share a prefix cache; what it spared them counts as computed. **Decode** counts rows that gave a
-token, **with catch-up** all rows, **re-prefill** the whole prefix at each entry of a model.
-*Chosen* settings come from calibration problems, disjoint from
-these. *Composed* ones are put together from the two models alone. A frontier is a family's upper
-concave hull, the two models alone being its ends: between two settings lies their mixture at
-random. Its intervals are over 1,000 resamples of the problems; a paired difference of two settings
-has Newcombe's interval. Frontiers take the settings that look best on these very problems, for
-rivals as for ours."""
+FLOPs are matrix products relative to the large model alone, lazy catch-up. Settings share a
+prefix cache; what it spared them counts as computed. **Decode** counts rows that gave a token,
+**with catch-up** all rows, **re-prefill** the whole prefix at each entry of a model. *Chosen*
+settings come from calibration problems, disjoint from these. *Composed* ones are put together
+from the two models alone. A frontier is a family's upper concave hull, the two models alone being
+its ends: between two settings lies their mixture at random. Its intervals are over 1,000
+resamples of the problems; a paired difference of two settings has Newcombe's interval. Frontiers
+take the settings that look best on these very problems, for rivals as for ours."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -89,7 +89,7 @@ class RequestMeter:
 
     def book(self, sequence: _core.Sequence) -> None:
         """Add what a sequence has computed and written."""
-        self.usage += Usage(sequence.rows, sequence.entries, np.array(sequence.cached))
+        self.usage += Usage.of(sequence)
         self.tokens += sequence.length - sequence.prompt_length
         for _, model in sequence.steps:
             self.steps[model] += 1
