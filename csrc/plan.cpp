@@ -42,6 +42,12 @@ void put(std::vector<std::int32_t>& pairs, std::int32_t& count, std::int32_t fro
 
 void Plan::add_copy(BlockId from, BlockId to) { put(copies, copied, from, to); }
 
+BlockId Plan::origin(BlockId block) const {
+  for (std::int32_t i = 0; i < copied; ++i)
+    if (copies[2 * i + 1] == block) return copies[2 * i];
+  return block;
+}
+
 void Plan::add_save(BlockId from, std::int32_t slot) { put(saves, saved, from, slot); }
 
 void Plan::add_restore(std::int32_t slot, BlockId to) { put(restores, restored, slot, to); }

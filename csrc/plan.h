@@ -30,8 +30,9 @@ struct Plan {
   std::vector<std::int32_t> attempts;   // [sequences] keys the random draw
   std::vector<std::int32_t> blocks;     // [sequences, table_width] block ids, padded with 0
   std::vector<std::int64_t> ids;        // [sequences] sequence ids
-  std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in order,
-  std::int32_t copied = 0;              // before the pass; `from` is held until the commit
+  std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in any order,
+  std::int32_t copied = 0;              // before the pass: no `to` is in another pair. `from` is
+                                        // held until the commit
   // What the tick does first, in this order, if there is host memory; [.., 2] each.
   std::vector<std::int32_t> saves;     // [saved, (block of the large model, host slot)]
   std::vector<std::int32_t> restores;  // [restored, (host slot, block)]
@@ -45,8 +46,10 @@ struct Plan {
   // Appends `span` rows of `sequence` behind those that are computed or in flight; if none are,
   // these are now. Capacity is the caller's duty.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
-  // At most one a sequence.
+  // At most one a sequence. `from` is not to be written by another copy: see `origin`.
   void add_copy(BlockId from, BlockId to);
+  // The block itself, or the one that this plan fills it from.
+  BlockId origin(BlockId block) const;
   // As many of each as there are host slots.
   void add_save(BlockId from, std::int32_t slot);
   void add_restore(std::int32_t slot, BlockId to);

@@ -72,7 +72,7 @@ void Scheduler::share_prompt(Sequence& sequence, int lane) {
   Plan& plan = filling(lane);
   if (const auto to = rows == last && computed < rows && !plan.short_of_memory ? take_block(lane)
                                                                                : std::nullopt) {
-    const BlockId source = from->blocks[lane][computed / size];
+    const BlockId source = plan.origin(from->blocks[lane][computed / size]);
     pool_.retain(lane, source);  // until the commit
     plan.add_copy(source, *to);
     blocks.push_back(*to);

@@ -6,6 +6,7 @@ any graph of the same lane, so it must be read, or copied on the same stream, be
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,18 +67,31 @@ class HostRecorder:
         return replay
 
 
+_RECORDING = threading.Lock()  # CUDA lets nobody wait for a card while a graph is recorded on it
+
+
 class CudaRecorder:
-    """CUDA graphs of one lane, in one memory pool: replays of a lane never overlap."""
+    """CUDA graphs of one lane, in one memory pool: replays of a lane never overlap.
+
+    A graph lives as long as its recorder, also one that broke off or is not replayed any more:
+    with the first graph that dies, Torch frees the workspace that cuBLAS has on the lane's stream,
+    and all other graphs of the lane write there.
+    """
 
     def __init__(self, queue: CudaQueue) -> None:
         self._queue = queue
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls could spoil the recording: other engines have threads of theirs.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._queue.stream, capture_error_mode="thread_local"
+        self._graphs.append(graph)
+        # Beside other engines' threads, whose calls must not spoil the recording.
+        with (
+            _RECORDING,
+            torch.cuda.graph(
+                graph, pool=self._pool, stream=self._queue.stream, capture_error_mode="thread_local"
+            ),
         ):
             outputs = work()
 

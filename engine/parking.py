@@ -12,6 +12,8 @@ from engine.errors import SteerError
 from engine.memory import KVArena
 
 _LARGE = 1
+# Bytes allocated at once: Torch pins a power of two, up to twice what it is asked for.
+PIECE = 2**30
 Pairs = npt.NDArray[np.int32]  # [copies, 2]
 
 
@@ -43,29 +45,39 @@ class HostStore:
             )
         self._arena = arena
         (device,) = arena.devices
-        shape = slots, arena.geometry.block_bytes[_LARGE]
+        block = arena.geometry.block_bytes[_LARGE]
+        self._each = max(1, PIECE // block)
         try:
-            self._memory = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            self._pieces = [
+                torch.empty(
+                    (min(self._each, slots - first), block),
+                    dtype=torch.uint8,
+                    pin_memory=device.type == "cuda",
+                )
+                for first in range(0, slots, self._each)
+            ]
         except (RuntimeError, MemoryError):
-            size = shape[0] * shape[1] / 2**30
             raise SteerError(
-                f"no host memory for {size:.1f} GiB of KV; lower host_kv_tokens"
+                f"no host memory for {slots * block / 2**30:.1f} GiB of KV; lower host_kv_tokens"
             ) from None
 
     @property
     def bytes(self) -> int:
-        """Size of the allocation."""
-        return self._memory.numel()
+        """Size of all slots."""
+        return sum(piece.numel() for piece in self._pieces)
 
     def save(self, pairs: Pairs) -> None:
         """Copy blocks to slots. pairs: [copies, (block, slot)]."""
         for block, slot in pairs.tolist():
-            self._memory[slot].copy_(self._block(block), non_blocking=True)
+            self._slot(slot).copy_(self._block(block), non_blocking=True)
 
     def restore(self, pairs: Pairs) -> None:
         """Copy slots to blocks. pairs: [copies, (slot, block)]."""
         for slot, block in pairs.tolist():
-            self._block(block).copy_(self._memory[slot], non_blocking=True)
+            self._block(block).copy_(self._slot(slot), non_blocking=True)
+
+    def _slot(self, slot: int) -> Tensor:
+        return self._pieces[slot // self._each][slot % self._each]
 
     def _block(self, block: int) -> Tensor:
         return self._arena.block(_LARGE, block)

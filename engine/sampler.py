@@ -138,7 +138,8 @@ class Sampler:
                 penalties = _penalties(rows, some, last)
                 found = ops.penalise(usable.index_select(0, index), self.vocabulary, penalties)
                 limit = torch.finfo(usable.dtype).max
-                usable.index_copy_(0, index, found.clamp(max=limit).to(usable.dtype))
+                changed = found.clamp(max=limit).to(usable.dtype)
+                usable[:, : self.vocabulary].index_copy_(0, index, changed)
             if early:
                 banned = _pairs([np.array(rows.draws[i].stop_ids, np.int32) for i in early])
                 banned[0] = torch.tensor(early)[banned[0]]

@@ -258,6 +258,20 @@ def lm_head(
     return confidence(logits, vocabulary), logits if keep else None
 
 
+def head_logits(hidden: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
+    """Logits alone, fp32 [rows, head_rows]; arguments as of ``lm_head``.
+
+    They are sums in fp32 also where weights have two bytes: rounded to bf16 a logit of 20 would be
+    off by up to 0.06.
+    """
+    if _fused(hidden) or hidden.dtype == torch.float32:
+        _, logits = lm_head(hidden, weight, vocabulary, keep=True)
+        assert logits is not None
+        return logits
+    wide, slab = hidden.float(), max(1, WORKSPACE // 4 // hidden.shape[1])
+    return torch.cat([layers.linear(wide, rows.float()) for rows in weight.split(slab)], 1)
+
+
 def confidence(logits: Tensor, vocabulary: int) -> Confidence:
     """Statistics of each row: see ``kernels.reference.confidence.confidence``."""
     if compiled(logits) and logits.dtype != torch.float64:
@@ -279,9 +293,13 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
 
 
 def editable(logits: Tensor, vocabulary: int) -> Tensor:
-    """A copy to change and to draw from: fp64, but fp32 where the kernels take no more."""
-    z = logits[:, :vocabulary]
-    return z.float().clone() if _fused(logits) else z.double()
+    """A copy to change and to draw from, of ``vocabulary`` columns or more.
+
+    fp64; where the kernels take no more fp32, and whole rows: cut off they could be unaligned.
+    """
+    if _fused(logits):
+        return logits.to(torch.float32, copy=True)
+    return logits[:, :vocabulary].double()
 
 
 def sample(logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Tensor:

@@ -33,7 +33,9 @@ def _both_halves(at: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> tuple[tl
     return first, second
 
 
-@triton.jit(do_not_specialize=("slots_a_slab", "slab_rows", "block_rows", "layer_rows"))
+@triton.jit(
+    do_not_specialize=("rope_length", "slots_a_slab", "slab_rows", "block_rows", "layer_rows")
+)
 def rope_kv_kernel(
     qkv: tl.tensor, bias: tl.tensor, query_norm: tl.tensor, key_norm: tl.tensor,
     rope: tl.tensor, positions: tl.tensor, slots: tl.tensor, query: tl.tensor, arena: tl.tensor,

@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels import candidates
 from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_of
 from kernels.draws import DrawRows
-from kernels.merge import BIG, LOWEST, Scored, inverse_temperature, load_logits
+from kernels.merge import LOWEST, Scored, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
 from kernels.variant import ModelShape, Variant
 
@@ -35,6 +35,7 @@ CHUNK, WARPS = 8192, 16
 LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter
 # Low bits of the fp32 pattern that are the same for all values of a type: no need to search them.
 SHIFTS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}
+MOST_RANK = tl.constexpr(2.0**30)  # beyond any vocabulary; an fp32 of it may be counted on from
 
 
 @triton.jit
@@ -185,7 +186,7 @@ def draw_filtered_rows(
     goal = keyed_uniform(seeds, counters, row) * kept
     key, above = _search(source, width, vocabulary, top, scale, goal, False, True, SHIFT, CHUNK)
     own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
-    rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), BIG - 1.0).to(tl.int32)
+    rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), MOST_RANK).to(tl.int32)
     chosen = tl.maximum(_find(source, width, vocabulary, key, rank, SHIFT, CHUNK), 0)
     if LISTED:
         chosen = tl.load(ids + row * source_stride + chosen)

@@ -46,10 +46,13 @@ def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
         for call in calls:  # compile and allocate outside of the capture
             call()
     stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for call in calls:
-            call()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+    finally:  # a recording that was spoiled does not leave its stream by itself
+        torch.cuda.set_stream(current)
     for _ in range(3):
         graph.replay()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]

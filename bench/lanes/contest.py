@@ -116,7 +116,9 @@ class Contest:
         load = replace(self.load, temperature=temperature)
         drawn = replace(self, load=replace(load, requests=self.rounds * cell.concurrency))
         for name, value in [("none", None), *switches.items()]:
-            changes = {} if name == "none" else turned(name, value)
+            # For these sequences alone: with more, not every switch leaves a card of 80 GB room.
+            changes = {"max_sequences": min(cell.concurrency, self.setup.config.max_sequences)}
+            changes |= {} if name == "none" else turned(name, value)
             engine = self.setup.engine(cell.concurrency, **changes)
             drawn.warm(engine, cell.concurrency)
             recorded, jobs = Recorded(engine), drawn.load.jobs(cell.share)

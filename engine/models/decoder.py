@@ -205,7 +205,7 @@ class Decoder:
             vocabulary: ids from here on are padding of the head and take no part.
         """
         found = [
-            ops.score(ops.linear(rows, self.head), vocabulary, tokens.long())
+            ops.score(ops.head_logits(rows, self.head, vocabulary), vocabulary, tokens.long())
             for rows, tokens in zip(
                 hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
             )

@@ -58,7 +58,7 @@ def sample(logits: Tensor, vocabulary: int, rows: SamplingRows) -> Tensor:
     """
     z = logits[:, :vocabulary].double()
     greedy = rows.temperature <= 0
-    if bool(greedy.all()):
+    if not greedy.is_cuda and bool(greedy.all()):  # on a card, looking would wait for it
         return z.argmax(-1)
     warm = torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)
     # The maximum goes first: a tiny temperature must not overflow.

@@ -13,8 +13,9 @@ import torch
 
 from bench import decode, handoff, overlap, pair
 from bench.lanes.options import Options
+from bench.lanes.switches import flipped, turned
 from bench.simulation.table import read_table
-from engine import SteerError
+from engine import EngineConfig, SteerError
 from engine.device import DTYPES
 from engine.memory import ArenaGeometry
 from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
@@ -234,15 +235,17 @@ def test_another_gpt_fast_is_refused(tmp_path: Path):
 GIB = 2**30
 
 
-@pytest.mark.parametrize("bench", BENCHES)
-@pytest.mark.parametrize("total", [79.1, 139.0])
-def test_defaults_fit_a_card(bench: ModuleType, total: float):
-    """Of 80 GB (79.1 GiB) and of 141 GB, of which a GiB is taken: weights, workspaces, arena."""
+def on_a_card(bench: ModuleType) -> Options:
+    """A bench's defaults where there is one."""
     options: Options = bench.command_line()
     options.parse(["--device=cpu"])
     options.scale = "cuda"
-    config, shapes = options.config(), options.pair_asked().shapes
-    size = DTYPES[options.dtype].itemsize
+    return options
+
+
+def fit(options: Options, config: EngineConfig, total: float) -> None:
+    """Weights, workspaces and arena fit a card of so many GiB, one of which is taken; or raises."""
+    shapes, size = options.pair_asked().shapes, DTYPES[options.dtype].itemsize
     geometry = ArenaGeometry.of(shapes, config, size)
     needed = {
         "weights": sum(weight_room(shape, size) for shape in shapes),
@@ -250,12 +253,29 @@ def test_defaults_fit_a_card(bench: ModuleType, total: float):
     }
     free = int((total - 1) * GIB)
     card = CardMemory("a card", int(total * GIB), free, config.memory_fraction)
-    slabs = geometry.slabs
-    assert arena_slabs(card, needed, geometry.slab_bytes, 64, slabs) == slabs
+    arena_slabs(card, needed, geometry.slab_bytes, 64, geometry.slabs)
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+@pytest.mark.parametrize("total", [79.1, 139.0])
+def test_defaults_fit_a_card(bench: ModuleType, total: float):
+    """Of 80 GB (79.1 GiB) and of 141 GB."""
+    options = on_a_card(bench)
+    fit(options, options.config(), total)
     # The fraction that engines have by themselves leaves other programs room, and would not do.
     if total < 80:
         with pytest.raises(SteerError, match="would fit"):
-            arena_slabs(replace(card, fraction=0.92), needed, geometry.slab_bytes, 64, slabs)
+            fit(options, replace(options.config(), memory_fraction=0.92), total)
+
+
+def test_ablations_fit_a_card():
+    """Each switch of bench.pair turned, on 80 GB; with as many sequences as run, not as may run."""
+    options = on_a_card(pair)
+    config, at_once = options.config(), options.whole("ablate_concurrency")
+    for name, value in flipped(config, True, options.whole("step")).items():
+        fit(options, replace(config, max_sequences=at_once, **turned(name, value)), 79.1)
+    with pytest.raises(SteerError, match="would fit"):
+        fit(options, replace(config, fused_sampling=False), 79.1)
 
 
 @pytest.mark.parametrize("bench", BENCHES)

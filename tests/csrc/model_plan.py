@@ -339,11 +339,15 @@ class Judge:
         lane, size = self.lane, self.size
         copying = [s for s in self.running if (self.took[s] - self.hits[s]) % size]
         assert len(self.view.copies) == len(copying)
+        origin = {target: source for source, target in self.view.copies}
+        assert not origin.keys() & set(origin.values()), "a copy of what another copy writes"
         for s, (source, target) in zip(copying, self.view.copies, strict=True):
             index = s.computed[lane] // size
             others = [o for o in self.running if o.group == s.group and o is not s]
             tables = [t for o in others for t in (self.tables[o], o.blocks[lane])]
-            assert any(t[index : index + 1] in ([source], [None]) for t in tables)
+            # What this plan fills is read where it comes from: copies run all at once.
+            origins = [[origin.get(b, b) for b in t[index : index + 1]] for t in tables]
+            assert any(t in ([source], [None]) for t in origins)
             assert target not in self.model.live(lane)[0], "a copy into a block that is in use"
             s.blocks[lane][index] = target
             self.copy(source, target)

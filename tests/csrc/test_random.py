@@ -208,7 +208,10 @@ class Driver:
     def copy(self, lane: int, plan: Plan) -> None:
         """What the runner does before the pass."""
         self.park(plan)
-        for source, target in plan.copies[: plan.copied].tolist():
+        copies = plan.copies[: plan.copied].tolist()
+        sources, targets = ({pair[i] for pair in copies} for i in (0, 1))
+        assert len(targets) == len(copies) and not sources & targets, "copies run all at once"
+        for source, target in copies:
             self.seen["copied"] += 1
             for offset in range(BLOCK_TOKENS):
                 rows = [self.arena.range(lane, b * BLOCK_TOKENS + offset) for b in (source, target)]

@@ -68,6 +68,51 @@ def test_a_copy_is_listed_and_its_source_held(make_scheduler: Make):
     assert scheduler.pool.references(SMALL, source) == 0
 
 
+def copies(scheduler: Scheduler, lane: int) -> list[list[int]]:
+    """What the plan at hand copies: all at once, so nothing that is written may be read."""
+    plan = scheduler.buffers(lane)
+    found = plan.copies[: plan.copied].tolist()
+    assert not {source for source, _ in found} & {target for _, target in found}
+    return found
+
+
+def test_who_stands_behind_two_copies_reads_what_the_first_copy_read(make_scheduler: Make):
+    """The first samples by order join the third, which has computed the prompt."""
+    scheduler = make_scheduler(max_tick_tokens=9, max_sequences=8)
+    first = scheduler.add([A] * 10, max_tokens=8, samples=4)
+    scheduler.take_events()
+    scheduler.route(first + 1, SMALL, rest=True)
+    assert tick(scheduler, SMALL) == {first + 1: 9}
+    source = int(scheduler.buffers(SMALL).blocks[0][2])
+    for id in (first, first + 2, first + 3):
+        scheduler.route(id, SMALL, rest=True)
+    assert scheduler.plan(SMALL) == 4
+    found = copies(scheduler, SMALL)
+    assert [pair[0] for pair in found] == [source] * 3
+    assert scheduler.pool.references(SMALL, source) == 1 + 3
+    scheduler.commit(SMALL, np.full(4, B, np.int32))
+    assert scheduler.pool.references(SMALL, source) == 1
+    scheduler.check_integrity()
+
+
+def test_who_lost_its_blocks_reads_what_the_first_copy_read(make_scheduler: Make):
+    """A sample that was cut to its prompt has its last block; two others have lost theirs."""
+    scheduler = make_scheduler(max_tick_tokens=64, max_sequences=8)
+    first = scheduler.add([A] * 6, max_tokens=8, samples=3, settle_at_once=False)
+    scheduler.take_events()
+    for id in range(first, first + 3):
+        scheduler.route(id, SMALL, rest=True)
+    tick(scheduler, SMALL)
+    tick(scheduler, SMALL)
+    scheduler.truncate(first + 2, 6)
+    scheduler.take_events()
+    for id in (first, first + 1):
+        scheduler.preempt(id)
+    tick(scheduler, SMALL)
+    assert len(copies(scheduler, SMALL)) == 2
+    scheduler.check_integrity()
+
+
 def test_admission_counts_a_shared_prompt_once(make_scheduler: Make):
     """Four blocks of a prompt and one more for each sample: room for three, not for one only."""
     scheduler = make_scheduler(slabs=8, slots=(1, 1), max_context=32)

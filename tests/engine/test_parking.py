@@ -7,7 +7,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine import Engine, EngineConfig, SamplingParams, SteerError, parking
 from engine.ledger import Usage
 from engine.memory import ArenaGeometry, KVArena
 from engine.parking import HostStore
@@ -108,7 +108,9 @@ def test_a_launch_that_is_repeated_saves_nothing_twice(pair, delimiters, prompts
     assert engine.scheduler.counters()["restored"] > 0
 
 
-def test_a_slot_holds_what_its_block_held():
+@pytest.mark.parametrize("piece", [1, 47, parking.PIECE])  # a slot or all slots at a time
+def test_a_slot_holds_what_its_block_held(piece: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parking, "PIECE", piece)
     geometry = ArenaGeometry(slabs=3, slab_bytes=64, block_bytes=(12, 24))
     arena = KVArena(geometry, torch.float32)
     store = HostStore(arena, 2)

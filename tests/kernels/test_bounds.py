@@ -193,6 +193,7 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "attention in fp32": lambda: attention_case([1, 65], [1, 65], torch.float32),
     "rope_kv": lambda: rope_case(7),
+    "rope_kv of one angle": lambda: rope_case(1),
     "copy_blocks": copy_case,
     "linear of one output": lambda: linear_case(1, 1, 1, torch.float32),
     "linear, narrow": lambda: linear_case(3, 47, 899, torch.bfloat16),

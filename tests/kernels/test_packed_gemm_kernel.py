@@ -66,13 +66,8 @@ def blocks(n: int, k: int, rows: int, columns: int, seed: int = 0) -> tuple[Fp8W
     """fp8 with a scale a block, and its matrix."""
     codes = random(n, k, seed=seed).mul(20).to(FP8)
     scale = torch.rand(-(-n // rows), -(-k // columns), device=DEVICE) + 0.5
-    matrix = codes.double()
-    for row in range(n):
-        for block in range(scale.shape[1]):
-            matrix[row, block * columns : (block + 1) * columns] *= scale[
-                row // rows, block
-            ].double()
-    return Fp8Weight(codes, scale, (rows, columns)), matrix
+    spread = scale.double().repeat_interleave(rows, 0)[:n].repeat_interleave(columns, 1)[:, :k]
+    return Fp8Weight(codes, scale, (rows, columns)), codes.double() * spread
 
 
 def assert_right(found: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> None:

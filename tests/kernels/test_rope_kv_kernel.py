@@ -41,13 +41,16 @@ class Case:
     def run(self, **changes):
         """Rotated queries; the arena is written."""
         arguments = {
-            "qkv": self.qkv, "bias": self.bias, "rope": self.rope,
-            "positions": integers(self.positions), "slots": integers(self.slots),
-            "arena": self.arena, "layout": self.layout, "layer": LAYER, "norms": self.norms,
-            "eps": EPS,
-            "out": self.qkv.new_full((len(self.qkv), self.heads, self.layout.head_dim), torch.nan),
-        }  # fmt: skip
-        return rope_kv.rope_kv(**(arguments | changes))
+            "qkv": self.qkv, "bias": self.bias, "rope": self.rope, "arena": self.arena,
+            "layout": self.layout, "layer": LAYER, "norms": self.norms, "eps": EPS,
+        } | changes  # fmt: skip
+        for name in ("positions", "slots"):  # copied from host memory, which no recording may do
+            if name not in changes:
+                arguments[name] = integers(getattr(self, name))
+        if "out" not in changes:
+            shape = len(self.qkv), self.heads, self.layout.head_dim
+            arguments["out"] = self.qkv.new_full(shape, torch.nan)
+        return rope_kv.rope_kv(**arguments)
 
     def expected(self):
         """Queries, keys and values [rows, heads, head_dim] in fp64."""
