@@ -35,20 +35,21 @@ inline void step(const T* w, Index w_stride, const T* x, Index x_stride, Index r
   }
 }
 
+// Bytes of weights that a tile asks memory for each step, if so many passes share the asking.
+template <int ROWS, int SHARES>
+constexpr Index kPace = SHARES ? ROWS * STEER_VECTOR / SHARES : 0;
+
 // ROWS x COLUMNS outputs. One accumulator an output, so that its order of summation is the same in
-// tiles of any shape. AHEAD: asks for as many bytes behind these weights as it takes of them.
-template <typename T, int ROWS, int COLUMNS, bool AHEAD>
-inline void tile(const T* w, Index w_stride, const T* x, Index x_stride, Index size, float* y,
-                 Index y_stride) {
+// tiles of any shape. `next`: what is asked for meanwhile.
+template <typename T, int ROWS, int COLUMNS, int SHARES>
+[[gnu::noinline]] void tile(const T* w, Index w_stride, const T* x, Index x_stride, Index size,
+                            float* y, Index y_stride, const char* next) {
   constexpr int kSums = (ROWS * COLUMNS + kLanes - 1) / kLanes * kLanes;
   Floats sums[kSums] = {};
-  const char* next = reinterpret_cast<const char*>(w + ROWS * w_stride);
   Index k = 0;
-  for (; k + kStep<T> <= size; k += kStep<T>, next += ROWS * STEER_VECTOR) {
-    if constexpr (AHEAD) {
-      STEER_UNROLL
-      for (int at = 0; at < ROWS * STEER_VECTOR; at += 64) __builtin_prefetch(next + at);
-    }
+  for (; k + kStep<T> <= size; k += kStep<T>, next += kPace<ROWS, SHARES>) {
+    STEER_UNROLL
+    for (int at = 0; at < kPace<ROWS, SHARES>; at += 64) __builtin_prefetch(next + at);
     step<T, ROWS, COLUMNS, true>(w + k, w_stride, x + k, x_stride, 0, sums);
   }
   if (k < size) step<T, ROWS, COLUMNS, false>(w + k, w_stride, x + k, x_stride, size - k, sums);
@@ -63,36 +64,58 @@ inline void tile(const T* w, Index w_stride, const T* x, Index x_stride, Index s
 }
 
 // All rows of w times COLUMNS rows of x.
-template <typename T, int ROWS, int COLUMNS, bool AHEAD>
+template <typename T, int ROWS, int COLUMNS, int SHARES>
 inline void strip(const T* w, Index w_stride, Index rows, const T* x, Index x_stride, Index size,
-                  float* y, Index y_stride) {
+                  float* y, Index y_stride, const char* next) {
   Index r = 0;
-  for (; r + ROWS <= rows; r += ROWS)
-    tile<T, ROWS, COLUMNS, AHEAD>(w + r * w_stride, w_stride, x, x_stride, size, y + r, y_stride);
+  for (; r + ROWS <= rows; r += ROWS, next += size / kStep<T> * kPace<ROWS, SHARES>)
+    tile<T, ROWS, COLUMNS, SHARES>(w + r * w_stride, w_stride, x, x_stride, size, y + r, y_stride,
+                                   next);
   for (; r < rows; ++r)
-    tile<T, 1, COLUMNS, false>(w + r * w_stride, w_stride, x, x_stride, size, y + r, y_stride);
+    tile<T, 1, COLUMNS, 0>(w + r * w_stride, w_stride, x, x_stride, size, y + r, y_stride, next);
 }
 
 // All rows of w times `columns` rows of x, at most COLUMNS.
-template <typename T, int COLUMNS, bool AHEAD>
+template <typename T, int COLUMNS, int SHARES>
 inline void strip_of(Index columns, const T* w, Index w_stride, Index rows, const T* x,
-                     Index x_stride, Index size, float* y, Index y_stride) {
+                     Index x_stride, Index size, float* y, Index y_stride, const char* next) {
   constexpr int kRows = COLUMNS == 1 ? kLanes : kTileRows;
   if (columns == COLUMNS)
-    return strip<T, kRows, COLUMNS, AHEAD>(w, w_stride, rows, x, x_stride, size, y, y_stride);
+    return strip<T, kRows, COLUMNS, SHARES>(w, w_stride, rows, x, x_stride, size, y, y_stride,
+                                            next);
   if constexpr (COLUMNS > 1)
-    strip_of<T, COLUMNS - 1, AHEAD>(columns, w, w_stride, rows, x, x_stride, size, y, y_stride);
+    strip_of<T, COLUMNS - 1, SHARES>(columns, w, w_stride, rows, x, x_stride, size, y, y_stride,
+                                     next);
 }
 
-// Only the first rows of x wait for weights: the others find them in the cache.
+// The first SHARES passes of rows of x over these weights ask for those behind, each for its share,
+// so that memory is at work all the time. A pass alone asks for what its next tile takes.
+template <typename T, int SHARES>
+inline void passes(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
+                   Index columns, Index size, float* y, Index y_stride) {
+  const Index behind = SHARES > 1 ? rows : columns == 1 ? kLanes : kTileRows;
+  const auto* next = reinterpret_cast<const char*>(w + behind * w_stride);
+  const Index share = size / kStep<T> * rows * STEER_VECTOR / (SHARES ? SHARES : 1);
+  const auto pass = [&](auto run, Index c) {
+    const Index left = columns - c;
+    run(left < kWide<T> ? left : kWide<T>, w, w_stride, rows, x + c * x_stride, x_stride, size,
+        y + c * y_stride, y_stride, next);
+  };
+  Index c = 0;
+  for (; c < SHARES * kWide<T>; c += kWide<T>, next += share)
+    pass(strip_of<T, kWide<T>, SHARES>, c);
+  for (; c < columns; c += kWide<T>) pass(strip_of<T, kWide<T>, 0>, c);
+}
+
+// All rows of w times all of x. `ask`: whether the weights behind are to be asked for.
 template <typename T>
 inline void products(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
-                     Index columns, Index size, float* y, Index y_stride) {
-  const auto taken = [&](Index c) { return columns - c < kWide<T> ? columns - c : kWide<T>; };
-  strip_of<T, kWide<T>, true>(taken(0), w, w_stride, rows, x, x_stride, size, y, y_stride);
-  for (Index c = kWide<T>; c < columns; c += kWide<T>)
-    strip_of<T, kWide<T>, false>(taken(c), w, w_stride, rows, x + c * x_stride, x_stride, size,
-                                 y + c * y_stride, y_stride);
+                     Index columns, Index size, float* y, Index y_stride, bool ask = true) {
+  const auto run = !ask                     ? passes<T, 0>
+                   : columns > 3 * kWide<T> ? passes<T, 4>
+                   : columns > kWide<T>     ? passes<T, 2>
+                                            : passes<T, 1>;
+  run(w, w_stride, rows, x, x_stride, columns, size, y, y_stride);
 }
 
 // Blocks of activations that fit the L1 cache meet a few rows of weights at a time.
@@ -105,7 +128,7 @@ void linear(const T* w, Index rows, const T* x, Index x_stride, Index columns, I
     for (Index r = 0; r < rows; r += kStrip)
       products(w + r * size, size, rows - r < kStrip ? rows - r : kStrip, x + c * x_stride,
                x_stride, columns - c < block ? columns - c : block, size, y + c * y_stride + r,
-               y_stride);
+               y_stride, c == 0);
 }
 
 }  // namespace
