@@ -58,7 +58,7 @@ inline void score(State<T>& s, const T* query, Index begin, Index end, Index key
   each_page(s, begin, end, [&](const T* from, Index at, Index size) {
     if (begin + at + ahead < keys) fetch(keys_at(s, begin + at + ahead), size * width);
     fetch(from + s.pages.values, size * width);
-    products(from, width, size, query, width, s.count, width, s.scores + at, kKeyChunk);
+    products(from, width, size, query, width, s.count, width, s.scores + at, kKeyChunk, false);
   });
 }
 

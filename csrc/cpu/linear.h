@@ -35,6 +35,14 @@ inline void step(const T* w, Index w_stride, const T* x, Index x_stride, Index r
   }
 }
 
+// One row of x alone waits for memory, which gives most if it is read nearly in order: two rows at
+// a time. Where others ask for the weights, as many sums as a vector has lanes keep arithmetic
+// busy.
+template <int SHARES>
+constexpr int tile_rows(Index columns) {
+  return columns > 1 ? kTileRows : SHARES == 1 ? 2 : kLanes;
+}
+
 // Bytes of weights that a tile asks memory for each step, if so many passes share the asking.
 template <int ROWS, int SHARES>
 constexpr Index kPace = SHARES ? ROWS * STEER_VECTOR / SHARES : 0;
@@ -79,7 +87,7 @@ inline void strip(const T* w, Index w_stride, Index rows, const T* x, Index x_st
 template <typename T, int COLUMNS, int SHARES>
 inline void strip_of(Index columns, const T* w, Index w_stride, Index rows, const T* x,
                      Index x_stride, Index size, float* y, Index y_stride, const char* next) {
-  constexpr int kRows = COLUMNS == 1 ? kLanes : kTileRows;
+  constexpr int kRows = tile_rows<SHARES>(COLUMNS);
   if (columns == COLUMNS)
     return strip<T, kRows, COLUMNS, SHARES>(w, w_stride, rows, x, x_stride, size, y, y_stride,
                                             next);
@@ -93,7 +101,7 @@ inline void strip_of(Index columns, const T* w, Index w_stride, Index rows, cons
 template <typename T, int SHARES>
 inline void passes(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
                    Index columns, Index size, float* y, Index y_stride) {
-  const Index behind = SHARES > 1 ? rows : columns == 1 ? kLanes : kTileRows;
+  const Index behind = SHARES > 1 ? rows : tile_rows<SHARES>(columns);
   const auto* next = reinterpret_cast<const char*>(w + behind * w_stride);
   const Index share = size / kStep<T> * rows * STEER_VECTOR / (SHARES ? SHARES : 1);
   const auto pass = [&](auto run, Index c) {
@@ -110,7 +118,7 @@ inline void passes(const T* w, Index w_stride, Index rows, const T* x, Index x_s
 // All rows of w times all of x. `ask`: whether the weights behind are to be asked for.
 template <typename T>
 inline void products(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
-                     Index columns, Index size, float* y, Index y_stride, bool ask = true) {
+                     Index columns, Index size, float* y, Index y_stride, bool ask) {
   const auto run = !ask                     ? passes<T, 0>
                    : columns > 3 * kWide<T> ? passes<T, 4>
                    : columns > kWide<T>     ? passes<T, 2>
