@@ -20,6 +20,7 @@ from engine.models.layout import Linear, Part, Table, expected_shapes, model_par
 from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
 from engine.models.shards import Shards, holds_weights
+from engine.models.weight_memory import WeightMemory
 from engine.progress import progress_bar
 from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
@@ -110,6 +111,7 @@ class _Loader:
         self._config = config
         self._dtype = dtype
         self._device = device
+        self._memory = WeightMemory(device)
 
     def check(self) -> None:
         """SteerError unless the shards hold exactly what the model needs."""
@@ -194,7 +196,7 @@ class _Loader:
 
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         try:
-            whole = torch.empty(shape, dtype=self._dtype, device=self._device)
+            whole = self._memory.empty(shape, self._dtype)
         except (RuntimeError, MemoryError):
             size = math.prod(shape) * self._dtype.itemsize / 2**30
             raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None
