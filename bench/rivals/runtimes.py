@@ -278,6 +278,7 @@ class Vllm:
         self._engine = vllm.LLM(
             task.folder, dtype="bfloat16", max_model_len=task.context, max_num_seqs=task.batch,
             enable_prefix_caching=False,
+            gpu_memory_utilization=0.5,  # of this machine's memory: nearly all of it is the default
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
