@@ -264,10 +264,12 @@ def head_logits(hidden: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
     They are sums in fp32 also where weights have two bytes: rounded to bf16 a logit of 20 would be
     off by up to 0.06.
     """
-    if _fused(hidden) or hidden.dtype == torch.float32:
+    if _fused(hidden):
         _, logits = lm_head(hidden, weight, vocabulary, keep=True)
         assert logits is not None
         return logits
+    if hidden.dtype == torch.float32:
+        return linear(hidden, weight)
     wide, slab = hidden.float(), max(1, WORKSPACE // 4 // hidden.shape[1])
     return torch.cat([layers.linear(wide, rows.float()) for rows in weight.split(slab)], 1)
 
