@@ -1,8 +1,9 @@
 """Problems of the ``reasoning-gym`` package, scored by its own scorers.
 
 A source is ``reasoning-gym:NAME`` or ``reasoning-gym:NAME,setting=value,...``, for example
-``reasoning-gym:path_star,degree=2,max_path_length=3``. The question goes to the models as it is,
-except that the embedded pair is given graphs of ``path_star`` in the words of its planning task.
+``reasoning-gym:path_star,degree=2,min_path_length=2,max_path_length=2``. The question goes to the
+models as it is, except that the embedded pair is given graphs of ``path_star`` in the words of its
+planning task.
 """
 
 from __future__ import annotations

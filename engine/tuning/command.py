@@ -35,6 +35,8 @@ from engine.tuning.separability import (
 )  # fmt: skip
 from engine.tuning.target import Bench, Target, choose_tau, ladder
 
+MOST_TOKENS = 1024  # of an answer, where none is asked for
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The command's flags."""
@@ -51,7 +53,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--small", type=Path, metavar="DIR", help="weights of the small model")
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
-    add("--max-tokens", type=int, default=1024, metavar="N", help="per answer (default: 1024)")
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help=f"per answer (default: {MOST_TOKENS}, or what the context leaves)",
+    )
     add("--limit", type=int, metavar="N", help="use the first N prompts")
     add(
         "--delimiter",
@@ -94,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     engine = Engine(
         options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
     )
-    params = SamplingParams(max_tokens=options.max_tokens)
+    params = SamplingParams(max_tokens=_tokens(options.max_tokens, engine, prompts.texts))
     samples = observe(engine, prompts.texts, params, progress=sys.stderr.isatty())
     chosen, findings = _choose(options, samples)
     calibration = fitted(engine, samples, chosen, prompts.texts)
@@ -124,6 +131,14 @@ def _check(options: argparse.Namespace) -> None:
         raise SteerError("--window answer: a calibration is about steps; a cascade needs none")
     for path in (options.output, *_pictures(options.output)):
         check_output(path, "--output")
+
+
+def _tokens(asked: int | None, engine: Engine, texts: Sequence[str]) -> int:
+    """Of an answer: as many as wanted, or as the longest prompt leaves room for."""
+    if asked is not None:
+        return asked
+    longest = max(len(engine.tokenizer.encode(text, special=True)) for text in texts)
+    return max(1, min(MOST_TOKENS, engine.max_context - longest))
 
 
 def _limited(prompts: Prompts, limit: int | None) -> Prompts:
