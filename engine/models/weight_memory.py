@@ -16,8 +16,8 @@ _ALIGNED = 64
 class WeightMemory:
     """Gives uninitialised tensors that lie behind each other; memory is freed with the tensors.
 
-    A decode step reads all weights, and with pages of 4 KiB looking up their addresses takes a good
-    part of that time. Torch asks for larger pages only where an environment variable of its own
+    A decode step reads all weights, and with pages of 4 KiB looking up their addresses takes part
+    of that time. Torch asks for larger pages only where an environment variable of its own
     says so, and for each tensor apart: most are too small for that.
     """
 

@@ -77,7 +77,7 @@ def copies(scheduler: Scheduler, lane: int) -> list[list[int]]:
 
 
 def test_who_stands_behind_two_copies_reads_what_the_first_copy_read(make_scheduler: Make):
-    """The first samples by order join the third, which has computed the prompt."""
+    """The others join the second sample, which alone has computed the prompt."""
     scheduler = make_scheduler(max_tick_tokens=9, max_sequences=8)
     first = scheduler.add([A] * 10, max_tokens=8, samples=4)
     scheduler.take_events()
