@@ -13,7 +13,7 @@ NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/n
 
 LANES := decode handoff overlap pair
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
+.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
   gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
@@ -28,6 +28,10 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 
 test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest -n auto --dist loadgroup
+	$(MAKE) --no-print-directory simulated-gpu
+
+simulated-gpu: setup ## the engine's tests that need a GPU, on a simulated one
+	python -m pytest -n auto -p tests.card.plugin -m gpu tests/engine --ignore tests/engine/test_soak.py
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out

@@ -14,6 +14,7 @@ from bench.stats import percentiles
 
 Call = Callable[[], object]
 _GIB = 2**30
+_PRODUCT = 8192  # rows and columns
 
 
 class CardLostError(RuntimeError):
@@ -75,7 +76,7 @@ def calibrate() -> Card:
     target = torch.empty_like(source)
     copy_us = _median(lambda: target.copy_(source), 5)
     read_us = _median(lambda: source.sum(), 5)
-    size = 8192
+    size = _PRODUCT
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product_us = _median(lambda: a @ b, 5)
     properties = torch.cuda.get_device_properties(0)

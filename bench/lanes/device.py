@@ -129,7 +129,8 @@ class Device:
         return Bandwidth(2 * size / copy, size / read)
 
     def busy_share(self, call: Callable[[], object]) -> float | None:
-        """Share of a call's time in which the device computed; None where nothing can tell.
+        """Share of a call's time in which the device computed; None where nothing can tell, as
+        where the driver lets the profiler see nothing.
 
         From the profiler, which slows the host down: an upper bound of how idle the device is.
         """
@@ -145,7 +146,7 @@ class Device:
             for event in found.events()
             if event.device_type == DeviceType.CUDA
         ]
-        return covered(spans) / (1e6 * wall)
+        return covered(spans) / (1e6 * wall) if spans else None
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -1,0 +1,128 @@
+"""What the simulated card is for: it shows what would be wrong on a real one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.card.simulated import simulated_card
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+
+
+@pytest.fixture
+def card():
+    """Nothing runs before somebody waits for it."""
+    with simulated_card(eagerness=0.0) as found:
+        yield found
+
+
+def pinned(*values):
+    return torch.tensor(values).pin_memory()
+
+
+def test_values_are_those_of_a_cpu(card):
+    x = torch.arange(12, device="cuda").view(3, 4)
+    y = (x.float() @ torch.ones(4, 2, device="cuda"))[1:, 0]
+    assert x.is_cuda and y.device == torch.device("cuda:0")
+    assert card.waits == [] and y.tolist() == [22.0, 38.0] and len(card.waits) == 1
+
+
+def test_what_a_copy_has_yet_to_bring_is_spoilt(card):
+    host = torch.zeros(2, dtype=torch.int64).pin_memory()
+    host.copy_(torch.tensor([3, 4], device="cuda"), non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    assert host.tolist() != [3, 4]
+    event.synchronize()
+    assert host.tolist() == [3, 4]
+
+
+def test_host_memory_is_read_when_the_stream_comes_to_it(card):
+    host, there = pinned(1, 2), torch.zeros(2, dtype=torch.int64, device="cuda")
+    there.copy_(host, non_blocking=True)
+    host.fill_(9)
+    assert card.waits == [] and there.tolist() == [9, 9]
+
+
+def test_memory_that_is_not_pinned_waits(card):
+    torch.tensor([1, 2]).to("cuda")
+    assert card.waits == ["for a copy to the card"]
+
+
+def test_streams_wait_only_if_they_are_told(card):
+    x = torch.zeros(2, device="cuda")
+    torch.cuda.synchronize()
+    found = []
+    for told in (False, True):
+        stream = torch.cuda.Stream()
+        x.fill_(1.0 + told)
+        if told:
+            stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            found.append((x + 0).tolist())
+    assert found == [[0.0, 0.0], [2.0, 2.0]]
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_freed_memory_is_spoilt_for_who_did_not_say_that_it_reads(card, told):
+    x, stream = torch.ones(2, device="cuda"), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        y = x + 1
+    if told:
+        x.record_stream(stream)
+    del x
+    torch.cuda.current_stream().synchronize()
+    with torch.cuda.stream(stream):
+        assert (y.tolist() == [2.0, 2.0]) == told
+
+
+def test_graphs_read_static_memory_and_share_a_pool(card):
+    static, pool, graphs = torch.zeros(2, device="cuda"), torch.cuda.graph_pool_handle(), []
+    for factor in (2, 3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            between = static + 1
+            kept = between * factor
+        address = between.detach()
+        del between
+        graphs.append((graph, kept, address))
+    del address
+    for value, (graph, kept, _) in zip((5.0, 6.0), graphs, strict=True):
+        static.fill_(value)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert kept.tolist() == [(value + 1) * (2 if value == 5 else 3)] * 2
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.tolist(), lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x.cpu(),
+        lambda x: x.copy_(torch.ones(2)), lambda _: torch.cuda.synchronize(), lambda x: x[x > 0],
+    ],
+)  # fmt: skip
+def test_no_recording_waits(card, call):
+    x = torch.ones(2, device="cuda")
+    with (
+        pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        call(x)
+
+
+def test_devices_do_not_mix():
+    with simulated_card(cards=2):
+        here, there = (torch.ones(2, device=f"cuda:{i}") for i in range(2))
+        with pytest.raises(RuntimeError, match=r"from \[device"):
+            here + there
+        with pytest.raises(RuntimeError, match="on the host, all else on cuda:0"):
+            here + torch.ones(2)
+        assert (here + torch.tensor(1.0)).tolist() == [2.0, 2.0]
+
+
+def test_it_leaves_nothing_behind():
+    with simulated_card():
+        assert torch.cuda.is_available() and torch.ones(1, device="cuda").is_cuda
+    assert not torch.cuda.is_available()

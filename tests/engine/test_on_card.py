@@ -1,0 +1,125 @@
+"""The engine as it runs on a GPU (streams, graphs, pinned copies, two cards), on simulated ones.
+
+Not a line of the engine is replaced. Kernels are, by their references, but in one test.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import cycle
+
+import pytest
+import torch
+
+from engine import Engine, EngineConfig, SamplingParams
+from engine.config import LANE_POLICIES
+from engine.routing.policies import Call
+from engine.routing.windows import Window
+from tests.card.references import references
+from tests.card.simulated import simulated_card
+from tests.engine.test_device import LARGE, ROLES, SAMPLED, SMALL, schedule
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+
+WAYS = {
+    "plain": {"graphs": "off"},
+    "graphs": {},
+    "ahead": {"plan_ahead": "both", "read_along": 1, "eager_backlog": 3},
+    "tight": {
+        "arena_tokens": 192, "max_context": 96, "max_sequences": 16, "plan_ahead": "both",
+        "max_tick_tokens": 24, "graph_rows": 24,
+    },
+    "host memory": {
+        "arena_tokens": 96, "max_context": 64, "max_sequences": 16, "plan_ahead": "both",
+        "host_kv_tokens": 256,
+    },
+    "uneven": {"plan_ahead": "both", "max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},
+    "two cards": {"plan_ahead": "both"},
+    **{name: {"lane_policy": name} for name in LANE_POLICIES},
+}  # fmt: skip
+ASKED = [{"temperature": 0.0}, *SAMPLED, {"audit": "score"}]
+
+
+@pytest.fixture(scope="module")
+def kit(make_pair, tmp_path_factory):
+    return make_pair(tmp_path_factory.mktemp("card"), SMALL, LARGE, seed=5)
+
+
+def build(kit, card, delimiters, devices=None, **config):
+    """An engine; on a card what was never written is spoilt."""
+    small, large = kit.folders
+    settings = {
+        "block_tokens": 4, "arena_tokens": 2048, "max_context": 128, "max_sequences": 32,
+        "check_every": 1, "delimiters": delimiters, "graphs": "on", **config,
+    }  # fmt: skip
+    return Engine(
+        "custom", small=small, large=large, dtype="float32", config=EngineConfig(**settings),
+        **({"devices": devices} if devices else {"device": "cuda" if card else "cpu"}),
+    )  # fmt: skip
+
+
+def submit(engine, prompt, number, tokens):
+    window = (Window(), Window("probe", 3))[number % 2]
+    params = SamplingParams(max_tokens=tokens, seed=number, **ASKED[number % len(ASKED)])
+    return engine.submit(prompt, params, Call(lambda b: schedule(b.position), window=window))
+
+
+def run(engine, batch, tokens=16, doomed=()):
+    """Completions of requests that arrive a few at a time; some are ended on the way."""
+    waiting, ids, done, ticks = list(enumerate(batch)), [], {}, 0
+    while len(done) < len(batch):
+        while waiting and len(ids) - len(done) < 7:
+            number, prompt = waiting.pop(0)
+            ids.append(submit(engine, prompt, number, tokens))
+        ticks += 1
+        if ticks == 20:
+            for number in doomed:
+                engine.abort(ids[number])
+        done |= {c.request_id: c for c in engine.step()}
+    return [done[i] for i in ids]
+
+
+@pytest.mark.parametrize(("way", "seed"), list(zip(WAYS, cycle(range(4)), strict=False)))
+def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
+    """Token for token, aborts in flight included, and the host never waits but for a tick's end."""
+    batch, cards = prompts(12, seed=seed + 50, longest=30), None
+    if way == "two cards":
+        cards = ("cuda:0", "cuda:1")
+    with references(), simulated_card(seed, (0.0, 0.3, 0.6, 0.9)[seed], cards=2) as card:
+        engine = build(kit, True, delimiters, cards, **WAYS[way])
+        card.waits.clear()
+        found = run(engine, batch, doomed=(1, 4))
+        assert card.waits == []
+        counts, counters = engine.graph_counts, engine.scheduler.counters()
+    expected = run(build(kit, False, delimiters, **WAYS[way]), batch)
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours.finish_reason == "abort":
+            assert number in (1, 4)
+            continue
+        assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
+        if number % len(ASKED) == 0:
+            kit.check(ours, schedule, ties)
+    assert all((counts[role].replays > 5) == (way != "plain") for role in ROLES)
+    assert way != "host memory" or counters["restored"] > 0
+    assert way != "tight" or counters["preemptions"] > 0
+
+
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_kernels_too(kit, graphs, prompts, delimiters, ties):
+    """In Triton's interpreter, with the numbers that a recording has baked in."""
+    with simulated_card(1) as card:
+        engine = build(kit, True, delimiters, graphs=graphs)
+        card.waits.clear()
+        (done,) = run(engine, prompts(1, seed=4, longest=9), tokens=8)
+        assert card.waits == []
+        assert (engine.graph_counts["small"].replays > 0) == (graphs == "on")
+    kit.check(done, schedule, ties)
+
+
+def test_plain_pytorch_draws_the_same_tokens(kit, prompts, delimiters):
+    batch, found = prompts(6, seed=9, longest=12), []
+    for card in (True, False):
+        with references(), simulated_card(2) if card else nullcontext():
+            engine = build(kit, card, delimiters, fused_sampling=False, fused_head=False)
+            found.append([c.token_ids for c in run(engine, batch)])
+    assert found[0] == found[1]
