@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.config import ARENA_TOKENS, EngineConfig, ModelConfig
 from engine.errors import SteerError
+from engine.shortage import is_shortage
 from kernels.ops import KVLayout
 
 
@@ -57,16 +58,20 @@ class KVArena:
         self.geometry = geometry
         size = geometry.slabs * geometry.slab_bytes
         self._devices = devices or (torch.device("cpu"),) * 2
+        asked = f"an arena of {size / 2**30:.1f} GiB"
+        lacking = SteerError(f"no memory for {asked}; lower arena_tokens")
+        if size >= 2**63:  # more than PyTorch can count
+            raise lacking
         try:
             # Never zeroed: rows that nobody wrote are masked by every reader.
             self._memory = {
                 device: torch.empty(size, dtype=torch.uint8, device=device)
                 for device in dict.fromkeys(self._devices)
             }
-        except (RuntimeError, MemoryError):
-            raise SteerError(
-                f"no memory for an arena of {size / 2**30:.1f} GiB; lower arena_tokens"
-            ) from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise lacking from None
         self._dtype = dtype
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 from engine import _core
 from engine.errors import SteerError
 from engine.memory import KVArena
+from engine.shortage import is_shortage
 
 _LARGE = 1
 # Bytes allocated at once: Torch pins a power of two, up to twice what it is asked for.
@@ -56,7 +57,9 @@ class HostStore:
                 )
                 for first in range(0, slots, self._each)
             ]
-        except (RuntimeError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
             raise SteerError(
                 f"no host memory for {slots * block / 2**30:.1f} GiB of KV; lower host_kv_tokens"
             ) from None

@@ -22,6 +22,7 @@ from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
 from engine.models.shards import Shards, holds_weights
 from engine.models.weight_memory import WeightMemory
 from engine.progress import progress_bar
+from engine.shortage import is_shortage
 from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
@@ -197,7 +198,9 @@ class _Loader:
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         try:
             whole = self._memory.empty(shape, self._dtype)
-        except (RuntimeError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
             size = math.prod(shape) * self._dtype.itemsize / 2**30
             raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None
         first = 0

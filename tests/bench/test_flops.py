@@ -138,6 +138,7 @@ def test_a_dataset_runs_on_any_pair(tmp_path: Path, capsys):
         (["--model-pair=custom"], "pass the folders of both models"),
         (["--dtype=int3"], "unknown dtype 'int3'"),
         (["--arena-tokens=10000000000000"], "no memory for an arena of"),
+        (["--arena-tokens=10000000000000000"], "no memory for an arena of"),
         (["--calibration=nowhere.json", "--problems=2"], "no such calibration file"),
     ],
 )
