@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +87,19 @@ class CudaRecorder:
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
         self._graphs.append(graph)
+        try:
+            outputs = self._capture(graph, work)
+        except BaseException:
+            self._renew_pool()
+            raise
+
+        def replay() -> Outputs:
+            graph.replay()
+            return outputs
+
+        return replay
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> Outputs:
         # Beside other engines' threads, whose calls must not spoil the recording.
         with (
             _RECORDING,
@@ -93,13 +107,16 @@ class CudaRecorder:
                 graph, pool=self._pool, stream=self._queue.stream, capture_error_mode="thread_local"
             ),
         ):
-            outputs = work()
+            return work()
 
-        def replay() -> Outputs:
-            graph.replay()
-            return outputs
-
-        return replay
+    def _renew_pool(self) -> None:
+        """The next recording takes another pool. One that CUDA itself breaks off leaves its pool as
+        if it went on: Torch would refuse every other recording into it."""
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with suppress(RuntimeError):  # it was ended in order
+                end(self._queue.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 class Graphs:

@@ -34,7 +34,9 @@ def test_the_same_work_by_turns(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ]
     for row in rows:
         assert row["rounds"] == 2 and row["threads"] == 1 and row["provider_version"]
-        assert 0 < row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
+        # Of more than one token: what they add to the first, which noise can outweigh here.
+        assert row["tokens"] > 1 or row["seconds_p20"] > 0
+        assert row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
         assert row["tokens_per_second"] == pytest.approx(
             row["batch"] * row["tokens"] / row["seconds_p50"]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import astuple, fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -83,6 +83,18 @@ def _mapped(change: Callable[[Tensor], Any], x: Any) -> Any:
     return x
 
 
+def _within_bounds(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention, where the host's bounds must hold for whatever a replay finds."""
+
+    def checked(arena: Tensor, plan: AttentionPlan, layer: int, query: Tensor) -> Tensor:
+        spans, contexts = plan.starts.diff().numpy(), plan.contexts.numpy()
+        found = ops.Work.counted(spans, contexts[: len(spans)] * (spans > 0))
+        assert all(a <= b for a, b in zip(astuple(found), astuple(plan.work), strict=True))
+        return operation(arena, plan, layer, query)
+
+    return checked
+
+
 def _launched(operation: Callable[..., Any], form: Callable[..., Any]) -> Callable[..., Any]:
     def launch(*args: Any, **kwargs: Any) -> Any:
         tensors: list[Tensor] = []
@@ -105,6 +117,7 @@ def _launched(operation: Callable[..., Any], form: Callable[..., Any]) -> Callab
 def references() -> Iterator[None]:
     """Within: what would launch kernels on the simulated card runs their references there."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "paged_attention", _within_bounds(ops.paged_attention))
         for name, form in FORMS.items():
             patch.setattr(ops, name, _launched(getattr(ops, name), form))
         yield

@@ -1,7 +1,8 @@
 """Puts the simulated card where PyTorch and Triton look for one.
 
-For one thread. Devices in C++ defaults, lists as indices and random numbers of a device go further
-than is simulated; so does torch.compile.
+For one thread. What a test may trip over: `x[[0, 1]]`, `torch.as_tensor(..., device="cuda")`,
+copies between cards, `Tensor.is_pinned` and torch.compile are not simulated; random numbers are
+the host's.
 """
 
 from __future__ import annotations

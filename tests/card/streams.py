@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 Step = Callable[[], Any]
-_SPOILT = 0x7FC0  # twice: NaN in fp32, as in bf16 once; a whole number far out of any range
+_SPOILT = 0x7FF8  # NaN in every floating type; a whole number far out of any range
 
 
 def spoil(memory: Tensor) -> None:
-    """Make bytes unusable. memory: uint8 [bytes]; an odd last one stays."""
-    memory[: len(memory) // 2 * 2].view(torch.int16).fill_(_SPOILT)
+    """Make bytes unusable. memory: uint8 [bytes]; where it is not even, by bytes."""
+    if len(memory) % 2 or memory.data_ptr() % 2 or memory.storage_offset() % 2:
+        memory.fill_(_SPOILT >> 8)
+    else:
+        memory.view(torch.int16).fill_(_SPOILT)
 
 
 @contextmanager
@@ -43,7 +46,14 @@ class Event:
         self._turn = 0  # only the last recording counts
 
     def record(self, stream: Stream | None = None) -> None:
-        self._stream = stream or CARD.current
+        (stream or CARD.current).put(self._mark(stream or CARD.current))
+
+    def record_now(self, stream: Stream) -> None:
+        """Also while a graph is recorded."""
+        stream.put_now(self._mark(stream))
+
+    def _mark(self, stream: Stream) -> Step:
+        self._stream = stream
         self._turn += 1
         self.over, turn = False, self._turn
 
@@ -51,18 +61,20 @@ class Event:
             if turn == self._turn:
                 self.over, self.at = True, time.perf_counter()
 
-        self._stream.put(reached)
+        return reached
 
     def elapsed_time(self, end: Event) -> float:
         assert self.over and end.over
         return 1000 * (end.at - self.at)
 
     def query(self) -> bool:
+        CARD.refuse_in_recordings("to ask for an event")
         CARD.by_chance(0.5)  # who keeps asking must see it end
         return self.over
 
     def synchronize(self) -> None:
         CARD.refuse_in_recordings("to wait for an event")
+        CARD.events += not self.over
         self.bring_about()
 
     def bring_about(self) -> None:
@@ -86,6 +98,10 @@ class Stream:
             assert not isinstance(step, Event), "a graph that waits for another stream"
             graph.steps.append(step)
             return
+        self.put_now(step)
+
+    def put_now(self, step: Step | Event) -> None:
+        """Also while a graph is recorded: what is no work of its own."""
         self._steps.append(step)
         CARD.by_chance()
 
@@ -117,18 +133,25 @@ class Stream:
     def synchronize(self) -> None:
         CARD.wait("for a stream", self)
 
-    def wait_stream(self, other: Stream) -> None:
-        event = Event()
-        event.record(other)
+    def wait_event(self, event: Event) -> None:
         if not event.over:
             self.put(event)
 
+    def wait_stream(self, other: Stream) -> None:
+        event = Event()
+        event.record(other)
+        self.wait_event(event)
+
 
 class Pool:
-    """Memory of graphs that share it: what one of them has given back, all of them write to."""
+    """Memory of graphs that share it: what one of them has given back, all of them write to.
+
+    ``stuck``: a recording into it broke off, and PyTorch takes it to go on.
+    """
 
     def __init__(self) -> None:
         self.free: list[Tensor] = []
+        self.stuck = False
 
 
 class Graph:
@@ -142,19 +165,19 @@ class Graph:
     def replay(self) -> None:
         CARD.refuse_in_recordings("to replay a graph")
 
-        def run() -> None:
+        def spoil_pool() -> None:
             for memory in self.pool.free:
                 spoil(memory)
-            for step in self.steps:
-                step()
 
-        CARD.current.put(run)
+        for step in (spoil_pool, *self.steps):
+            CARD.current.put(step)
 
 
 class Card:
     """All cards of the process, as torch.cuda has them too.
 
-    waits: why the host has waited for a stream, each time; not where it asked for an event.
+    waits: why the host has waited for a stream or a card, each time.
+    events: how often it has waited for an event.
     pinned: host memory that copies need not wait for, by address; none is given out twice.
     """
 
@@ -163,6 +186,7 @@ class Card:
         self.defaults: list[Stream] = []
         self.recording: Graph | None = None
         self.waits: list[str] = []
+        self.events = 0
         self.pinned: dict[int, Tensor] = {}
         self.current: Stream
         self._idle = True
@@ -173,6 +197,7 @@ class Card:
         self.streams.clear()
         self.waits.clear()
         self.pinned.clear()
+        self.events, self.recording, self._idle = 0, None, True
         self._chance, self._eagerness = random.Random(seed), eagerness
         self.defaults = [Stream(index) for index in range(cards)]
         if cards:
@@ -218,6 +243,10 @@ class Card:
 
     def synchronize(self, *_: Any) -> None:
         self.refuse_in_recordings("to wait for a card")
+        self.waits.append("for a card")
+        self._finish()
+
+    def _finish(self) -> None:
         for stream in self.streams:
             stream.finish()
 
@@ -234,13 +263,21 @@ class Card:
     def record(
         self, graph: Graph, pool: Pool | None = None, stream: Stream | None = None, **_: Any
     ) -> Iterator[None]:
-        """As torch.cuda.graph."""
-        self.synchronize()
+        """As torch.cuda.graph. What CUDA breaks off fails once more where it would end."""
+        self.refuse_in_recordings("to record another graph")
+        self._finish()
         graph.pool, graph.stream = pool or graph.pool, stream or Stream()
+        if graph.pool.stuck:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         with self.on(graph.stream):
             self.recording = graph
             try:
                 yield
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):  # of PyTorch's own allocator
+                    raise
+                graph.pool.stuck = True
+                raise RuntimeError("failed due to a previous error during capture") from error
             finally:
                 self.recording = None
 

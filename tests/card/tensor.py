@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from tests.card.streams import CARD, Graph, Stream, plainly, spoil
+from tests.card.streams import CARD, Event, Graph, Stream, plainly, spoil
 
 aten = torch.ops.aten
+_PLACED = (aten.index, aten.index_put, aten.index_put_)
 _WAITS = (aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default)
 
 
@@ -40,10 +41,13 @@ def _free(memory: Tensor, stream: Stream, users: list[Stream], graph: Graph | No
     if graph is not None:
         graph.pool.free.append(memory)
     elif stream in CARD.streams:
-        for user in users:  # the allocator waits for those it was told of
-            if user is not stream:
-                stream.wait_stream(user)
-        stream.put(lambda: spoil(memory))
+        after = [Event() for _ in {*users} - {stream}]
+        for event, user in zip(after, {*users} - {stream}, strict=True):
+            event.record_now(user)
+        nobody = Stream(stream.device) if after else stream
+        for event in after:  # the allocator looks at those that it was told of, and orders nothing
+            nobody.put_now(event)
+        nobody.put_now(lambda: spoil(memory))
 
 
 class CardTensor(Tensor):
@@ -121,6 +125,8 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         pinned = kwargs.pop("pin_memory", None)
         with _disable_current_modes():
             found = func(*args, **kwargs)
+            if pinned and "empty" in func.name():
+                spoil(_raw(found))
         return pin(found) if pinned else found
     if func in _WAITS:
         CARD.wait(f"for the values that {func} gives", CARD.stream(ours[0].device))
@@ -134,7 +140,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: from {[x.device for x in ours]} to {device}")
     if func.is_view or func is aten.detach.default:
         return _views(func, args, kwargs, ours[0])
-    _check_places(func, flat, device)
+    _check_places(func, args, flat, device)
     return _put(func, args, kwargs, device)
 
 
@@ -144,11 +150,14 @@ def _views(func: Any, args: Any, kwargs: dict[str, Any], base: CardTensor) -> An
     return tree_map(lambda x: CardTensor(x, base.device, base.block), found)
 
 
-def _check_places(func: Any, flat: list[Any], device: torch.device) -> None:
+def _check_places(func: Any, args: Any, flat: list[Any], device: torch.device) -> None:
     """No tensors of the host among those of the card, but single numbers and indices."""
+    indices = args[1] if func.overloadpacket in _PLACED else ()
+    if any(isinstance(x, Tensor) and x.dtype == torch.bool for x in indices):
+        CARD.wait("for the places that a mask has", CARD.stream(device))
     for x in flat:
         if isinstance(x, Tensor) and not isinstance(x, CardTensor) and x.ndim:
-            if func.overloadpacket not in (aten.index, aten.index_put, aten.index_put_):
+            if all(x is not index for index in indices):
                 raise RuntimeError(f"{func}: {list(x.shape)} on the host, all else on {device}")
             CARD.wait("for an index that is on the host", CARD.stream(device))
 
@@ -215,6 +224,8 @@ def _copied(source: Tensor, kwargs: dict[str, Any]) -> Tensor:
 def _move(into: Tensor, source: Tensor, blocks: bool) -> Tensor:
     """Copy, between host and card as CUDA does."""
     here, there, a, b = _on_card(source), _on_card(into), inner(into), inner(source)
+    # What is not one run of bytes, or of another type, goes through memory that is not pinned.
+    direct = a.is_contiguous() and b.is_contiguous() and a.dtype == b.dtype
     if not here and not there:
         with plainly():
             a.copy_(b)
@@ -222,14 +233,15 @@ def _move(into: Tensor, source: Tensor, blocks: bool) -> Tensor:
     stream = CARD.stream(source.device if here else into.device)
     if here and there:
         assert into.device == source.device, "copies between cards are not simulated"
-    elif there and not _is_pinned(source):
+    elif there and not (direct and _is_pinned(source)):
         CARD.refuse_in_recordings("to copy from memory that is not pinned")
         with plainly():
             b = b.clone()  # it is read before the call returns
     elif here:
-        blocks = blocks or not _is_pinned(into)
+        blocks = blocks or not (direct and _is_pinned(into))
         with plainly():
-            spoil(a.view(-1).view(torch.uint8))
+            if direct:
+                spoil(a.view(-1).view(torch.uint8))
     stream.put(lambda: a.copy_(b))
     if blocks and here != there:
         CARD.wait(f"for a copy to the {'card' if there else 'host'}", stream)

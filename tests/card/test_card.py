@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from triton.runtime import interpreter
 
 from tests.card.simulated import simulated_card
 
@@ -35,7 +36,7 @@ def test_what_a_copy_has_yet_to_bring_is_spoilt(card):
     event.record()
     assert host.tolist() != [3, 4]
     event.synchronize()
-    assert host.tolist() == [3, 4]
+    assert host.tolist() == [3, 4] and card.events == 1
 
 
 def test_host_memory_is_read_when_the_stream_comes_to_it(card):
@@ -78,22 +79,53 @@ def test_freed_memory_is_spoilt_for_who_did_not_say_that_it_reads(card, told):
         assert (y.tolist() == [2.0, 2.0]) == told
 
 
-def test_graphs_read_static_memory_and_share_a_pool(card):
-    static, pool, graphs = torch.zeros(2, device="cuda"), torch.cuda.graph_pool_handle(), []
+def test_graphs_read_static_memory(card):
+    static, graphs = torch.zeros(2, device="cuda"), []
     for factor in (2, 3):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            graphs.append((graph, (static + 1) * factor, factor))
+    for value, (graph, kept, factor) in zip((5.0, 6.0), graphs, strict=True):
+        static.fill_(value)
+        graph.replay()
+        assert kept.tolist() == [(value + 1) * factor] * 2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_graphs_of_a_pool_write_to_what_one_of_them_freed(card, shared):
+    static, pools = torch.zeros(2, device="cuda"), [torch.cuda.graph_pool_handle() for _ in "ab"]
+    graphs, seen = [], []
+    for pool in (pools[0], pools[not shared]):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             between = static + 1
-            kept = between * factor
-        address = between.detach()
+            seen.append(between.inner)
+            kept = between * 2
         del between
-        graphs.append((graph, kept, address))
-    del address
-    for value, (graph, kept, _) in zip((5.0, 6.0), graphs, strict=True):
-        static.fill_(value)
+        graphs.append((graph, kept))
+    for graph, kept in graphs:
         graph.replay()
-        torch.cuda.synchronize()
-        assert kept.tolist() == [(value + 1) * (2 if value == 5 else 3)] * 2
+        assert kept.tolist() == [2.0, 2.0]
+    assert seen[0].isnan().all() == shared and seen[1].tolist() == [1.0, 1.0]
+
+
+def test_graphs_on_two_streams_are_not_one_after_the_other():
+    """Steps of one come between those of the other: what they share comes out wrong at times."""
+    found = set()
+    for seed in range(8):
+        with simulated_card(seed, 0.5):
+            shared, graphs = torch.zeros(2, device="cuda"), []
+            for value in (1.0, 2.0):
+                graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+                with torch.cuda.graph(graph, stream=stream):
+                    shared.fill_(value)
+                    graphs.append((graph, stream, shared + 0))
+            for graph, stream, _ in graphs:
+                with torch.cuda.stream(stream):
+                    graph.replay()
+            torch.cuda.synchronize()
+            found.add(tuple(kept.tolist()[0] for *_, kept in graphs))
+    assert (1.0, 2.0) in found and len(found) > 1
 
 
 @pytest.mark.parametrize(
@@ -104,12 +136,19 @@ def test_graphs_read_static_memory_and_share_a_pool(card):
     ],
 )  # fmt: skip
 def test_no_recording_waits(card, call):
-    x = torch.ones(2, device="cuda")
+    """PyTorch says why in the cause, and would take no other recording into the same pool."""
+    x, pool = torch.ones(2, device="cuda"), torch.cuda.graph_pool_handle()
     with (
-        pytest.raises(RuntimeError, match="not permitted when stream is capturing"),
-        torch.cuda.graph(torch.cuda.CUDAGraph()),
+        pytest.raises(RuntimeError, match="previous error during capture") as found,
+        torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool),
     ):
         call(x)
+    assert "not permitted when stream is capturing" in str(found.value.__cause__)
+    with (
+        pytest.raises(RuntimeError, match="already recording to mempool_id"),
+        torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool),
+    ):
+        pass
 
 
 def test_devices_do_not_mix():
@@ -123,6 +162,10 @@ def test_devices_do_not_mix():
 
 
 def test_it_leaves_nothing_behind():
+    before = torch.Generator, interpreter.GridExecutor.__call__
     with simulated_card():
         assert torch.cuda.is_available() and torch.ones(1, device="cuda").is_cuda
     assert not torch.cuda.is_available()
+    assert (torch.Generator, interpreter.GridExecutor.__call__) == before
+    with pytest.raises((RuntimeError, AssertionError)):
+        torch.ones(1, device="cuda")
