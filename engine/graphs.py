@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,7 +89,7 @@ class CudaRecorder:
         try:
             outputs = self._capture(graph, work)
         except BaseException:
-            self._renew_pool()
+            self._mend_pool()
             raise
 
         def replay() -> Outputs:
@@ -109,13 +108,16 @@ class CudaRecorder:
         ):
             return work()
 
-    def _renew_pool(self) -> None:
-        """The next recording takes another pool. One that CUDA itself breaks off leaves its pool as
-        if it went on: Torch would refuse every other recording into it."""
+    def _mend_pool(self) -> None:
+        """A recording that CUDA itself breaks off leaves its pool as if it went on, and Torch would
+        refuse every other one into it: they get another. One that broke off in order keeps its
+        pool, and what that has of memory."""
         end = getattr(torch._C, "_cuda_endAllocateToPool", None)
         if end is not None:
-            with suppress(RuntimeError):  # it was ended in order
+            try:
                 end(self._queue.device.index, self._pool)
+            except RuntimeError:  # it was ended in order
+                return
         self._pool = torch.cuda.graph_pool_handle()
 
 

@@ -139,6 +139,7 @@ def simulated_card(seed: int = 0, eagerness: float = 0.3, cards: int = 1) -> Ite
         patch.setattr(torch.accelerator, "empty_host_cache", lambda: None, raising=False)
         patch.setattr(torch.profiler, "profile", lambda **_: nullcontext(nothing_seen))
         patch.setattr(torch, "Generator", _Generator)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", lambda _, pool: pool.end())
         executor = interpreter.GridExecutor
         patch.setattr(executor, "__call__", _launch(executor.__call__))
         try:

@@ -153,6 +153,11 @@ class Pool:
         self.free: list[Tensor] = []
         self.stuck = False
 
+    def end(self) -> None:
+        if not self.stuck:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.stuck = False
+
 
 class Graph:
     """What was recorded; as torch.cuda.CUDAGraph."""

@@ -41,11 +41,11 @@ def _free(memory: Tensor, stream: Stream, users: list[Stream], graph: Graph | No
     if graph is not None:
         graph.pool.free.append(memory)
     elif stream in CARD.streams:
-        after = [Event() for _ in {*users} - {stream}]
-        for event, user in zip(after, {*users} - {stream}, strict=True):
+        # The allocator looks at the streams that it was told of, and makes none wait for another.
+        nobody = Stream(stream.device) if users else stream
+        for user in {stream, *users} if users else ():
+            event = Event()
             event.record_now(user)
-        nobody = Stream(stream.device) if after else stream
-        for event in after:  # the allocator looks at those that it was told of, and orders nothing
             nobody.put_now(event)
         nobody.put_now(lambda: spoil(memory))
 

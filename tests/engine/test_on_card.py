@@ -144,10 +144,11 @@ def test_a_recording_that_breaks_off_costs_its_graph_only(
     expected = run(build(kit, False, delimiters), batch)
     with references(), simulated_card(3) as card:
         engine = build(kit, True, delimiters)
-        decoder, broken = engine.lanes[0].runner.decoder, []
+        decoder, broken, pools = engine.lanes[0].runner.decoder, [], set()
         statistics = decoder.statistics
 
         def short(*arguments):
+            pools.add(engine.lanes[0].runner.graphs._recorder._pool)
             if card.recording is not None and len(broken) < 2:
                 broken.append(message)
                 kind = torch.OutOfMemoryError if "CUDA" in message else RuntimeError
@@ -159,3 +160,4 @@ def test_a_recording_that_breaks_off_costs_its_graph_only(
         counts = engine.graph_counts["small"]
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
     assert counts.refused == 2 and counts.captures > 2 and counts.replays > 5
+    assert len(pools) == (3 if message.startswith("CUBLAS") else 1)
