@@ -8,7 +8,9 @@ from triton.runtime import interpreter
 
 from tests.card.simulated import simulated_card
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU, no need to simulate"
+)
 
 
 @pytest.fixture

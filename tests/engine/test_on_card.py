@@ -19,7 +19,9 @@ from tests.card.references import references
 from tests.card.simulated import simulated_card
 from tests.engine.test_device import LARGE, ROLES, SAMPLED, SMALL, schedule
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU, no need to simulate"
+)
 
 WAYS = {
     "plain": {"graphs": "off"},
@@ -90,7 +92,7 @@ def numbers(done):
     ("way", "seed"), [*zip(WAYS, cycle(range(4)), strict=False), ("tight", 0), ("graphs", 0)]
 )
 def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
-    """Token for token, aborts in flight included, and the host waits but for the ends of ticks."""
+    """Token for token, aborts in flight included, and the host waits only for ends of ticks."""
     batch, cards = prompts(12, seed=seed + 50, longest=30), None
     if way == "two cards":
         cards = ("cuda:0", "cuda:1")
