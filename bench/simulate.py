@@ -41,7 +41,8 @@ ttft: to the first token; tpot: for each further one; latency: to the end; of fi
 wait: from a decision for the large model to its first token. All four: median / 99th percentile.
 busy: share of time with a tick in flight; batch: sequences in a tick; slabs: share of the arena,
 over time. All three: small / large. lent: slabs that went from one model to the other.
-recomputed: rows whose keys and values were given up and computed again."""
+suspended: requests that gave up their keys and values and waited. again: rows computed again, for
+100 that gave a token."""
 
 
 def _pair(row: dict[str, Any], name: str, digits: int, unit: float = 1.0) -> str:
@@ -57,7 +58,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     """The table of a grid."""
     header = (
         "lanes", "load", "handoff", "tokens/s", "requests/s", "ttft s", "tpot ms", "latency s",
-        "wait ms", "busy", "batch", "slabs", "lent", "preempted", "recomputed",
+        "wait ms", "busy", "batch", "slabs", "lent", "suspended", "again",
     )  # fmt: skip
     return render(
         header,
@@ -76,8 +77,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
                 _lanes(r, "mean_batch", ".1f"),
                 _lanes(r, "slabs_mean", ".0%", r["slabs"]),
                 str(r["lent_slabs"]),
-                str(r["preemptions"]),
-                str(sum(r[f"{role}_recompute_rows"] for role in ROLES)),
+                str(r["suspended"]),
+                f"{r['recomputed_share']:.2%}",
             )
             for r in rows
         ],

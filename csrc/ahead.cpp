@@ -26,8 +26,8 @@ namespace steer {
 bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
   const Request& request = sequence.request;
   if (sequence.phase != Phase::running || sequence.in_flight[lane] == 0 ||
-      sequence.active != lane || sequence.awaits_route || sequence.pending() ||
-      sequence.keep_pending[lane] >= 0)
+      sequence.active != lane || sequence.awaits_route || sequence.suspended ||
+      sequence.pending() || sequence.keep_pending[lane] >= 0)
     return false;
   if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.length()) return true;
   const std::int32_t generated = sequence.generated() + 1;

@@ -147,6 +147,7 @@ void bind_sequence(py::module_& m) {
       .def_readonly("awaits_route", &Sequence::awaits_route)
       .def_readonly("reading", &Sequence::reading)
       .def_readonly("away", &Sequence::away)
+      .def_readonly("suspended", &Sequence::suspended)
       .def_readonly("candidate", &Sequence::candidate)
       .def_readonly("attempt", &Sequence::attempt)
       .def_readonly("sample", &Sequence::sample)
@@ -180,12 +181,13 @@ Scheduler make_scheduler(
     std::array<std::int32_t, kModels> background, const std::string& lane_policy,
     std::int32_t gather, std::int32_t hold_ticks, std::int32_t automatic_from,
     std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
-    std::int32_t host_blocks, const std::vector<std::string>& delimiters,
+    std::int32_t host_blocks, bool eager_admission, const std::vector<std::string>& delimiters,
     std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes) {
   const LaneSettings lanes{
       lane_policy_named(lane_policy), gather, hold_ticks, automatic_from, tick_cost, lane_weight};
   return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
-                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes, host_blocks},
+                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes, host_blocks,
+                    eager_admission},
                    delimiters, std::move(token_bytes), std::move(large_token_bytes));
 }
 
@@ -220,6 +222,8 @@ py::dict counters(const Scheduler& self) {
   py::dict out;
   out["admitted"] = c.admitted;
   out["preemptions"] = c.preemptions;
+  out["suspended"] = c.suspended;
+  out["guarded"] = self.guarded();
   out["lost_rows"] = c.lost_rows;
   out["recomputed"] = c.recomputed;
   out["ticks"] = c.ticks;
@@ -249,7 +253,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("automatic_from") = 4,
            py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0},
-           py::arg("host_blocks") = 0, py::arg("delimiters"), py::arg("token_bytes"),
+           py::arg("host_blocks") = 0, py::arg("eager_admission") = false, py::arg("delimiters"), py::arg("token_bytes"),
            py::arg("large_token_bytes") = std::vector<std::string>{})
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
@@ -293,6 +297,7 @@ void bind_scheduler(py::module_& m) {
       .def_property_readonly("host_used",
                              [](const Scheduler& s) { return s.host().total() - s.host().free(); })
       .def_property_readonly("longest", &Scheduler::longest)
+      .def_property_readonly("limit", &Scheduler::limit)
       .def_property_readonly("running", &Scheduler::running)
       .def_property_readonly("waiting", &Scheduler::waiting)
       .def("check_integrity", &Scheduler::check_integrity);

@@ -10,8 +10,6 @@ namespace steer {
 
 namespace {
 
-constexpr double kRecent = 32;  // sequences over which shares are averaged
-
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);
 }
@@ -41,7 +39,8 @@ Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::strin
                  StepDetector(delimiters, std::move(large_token_bytes))},
       pool_(config.slabs, config.slots),
       host_(config.host_blocks),
-      turns_(config.lanes) {
+      turns_(config.lanes),
+      guard_(config.max_sequences) {
   for (auto& plans : lanes_)
     for (int i = 0; i < kDepth; ++i)
       plans.emplace_back(config.max_tick_tokens, config.max_sequences,
@@ -102,6 +101,7 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
     throw std::overflow_error("the queue is full: " + std::to_string(waiting_.size()) +
                               " requests wait, it holds " + std::to_string(config_.max_waiting));
   turns_.changed();
+  admission_due_ = true;
   const SequenceId first = next_id_;
   for (std::int32_t sample = 0; sample < samples; ++sample) {
     auto sequence = std::make_unique<Sequence>();
@@ -146,7 +146,7 @@ void Scheduler::reach_boundary(Sequence& sequence) {
     return;
   }
   sequence.awaits_route = false;
-  sequence.active = sequence.request.reader;
+  activate(sequence, sequence.request.reader);
   if (!sequence.steps.empty()) sequence.usage.decision_wait += sequence.span(sequence.active) - 1;
   if (sequence.request.trial_tokens == 0) {
     sequence.reading = true;
@@ -154,6 +154,11 @@ void Scheduler::reach_boundary(Sequence& sequence) {
     sequence.trial_from = sequence.length();
     open_step(sequence);
   }
+}
+
+void Scheduler::activate(Sequence& sequence, int model) {
+  if (sequence.active != model) forecast_.entered(model);
+  sequence.active = model;
 }
 
 // The active model writes a step from here on.
@@ -200,7 +205,7 @@ void Scheduler::go_on(Sequence& sequence, int model, bool rest, bool unread) {
     drop_candidate(sequence);
   }
   sequence.awaits_route = sequence.reading = false;
-  sequence.active = model;
+  activate(sequence, model);
   if (rest) sequence.rest_from = sequence.length();
   if (unread) sequence.unread_from = sequence.length();
   open_step(sequence);
@@ -235,16 +240,12 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
     keep_rows(sequence, model, 0);
-    // Unless it never ran, or nobody had a choice. A shadow's work is its sequence's.
-    const bool entered =
-        sequence.highest[model] > 0 ||
-        (sequence.request.relay && std::ranges::any_of(sequence.steps, [&](const Step& step) {
-           return step.model == model;
-         }));
-    if (sequence.phase == Phase::running && !sequence.shadow() &&
-        sequence.rest_from != sequence.prompt_length())
-      entered_[model] += (entered - entered_[model]) / kRecent;
   }
+  if (!sequence.shadow() && sequence.phase == Phase::running)
+    forecast_.ended(sequence.generated(),
+                    reason == Finish::stop || reason == Finish::repetition);
+  suspended_ -= std::exchange(sequence.suspended, false);
+  admission_due_ = true;
   shadows_ -= sequence.shadow();
   if (sequence.phase == Phase::running)
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));

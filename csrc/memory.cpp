@@ -1,13 +1,19 @@
 // Where memory comes from when it is short: the progress rule.
 //
 // A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; its own cache,
-// least recently used; the other's slabs that hold only cache; then whatever is cheapest to
-// recompute per block gained. The KV of a model that a sequence is not using may be
-// taken from anyone, of the model it is using only from later sequences. So the first sequence of
-// the order can take everything but its own KV, never loses the KV of the model it runs, and
-// add() made sure that the arena holds it: it always moves on.
+// least recently used; the other's slabs that hold only cache; then KV that no sequence will go
+// back to. Last, a sequence takes the KV of the newest one after it in the order. That one is
+// suspended: it gives up all it has, on both models, and waits until there is room for it to its
+// end (admission.cpp). So memory is short once, and not again for the same sequences a moment
+// later. A sequence with none after it waits.
+//
+// Only the leader, the first in the order that could go on, may besides take KV of a model that a
+// sequence is not using, its own included: at the next handoff that is computed again. So it can
+// take everything but its own KV of the model that it runs, and add() made sure that the arena
+// holds that: it always moves on.
 #include <algorithm>
 #include <map>
+#include <tuple>
 
 #include "scheduler.h"
 
@@ -37,8 +43,17 @@ std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane)
   return std::nullopt;
 }
 
+// Whether `requester` may take a block of `model` that `from` holds.
 bool Scheduler::may_take(const Sequence& from, int model, const Sequence& requester) const {
-  return from.active != model || goes_before(requester, from);
+  if (from.end_pending != Finish::none || from.is_done_with(model)) return true;
+  if (goes_before(requester, from)) return true;
+  return from.active != model && &requester == leader();
+}
+
+// Where a sequence stands in the order if it would miss its KV of `model`, else behind all.
+std::size_t Scheduler::place_of(const Sequence& sequence, int model) const {
+  if (sequence.end_pending != Finish::none || sequence.is_done_with(model)) return running_.size();
+  return static_cast<std::size_t>(std::ranges::find(running_, &sequence) - running_.begin());
 }
 
 Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
@@ -46,35 +61,33 @@ Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
   std::vector<Victim> victims = own_tails(requester, lane);
   const std::vector<Victim> slabs = other_slabs(requester, lane);
   victims.insert(victims.end(), slabs.begin(), slabs.end());
-  const auto cheapest =
-      std::min_element(victims.begin(), victims.end(), [](const Victim& a, const Victim& b) {
-        return a.in_flight != b.in_flight ? b.in_flight : a.cost < b.cost;
-      });
-  if (cheapest == victims.end()) return Found::nothing;
-  evacuate(*cheapest, lane);
+  const auto best = std::ranges::min_element(victims, {}, [](const Victim& victim) {
+    return std::tuple(-static_cast<std::ptrdiff_t>(victim.place), victim.in_flight, victim.cost);
+  });
+  if (best == victims.end()) return Found::nothing;
+  evacuate(*best, requester, lane);
   return pool_.available(lane) + pool_.reclaimable(lane) > 0 ? Found::now : Found::later;
 }
 
-// The last block of each sequence that may be taken, with all behind it; the newest sequence stands
-// first. A block that several sequences share is taken from all of them. Blocks behind it that an
-// earlier sequence shares only lose a reference: so whatever the first sequence does not hold
-// itself can be had.
+// The last block of each sequence that may be taken, with all behind it. A block that several
+// sequences share is taken from all of them. Blocks behind it that an earlier sequence shares only
+// lose a reference: so whatever the first sequence does not hold itself can be had.
 std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, int lane) const {
   std::vector<Victim> tails;
-  for (auto it = running_.rbegin(); it != running_.rend(); ++it) {
-    const Sequence& from = **it;
-    const auto& blocks = from.blocks[lane];
-    if (&from == &requester || from.in_flight[lane] > 0 || !may_take(from, lane, requester))
+  for (const Sequence* from : running_) {
+    const auto& blocks = from->blocks[lane];
+    if (from == &requester || from->in_flight[lane] > 0 || !may_take(*from, lane, requester))
       continue;
     for (std::size_t index = blocks.size(); index-- > 0;) {
       if (!pool_.open_to(pool_.slab_of(lane, blocks[index]), lane)) continue;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      Victim victim{pool_.slab_of(lane, blocks[index]), &from, index, false, 0};
+      Victim victim{pool_.slab_of(lane, blocks[index]), from, index, false, 0, running_.size()};
       bool takeable = true;
       for (const Sequence* holder : holders(lane, blocks[index], index)) {
         takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
                     may_take(*holder, lane, requester);
         victim.cost += (holder->computed[lane] - kept) * config_.recompute_cost[lane];
+        victim.place = std::min(victim.place, place_of(*holder, lane));
       }
       if (!takeable) continue;
       tails.push_back(victim);
@@ -91,7 +104,8 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
   std::map<SlabId, Victim> slabs;
   std::vector<char> closed(pool_.slab_count(), 0);
   for (const Sequence* from : running_) {
-    const bool takeable = from->end_pending != Finish::none || may_take(*from, other, requester);
+    const bool takeable = may_take(*from, other, requester);
+    const std::size_t place = place_of(*from, other);
     const auto& blocks = from->blocks[other];
     std::map<SlabId, std::size_t> first;  // lowest block index of this sequence in each slab
     for (std::size_t i = 0; i < blocks.size(); ++i)
@@ -99,10 +113,12 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
     for (const auto& [slab, index] : first) {
       if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      Victim& victim = slabs.try_emplace(slab, Victim{slab, nullptr, 0, false, 0}).first->second;
+      const Victim none{slab, nullptr, 0, false, 0, running_.size()};
+      Victim& victim = slabs.try_emplace(slab, none).first->second;
       victim.in_flight |= from->in_flight[other] + from->ahead[other].rows > 0;
       const std::int32_t rows = from->computed[other] + from->in_flight[other];
       victim.cost += std::max(0, rows - kept) * unit;
+      victim.place = std::min(victim.place, place);
     }
   }
   std::vector<Victim> open;
@@ -111,12 +127,12 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
   return open;
 }
 
-void Scheduler::evacuate(const Victim& victim, int lane) {
+void Scheduler::evacuate(const Victim& victim, const Sequence& requester, int lane) {
   if (victim.tail_of != nullptr) {
     const auto& blocks = victim.tail_of->blocks[lane];
     const auto kept = static_cast<std::int32_t>(victim.index) * config_.block_tokens;
     for (Sequence* holder : holders(lane, blocks[victim.index], victim.index))
-      take_rows(*holder, lane, kept);
+      give_up(*holder, lane, kept, requester);
     return;
   }
   const int other = 1 - lane;
@@ -128,10 +144,20 @@ void Scheduler::evacuate(const Victim& victim, int lane) {
       return pool_.slab_of(other, block) == victim.slab;
     });
     if (found == blocks.end()) continue;
-    take_rows(*from, other,
-              static_cast<std::int32_t>(found - blocks.begin()) * config_.block_tokens);
+    const auto kept = static_cast<std::int32_t>(found - blocks.begin()) * config_.block_tokens;
+    give_up(*from, other, kept, requester);
   }
   for (const BlockId block : pool_.cached_blocks(victim.slab)) evict(other, block);
+}
+
+// What is not missed goes from the block on that is needed, and so does what the leader needs of
+// its own. A sequence that is to miss its KV gives up all and waits.
+void Scheduler::give_up(Sequence& from, int model, std::int32_t rows, const Sequence& requester) {
+  const bool missed = from.end_pending == Finish::none && !from.is_done_with(model);
+  if (missed && goes_before(requester, from) && partner_of(requester) != &from)
+    suspend(from);
+  else
+    take_rows(from, model, rows);
 }
 
 }  // namespace steer

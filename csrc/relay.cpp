@@ -27,6 +27,12 @@ Sequence* Scheduler::shadow_of(const Sequence& sequence) const {
   return found == sequences_.end() ? nullptr : found->second.get();
 }
 
+Sequence* Scheduler::partner_of(const Sequence& sequence) const {
+  if (!sequence.shadow()) return shadow_of(sequence);
+  const auto found = sequences_.find(-sequence.id);
+  return found == sequences_.end() ? nullptr : found->second.get();
+}
+
 SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
                                  std::vector<Token> stop_ids, std::vector<Token> think_end) {
   const Sequence& sequence = find(id);
@@ -83,6 +89,7 @@ void Scheduler::cross(SequenceId id, const std::vector<Token>& tokens, bool unre
     throw std::invalid_argument("the text leaves the large model no room to write");
   go_on(sequence, kLarge, false, unread);
   sequence.away = true;
+  shadow->suspended = std::exchange(sequence.suspended, false);
   // Where this text ends, or a step of it, was the sequence's to find.
   for (const Token token : tokens) {
     shadow->tokens.push_back(token);
@@ -104,6 +111,7 @@ void Scheduler::cross_back(SequenceId id, const std::vector<Token>& tokens, Fini
   turns_.changed();
   shadow->active = kSmall;
   sequence.away = false;
+  sequence.suspended = std::exchange(shadow->suspended, false);
   sequence.last_sampler = shadow->last_sampler;
   Outcome outcome;
   for (const Token token : tokens) {

@@ -19,6 +19,8 @@
 #include <vector>
 
 #include "block_pool.h"
+#include "forecast.h"
+#include "guard.h"
 #include "host_pool.h"
 #include "lane_policy.h"
 #include "plan.h"
@@ -46,11 +48,14 @@ struct SchedulerConfig {
   // Blocks of the large model that host memory keeps when their room is needed; 0: none. What is
   // kept is found through the prefix cache, which must be on.
   std::int32_t host_blocks = 0;
+  // Sequences come in as soon as the arena holds what they have now, whatever is to come.
+  bool eager_admission = false;
 };
 
 struct Counters {
   std::int64_t admitted = 0;
   std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
+  std::int64_t suspended = 0;                      // that gave up all of it and had to wait
   std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
   std::array<std::int64_t, kModels> recomputed{};  // rows computed again
   std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
@@ -151,6 +156,9 @@ class Scheduler {
   const SchedulerConfig& config() const { return config_; }
   // Tokens of one sequence at most, in the context and in the arena.
   std::int64_t longest() const;
+  // Sequences that may share the arena now: fewer than max_sequences while the guard acts.
+  std::int32_t limit() const { return guard_.limit(); }
+  std::int64_t guarded() const { return guard_.acted(); }
   std::size_t running() const { return running_.size(); }
   std::size_t waiting() const { return waiting_.size(); }
 
@@ -164,8 +172,13 @@ class Scheduler {
     const Sequence* tail_of = nullptr;
     std::size_t index = 0;  // of the block in its table
     bool in_flight = false;
-    double cost = 0;
+    double cost = 0;        // to compute it again
+    std::size_t place = 0;  // in the order, of the first one that will miss it
   };
+  struct Holding {  // slabs
+    double least = 0, likely = 0, most = 0;
+  };
+  class Load;
 
   Sequence& find(SequenceId id);
   std::int32_t blocks_for(std::int32_t rows) const;
@@ -175,6 +188,7 @@ class Scheduler {
   // lifecycle.cpp
   void check_request(const Request& request, std::int32_t samples) const;
   void reach_boundary(Sequence& sequence);
+  void activate(Sequence& sequence, int model);
   void open_step(Sequence& sequence);
   void drop_candidate(Sequence& sequence);
   void check_route(const Sequence& sequence) const;
@@ -185,6 +199,7 @@ class Scheduler {
 
   // relay.cpp
   Sequence* shadow_of(const Sequence& sequence) const;
+  Sequence* partner_of(const Sequence& sequence) const;
   std::int32_t step_limit(const Sequence& sequence) const;
 
   // text.cpp
@@ -241,10 +256,21 @@ class Scheduler {
   void settle_ahead(Sequence& sequence, int lane);
   void drop_ahead(Sequence& sequence, int lane);
 
-  // tick.cpp
+  // admission.cpp
   void admit();
+  void admit_while_there_is_room();
+  bool has_room_for(const Load& load);
+  Holding holding(const Sequence& sequence, int model, double tokens) const;
+  double shared_slabs(const Sequence& sequence) const;
+  std::int32_t found_blocks(const Sequence& sequence, int model) const;
   std::int32_t missing_blocks(const Sequence& sequence, int model) const;
-  double expected_slabs(const Sequence& sequence) const;
+  Sequence* leader() const;
+  Sequence* next_in_line() const;
+  std::int32_t active() const;
+  void let_run(Sequence& sequence);
+  void suspend(Sequence& sequence);
+
+  // tick.cpp
   const Plan* oldest(int lane) const;
   Plan& landing(int lane);
   Plan& filling(int lane) { return lanes_[lane][lanes_[lane][0].in_flight]; }
@@ -263,9 +289,11 @@ class Scheduler {
   std::optional<BlockId> find_block(const Sequence& sequence, int lane);
   Found make_room(const Sequence& sequence, int lane);
   bool may_take(const Sequence& from, int model, const Sequence& requester) const;
+  void give_up(Sequence& from, int model, std::int32_t rows, const Sequence& requester);
   std::vector<Victim> own_tails(const Sequence& requester, int lane) const;
   std::vector<Victim> other_slabs(const Sequence& requester, int lane) const;
-  void evacuate(const Victim& victim, int lane);
+  std::size_t place_of(const Sequence& sequence, int model) const;
+  void evacuate(const Victim& victim, const Sequence& requester, int lane);
 
   SchedulerConfig config_;
   std::array<StepDetector, kModels> detectors_;  // of each vocabulary
@@ -282,7 +310,12 @@ class Scheduler {
   Counters counters_;
   std::int32_t shadows_ = 0;  // among running_
   std::int64_t bets_ = 0;     // spans that are planned ahead and neither promoted nor void
-  std::array<double, kModels> entered_{0, 0};  // share of late sequences that a model worked on
+  std::int32_t suspended_ = 0;  // among running_
+  Forecast forecast_;
+  Guard guard_;
+  bool was_short_ = false;     // somebody was suspended, and there has not been much room since
+  bool admission_due_ = true;  // something has changed since somebody was last looked for
+  std::int32_t plans_since_look_ = 0;
   SequenceId next_id_ = 1;
 };
 

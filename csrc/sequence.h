@@ -82,6 +82,7 @@ struct Sequence {
   bool awaits_route = true;            // at a boundary: the caller decides who goes on
   bool reading = false;                // the reader computes it before the decision
   bool away = false;                   // its shadow writes the open step
+  bool suspended = false;              // gave up its KV for others, waits until there is room
   Finish end_pending = Finish::none;   // these three take effect when the batch in
   std::int32_t truncate_pending = -1;  // flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
@@ -153,9 +154,13 @@ struct Sequence {
   // Something has to happen first that waits for the batch in flight.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && !away && active == lane &&
+    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
            in_flight[lane] == 0 && !pending();
   }
+  // It will not go to `model` any more, as far as is decided.
+  bool is_done_with(int model) const { return rest_from >= 0 && active != model; }
+  // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
+  bool waits_for_partner() const { return away || (shadow() && awaits_route); }
 };
 
 // Both lanes share one order: priority, then arrival; a shadow stands behind its sequence.

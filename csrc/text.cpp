@@ -7,6 +7,7 @@ namespace steer {
 
 void Scheduler::append(Sequence& sequence, Token token) {
   sequence.tokens.push_back(token);
+  forecast_.wrote(sequence.active);
   const Outcome outcome = read(sequence, token);
   if (sequence.trial_from >= 0)
     try_on(sequence, outcome);

@@ -1,4 +1,4 @@
-// A tick of a lane: admission, the plan, and what its commit books.
+// A tick of a lane: the plan, and what its commit books.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -7,67 +7,6 @@
 #include "scheduler.h"
 
 namespace steer {
-
-// New sequences wait, in order, until the memory that nobody uses would hold their prompt on the
-// model that they start on, and until all that run are likely to find room on both models: those
-// who still have to enter one would else take the KV that others have there, over and over. The
-// first one always runs, so an arena that holds one request serves all of them.
-void Scheduler::admit() {
-  if (waiting_.empty()) return;
-  std::array<std::int64_t, kModels> room{};
-  double slabs = config_.slabs;
-  for (int model = 0; model < kModels; ++model) {
-    room[model] = pool_.available(model) + pool_.reclaimable(model);
-    slabs -= static_cast<double>(pool_.live(model)) / config_.slots[model];
-  }
-  for (const Sequence* other : running_) {
-    // Of a relayed sequence and its shadow one works, and the other needs nothing.
-    const bool idle = other->away || (other->shadow() && other->active != kLarge);
-    if (!idle) room[other->active] -= missing_blocks(*other, other->active);
-    slabs -= expected_slabs(*other);
-  }
-  while (!waiting_.empty() &&
-         static_cast<std::int32_t>(running_.size()) - shadows_ < config_.max_sequences) {
-    Sequence* next = waiting_.front();
-    const std::int64_t needed = missing_blocks(*next, next->active);
-    const double expected = expected_slabs(*next);
-    if (!running_.empty() && (room[next->active] < needed || slabs < expected)) return;
-    room[next->active] -= needed;
-    slabs -= expected;
-    waiting_.pop_front();
-    insert_in_order(running_, next);
-    next->phase = Phase::running;
-    if (next->request.relay && next->awaits_route)
-      events_.push_back({EventKind::decide, next->id, -1});
-    ++counters_.admitted;
-  }
-}
-
-// Blocks that a sequence lacks to sample its next token. What a sample finds with another one that
-// runs is not counted twice.
-std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) const {
-  auto held = static_cast<std::int32_t>(sequence.blocks[model].size());
-  if (held == 0 && sequence.sample > 0 && std::ranges::any_of(running_, [&](const Sequence* other) {
-        return other != &sequence && other->group == sequence.group;
-      }))
-    held = (sequence.prompt_length() - 1) / config_.block_tokens;
-  return std::max(0, blocks_for(sequence.length() + 1) - held);
-}
-
-// What a sequence is likely to need beyond what it holds, to stand where it does on both models. A
-// shadow is its sequence's part on the large one.
-double Scheduler::expected_slabs(const Sequence& sequence) const {
-  double slabs = 0;
-  for (int model = 0; model < kModels; ++model) {
-    if (model == kSmall ? sequence.shadow() : shadow_of(sequence) != nullptr) continue;
-    const bool sure = model == sequence.active || sequence.highest[model] > 0 || sequence.shadow();
-    const double likely = model != sequence.active && sequence.rest_from >= 0 ? 0
-                          : sure                                              ? 1
-                                                                              : entered_[model];
-    slabs += likely * missing_blocks(sequence, model) / config_.slots[model];
-  }
-  return slabs;
-}
 
 // Decoding sequences come first in the row budget and prefills share what they leave, but memory
 // is handed out strictly in order.
@@ -157,8 +96,8 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 // there is a row to sample from whatever is taken back.
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
-  if (sequence.request.relay || sequence.active == lane || sequence.in_flight[lane] > 0 ||
-      sequence.ahead[lane].rows > 0 || sequence.pending() || sequence.rest_from >= 0 ||
+  if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
+      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending() || sequence.rest_from >= 0 ||
       (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;
@@ -271,12 +210,15 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
   const RowCounts kinds = sequence.kinds(lane, first, last);
   add_counts(sequence.usage.rows[lane], kinds);
-  counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  const std::int64_t again = kinds[static_cast<int>(RowKind::recompute)].rows;
+  counters_.recomputed[lane] += again;
+  guard_.computed(last - first, again, active());
 }
 
 // Books one row whose logits gave a token; it attends to `keys` keys, itself included.
 void Scheduler::count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys) {
   sequence.usage.rows[lane][static_cast<int>(kind)].add(keys - 1, keys);
+  guard_.computed(1, 0, active());
   if (sequence.last_sampler != lane) sequence.usage.entries[lane].add(0, keys - 1);
   sequence.last_sampler = lane;
 }

@@ -75,8 +75,9 @@ class Grid:
         cases = _cases(options, requests)
         means = _means(options)
         seed = whole("--seed", options.seed, 0)
-        workload = Workload(requests, means, seed)
-        check_fits(setting, workload.longest)
+        check_fits(setting, means.prompt, means.answer)
+        workload = Workload(requests, means, seed, setting.most, _max_tokens(options))
+        check_fits(setting, max(workload.prompts), 1)
         fields = {
             "pair": options.model_pair,
             "weights": options.weights if card else None,
@@ -84,6 +85,7 @@ class Grid:
             **_setting_fields(setting),
             "requests": requests,
             **vars(means),
+            "max_tokens": max(workload.limits),
             "seed": seed,
         }
         return cls(setting, workload, cases, fields)
@@ -160,6 +162,7 @@ def _setting(options: argparse.Namespace, shapes: Shapes, card: str | None) -> S
         hold_ticks=whole("--hold-ticks", options.hold_ticks, 1, 2**30),
         eager_backlog=whole("--eager-backlog", options.eager_backlog, 0, 2**30),
         read_along=whole("--read-along", options.read_along, 0, 2**30),
+        eager_admission=options.eager_admission,
         ticks=whole("--ticks", options.ticks, 0),
     )
 
@@ -170,7 +173,13 @@ def _means(options: argparse.Namespace) -> Means:
         answer=real("--answer", options.answer, 1, 10**6),
         step=real("--step", options.step, 1, 10**6),
         spread=real("--spread", options.spread, 0, 100),
+        shift=real("--shift", options.shift, 0.01, 100),
     )
+
+
+def _max_tokens(options: argparse.Namespace) -> int | None:
+    asked = options.max_tokens
+    return None if asked is None else whole("--max-tokens", asked, 1, 10**7)
 
 
 def _cases(options: argparse.Namespace, requests: int) -> list[Case]:
@@ -214,5 +223,6 @@ def _setting_fields(setting: Setting) -> dict[str, Any]:
         "hold_ticks": setting.hold_ticks,
         "eager_backlog": setting.eager_backlog,
         "read_along": setting.read_along,
+        "eager_admission": setting.eager_admission,
         "ticks_limit": setting.ticks,
     }

@@ -13,6 +13,7 @@ from engine.ledger import ROW_KINDS, Usage
 
 PERCENTILES = (50, 90, 99)
 _POINTS = 4096  # of a history, at most
+_OF_SHARE = ("recompute", "sampled")
 
 
 class ArenaMeter:
@@ -78,6 +79,12 @@ class RequestMeter:
     usage: Usage = field(default_factory=Usage)
     tokens: int = 0
     steps: list[int] = field(default_factory=lambda: [0, 0])  # by model
+
+    @property
+    def recomputed_share(self) -> float:
+        """Rows that were computed again over rows that gave a token."""
+        again, sampled = (sum(self.usage.count(r, k) for r in ROLES) for k in _OF_SHARE)
+        return again / sampled if sampled else 0.0
 
     def large_wrote(self, sampled: Sequence[int], now: float) -> None:
         """The large model gave these sequences a token."""

@@ -149,6 +149,11 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         help="ticks of the other lane that one with work is held at most (default: %(default)s)",
     )
     add(
+        "--eager-admission",
+        action="store_true",
+        help="let requests in as soon as their prompt fits, whatever they will need",
+    )
+    add(
         "--eager-backlog",
         default=str(EngineConfig.eager_backlog),
         metavar="N",
@@ -181,6 +186,20 @@ def _add_texts(group: argparse._ArgumentGroup) -> None:
         help="standard deviation of prompts and answers, "
         f"in means: they are log-normal, cut at {LONGEST} means; 0: all alike "
         "(default: %(default)s)",
+    )
+    add(
+        "--shift",
+        default="1",
+        metavar="X",
+        help="answers of the second half of the requests are X times as long "
+        "(default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        metavar="N",
+        help="what each request asks for at most: all that the scheduler knows of its length "
+        f"before it ends; longer answers are cut (default: {LONGEST} mean answers, or what the "
+        "context and the arena leave)",
     )
     add("--seed", default="0", metavar="N", help="of everything drawn (default: 0)")
 

@@ -11,7 +11,7 @@ import numpy as np
 from bench.simulation.clock import NOBODY, SharedClock
 from bench.simulation.meter import ArenaMeter, RequestMeter, percentiles, row_counts
 from bench.simulation.setting import Case, Setting, build_scheduler
-from bench.simulation.workload import TEXT, Texts
+from bench.simulation.workload import END, TEXT, Texts
 from engine.config import ROLES
 
 SMALL, LARGE = range(2)
@@ -40,6 +40,9 @@ class Simulation:
         self._samples = [plan.samples for plan in self._plans]
         self._text = [TEXT] * max(workload.prompts)
         self._offsets: list[int] = workload.offsets.tolist()
+        # By number, from 1 on: keys of the row that gives the last token.
+        sizes = zip(workload.prompts, workload.answers, strict=True)
+        self._ends = np.array([0, *(prompt + answer - 1 for prompt, answer in sizes)])
         self._handoffs = workload.handoffs(case.handoff)
         # Where all goes to the large model nobody reads a boundary.
         self._reader = -1 if case.handoff == 1 else SMALL
@@ -77,8 +80,9 @@ class Simulation:
         at = self._added
         self._added += 1
         prompt = self._text[: self._workload.prompts[at]]
-        limit = self._workload.answers[at]
-        number = self.scheduler.add(prompt, max_tokens=limit, reader=self._reader)
+        number = self.scheduler.add(
+            prompt, max_tokens=self._workload.limits[at], stop_ids=[END], reader=self._reader
+        )
         self.requests.arrived[number] = arrival
 
     def _plan(self, due: float) -> None:
@@ -105,8 +109,9 @@ class Simulation:
     def _commit(self, lane: int) -> None:
         count = self._counts[lane]
         ids = self._ids[lane][:count]
-        places = self._workload.offsets[ids] + self._contexts[lane][:count]
-        self.scheduler.commit(lane, self._workload.tokens[places])
+        contexts = self._contexts[lane][:count]
+        tokens = self._workload.tokens[self._workload.offsets[ids] + contexts]
+        self.scheduler.commit(lane, np.where(contexts >= self._ends[ids], END, tokens))
         self.ticks[lane] += 1
         self._sequences[lane] += count
         if lane == LARGE and self.requests.awaiting:
@@ -159,7 +164,11 @@ class Simulation:
             **lanes[SMALL],
             **lanes[LARGE],
             **row_counts(met.usage),
-            **{name: counters[name] for name in ("lent_slabs", "preemptions", "lost_rows")},
+            "recomputed_share": met.recomputed_share,
+            **{
+                name: counters[name]
+                for name in ("lent_slabs", "preemptions", "suspended", "guarded", "lost_rows")
+            },
             "counters": counters,
             "ticks": ticks,
             "simulated_seconds": now,

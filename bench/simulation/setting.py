@@ -22,6 +22,7 @@ class Setting:
     together: see :class:`bench.simulation.clock.SharedClock`.
     max_sequences, max_tick_tokens, gather, hold_ticks, eager_backlog, read_along: see
         :class:`engine.config.EngineConfig`.
+    eager_admission: let requests in as soon as their prompt fits, to see what a forecast is worth.
     ticks: end a simulation after so many, of both lanes; 0: when every request is finished.
     """
 
@@ -35,7 +36,14 @@ class Setting:
     hold_ticks: int = EngineConfig.hold_ticks
     eager_backlog: int = EngineConfig.eager_backlog
     read_along: int = EngineConfig.read_along
+    eager_admission: bool = False
     ticks: int = 0
+
+    @property
+    def most(self) -> int:
+        """Tokens that one sequence can have: by the context, and by what the arena holds."""
+        room = self.geometry.slabs * min(self.geometry.slots) * BLOCK_TOKENS
+        return min(room, *(shape.max_position for shape in self.shapes))
 
 
 @dataclass(frozen=True)
@@ -58,21 +66,18 @@ def check_lanes(name: str) -> None:
         raise SteerError(f"--lanes: unknown lane policy {name!r}; known: {known}")
 
 
-def check_fits(setting: Setting, longest: int) -> None:
-    """SteerError if a request of ``longest`` tokens could never run."""
+def check_fits(setting: Setting, prompt: float, answer: float) -> None:
+    """SteerError if a request of so many tokens could never run."""
     limit = min(shape.max_position for shape in setting.shapes)
-    geometry = setting.geometry
-    room = geometry.slabs * min(geometry.slots) * BLOCK_TOKENS
+    geometry, longest = setting.geometry, prompt + answer
     advice = "lower --prompt, --answer or --spread"
     if longest > limit:
+        raise SteerError(f"a request of {longest:g} tokens, the context is {limit}: {advice}")
+    if longest > setting.most:
         raise SteerError(
-            f"a request was drawn with {longest} tokens, the context is {limit}: {advice}"
-        )
-    if longest > room:
-        raise SteerError(
-            f"a request was drawn with {longest} tokens, the arena of "
-            f"{geometry.slabs * geometry.slab_bytes / 2**30:.2f} GiB holds {room} of the large "
-            f"model: raise --memory or {advice}"
+            f"a request of {longest:g} tokens, the arena of "
+            f"{geometry.slabs * geometry.slab_bytes / 2**30:.2f} GiB holds {setting.most} of the "
+            f"large model: raise --memory or {advice}"
         )
 
 
@@ -93,6 +98,7 @@ def build_scheduler(setting: Setting, case: Case, longest: int) -> _core.Schedul
         gather=setting.gather,
         hold_ticks=setting.hold_ticks,
         tick_cost=(small, large),
+        eager_admission=setting.eager_admission,
         prefix_cache=False,  # all prompts hold the same token: they would share everything
         delimiters=DELIMITERS,
         token_bytes=TOKEN_BYTES,

@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-TEXT, DELIMITER = 1, 0
+DELIMITER, TEXT, END = range(3)
 # The delimiter's token holds text as well, so that a step may be a single token.
-TOKEN_BYTES = [b".\n\n", b"text"]
+TOKEN_BYTES = [b".\n\n", b"text", b""]
 DELIMITERS = [b"\n\n"]
 LONGEST = 8  # times the mean; what is drawn longer is cut
 
@@ -29,13 +29,15 @@ class Means:
     """Tokens of a prompt, an answer and a step, on average.
 
     Prompts and answers are log-normal with a standard deviation of ``spread`` means, rounded, at
-    least 1 and at most ``LONGEST`` means; 0 makes them all alike. Steps are geometric.
+    least 1 and at most ``LONGEST`` means; 0 makes them all alike. Steps are geometric. Answers of
+    the second half of the requests are ``shift`` times as long.
     """
 
     prompt: float
     answer: float
     step: float
     spread: float
+    shift: float = 1.0
 
 
 class Texts(Protocol):
@@ -43,6 +45,7 @@ class Texts(Protocol):
 
     prompts: list[int]
     answers: list[int]
+    limits: list[int]
     longest: int
     offsets: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int32]
@@ -60,16 +63,33 @@ class Workload:
     """``requests`` requests; the core numbers them from 1 on.
 
     prompts, answers: tokens of each request, in the order in which they come.
+    limits: the most tokens that each asks for: what the scheduler knows of its answer's length.
+    longest: tokens of prompt and limit at most.
     offsets: int64 [requests + 1], by number: where its text begins in ``tokens``.
     tokens: int32; the token behind ``context`` tokens stands at offset + context.
     """
 
-    def __init__(self, requests: int, means: Means, seed: int) -> None:
+    def __init__(
+        self, requests: int, means: Means, seed: int, most: int, max_tokens: int | None = None
+    ) -> None:
+        """Answers longer than what is asked for are cut there, as a server cuts them.
+
+        Args:
+            most: tokens that one sequence can have.
+            max_tokens: what each request asks for; ``LONGEST`` mean answers where it is None.
+        """
         draws = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
         lengths, places, delimiters, decisions, arrivals = draws
         self.prompts = _lengths(lengths, requests, means.prompt, means.spread)
-        self.answers = _lengths(lengths, requests, means.answer, means.spread)
-        self.longest = max(p + a for p, a in zip(self.prompts, self.answers, strict=True))
+        drawn = _lengths(lengths, requests, means.answer, means.spread)
+        asked = max_tokens or int(LONGEST * means.answer * max(1.0, means.shift))
+        self.limits = [max(1, min(asked, most - prompt)) for prompt in self.prompts]
+        later = [means.shift if i >= requests // 2 else 1.0 for i in range(requests)]
+        self.answers = [
+            max(1, min(round(n * factor), limit))
+            for n, factor, limit in zip(drawn, later, self.limits, strict=True)
+        ]
+        self.longest = max(p + n for p, n in zip(self.prompts, self.limits, strict=True))
         self.offsets = places.integers(0, _PLACES, requests + 1)
         size = _PLACES + self.longest + 1
         ends = delimiters.random(size) < 1 / means.step
