@@ -19,9 +19,9 @@ namespace steer {
 namespace {
 
 constexpr double kDeviations = 2;
-constexpr double kSlack = 1.0 / 16;    // of the arena, free again after somebody was suspended
-constexpr std::size_t kMoments = 32;   // that are looked at
-constexpr std::int32_t kPatience = 64; // plans after which it is looked again, whatever happened
+constexpr double kSlack = 1.0 / 16;     // of the arena, free again after somebody was suspended
+constexpr std::size_t kMoments = 32;    // that are looked at
+constexpr std::int32_t kPatience = 64;  // plans after which it is looked again, whatever happened
 
 }  // namespace
 
@@ -64,8 +64,8 @@ class Scheduler::Load {
   double peak() const {
     double peak = 0;
     for (const Moment& moment : moments_)
-      peak = std::max(peak, std::min(moment.most,
-                                     moment.mean + kDeviations * std::sqrt(moment.variance)));
+      peak = std::max(
+          peak, std::min(moment.most, moment.mean + kDeviations * std::sqrt(moment.variance)));
     return peak;
   }
 
@@ -120,8 +120,8 @@ std::int32_t Scheduler::found_blocks(const Sequence& s, int model) const {
   const std::int32_t size = config_.block_tokens;
   std::int32_t blocks = 0;
   for (auto parent = PrefixCache::kRoot; (blocks + 1) * size <= s.findable(model); ++blocks) {
-    const auto hit = cache_.find(
-        model, parent, {s.tokens.data() + blocks * size, static_cast<std::size_t>(size)});
+    const auto hit = cache_.find(model, parent,
+                                 {s.tokens.data() + blocks * size, static_cast<std::size_t>(size)});
     if (!hit || pool_.references(model, hit->block) == BlockPool::kCached) break;
     parent = hit->node;
   }
@@ -137,19 +137,17 @@ std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) cons
 
 // The first in the order that could go on: what it lacks it gets, whoever has it.
 Sequence* Scheduler::leader() const {
-  const auto found = std::ranges::find_if(running_, [](const Sequence* s) {
-    return !s->awaits_route && !s->waits_for_partner();
-  });
+  const auto found = std::ranges::find_if(
+      running_, [](const Sequence* s) { return !s->awaits_route && !s->waits_for_partner(); });
   return found == running_.end() ? nullptr : *found;
 }
 
 // The first in the order of those that wait for room.
 Sequence* Scheduler::next_in_line() const {
-  const auto suspended = suspended_ == 0 ? running_.end()
-                                         : std::ranges::find_if(running_, &Sequence::suspended);
+  const auto suspended =
+      suspended_ == 0 ? running_.end() : std::ranges::find_if(running_, &Sequence::suspended);
   Sequence* back = suspended == running_.end() ? nullptr : *suspended;
-  const bool full =
-      static_cast<std::int32_t>(running_.size()) - shadows_ >= config_.max_sequences;
+  const bool full = static_cast<std::int32_t>(running_.size()) - shadows_ >= config_.max_sequences;
   if (waiting_.empty() || full) return back;
   return back != nullptr && goes_before(*back, *waiting_.front()) ? back : waiting_.front();
 }
@@ -176,10 +174,11 @@ void Scheduler::admit_while_there_is_room() {
   for (int model = 0; model < kModels; ++model)
     room[model] = pool_.available(model) + pool_.reclaimable(model);
   for (const Sequence* s : running_) {
+    for (int model = 0; model < kModels; ++model)
+      if (s->suspended || s->is_done_with(model))
+        room[model] += static_cast<std::int64_t>(s->blocks[model].size());
     if (s->suspended) continue;
     if (!s->waits_for_partner()) room[s->active] -= missing_blocks(*s, s->active);
-    if (const int idle = 1 - s->active; s->is_done_with(idle))
-      room[idle] += static_cast<std::int64_t>(s->blocks[idle].size());
     if (s->shadow()) continue;
     lengths.push_back(s->generated());
     bound += s->request.max_tokens;
@@ -193,6 +192,8 @@ void Scheduler::admit_while_there_is_room() {
   while (Sequence* next = next_in_line()) {
     if (active() >= guard_.limit()) return;
     room[next->active] -= missing_blocks(*next, next->active);
+    for (int model = 0; model < kModels; ++model)
+      if (next->suspended) room[model] -= static_cast<std::int64_t>(next->blocks[model].size());
     load.add(*next);
     if (room[next->active] < 0 || !has_room_for(load)) return;
     let_run(*next);
@@ -223,19 +224,17 @@ void Scheduler::let_run(Sequence& sequence) {
   ++counters_.admitted;
 }
 
-// Gives up all KV of a sequence for others, at the latest when what is in flight retires. It is not
-// planned until there is room for it to its end. Of a relayed sequence and its shadow both give up
-// theirs, and the one that works waits.
+// Stops a sequence until there is room for it to its end. It keeps its KV as long as nobody before
+// it needs that. Of a relayed sequence and its shadow the one that works waits.
 void Scheduler::suspend(Sequence& sequence) {
   was_short_ = admission_due_ = true;
-  for (Sequence* one : {&sequence, partner_of(sequence)}) {
-    if (one == nullptr || one->phase != Phase::running) continue;
-    for (int model = 0; model < kModels; ++model) take_rows(*one, model, 0);
-    if (one->suspended || one->waits_for_partner() || one->end_pending != Finish::none) continue;
-    one->suspended = true;
-    ++suspended_;
-    ++counters_.suspended;
-  }
+  Sequence* partner = partner_of(sequence);
+  Sequence& works = sequence.waits_for_partner() && partner != nullptr ? *partner : sequence;
+  if (works.suspended || works.waits_for_partner() || works.phase != Phase::running) return;
+  works.suspended = true;
+  ++suspended_;
+  ++counters_.suspended;
+  for (int model = 0; model < kModels; ++model) drop_ahead(works, model);
 }
 
 }  // namespace steer

@@ -242,8 +242,7 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
     keep_rows(sequence, model, 0);
   }
   if (!sequence.shadow() && sequence.phase == Phase::running)
-    forecast_.ended(sequence.generated(),
-                    reason == Finish::stop || reason == Finish::repetition);
+    forecast_.ended(sequence.generated(), reason == Finish::stop || reason == Finish::repetition);
   suspended_ -= std::exchange(sequence.suspended, false);
   admission_due_ = true;
   shadows_ -= sequence.shadow();

@@ -150,14 +150,14 @@ void Scheduler::evacuate(const Victim& victim, const Sequence& requester, int la
   for (const BlockId block : pool_.cached_blocks(victim.slab)) evict(other, block);
 }
 
-// What is not missed goes from the block on that is needed, and so does what the leader needs of
-// its own. A sequence that is to miss its KV gives up all and waits.
+// What one sequence loses: the KV from the block on that is needed. If it is going to miss that,
+// and stands after the requester, it is suspended.
 void Scheduler::give_up(Sequence& from, int model, std::int32_t rows, const Sequence& requester) {
-  const bool missed = from.end_pending == Finish::none && !from.is_done_with(model);
-  if (missed && goes_before(requester, from) && partner_of(requester) != &from)
-    suspend(from);
-  else
-    take_rows(from, model, rows);
+  if (from.end_pending == Finish::none && !from.is_done_with(model)) {
+    guard_.lost(std::max(0, from.computed[model] + from.in_flight[model] - rows));
+    if (goes_before(requester, from) && partner_of(requester) != &from) suspend(from);
+  }
+  take_rows(from, model, rows);
 }
 
 }  // namespace steer

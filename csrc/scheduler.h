@@ -308,8 +308,8 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
-  std::int32_t shadows_ = 0;  // among running_
-  std::int64_t bets_ = 0;     // spans that are planned ahead and neither promoted nor void
+  std::int32_t shadows_ = 0;    // among running_
+  std::int64_t bets_ = 0;       // spans that are planned ahead and neither promoted nor void
   std::int32_t suspended_ = 0;  // among running_
   Forecast forecast_;
   Guard guard_;

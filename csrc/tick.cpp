@@ -97,8 +97,8 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
   if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
-      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending() || sequence.rest_from >= 0 ||
-      (lane == kSmall && sequence.request.reader != kSmall) ||
+      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending() ||
+      sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
       sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
     return;
   reuse_prefix(sequence, lane, std::min(sequence.settled - 1, sequence.findable(lane)));
@@ -210,15 +210,14 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
   const RowCounts kinds = sequence.kinds(lane, first, last);
   add_counts(sequence.usage.rows[lane], kinds);
-  const std::int64_t again = kinds[static_cast<int>(RowKind::recompute)].rows;
-  counters_.recomputed[lane] += again;
-  guard_.computed(last - first, again, active());
+  counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  guard_.computed(last - first, active());
 }
 
 // Books one row whose logits gave a token; it attends to `keys` keys, itself included.
 void Scheduler::count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys) {
   sequence.usage.rows[lane][static_cast<int>(kind)].add(keys - 1, keys);
-  guard_.computed(1, 0, active());
+  guard_.computed(1, active());
   if (sequence.last_sampler != lane) sequence.usage.entries[lane].add(0, keys - 1);
   sequence.last_sampler = lane;
 }

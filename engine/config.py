@@ -214,7 +214,8 @@ class Pair:
 
 
 _SWITCHES = (
-    "prefix_cache", "cpu_kernels", "overlap", "fused_head", "fused_sampling", "retokenize",
+    "prefix_cache", "eager_admission", "cpu_kernels", "overlap", "fused_head", "fused_sampling",
+    "retokenize",
 )  # fmt: skip
 _NOT_WHOLE = (
     *_SWITCHES, "delimiters", "lane_policy", "load_format", "graphs", "plan_ahead",
@@ -230,7 +231,8 @@ class EngineConfig:
     arena_tokens: KV room in tokens of the large model; the small one may borrow all of it. 0 takes
         what is free on a GPU, and ARENA_TOKENS on a CPU.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
-    max_sequences: running at once, the rest waits.
+    max_sequences: running at once, the rest waits; fewer where the arena is likely not to hold
+        them until they end.
     max_waiting: waiting at once, the rest is refused; 0 sets no limit.
     max_tick_tokens: rows of one forward pass; long prefills are cut to fit.
     delimiters: what ends a step.
@@ -239,6 +241,8 @@ class EngineConfig:
     host_kv_tokens: KV room in tokens of the large model in host memory (pinned for a GPU). What is
         evicted there is copied back where it would else be computed again; 0 keeps nothing. Needs
         prefix_cache, and both models on one device.
+    eager_admission: let requests run as soon as there is room for their prompts, whatever they are
+        likely to need; to see what the forecast is worth.
     lane_policy: which lane may run: "latency", each whenever it can; "weighted", the lanes share
         the time; "throughput", one at a time, large steps gather; "auto", latency while few run.
     gather: sequences that are worth a large tick under throughput; 0 works it out from the load.
@@ -275,6 +279,7 @@ class EngineConfig:
     delimiters: tuple[str, ...] = ("\n\n",)
     prefix_cache: bool = True
     host_kv_tokens: int = 0
+    eager_admission: bool = False
     lane_policy: str = "latency"
     gather: int = 0
     hold_ticks: int = 32

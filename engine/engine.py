@@ -138,6 +138,7 @@ class Engine:
             gather=config.gather,
             hold_ticks=config.hold_ticks,
             host_blocks=config.host_blocks,
+            eager_admission=config.eager_admission,
             tick_cost=row,  # a tick reads all weights, and a row multiplies by each
             delimiters=[d.encode() for d in config.delimiters],
             token_bytes=self._tokenizers[0].bytes,

@@ -68,7 +68,7 @@ class ForcedTexts:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.prompts = [job.prompt for job in jobs]
-        self.answers = [job.answer for job in jobs]
+        self.answers = self.limits = [job.answer for job in jobs]
         self.longest = max(job.prompt + job.answer for job in jobs)
         size = self.longest + 1
         self.offsets = np.arange(-1, len(jobs)) * size  # the core numbers requests from 1 on
