@@ -25,6 +25,7 @@ def make_scheduler() -> Iterator[Callable[..., Scheduler]]:
             "max_context": 64,
             "max_sequences": 8,
             "max_tick_tokens": 64,
+            "eager_admission": True,  # what it keeps off the arena is what most tests look at
             "delimiters": [b"\n\n"],
             "token_bytes": TOKEN_BYTES,
         }

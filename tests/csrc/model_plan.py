@@ -48,7 +48,7 @@ class Judge:
         self.model, self.lane, self.view, self.evicted = model, lane, view, evicted
         self.free, self.empty = free
         self.size, self.budget = model.size, model.shape.budget
-        self.running = list(model.running)
+        self.running, self.leader = list(model.running), model.leader()
         self.runnable = [s for s in self.running if s.runnable(lane)]
         self.following = {s: rows for s in self.running if (rows := s.follows(lane))}
         now = {s: view.after[s.id] for s in self.running}
@@ -77,6 +77,7 @@ class Judge:
         self.serve()
         self.check_shortage()
         self.check_bets()
+        self.check_stops()
         if not self.view.short:
             for s in self.running:
                 self.read_along(s)
@@ -148,6 +149,10 @@ class Judge:
         left = self.budget - sum(s.length - self.have[s] == 1 for s in self.runnable)
         left -= list(self.following.values()).count(1)
         for s in self.running:
+            if self.stopped_here(s):
+                assert self.view.rows(s) == self.took[s] - self.hits[s] == 0, "planned and stopped"
+                self.have[s] -= self.lost[self.lane][s]
+                continue
             if s in self.following:
                 left -= self.check_following(s, left)
             if s not in self.runnable:
@@ -167,6 +172,9 @@ class Judge:
             if rows:
                 self.planned.append(s)
         assert self.view.short == self.starved, "short of memory"
+
+    def stopped_here(self, s: SequenceModel) -> bool:
+        return self.view.after[s.id].suspended and not s.suspended
 
     def check_following(self, s: SequenceModel, left: int) -> int:
         """Rows behind those in flight, while there are blocks that nobody has. Returns those that
@@ -241,7 +249,7 @@ class Judge:
         lag = s.settled - 1 - (s.computed[lane] - self.lost[lane][s])
         wants = self.model.shape.background[lane]
         unread = lane == SMALL and s.request.reader != SMALL
-        busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending
+        busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending or s.suspended
         if busy or not wants or s.rest_from >= 0 or unread or lag < wants:
             assert took == rows == 0, "read along without need"
             return
@@ -265,17 +273,34 @@ class Judge:
     # -- what it costs others
 
     def may_lose(self, s: SequenceModel, model: int) -> bool:
-        """The progress rule."""
-        over = s.end_pending != NONE or s.active != model
-        return over or any(asker.order < s.order for asker in self.askers)
+        """The progress rule: what is not missed, what sequences after an asker have, and for the
+        leader what nobody works on."""
+        if s.end_pending != NONE or s.done_with(model):
+            return True
+        idle = s.active != model and self.leader in self.askers
+        return idle or any(asker.order < s.order for asker in self.askers)
 
     def check_bets(self) -> None:
         """Whose KV is taken, now or when it retires, has nothing planned ahead on it any more."""
         for s in self.running:
             for model, bet in enumerate(s.bets):
                 if bet and not self.view.after[s.id].ahead[model]:
-                    assert self.need > self.free and self.may_lose(s, model), "unlawful loss"
+                    lawful = self.stopped_here(s) or self.may_lose(s, model)
+                    assert self.need > self.free and lawful, "unlawful loss"
                     s.lose_bet(model)
+
+    def check_stops(self) -> None:
+        """Who misses KV that it had is stopped, and who is stopped stands after one who asked."""
+        for s in self.running:
+            stopped = self.view.after[s.id].suspended
+            after_leader = self.leader is not None and self.leader.order < s.order
+            for model in (0, 1):
+                missed = self.lost[model][s] and s.end_pending == NONE and not s.done_with(model)
+                assert stopped or not (missed and after_leader), "it lost KV and goes on"
+            if self.stopped_here(s):
+                assert self.need > self.free, "stopped though there was enough"
+                assert any(asker.order < s.order for asker in self.askers), "stopped for nobody"
+                s.suspended = True
 
     def check_losses(self) -> None:
         for model in (0, 1):

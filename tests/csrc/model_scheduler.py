@@ -127,45 +127,68 @@ class SchedulerModel:
     def void_events(self, sequence: SequenceModel) -> None:
         self.events = [event for event in self.events if event[1] != sequence.id]
 
-    def admit(self, free: list[int], live: list[int], after: dict[int, Sequence]) -> None:
-        """In order, the first one in any case; others not before what nobody uses holds their
-        prompt where they start, beside the next row of all that run, and at the latest when all
-        would find room on both models. What is likely between the two is the core's to say."""
+    def leader(self) -> SequenceModel | None:
+        """The first in the order that could go on."""
+        return next((s for s in self.running if not s.awaits_route), None)
+
+    def admit(self, free: list[int], limit: int, after: dict[int, Sequence]) -> None:
+        """In order: those that were stopped, and new ones while the batch has room. The leader in
+        any case, and one if all were stopped; nobody before there is room for what it has now.
+        Where all of them fit to their ends nobody waits. Between the two the forecast decides."""
+        leader = self.leader()
+        if leader is not None:
+            assert not after[leader.id].suspended, "the first to go on was stopped"
+            leader.suspended = False
+        line = [s for s in self.running if s.suspended] + self.waiting
+        room = self.room(free)
+        for s in sorted(line, key=lambda s: s.order):
+            full = len(self.running) >= self.shape.sequences
+            if s in self.waiting and full:
+                continue
+            active = [o for o in self.running if not o.suspended]
+            came = after[s.id].phase == RUNNING and not after[s.id].suspended
+            if not came:
+                assert active, "nobody runs, and yet this one waits"
+                assert not self.all_fit([*self.running, s]), "kept waiting though there is room"
+                return
+            room[s.active] -= self.missing(s, s.active)
+            if s.suspended:
+                room = [n - len(s.blocks[m]) for m, n in enumerate(room)]
+            if active:
+                assert len(active) < limit, "more at once than the guard allows"
+                assert self.shape.prefix_cache or room[s.active] >= 0, "admitted without room"
+            s.suspended = False
+            if s in self.waiting:
+                s.phase = RUNNING
+                self.waiting.remove(s)
+                self.running = sorted([*self.running, s], key=lambda s: s.order)
+                self.admitted += 1
+
+    def room(self, free: list[int]) -> list[int]:
+        """Blocks of each model beside the next row of all that run; what those hold that were
+        stopped, or are done with a model, can be taken."""
         room = list(free)
         for s in self.running:
-            room[s.active] -= self.missing(s, s.active)
-        empty = self.shape.slabs - sum(n / k for n, k in zip(live, self.shape.slots, strict=True))
-        while self.waiting and len(self.running) < self.shape.sequences:
-            head = self.waiting[0]
-            needed, all_of_them = self.missing(head, head.active), [*self.running, head]
-            admitted = after[head.id].phase == RUNNING
-            if self.running:
-                fits = room[head.active] >= needed
-                may = sum(self.slabs_to_come(s, False) for s in all_of_them) <= empty + 1e-6
-                must = sum(self.slabs_to_come(s, True) for s in all_of_them) <= empty - 1e-6
-                assert not admitted or (fits and may), "admitted without room"
-                assert admitted or not (fits and must), "kept waiting though there is room"
-            if not admitted:
-                assert self.running
-                return
-            room[head.active] -= needed
-            head.phase = RUNNING
-            self.running = sorted([*self.running, self.waiting.pop(0)], key=lambda s: s.order)
-            self.admitted += 1
+            for model in (0, 1):
+                if s.suspended or s.done_with(model):
+                    room[model] += len(s.blocks[model])
+            if not s.suspended:
+                room[s.active] -= self.missing(s, s.active)
+        return room
 
-    def slabs_to_come(self, s: SequenceModel, both: bool) -> float:
-        """What it still needs to stand on the models it has worked on, or on both."""
+    def all_fit(self, sequences: list[SequenceModel]) -> bool:
+        """To their ends, on both models, with a sixteenth of the arena and a slab to spare."""
         slabs = 0.0
-        for model, slots in enumerate(self.shape.slots):
-            if model == s.active or (s.rest_from < 0 and (both or s.highest[model])):
-                slabs += self.missing(s, model) / slots
-        return slabs
+        for s in sequences:
+            blocks = self.blocks_for(s.prompt + s.request.max_tokens)
+            slabs += sum(blocks / slots for slots in self.shape.slots)
+        return slabs <= self.shape.slabs * 15 / 16 - 1
 
     def missing(self, s: SequenceModel, model: int) -> int:
         """Blocks to its next token; a prompt that another sample shares with it counts once."""
         held = len(s.blocks[model])
-        shares = any(o.group == s.group and o is not s for o in self.running)
-        if not held and s.id != s.group and shares:
+        others = [o for o in self.running if o.group == s.group and o is not s]
+        if not held and s.id != s.group and any(not o.suspended for o in others):
             held = (s.prompt - 1) // self.shape.size
         return max(0, self.blocks_for(s.length + 1) - held)
 

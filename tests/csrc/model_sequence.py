@@ -46,6 +46,7 @@ class SequenceModel:
         self.settled = self.prompt
         self.phase, self.finish, self.cut_bytes = WAITING, NONE, 0
         self.active, self.awaits_route, self.reading = SMALL, False, False
+        self.suspended = False  # stopped, as others needed its KV
         self.candidate, self.attempt = -1, 0
         self.trial_from, self.trial_end, self.rest_from = -1, Verdict(), -1
         # KV of each model: rows that are there, that ever were, that are in flight, the blocks
@@ -85,8 +86,12 @@ class SequenceModel:
     def pending(self) -> bool:
         return self.end_pending != NONE or self.cut_pending >= 0
 
+    def done_with(self, model: int) -> bool:
+        """It will not go to that model any more, as far as is decided."""
+        return self.rest_from >= 0 and self.active != model
+
     def runnable(self, lane: int) -> bool:
-        free = not self.awaits_route and not self.pending and not self.flying[lane]
+        free = not (self.awaits_route or self.suspended or self.pending or self.flying[lane])
         return self.phase == RUNNING and self.active == lane and free
 
     def follows(self, lane: int) -> int:
@@ -94,7 +99,7 @@ class SequenceModel:
         the token in flight, or to go on with others than the model's."""
         if not self.flying[lane] or self.active != lane or self.awaits_route or self.pending:
             return 0
-        if self.phase != RUNNING or self.bets[lane] or self.gives_up[lane]:
+        if self.phase != RUNNING or self.suspended or self.bets[lane] or self.gives_up[lane]:
             return 0
         left = self.length - self.computed[lane] - self.flying[lane]
         if left:
@@ -119,6 +124,7 @@ class SequenceModel:
             "active": (seen.active, self.active),
             "awaits_route": (seen.awaits_route, self.awaits_route),
             "reading": (seen.reading, self.reading),
+            "suspended": (seen.suspended, self.suspended),
             "candidate": (seen.candidate, self.candidate),
             "attempt": (seen.attempt, self.attempt),
             "trial_from": (seen.trial_from, self.trial_from),
@@ -260,7 +266,7 @@ class SequenceModel:
     def over(self) -> None:
         self.finish, self.end_pending = self.end_pending, NONE
         self.phase, self.settled, self.trial_from, self.cut_pending = OVER, self.length, -1, -1
-        self.awaits_route = self.reading = False
+        self.awaits_route = self.reading = self.suspended = False
         for model in (SMALL, LARGE):
             self.lose_bet(model)
             self.keep(model, 0)

@@ -61,6 +61,7 @@ class Workload {
     made.max_tick_tokens = seed % 3 ? 64 : 9;
     made.recompute_cost = {1.0, 15.0};
     made.prefix_cache = seed % 4 < 2;
+    made.eager_admission = seed % 3 > 0;
     made.host_blocks = made.prefix_cache ? static_cast<int>(seed % 8) * 5 : 0;
     return made;
   }

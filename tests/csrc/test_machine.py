@@ -158,6 +158,7 @@ class Machine(RuleBasedStateMachine):
             max_tick_tokens=shape.budget,
             recompute_cost=dice.pick((1.0, 15.0), (1.0, 1.0), (1.0, 0.1)),
             prefix_cache=shape.prefix_cache,
+            eager_admission=dice.pick(True, False),
             background=shape.background,
             delimiters=DELIMITERS,
             token_bytes=TOKEN_BYTES,
@@ -242,12 +243,11 @@ class Machine(RuleBasedStateMachine):
         ahead, buffer = bool(model.flights[lane]), int(core.buffers(lane, 0).in_flight)
         empty = [pool.available(m) for m in (SMALL, LARGE)]
         free = [empty[m] + pool.reclaimable(m) for m in (SMALL, LARGE)]
-        live = [pool.live(m) for m in (SMALL, LARGE)]
         with self.operation("plan"):
             count, after = core.plan(lane, ahead), self.look()
             idle = [self.idle[m] or (m == lane and not ahead) for m in (0, 1)]
             self.idle = [False, False] if count else idle
-            model.admit(free, live, after)
+            model.admit(free, core.limit, after)
             if model.holds(lane):
                 assert count == core.buffers(lane, buffer).sequences == 0
                 return count

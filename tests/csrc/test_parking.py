@@ -138,7 +138,7 @@ def test_what_lies_behind_a_saved_block_is_found_again(make_scheduler: Make):
     commit(scheduler, LARGE)
     scheduler.route(spared, LARGE)
     plan(scheduler, LARGE)
-    commit(scheduler, LARGE, A, DELIMITER)
+    commit(scheduler, LARGE, DELIMITER, DELIMITER)
     table = scheduler.buffers(LARGE).blocks[1, :3].tolist()
     scheduler.route(robbed, SMALL)
     plan(scheduler, SMALL)
@@ -146,6 +146,7 @@ def test_what_lies_behind_a_saved_block_is_found_again(make_scheduler: Make):
     scheduler.route(thief, SMALL)
     assert [block for block, _ in saves(plan(scheduler, SMALL))] == table[:2]
     commit(scheduler, SMALL)
+    scheduler.route(spared, LARGE)
     plan(scheduler, LARGE)
     commit(scheduler, LARGE)
     finish(scheduler, thief)

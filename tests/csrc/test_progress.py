@@ -68,6 +68,7 @@ class Setting:
             max_tick_tokens=self.budget,
             recompute_cost=random.choice([(1.0, 1.0), (1.0, 15.0), (1.0, 0.05)]),
             prefix_cache=random.random() < 0.3,
+            eager_admission=random.random() < 0.7,
             background=random.choice([(0, 0), (1, 1), (0, 2)]),
             lane_policy=self.policy,
             gather=random.choice([0, 1, 2, 9]),

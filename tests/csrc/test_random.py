@@ -94,6 +94,7 @@ class Driver:
             "max_tick_tokens": self.budget,
             "recompute_cost": (1.0, self.random.choice((0.3, 1.0, 15.0))),
             "prefix_cache": prefix_cache,
+            "eager_admission": True,
             "background": (seed % 4, 3 * (seed % 3)),
             "lane_policy": ("latency", "throughput", "weighted", "auto")[seed % 4],
             "gather": seed % 3,
@@ -383,7 +384,7 @@ def test_random_operations(seed: int, prefix_cache: bool, host_blocks: int) -> N
     assert (scheduler.running, scheduler.waiting, scheduler.take_events()) == (0, 0, [])
     assert (scheduler.pool.live(SMALL), scheduler.pool.live(LARGE)) == (0, 0)
     # What the run is meant to exercise did happen.
-    assert counters["lent_slabs"] > 50
+    assert counters["lent_slabs"] > 25
     assert counters["preemptions"] > 50
     assert min(counters["lost_rows"]) > 100
     assert min(counters["ticks"]) > 100

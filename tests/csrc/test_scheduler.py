@@ -962,13 +962,13 @@ def test_a_sequence_may_take_its_own_idle_memory(make_scheduler: Make) -> None:
 
 
 def test_later_sequences_give_way(make_scheduler: Make) -> None:
-    """The newest loses the tail of its KV to an earlier one, and waits."""
+    """The newest is stopped for an earlier one, and loses no more than that needs."""
     scheduler = make_scheduler(slabs=4)
     first, second = (start(scheduler, 7, LARGE, max_tokens=9) for _ in range(2))
     tick(scheduler, LARGE, B, B)
     tick(scheduler, LARGE, B, B)
     assert list(spans(tick(scheduler, LARGE, B))) == [first]  # needs its third block
-    assert scheduler.buffers(LARGE).short_of_memory
+    assert scheduler.sequence(second).suspended and not scheduler.sequence(first).suspended
     assert scheduler.sequence(first).computed == [0, 9]
     assert scheduler.sequence(second).computed == [0, 4]
     counters = scheduler.counters()
@@ -987,19 +987,48 @@ def test_earlier_sequences_keep_what_they_run_on(make_scheduler: Make) -> None:
     assert scheduler.sequence(second).computed == [0, 4]
 
 
-def test_idle_memory_is_taken_from_anyone(make_scheduler: Make) -> None:
-    """The KV of a model that an earlier sequence does not use goes to a later one."""
+def test_the_leader_takes_idle_memory(make_scheduler: Make) -> None:
+    """KV of a model that nobody works on goes to the first in the order, its own included."""
+    scheduler = make_scheduler(slabs=2)
+    first, second = (start(scheduler, n, SMALL, max_tokens=5) for n in (3, 2))
+    for token in (A, BOTH):
+        tick(scheduler, SMALL, token, token)
+    for id in (first, second):
+        scheduler.route(id, LARGE)
+    assert list(spans(tick(scheduler, LARGE, B))) == [first]  # needs both slabs
+    assert scheduler.sequence(first).computed == [0, 5]
+    assert scheduler.sequence(second).suspended
+    assert scheduler.counters()["lent_slabs"] == 1
+    assert scheduler.counters()["lost_rows"] == [4 + 3, 0]
+
+
+def test_others_leave_idle_memory_alone(make_scheduler: Make) -> None:
+    """It is wanted again at the next handoff: who is not the first waits."""
     scheduler = make_scheduler(slabs=3)
     first, second = (start(scheduler, n, SMALL, max_tokens=6) for n in (3, 2))
     for token in (A, BOTH):
         tick(scheduler, SMALL, token, token)
     for id in (first, second):
         scheduler.route(id, LARGE)
-    tick(scheduler, LARGE, B, B)  # two slabs for the first; the second needs the third
-    assert scheduler.sequence(first).computed == [0, 5]
-    assert scheduler.sequence(second).computed == [0, 4]
-    assert scheduler.counters()["lent_slabs"] == 1
-    assert scheduler.counters()["lost_rows"] == [4 + 3, 0]
+    assert list(spans(tick(scheduler, LARGE, B))) == [first]
+    assert scheduler.buffers(LARGE).short_of_memory
+    assert scheduler.sequence(second).computed == [3, 0]
+    assert scheduler.counters()["lost_rows"] == [0, 0]
+
+
+@pytest.mark.parametrize("rest", [True, False])
+def test_what_is_never_wanted_again_goes_first(make_scheduler: Make, rest: bool) -> None:
+    """KV of the model that a decision for the rest has left, before anybody is stopped."""
+    scheduler = make_scheduler(slabs=3)
+    first, second, third = (scheduler.add([A] * 2, max_tokens=9) for _ in range(3))
+    scheduler.route(second, SMALL)
+    for token in (A, BOTH):
+        tick(scheduler, SMALL, token)
+    for id in (first, second, third):
+        scheduler.route(id, LARGE, rest)
+    scheduler.plan(LARGE)
+    assert list(spans(scheduler.buffers(LARGE))) == [first, second, third][: 3 if rest else 2]
+    assert scheduler.counters()["lost_rows"] == [3 if rest else 0, 0]
 
 
 def test_memory_in_flight_is_awaited(make_scheduler: Make) -> None:
@@ -1034,21 +1063,19 @@ def test_a_promise_to_nobody_is_dropped(make_scheduler: Make) -> None:
     assert list(spans(tick(scheduler, LARGE, B))) == [second]
 
 
-def test_costly_rows_are_spared(make_scheduler: Make) -> None:
-    """Of what may be taken, the cheapest to recompute per block gained goes first."""
-    for costs, lost in [((1.0, 1000.0), SMALL), ((1000.0, 1.0), LARGE)]:
-        scheduler = make_scheduler(slabs=3, slots=(2, 1), recompute_cost=costs)
-        start(scheduler, 7, SMALL, max_tokens=5)
-        start(scheduler, 3, LARGE, max_tokens=5)
-        start(scheduler, 7, SMALL, max_tokens=5)
-        assert (scheduler.plan(SMALL), scheduler.plan(LARGE)) == (2, 1)
-        commit(scheduler, SMALL, B, B), commit(scheduler, LARGE, B)
-        tick(scheduler, SMALL, B, B)
-        scheduler.plan(SMALL)  # the first needs its third block
-        assert [rows > 0 for rows in scheduler.counters()["lost_rows"]] == [
-            lost == SMALL,
-            lost == LARGE,
-        ]
+@pytest.mark.parametrize("costs", [(1.0, 1000.0), (1000.0, 1.0)])
+def test_the_newest_is_stopped_first(make_scheduler: Make, costs: tuple[float, float]) -> None:
+    """Whatever its rows cost: who came first is finished first."""
+    scheduler = make_scheduler(slabs=3, slots=(2, 1), recompute_cost=costs)
+    first, second, third = (
+        start(scheduler, n, model, max_tokens=5) for n, model in ((7, SMALL), (3, LARGE), (7, SMALL))
+    )
+    assert (scheduler.plan(SMALL), scheduler.plan(LARGE)) == (2, 1)
+    commit(scheduler, SMALL, B, B), commit(scheduler, LARGE, B)
+    tick(scheduler, SMALL, B, B)
+    scheduler.plan(SMALL)  # the first needs its third block
+    assert [scheduler.sequence(id).suspended for id in (first, second, third)] == [0, 0, 1]
+    assert [rows > 0 for rows in scheduler.counters()["lost_rows"]] == [True, False]
 
 
 def drain(scheduler: Scheduler, ids: list[int], watch: Callable[[], None]) -> None:
