@@ -43,14 +43,14 @@ OTHER_TRITON := build/triton-$(GPU_TRITON)
 PYTHON312 ?=
 OTHER_PYTHON := build/python-3.12
 
-gpu-triton: setup $(OTHER_TRITON)/.ready ## kernels and launches compile with the Triton of the machines with a GPU
+gpu-triton: setup $(OTHER_TRITON)/.ready ## without a GPU: kernels compile with the Triton of machines that have one
 	@export PYTHONPATH=$(OTHER_TRITON) && \
 	python -c "import triton; v = triton.__version__; print('Triton', v); assert v == '$(GPU_TRITON)'" && \
 	python -m bench.kernels --aot --quick && \
 	python -m pytest tests/kernels/test_front_end.py
 
 # The state machine runs fewer examples than in `make test`: the core is the same.
-gpu-python: ## the core builds and passes its tests under Python 3.12 and the NumPy there, without Torch
+gpu-python: ## without a GPU: the core under Python 3.12 and the NumPy of such machines
 	@python=$$(for each in $(or $(PYTHON312),python3.12 \
 	    $$(ls -d "$$(pyenv root 2> /dev/null)"/versions/3.12*/bin/python 2> /dev/null | sort -Vr)); do \
 	  "$$each" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2> /dev/null || continue; \
