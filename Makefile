@@ -47,7 +47,7 @@ gpu-triton: setup $(OTHER_TRITON)/.ready ## without a GPU: kernels compile with 
 	@export PYTHONPATH=$(OTHER_TRITON) && \
 	python -c "import triton; v = triton.__version__; print('Triton', v); assert v == '$(GPU_TRITON)'" && \
 	python -m bench.kernels --aot --quick && \
-	python -m pytest tests/kernels/test_front_end.py
+	python -m pytest -rs tests/kernels/test_front_end.py tests/kernels/test_silu_mul_kernel.py
 
 # The state machine runs fewer examples than in `make test`: the core is the same.
 gpu-python: ## without a GPU: the core under Python 3.12 and the NumPy of such machines
