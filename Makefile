@@ -13,7 +13,7 @@ NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/n
 
 LANES := decode handoff overlap pair
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
+.PHONY: help demo test smollm2 gpu-triton gpu-python bench-kernels bench-lanes simulated-gpu gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
   gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
@@ -36,6 +36,33 @@ simulated-gpu: setup ## the engine's tests that need a GPU, on a simulated one
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out
 	python -m bench.kernels --quick --json out/kernels.jsonl
+
+# The versions on the machines with a GPU, which this one needs not have: constraints-gpu.txt.
+GPU_TRITON := $(shell sed -n 's/^triton==//p' constraints-gpu.txt)
+OTHER_TRITON := build/triton-$(GPU_TRITON)
+PYTHON312 ?=
+OTHER_PYTHON := build/python-3.12
+
+gpu-triton: setup $(OTHER_TRITON)/.ready ## without a GPU: kernels compile with the Triton of machines that have one
+	@export PYTHONPATH=$(OTHER_TRITON) && \
+	python -c "import triton; v = triton.__version__; print('Triton', v); assert v == '$(GPU_TRITON)'" && \
+	python -m bench.kernels --aot --quick && \
+	python -m pytest -rs tests/kernels/test_front_end.py tests/kernels/test_silu_mul_kernel.py
+
+# The state machine runs fewer examples than in `make test`: the core is the same.
+gpu-python: ## without a GPU: the core under Python 3.12 and the NumPy of such machines
+	@python=$$(for each in $(or $(PYTHON312),python3.12 \
+	    $$(ls -d "$$(pyenv root 2> /dev/null)"/versions/3.12*/bin/python 2> /dev/null | sort -Vr)); do \
+	  "$$each" -c "import sys; sys.exit(sys.version_info[:2] != (3, 12))" 2> /dev/null || continue; \
+	  command -v "$$each"; break; done); \
+	if [ -n "$$python" ]; then \
+	  $(MAKE) --no-print-directory FOUND312="$$python" $(OTHER_PYTHON)/.ready && \
+	  STEER_MACHINE_EXAMPLES=150 $(OTHER_PYTHON)/bin/python -m pytest -n auto tests/csrc; \
+	elif [ -n "$(PYTHON312)" ]; then \
+	  echo "$@: PYTHON312=$(PYTHON312) is no Python 3.12 that runs" >&2; exit 1; \
+	else \
+	  echo "$@: NOT RUN: no Python 3.12 found; name one: make $@ PYTHON312=/path/to/python3.12" >&2; \
+	fi
 
 bench-lanes: setup ## both models, made-up weights, the smallest runs: to see that they work
 	@mkdir -p out
@@ -133,6 +160,22 @@ $(VENV)/.smollm2: $(VENV)/.tools constraints.txt
 
 $(VENV)/.ready: $(VENV)/.tools $(SOURCES)
 	pip install --quiet -c constraints.txt --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(OTHER_TRITON)/.ready: constraints-gpu.txt | $(VENV)/.ready
+	rm -rf $(OTHER_TRITON)
+	pip install --quiet --no-deps --target $(OTHER_TRITON) triton==$(GPU_TRITON)
+	@touch $@
+
+# Other Pythons leave other files: engine/_core.cpython-312-*.so stands beside what setup builds.
+$(OTHER_PYTHON)/.ready: $(SOURCES) constraints-gpu.txt
+	rm -rf $(OTHER_PYTHON)
+	$(FOUND312) -m venv $(OTHER_PYTHON)
+	$(OTHER_PYTHON)/bin/pip install --quiet -c constraints.txt setuptools wheel pybind11 cmake \
+	  pytest pytest-xdist hypothesis
+	$(OTHER_PYTHON)/bin/pip install --quiet -c constraints-gpu.txt numpy
+	PATH=$(CURDIR)/$(OTHER_PYTHON)/bin:$$PATH \
+	  $(OTHER_PYTHON)/bin/pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 clean: ## remove what was built

@@ -22,6 +22,7 @@ from triton.runtime import interpreter
 
 from tests.card.streams import CARD, Card, Event, Graph, Pool, Stream
 from tests.card.tensor import MODE, CardTensor, inner, pin
+from tests.interpreter import fault, require
 
 GIB = 2**30
 _METHODS = ("data_ptr", "record_stream", "tolist")
@@ -78,6 +79,7 @@ def _launch(run: Any) -> Any:
     """A kernel's launch: the interpreter runs it when the stream comes to it."""
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
+        require()
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
         assert all(x.device == CARD.current.device for x in tensors), "a tensor of another device"
         given, named = tree_map(inner, args), tree_map(inner, kwargs)
@@ -131,6 +133,7 @@ def simulated_card(seed: int = 0, eagerness: float = 0.3, cards: int = 1) -> Ite
         eagerness: how often work on a stream runs before anybody waits for it, 0 to below 1.
         cards: how many.
     """
+    fault()  # looked at where launches still run at once
     CARD.reset(seed, eagerness, cards)
     nothing_seen = SimpleNamespace(events=list)
     with pytest.MonkeyPatch.context() as patch:
