@@ -56,8 +56,8 @@ def again_notes(rows: Iterable[dict[str, Any]], remedy: str) -> list[str]:
     ``remedy``: what would mend it.
     """
     return [
-        f"{row['policy']}: {row['recomputed_share']:.1%} of its rows were computed again, as memory for "
-        f"KV was short: {remedy}"
+        f"{row['policy']}: {row['recomputed_share']:.1%} of its rows were computed again, as "
+        f"memory for KV was short: {remedy}"
         for row in rows
         if row["recomputed_share"] > _AGAIN
     ]

@@ -47,9 +47,11 @@ def default_slabs(geometry: ArenaGeometry, config: EngineConfig, context: int, f
     least = min(one, math.ceil(LEAST_TOKENS / slab_tokens))
     if slabs >= least:
         return slabs
+    beside = " beside host_kv_tokens" if config.host_blocks else ""
     raise SteerError(
-        f"{max(0, free) / 2**30:.2f} GiB of memory are free, of which the arena takes half: too "
-        f"little for {least * slab_tokens} tokens, {least * geometry.slab_bytes / 2**30:.2f} GiB; "
+        f"{max(0, free) / 2**30:.2f} GiB of memory are free{beside}, of which the arena takes "
+        f"half: too little for {least * slab_tokens} tokens, "
+        f"{least * geometry.slab_bytes / 2**30:.2f} GiB; "
         "free some, take a smaller pair or dtype, or set arena_tokens"
     )
 
