@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_right
 
 from engine.config import EngineConfig
 from engine.errors import SteerError
@@ -22,13 +23,13 @@ def slabs_for(requests: int, context: int, block_tokens: int, geometry: ArenaGeo
 
 
 def default_slabs(geometry: ArenaGeometry, config: EngineConfig, context: int, free: int) -> int:
-    """Slabs of an arena in host memory where nobody says how many.
+    """Slabs of an arena in host memory where ``arena_tokens`` is 0.
 
     As many as ``max_sequences`` requests of full context need on both models, and not fewer than
-    ``geometry`` has: what requests leave is the prefix cache's. But at most half of what is free;
-    up to three quarters, if no model could hold a request of full context else. Memory is only
-    taken as far as it is written, but an engine that runs long writes all of it, for its prefix
-    cache.
+    ``geometry`` has, as the prefix cache lives in what requests leave. But at most half of what is
+    free; if one request of full context would then not fit on each model alone, what it needs, up
+    to three quarters. Memory is taken as it is written, but an engine that runs long writes all of
+    its arena, for the prefix cache.
 
     Args:
         free: bytes that can be allocated, the weights being loaded.
@@ -63,15 +64,23 @@ def log_shortage(geometry: ArenaGeometry, config: EngineConfig, context: int) ->
     INFO. Where there is no room for one on both models it is a WARNING: what the context allows
     may be refused, or lose its KV whenever the other model takes over, though it runs alone.
     """
-    held = config.max_sequences
-    while held and slabs_for(held, context, config.block_tokens, geometry) > geometry.slabs:
-        held -= 1
-    if held == config.max_sequences:
-        return
-    _log.log(
-        logging.INFO if held else logging.WARNING,
-        "the arena holds %d requests of %d tokens (max_context) at once on both models, "
-        "max_sequences is %d: more of them wait, or lose KV and compute it again; "
-        "raise arena_tokens, or lower max_context or max_sequences",
-        held, context, config.max_sequences,
-    )  # fmt: skip
+    most = config.max_sequences
+
+    def slabs(requests: int) -> int:
+        return slabs_for(requests, context, config.block_tokens, geometry)
+
+    held = bisect_right(range(most + 1), geometry.slabs, key=slabs) - 1
+    if not held:
+        _log.warning(
+            "the arena cannot hold one request of %d tokens (max_context) on both models at once: "
+            "long ones are refused, or computed again at each handoff; "
+            "give it more room (arena_tokens), or lower max_context",
+            context,
+        )
+    elif held < most:
+        _log.info(
+            "the arena holds %d requests of %d tokens (max_context) on both models at once, "
+            "max_sequences is %d: if more are that long, some wait, or are computed again; "
+            "give it more room (arena_tokens), or lower max_context or max_sequences",
+            held, context, most,
+        )  # fmt: skip

@@ -45,10 +45,11 @@ def _left_in_groups(root: Path) -> Iterator[int]:
     """What this process's control group, and each one above it, may still use."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):  # a name that is no text
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if controllers and "memory" not in controllers.split(","):
             continue
         base, *names = _GROUPS[not controllers]

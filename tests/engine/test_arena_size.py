@@ -164,10 +164,10 @@ def test_the_log_says_how_many_it_holds(caplog):
         assert [f[0] for f in found] == ([level] if level else [])
         for _, text in found:
             assert f"holds {held} requests of {CONTEXT} tokens" in text
-            assert "max_sequences is 8" in text and "raise arena_tokens" in text
+            assert "max_sequences is 8" in text and "lower max_context or max_seq" in text
     slabs = slabs_for(1, CONTEXT, 16, geometry) - 1
     ((level, text),) = logged(caplog, replace(geometry, slabs=slabs), config, CONTEXT)
-    assert level == logging.WARNING and "holds 0 requests" in text
+    assert level == logging.WARNING and f"cannot hold one request of {CONTEXT} tokens" in text
 
 
 def test_an_engine_logs_it_once_as_it_starts(caplog):
