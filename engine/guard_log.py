@@ -32,8 +32,8 @@ class GuardLog:
             return
         _log.log(
             self._level,
-            "memory for KV is short and many rows were computed again: no more than %d sequences "
-            "at once for now, max_sequences is %d; raise arena_tokens or lower max_sequences",
+            "memory for KV is short, and too much is computed again: no more than %d sequences at "
+            "once for now, max_sequences is %d; raise arena_tokens or lower max_sequences",
             limit, self._most,
         )  # fmt: skip
         self._level = logging.INFO
