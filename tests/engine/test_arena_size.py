@@ -28,23 +28,27 @@ def of(shapes=QWEN, **config) -> tuple[ArenaGeometry, EngineConfig]:
     return ArenaGeometry.of(shapes, made, 2), made
 
 
+def tiny(**config) -> Engine:
+    return Engine("tiny", config=EngineConfig(**config), device="cpu")
+
+
 def test_it_holds_what_may_run_at_once():
     """The embedded pair: all of max_sequences, each of full context on both models."""
-    geometry = Engine("tiny").arena.geometry
+    geometry = tiny().arena.geometry
     blocks = 256 * 256 // 16
     assert geometry.slabs == -(-blocks // geometry.slots[0]) + -(-blocks // geometry.slots[1])
-    halved = Engine("tiny", config=EngineConfig(max_context=128)).arena.geometry
+    halved = tiny(max_context=128).arena.geometry
     assert halved.slabs == geometry.slabs // 2
 
 
 def test_few_at_once_leave_room_for_the_prefix_cache():
     """Not below a fixed size, where memory is free."""
-    arena = Engine("tiny", config=EngineConfig(max_sequences=4)).arena.geometry
+    arena = tiny(max_sequences=4).arena.geometry
     assert arena.slabs * arena.slots[1] * 16 == ARENA_TOKENS
 
 
 def test_what_is_asked_for_is_made():
-    arena = Engine("tiny", config=EngineConfig(arena_tokens=4096)).arena.geometry
+    arena = tiny(arena_tokens=4096).arena.geometry
     assert arena.slabs * arena.slots[1] * 16 == 4096
 
 
@@ -57,9 +61,9 @@ def test_memory_is_taken_as_it_is_written():
     def resident() -> int:
         return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
 
-    Engine("tiny")
+    tiny()
     before = resident()
-    engines = [Engine("tiny") for _ in range(8)]
+    engines = [tiny() for _ in range(8)]
     grown = resident() - before
     assert sum(engine.arena.bytes for engine in engines) > 4 * GIB
     assert grown < 8 * 2**26
@@ -113,18 +117,18 @@ def test_a_host_with_little_memory(monkeypatch):
     """The engine starts, and says of a request whether it fits; or does not start."""
     free = 6 * 2**20
     monkeypatch.setattr("engine.card.available", lambda: free)
-    engine = Engine("tiny")
+    engine = tiny()
     assert 2**21 < engine.arena.bytes <= 2 * 2**21
     assert engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32))[0].text
     free = 2**20
     with pytest.raises(SteerError, match=r"0\.00 GiB of memory are free"):
-        Engine("tiny")
-    assert Engine("tiny", config=EngineConfig(arena_tokens=64)).arena.bytes < free
+        tiny()
+    assert tiny(arena_tokens=64).arena.bytes < free
 
 
 def test_a_system_that_does_not_say(monkeypatch):
     monkeypatch.setattr("engine.card.available", lambda: None)
-    arena = Engine("tiny").arena.geometry
+    arena = tiny().arena.geometry
     assert arena.slabs * arena.slots[1] * 16 == ARENA_TOKENS
 
 
@@ -172,9 +176,9 @@ def test_the_log_says_how_many_it_holds(caplog):
 
 def test_an_engine_logs_it_once_as_it_starts(caplog):
     with caplog.at_level(logging.INFO, logger="engine"):
-        Engine("tiny")
+        tiny()
         assert not [r for r in caplog.records if r.name == "engine.arena_size"]
-        engine = Engine("tiny", config=EngineConfig(arena_tokens=256))
+        engine = tiny(arena_tokens=256)
         engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32))
     (record,) = (r for r in caplog.records if r.name == "engine.arena_size")
     assert record.levelno == logging.WARNING
