@@ -10,7 +10,7 @@ from bench.calibrate import calibrate
 from bench.evaluate import Evaluation, TestSet, evaluate
 from bench.rows import RowWriter
 from bench.stats import paired_difference
-from bench.table import policies_table, trace_lines
+from bench.table import again_notes, policies_table, trace_lines
 from engine import Calibration, Engine, SteerError
 from engine.routing.names import is_calibrated, make_policy
 
@@ -18,7 +18,9 @@ _NOTES = """\
 FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
   decode        rows that gave a token, kept or dropped: the field's habit
   with catch-up all rows, incremental prefills included: what this engine does
-  re-prefill    the whole prefix again at each entry of a model: what stateless servers do"""
+  re-prefill    the whole prefix again at each entry of a model: what stateless servers do
+computed again is the share of rows whose KV had been there and was given up for room."""
+_REMEDY = "raise --arena-tokens, or run fewer at once (--max-sequences)"
 
 
 def named(options: argparse.Namespace) -> list[str]:
@@ -88,7 +90,8 @@ class Comparison:
         if "large" not in self.evaluations:
             return "no policy was finished"
         rows = [self.row(name) for name in self._ordered()]
-        parts = [policies_table(rows), *self._troubles(), "", _NOTES]
+        again = again_notes(rows, _REMEDY)
+        parts = [policies_table(rows), *self._troubles(), *again, "", _NOTES]
         if "steer" in self.evaluations:
             parts += ["", self._verdict()]
         return "\n".join(parts)

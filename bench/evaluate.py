@@ -94,6 +94,7 @@ class Evaluation:
             "errors": self.ended("error"),
             "cut_off": self.ended("length"),
             "large_step_share": self.large_step_share,
+            "recomputed_share": self.usage.recomputed_share,
             **relative,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens / self.seconds, 1),

@@ -21,6 +21,7 @@ from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_table
 from bench.report import run as report
 from bench.rows import RowWriter
+from bench.table import again_notes
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
@@ -91,7 +92,15 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=EngineConfig.arena_tokens,
         metavar="N",
-        help="KV room in tokens of the large model (default: %(default)s)",
+        help="KV room in tokens of the large model (default: what the requests need, within half "
+        "of the memory that is free)",
+    )
+    add(
+        "--max-sequences",
+        type=int,
+        default=EngineConfig.max_sequences,
+        metavar="N",
+        help="answers at once; the rest waits (default: %(default)s)",
     )
     add(
         "--calibration",
@@ -194,7 +203,9 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     order = _check(options)
     calibration, tests = _tests(options)
     # No prefix cache, so that no policy lives on what another one has computed.
-    config = EngineConfig(prefix_cache=False, arena_tokens=options.arena_tokens)
+    config = EngineConfig(
+        prefix_cache=False, arena_tokens=options.arena_tokens, max_sequences=options.max_sequences
+    )
     engine = Engine(pair, config=config, dtype=options.dtype)
     if options.dataset:
         _check_lengths(engine, calibration)
@@ -242,6 +253,8 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
         "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: it\n"
         f"has {tokens / rows[0]['n']:.1f} tokens a request and {tokens / steps:.1f} a step."
     )
+    for note in again_notes(rows, "record the trace with a larger arena"):
+        print(note)
     with RowWriter(options.json) as writer:
         for row in rows:
             writer.write(row)

@@ -47,6 +47,7 @@ def price_trace(pair: Pair, path: Path | None, problems: int | None) -> list[dic
                 "ci_low": None,
                 "ci_high": None,
                 "large_step_share": share,
+                "recomputed_share": usage.recomputed_share,
                 **{f"flops_{a}": flops[a] / base[a] for a in ACCOUNTINGS},
                 "seconds": None,
                 "tokens_per_second": None,

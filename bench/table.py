@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine import Completion
 
 _COLOURS = {"small": "\033[36m", "large": "\033[33m"}
 _RESET = "\033[0m"
+_AGAIN = 0.05  # share of rows computed again from which on a table says so
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -29,7 +30,7 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
     """The main table, from result rows."""
     header = (
         "policy", "accuracy", "95% interval", "large steps",
-        "FLOPs decode", "with catch-up", "re-prefill", "seconds", "tokens/s",
+        "FLOPs decode", "with catch-up", "re-prefill", "computed again", "seconds", "tokens/s",
     )  # fmt: skip
     return render(
         header,
@@ -40,12 +41,26 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{r['ci_low']:.3f} - {r['ci_high']:.3f}",
                 f"{r['large_step_share']:.1%}",
                 *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
+                f"{r['recomputed_share']:.1%}",
                 f"{r['seconds']:.1f}",
                 f"{r['tokens_per_second']:.0f}",
             )
             for r in rows
         ],
     )
+
+
+def again_notes(rows: Iterable[dict[str, Any]], remedy: str) -> list[str]:
+    """A line for each policy of which more than 5% of the rows were computed again.
+
+    ``remedy``: what would mend it.
+    """
+    return [
+        f"{row['policy']}: {row['recomputed_share']:.1%} of its rows were computed again, as "
+        f"memory for KV was short: {remedy}"
+        for row in rows
+        if row["recomputed_share"] > _AGAIN
+    ]
 
 
 def trace_lines(completion: Completion, colour: bool) -> str:

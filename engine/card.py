@@ -1,4 +1,4 @@
-"""Whether a pair fits its cards, and how large an arena that leaves."""
+"""Whether a pair fits its devices, and how large an arena that leaves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from engine.arena_size import default_slabs, log_shortage
 from engine.config import EngineConfig, ModelConfig
 from engine.device import card_memory, check_shapes
+from engine.host_memory import available
 from engine.memory import ArenaGeometry
 from engine.room import arena_slabs, weight_room, workspace_room
 
@@ -15,7 +17,7 @@ Shapes = tuple[ModelConfig, ModelConfig]
 
 
 class CardRoom:
-    """The memory of the devices of one engine. On a CPU everything is taken to fit."""
+    """The memory of the devices of one engine. On a CPU all weights are taken to fit."""
 
     def __init__(
         self, devices: tuple[torch.device, torch.device], config: EngineConfig, element_bytes: int
@@ -31,12 +33,18 @@ class CardRoom:
             check_shapes(shapes, self._config)
             self._slabs(shapes, loaded=False)
 
-    def geometry(self, shapes: Shapes) -> ArenaGeometry:
-        """The arena, once the weights are loaded."""
-        geometry = ArenaGeometry.of(shapes, self._config, self._element_bytes)
-        if not self._on_cards:
-            return geometry
-        return replace(geometry, slabs=self._slabs(shapes, loaded=True))
+    def geometry(self, shapes: Shapes, context: int) -> ArenaGeometry:
+        """The arena, once the weights are loaded, for requests of up to ``context`` tokens."""
+        config = self._config
+        geometry = ArenaGeometry.of(shapes, config, self._element_bytes)
+        slabs = geometry.slabs
+        if self._on_cards:
+            slabs = self._slabs(shapes, loaded=True)
+        elif not config.arena_tokens and (free := available()) is not None:
+            slabs = default_slabs(geometry, config, context, free)
+        geometry = replace(geometry, slabs=slabs)
+        log_shortage(geometry, config, context)
+        return geometry
 
     def _slabs(self, shapes: Shapes, loaded: bool) -> int:
         """What fits all cards: each holds an arena of the same geometry."""

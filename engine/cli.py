@@ -113,6 +113,8 @@ def show(completion: Completion) -> str:
         f" of {completion.usage.rows[i, :, 0].sum()} computed"
         for i, role in enumerate(("small", "large"))
     )
+    again = completion.usage.recomputed_share
+    counts += f"; {again:.1%} computed again" if again else ""
     return "\n".join([*lines, f"-- {completion.finish_reason}; rows: {counts}"])
 
 

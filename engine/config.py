@@ -11,7 +11,7 @@ ROLES = ("small", "large")
 LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
 GRAPHS = ("auto", "on", "off")
 PLAN_AHEAD = ("auto", "off", "small", "both")
-ARENA_TOKENS = 32768  # on a CPU
+ARENA_TOKENS = 32768  # on a CPU at least, if memory allows
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
 TINY = Path(__file__).parent / "tiny"
@@ -229,7 +229,7 @@ class EngineConfig:
 
     block_tokens: tokens of a KV block.
     arena_tokens: KV room in tokens of the large model; the small one may borrow all of it. 0 takes
-        what is free on a GPU, and ARENA_TOKENS on a CPU.
+        what is free on a GPU; on a CPU what ``max_sequences`` need, half of what is free at most.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
     max_sequences: running at once, the rest waits; fewer where the arena is likely not to hold
         them until they end.

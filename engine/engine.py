@@ -92,7 +92,7 @@ class Engine:
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
         self.default_params = loaded.default_params
-        self.arena = KVArena(room.geometry(self.shapes), self.dtype, self.devices)
+        self.arena = KVArena(room.geometry(self.shapes, self.max_context), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
         host = HostStore(self.arena, self.config.host_blocks) if self.config.host_blocks else None
         small_runner, large_runner = (

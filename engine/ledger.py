@@ -87,6 +87,15 @@ class Usage:
         """Rows of one kind on the ``small`` or ``large`` model."""
         return int(self.rows[ROLES.index(role), ROW_KINDS.index(kind), 0])
 
+    @property
+    def recomputed_share(self) -> float:
+        """Share of the rows of both models that were computed again; 0.0 where none was computed.
+
+        Their KV had been given up for room, or was lost otherwise (kind ``recompute``).
+        """
+        rows = self.rows[:, :, 0]
+        return float(rows[:, ROW_KINDS.index("recompute")].sum() / max(1, rows.sum()))
+
     @classmethod
     def alone(cls, role: str, prompt: int, generated: int) -> Usage:
         """What one model alone books for a prompt and ``generated`` tokens, nothing lost."""

@@ -57,6 +57,7 @@ class TraceWriter(JsonLines):
                 "completion_tokens": len(completion.token_ids),
                 "finish_reason": completion.finish_reason,
                 "large_step_share": completion.large_step_share,
+                "recomputed_share": completion.usage.recomputed_share,
                 "retracted": [[r.position, r.dropped, r.score] for r in completion.retracted],
                 **completion.usage.to_json(),
             }

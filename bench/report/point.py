@@ -35,6 +35,7 @@ class Point:
     seconds: float = 0.0
     chosen: bool = False
     composed: bool = False
+    recomputed_share: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,5 +78,6 @@ def point_of(
         done.large_step_share,
         done.seconds,
         chosen,
+        recomputed_share=done.usage.recomputed_share,
         extra=extra or {},
     )

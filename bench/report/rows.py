@@ -33,6 +33,7 @@ def point_rows(found: Measured) -> Iterator[dict[str, Any]]:
             "ci_low": low,
             "ci_high": high,
             "large_step_share": point.large_step_share,
+            "recomputed_share": point.recomputed_share,
             **{f"flops_{a}": point.cost(found.large, a) for a in ACCOUNTINGS},
             "seconds": round(point.seconds, 3),
             **point.extra,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from engine.config import TINY
 
 FIELDS = {
     "policy", "n", "accuracy", "ci_low", "ci_high", "large_step_share", "flops_decode",
-    "flops_catchup", "flops_reprefill", "seconds", "tokens_per_second", "pair", "machine",
+    "flops_catchup", "flops_reprefill", "recomputed_share", "seconds", "tokens_per_second", "pair",
+    "machine",
     "versions", "commit", "date",
 }  # fmt: skip
 
@@ -88,6 +90,45 @@ def test_pricing_a_pair_without_weights(tiny: Path, tmp_path: Path, capsys):
     # 1.5B of 32B is 4.6% of the row price; the embedded pair's is 3.4%: the same trace costs alike.
     assert 0.04 < priced["small"]["flops_catchup"] < 0.06
     assert priced["steer"]["flops_decode"] == pytest.approx(run["steer"]["flops_decode"], abs=0.05)
+
+
+def again(trace: Path, rows: int) -> None:
+    """A trace of which so many rows of the first request were computed again."""
+    lines = [json.loads(line) for line in (TINY / "trace.jsonl").read_text().splitlines()]
+    request = next(line for line in lines if line["type"] == "request")
+    request["rows"]["large"]["recompute"] = [rows, 10 * rows]
+    trace.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+@pytest.mark.parametrize(("rows", "noted"), [(0, False), (1, False), (40, True)])
+def test_a_trace_with_rows_computed_again_is_noted(tmp_path: Path, capsys, rows: int, noted: bool):
+    """Above 5%, with what would have mended it."""
+    again(tmp_path / "t.jsonl", rows)
+    arguments = ["--model-pair=qwen-1.5b/qwen-32b", "--problems=1"]
+    arguments += [f"--trace={tmp_path / 't.jsonl'}", f"--json={tmp_path / 'rows.jsonl'}"]
+    assert main(arguments) == 0
+    share = read(tmp_path / "rows.jsonl")["steer"]["recomputed_share"]
+    note = f"steer: {share:.1%} of its rows were computed again, as memory for KV was short: record"
+    assert (note in capsys.readouterr().out) == noted == (share > 0.05)
+    assert (share > 0) == (rows > 0)
+
+
+def test_a_run_short_of_memory_says_so(tmp_path: Path, capsys):
+    """Rows, table and, above 5%, a note with the flags that mend it."""
+    rows = tmp_path / "rows.jsonl"
+    arguments = ["--problems=12", "--policies=large,random:0.5", f"--json={rows}"]
+    for room, flags in (("ample", []), ("tight", ["--arena-tokens=112", "--max-sequences=2"])):
+        assert main([*arguments, *flags]) == 0
+        out = capsys.readouterr().out
+        for name, row in read(rows).items():
+            share = row["recomputed_share"]
+            assert room == "tight" or share == 0
+            line = next(line for line in out.splitlines() if line.startswith(f"{name} "))
+            assert f" {share:.1%} " in line
+            noted = re.search(
+                rf"^{name}: {share:.1%} of its rows .* raise --arena-tokens", out, re.M
+            )
+            assert bool(noted) == (share > 0.05)
 
 
 def test_pricing_the_stored_trace_is_immediate(capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 
@@ -11,10 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from engine import SamplingParams
+from engine.cli import show
 from engine.config import ModelConfig
 from engine.ledger import ROW_KINDS, Usage
 from engine.pricing import ACCOUNTINGS, Price, bytes_moved, pair_flops, useful_flops, weight_bytes
 from engine.routing.policies import Call
+from engine.trace import Trace, TraceWriter
 
 ROLES = ("small", "large")
 AB = [2, 3]  # the ring pair goes on: c, double newline, a, b, c, double newline, ...
@@ -234,6 +237,36 @@ def test_rule_recompute_of_a_catch_up(plain):
     assert done.usage.rows[0, ROW_KINDS.index("recompute")].tolist() == [3, 1 + 2 + 3]
     assert done.usage.rows[1, :, 0].tolist() == [2, 1, 4, 0, 5]
     assert done.usage.rows[1, ROW_KINDS.index("recompute")].tolist() == [5, 1 + 2 + 3 + 4 + 5]
+    assert done.usage.recomputed_share == pytest.approx((3 + 5) / (1 + 4 + 5 + 3 + 2 + 1 + 4 + 5))
+    assert (done.usage + Usage.alone("large", 2, 26)).recomputed_share == pytest.approx(8 / 52)
+
+
+def test_nothing_computed_again():
+    """A share of nothing is none."""
+    assert Usage().recomputed_share == Usage.alone("small", 2, 5).recomputed_share == 0.0
+
+
+def test_a_trace_keeps_the_share_and_older_ones_do_without(plain, tmp_path):
+    request = plain.submit(AB, SamplingParams(max_tokens=5), "small")
+    done = drive(plain, request, {4: lambda: plain.scheduler.preempt(request)})
+    with TraceWriter(tmp_path / "new.jsonl", plain.fingerprint, "small") as writer:
+        writer.add(done)
+    *first, last = map(json.loads, (tmp_path / "new.jsonl").read_text().splitlines())
+    assert last.pop("recomputed_share") == done.usage.recomputed_share == 3 / 9
+    older = "".join(f"{json.dumps(row)}\n" for row in (*first, last))
+    (tmp_path / "old.jsonl").write_text(older)
+    for name in ("new", "old"):
+        (request,) = Trace.read(tmp_path / f"{name}.jsonl").requests
+        assert request.usage.recomputed_share == 3 / 9
+
+
+def test_the_command_shows_the_share(plain):
+    """Where there is one."""
+    request = plain.submit(AB, SamplingParams(max_tokens=5), "small")
+    assert show(drive(plain, request, {})).endswith("large 0 sampled of 0 computed")
+    request = plain.submit(AB, SamplingParams(max_tokens=5), "small")
+    done = drive(plain, request, {4: lambda: plain.scheduler.preempt(request)})
+    assert show(done).endswith("of 0 computed; 33.3% computed again")
 
 
 def test_rule_truncated_tokens_are_discarded(plain):
