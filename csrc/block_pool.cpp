@@ -237,12 +237,14 @@ std::int64_t BlockPool::reclaimable(int model) const {
 void BlockPool::check_integrity() const {
   std::array<std::int64_t, kModels> live{}, cached{}, free_blocks{}, bucketed{};
   std::array<SlabId, kModels> owned{}, reserved{};
+  std::vector<std::int32_t> listed_free(slabs_.size());
+  for (const SlabId id : free_) ++listed_free.at(id);
   for (SlabId id = 0; id < slab_count(); ++id) {
     const Slab& slab = slabs_[id];
     if (slab.reserved_for != kNobody) ++reserved[slab.reserved_for];
     if (slab.owner == kNobody) {
       expect(slab.held == 0 && slab.bucket_index < 0, "a free slab holds blocks");
-      expect(std::count(free_.begin(), free_.end(), id) == 1, "a free slab is not listed once");
+      expect(listed_free[id] == 1, "a free slab is not listed once");
       continue;
     }
     const int model = slab.owner;

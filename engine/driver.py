@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from engine import _core
 from engine.config import ROLES, ModelConfig
+from engine.guard_log import GuardLog
 from engine.lane import Lane
 from engine.ledger import ROW_KINDS, span_counts
 from engine.live import LiveRequest
@@ -57,6 +58,7 @@ class Driver:
         self._shapes = shapes
         self._check = check
         self._overlap = overlap
+        self._guard = GuardLog(scheduler.limit)
         self._ticks = 0
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
@@ -94,6 +96,7 @@ class Driver:
         if self._idle > 2:
             raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
         self._ticks += 1
+        self._guard.look(self._scheduler.limit)
         if not self.live:
             for lane in self._lanes:  # what was launched in vain
                 lane.land(self.live)

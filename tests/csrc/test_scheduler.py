@@ -1068,7 +1068,8 @@ def test_the_newest_is_stopped_first(make_scheduler: Make, costs: tuple[float, f
     """Whatever its rows cost: who came first is finished first."""
     scheduler = make_scheduler(slabs=3, slots=(2, 1), recompute_cost=costs)
     first, second, third = (
-        start(scheduler, n, model, max_tokens=5) for n, model in ((7, SMALL), (3, LARGE), (7, SMALL))
+        start(scheduler, n, model, max_tokens=5)
+        for n, model in ((7, SMALL), (3, LARGE), (7, SMALL))
     )
     assert (scheduler.plan(SMALL), scheduler.plan(LARGE)) == (2, 1)
     commit(scheduler, SMALL, B, B), commit(scheduler, LARGE, B)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.evaluate import task_tests
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.arena_size import default_slabs, log_shortage, slabs_for
 from engine.config import ARENA_TOKENS, NAMED_MODELS
@@ -196,3 +197,16 @@ def test_the_guard_is_logged_as_it_begins_and_ends(caplog):
     first, second = (r.getMessage() for r in caplog.records[:2])
     assert "no more than 100 sequences at once for now, max_sequences is 256" in first
     assert "up to 256 sequences" in second
+
+
+def test_an_engine_says_when_its_guard_acts(caplog):
+    """An arena for one request on one model, and 60 that change models at half of their steps."""
+    engine = tiny(arena_tokens=256, prefix_cache=False, eager_admission=True)
+    tests, rounds = task_tests("test", 60), 0
+    while engine.scheduler.limit == 256 and rounds < 12:
+        assert not [r for r in caplog.records if r.name == "engine.guard_log"]
+        params = SamplingParams(max_tokens=tests.max_tokens)
+        engine.generate([p.prompt for p in tests.problems], params, "random:0.5")
+        rounds += 1
+    (record,) = (r for r in caplog.records if r.name == "engine.guard_log")
+    assert record.levelno == logging.WARNING and "max_sequences is 256" in record.getMessage()

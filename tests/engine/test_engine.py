@@ -96,7 +96,9 @@ def test_two_engines_live_in_one_process():
 
 def test_an_arena_for_one_request_serves_all():
     """Lending under pressure: slabs change hands and KV is recomputed, the texts stay."""
-    tight = EngineConfig(arena_tokens=112, block_tokens=8, max_context=112, check_every=1)
+    tight = EngineConfig(
+        arena_tokens=112, eager_admission=True, block_tokens=8, max_context=112, check_every=1
+    )
     engine = Engine("tiny", config=tight)
     expected = texts(Engine("tiny"), PROMPTS, Random(0.5))
     assert texts(engine, PROMPTS, Random(0.5)) == expected

@@ -25,7 +25,8 @@ WAYS = {
     **{name: {"lane_policy": name} for name in LANE_POLICIES},
     "ahead": {"plan_ahead": "both", "read_along": 1, "eager_backlog": 3},
     "tight": {
-        "arena_tokens": 192, "max_context": 96, "max_sequences": 16, "max_tick_tokens": 24,
+        "arena_tokens": 192, "max_context": 96, "eager_admission": True,
+        "max_sequences": 16, "max_tick_tokens": 24,
         "graph_rows": 24,
     },
     "uneven": {"max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},

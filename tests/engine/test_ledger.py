@@ -98,7 +98,10 @@ CASES = {
         Call(random_schedule),
         {"max_sequences": 3, "max_tick_tokens": 9},
     ),
-    "short of memory": (Call(random_schedule), {"arena_tokens": 96, "max_context": 80}),
+    "short of memory": (
+        Call(random_schedule),
+        {"arena_tokens": 96, "max_context": 80, "eager_admission": True},
+    ),
 }
 
 

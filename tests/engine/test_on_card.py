@@ -28,7 +28,8 @@ WAYS = {
     "graphs": {},
     "ahead": {"plan_ahead": "both", "read_along": 1, "eager_backlog": 3},
     "tight": {
-        "arena_tokens": 128, "max_context": 64, "max_sequences": 16, "plan_ahead": "both",
+        "arena_tokens": 128, "max_context": 64, "eager_admission": True,
+        "max_sequences": 16, "plan_ahead": "both",
         "max_tick_tokens": 24, "graph_rows": 24,
     },
     "host memory": {

@@ -65,7 +65,8 @@ def random_params(rng):
 def test_soak(device, make_pair, tmp_path, delimiters):
     kit, rng = make_pair(tmp_path, SMALL, LARGE, seed=6), random.Random(0)
     config = EngineConfig(
-        delimiters=delimiters, block_tokens=4, arena_tokens=512, max_context=96, max_sequences=24,
+        delimiters=delimiters, block_tokens=4, arena_tokens=512, eager_admission=True,
+        max_context=96, max_sequences=24,
         max_tick_tokens=48, check_every=1, graphs="on",
     )  # fmt: skip
     small, large = kit.folders
