@@ -1,0 +1,134 @@
+"""The order of a run: what compiles first, then part after part, within one budget of seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from bench.gpu_quick.output import ROWS, SUMMARY, Follower
+from bench.gpu_quick.plan import BISECT, COMPILE, LEAST, PROVE, STAGES, TIME, Part
+from bench.gpu_quick.result import FAILED, Result
+from bench.gpu_quick.summary import screen
+from bench.gpu_quick.watch import Watch, not_run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line. ``seconds``: for everything."""
+
+    stage: str
+    parts: tuple[Part, ...]
+    folder: Path
+    seconds: float
+    quick: bool
+
+
+class Flow:
+    """Runs a request and prints as it goes."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._end = time.monotonic() + request.seconds
+        self._rows = Follower(request.folder / ROWS)
+        self._results: list[Result] = []
+
+    def run(self) -> int:
+        """Exit status: 0 if every part passed or had a reason of its own not to run, else 1."""
+        try:
+            for stage in STAGES[self._request.stage]:
+                self._stage(stage)
+        finally:  # also where it is interrupted: what there is so far is shown and kept
+            self._show()
+        return int(any(result.state == FAILED for result in self._results))
+
+    def _stage(self, stage: str) -> None:
+        parts = [part for part in self._request.parts if part.stage == stage]
+        if not parts:
+            return
+        reason = self._obstacle() if stage == TIME else ""
+        if reason:
+            self._keep(not_run(parts, reason))
+            return
+        if not self._request.quick:
+            self._compile(stage, parts)
+        for _, group in groupby(parts, lambda part: part.group):
+            self._group(list(group))
+
+    def _obstacle(self) -> str:
+        """Why nothing is timed; empty if nothing speaks against it."""
+        failed = [r.part.key for r in self._results if r.state == FAILED and r.part.stage == PROVE]
+        if "3" in failed:
+            return "parity failed"
+        return f"part {', '.join(failed)} of the proof failed" if failed else ""
+
+    @property
+    def _left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    def _compile(self, stage: str, parts: Sequence[Part]) -> None:
+        """Ahead of the parts. Where it is cut off, what it has finished is in the cache."""
+        part = COMPILE[stage]
+        keys = ",".join(each.key for each in parts)
+        (found,) = self._watch([part], [part.limit], ["--ahead-of", keys]).results()
+        if found.detail.get("killed"):
+            found = Result(part, "passed", found.seconds, "cut off: the rest compiles when needed")
+        self._keep([found])
+
+    def _group(self, parts: list[Part]) -> None:
+        """Parts that share a process, as far as they get; the rest in another one."""
+        while parts:
+            if reason := self._too_late(parts[0]):
+                self._keep(not_run(parts[:1], reason))
+                parts = parts[1:]
+                continue
+            found = self._watch(parts, self._limits(parts), []).results()
+            self._keep(found)
+            parts = parts[len(found) :]
+            for result in found:
+                if "parity" in result.detail:
+                    self._bisect(result)
+
+    def _too_late(self, part: Part) -> str:
+        left, needed = self._left, part.limit if part.open_ended else LEAST
+        if left >= needed:
+            return ""
+        return f"{left:.0f} s of the budget are left, it needs {needed:g}"
+
+    def _limits(self, parts: Sequence[Part]) -> list[float]:
+        """Of each part: its own, or what the budget leaves."""
+        left, found = self._left, []
+        for part in parts:
+            found.append(max(0.1, left if part.open_ended else min(part.limit, left)))
+            left -= found[-1]
+        return found
+
+    def _bisect(self, failed: Result) -> None:
+        limit = min(BISECT.limit, self._left)
+        if limit < LEAST:
+            self._keep(not_run([BISECT], "the budget is spent"))
+            return
+        where = json.dumps(failed.detail["parity"])
+        self._keep(self._watch([BISECT], [limit], ["--parity", where]).results())
+
+    def _watch(self, parts: Sequence[Part], limits: Sequence[float], flags: list[str]) -> Watch:
+        quick = ["--quick"] if self._request.quick else []
+        return Watch(parts, limits, [*quick, *flags], self._request.folder, self._say)
+
+    def _keep(self, results: Sequence[Result]) -> None:
+        for result in results:
+            self._results.append(result)
+            self._say(result.line)
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, flush=True)
+
+    def _show(self) -> None:
+        text = screen(self._request.stage, self._results, self._rows.new())
+        with (self._request.folder / SUMMARY).open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n\n")
+        print(f"\n{text}", flush=True)
