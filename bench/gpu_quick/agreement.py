@@ -39,6 +39,10 @@ class Wrong(NamedTuple):
         )
 
 
+# One tick at a time; see ``write_steadily``.
+STEADY: dict[str, Any] = {"overlap": False, "plan_ahead": "off"}
+
+
 @dataclass(frozen=True)
 class Scale:
     """Of a comparison: requests, and tokens that each writes."""
@@ -49,7 +53,7 @@ class Scale:
 
 def scale_of(quick: bool) -> Scale:
     """The usual one, or the smallest that has every kind of request."""
-    return Scale(3, 11) if quick else Scale()
+    return Scale(3, 7) if quick else Scale()
 
 
 def prompts(scale: Scale) -> list[list[int]]:
@@ -79,13 +83,32 @@ def forced(boundary: Boundary) -> str:
 
 def write(engine: Engine, scale: Scale) -> list[Completion]:
     """Requests together: the likeliest tokens, and drawn ones, with log-probabilities."""
-    numbers = []
-    for index, prompt in enumerate(prompts(scale)):
-        params = SamplingParams(
-            max_tokens=scale.tokens, max_step_tokens=STEP, seed=index, ignore_eos=True,
-            temperature=HEATS[index % len(HEATS)], logprobs=LOGPROBS[index % len(HEATS)],
-        )  # fmt: skip
-        numbers.append(engine.submit(prompt, params, Call(forced)))
+    return _finish(engine, [_submit(engine, scale, i, Call(forced)) for i in range(scale.requests)])
+
+
+def write_steadily(engine: Engine, scale: Scale) -> list[Completion]:
+    """The same one after the other, then all at once on either model.
+
+    Of an engine whose settings are ``STEADY`` the batches are then the same in every run, whatever
+    the clock does, so that a vendor's product of many rows gives the same bits.
+    """
+    numbers, done = range(scale.requests), list[Completion]()
+    for index in numbers:
+        done += _finish(engine, [_submit(engine, scale, index, Call(forced))])
+    for role in ROLES:
+        done += _finish(engine, [_submit(engine, scale, index, role) for index in numbers])
+    return done
+
+
+def _submit(engine: Engine, scale: Scale, index: int, policy: Call | str) -> int:
+    params = SamplingParams(
+        max_tokens=scale.tokens, max_step_tokens=STEP, seed=index, ignore_eos=True,
+        temperature=HEATS[index % len(HEATS)], logprobs=LOGPROBS[index % len(HEATS)],
+    )  # fmt: skip
+    return engine.submit(prompts(scale)[index], params, policy)
+
+
+def _finish(engine: Engine, numbers: Sequence[int]) -> list[Completion]:
     done: dict[int, Completion] = {}
     while len(done) < len(numbers):
         done |= {completion.request_id: completion for completion in engine.step()}

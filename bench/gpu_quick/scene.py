@@ -52,8 +52,12 @@ class Scene:
     ahead_of: Sequence[str] = ()
     parity: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    shared: Shared = field(default_factory=Shared)
     detail: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What the benches of this process hand on."""
+        return Shared(roughly=self.rehearses)
 
     def pieces(self, *names: str) -> list[str]:
         """Those that are to run."""

@@ -17,7 +17,9 @@ class Shared:
     loaded: it needs memory of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, roughly: bool = False) -> None:
+        """``roughly``: the bandwidth is measured at a size that says nothing."""
+        self._roughly = roughly
         self._engine: Engine | None = None
         self._key: Hashable = None
         self._recorded = 0
@@ -26,7 +28,7 @@ class Shared:
     def bandwidth(self, device: Device, quick: bool) -> Bandwidth:
         """Of the device, measured when it is first asked for."""
         if self._bandwidth is None:
-            self._bandwidth = device.bandwidth(quick)
+            self._bandwidth = device.bandwidth(quick or self._roughly)
         return self._bandwidth
 
     def engine(self, key: Hashable, at_once: int, build: Callable[[], Engine]) -> Engine:

@@ -1,4 +1,4 @@
-"""Inputs of checks: made on the host from a seed, so that every run has the same numbers."""
+"""Inputs of checks: from a seed, so that every run on a kind of device has the same numbers."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ class Maker:
     _random: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        self._random = torch.Generator("cpu").manual_seed(self.seed)
+        self._random = torch.Generator(self.device).manual_seed(self.seed)
 
     def normal(self, *size: int, spread: float = 1.0, dtype: torch.dtype = DTYPE) -> Tensor:
         """Normal numbers."""
-        made = torch.randn(size, generator=self._random)
-        return (made * spread).to(dtype).to(self.device)
+        made = torch.empty(size, device=self.device)
+        return made.normal_(0.0, spread, generator=self._random).to(dtype)
 
-    def uniform(self, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """From 0.5 to 1.5."""
-        return (torch.rand(size, generator=self._random) + 0.5).to(dtype).to(self.device)
+    def uniform(self, *size: int) -> Tensor:
+        """fp32 from 0.5 to 1.5."""
+        return torch.empty(size, device=self.device).uniform_(0.5, 1.5, generator=self._random)
 
     def whole(self, low: int, high: int, *size: int, dtype: torch.dtype = torch.int32) -> Tensor:
         """From ``low`` to below ``high``."""
-        return torch.randint(low, high, size, generator=self._random).to(dtype).to(self.device)
+        made = torch.empty(size, dtype=dtype, device=self.device)
+        return made.random_(low, high, generator=self._random)
 
     def shuffled(self, count: int) -> Tensor:
         """0 to below ``count`` in random order, int32."""
-        return torch.randperm(count, generator=self._random).int().to(self.device)
+        order = torch.Generator("cpu").manual_seed(count)
+        return torch.randperm(count, generator=order).int().to(self.device)
 
     def integers(self, values: Sequence[int]) -> Tensor:
         """int32."""

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.gpu_quick.agreement import (
+    STEADY,
     Scale,
     Wrong,
     build,
@@ -15,6 +16,7 @@ from bench.gpu_quick.agreement import (
     same_bits,
     scale_of,
     write,
+    write_steadily,
 )
 from bench.gpu_quick.families import Oracle
 from bench.gpu_quick.replaced import NAMES, replaced
@@ -59,11 +61,12 @@ def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
     def trial(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
         settings = {name: SWITCHES[name] for name in switches}
         with replaced(ops):
-            done = write(build(oracle, dtype, **settings), scale)
             if not bits:
-                return first_wrong(done, oracle, dtype)
-            eager = write(build(oracle, dtype, **{**settings, "graphs": "off"}), scale)
-        return same_bits(done, eager)
+                return first_wrong(write(build(oracle, dtype, **settings), scale), oracle, dtype)
+            settings |= STEADY
+            ours = write_steadily(build(oracle, dtype, **settings), scale)
+            theirs = write_steadily(build(oracle, dtype, **{**settings, "graphs": "off"}), scale)
+        return same_bits(ours, theirs)
 
     return trial
 

@@ -38,12 +38,14 @@ def run(scene: Scene) -> None:
 def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     """Against transformers as the engine runs; in fp32 against itself without graphs, too."""
     from bench.gpu_quick.agreement import (
+        STEADY,
         build,
         check_schedule,
         first_wrong,
         same_bits,
         scale_of,
         write,
+        write_steadily,
     )
     from bench.gpu_quick.families import Oracle
 
@@ -55,8 +57,11 @@ def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
         oracle.rounded()
     yield _row(family, dtype, "transformers", first_wrong(done, oracle, dtype))
     if dtype == "float32":
-        eager = write(build(oracle, dtype, graphs="off"), scale)
-        yield _row(family, dtype, "graphs on = off", same_bits(done, eager))
+        recorded, eager = (
+            write_steadily(build(oracle, dtype, graphs=graphs, **STEADY), scale)
+            for graphs in ("on", "off")
+        )
+        yield _row(family, dtype, "graphs on = off", same_bits(recorded, eager))
 
 
 def _row(family: str, dtype: str, check: str, wrong: object | None) -> dict[str, Any]:

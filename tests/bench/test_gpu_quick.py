@@ -1,0 +1,306 @@
+"""``python -m bench.gpu_quick`` on a simulated card at its smallest: times there mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu_quick import goals, plan
+from bench.gpu_quick.checks.check import failures, first_wrong
+from bench.gpu_quick.checks.tensors import Maker
+from bench.gpu_quick.command import main
+from bench.gpu_quick.fitting import DEFAULT, fitting_pair
+from bench.gpu_quick.output import Follower
+from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
+from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
+from bench.gpu_quick.replaced import NAMES
+from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED, Result
+from bench.gpu_quick.summary import screen
+from kernels import norm, ops, registry
+from tests.card.simulated import GIB, simulated_card
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU, no need to simulate"
+)
+
+
+def command(folder: Path, *flags: str, **faults: str) -> tuple[list[str], dict[str, str]]:
+    """A run, and the environment in which its parts see a card."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT / "tests/card/site"), "OMP_NUM_THREADS": "1",
+        "STEER_CARD_FAULTS": json.dumps(faults),
+    }  # fmt: skip
+    flags = ("--quick", "--out", str(folder), *flags)
+    return [sys.executable, "-m", "bench.gpu_quick", *flags], environment
+
+
+def run(folder: Path, *flags: str, **faults: str) -> subprocess.CompletedProcess[str]:
+    arguments, environment = command(folder, *flags, **faults)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def states(said: str) -> dict[str, str]:
+    """Of each part, as printed on the way."""
+    lines = [line for line in said.split("gpu-quick, ")[0].splitlines() if " s  " in line]
+    return {line.split()[0]: _state(line) for line in lines}
+
+
+def _state(line: str) -> str:
+    return next(state for state in (NOT_RUN, PASSED, FAILED) if f"  {state} " in line)
+
+
+def sleepers() -> list[str]:
+    """Processes that a part which hangs has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().split(b"\0")[:2] == [b"sleep", b"997"]:
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_the_whole_flow(tmp_path: Path):
+    """Every part passes, and its rows, figures and output are kept in few files."""
+    done = run(tmp_path, "--stage", "all")
+    assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-3000:]
+    assert states(done.stdout) == {part.key: PASSED for part in plan.PARTS}
+    kept = rows(tmp_path)
+    assert {row["bench"] for row in kept if "bench" in row} == {
+        "card", "ops", "parity", "decode", "handoff", "overlap", "pair", "soak"
+    }  # fmt: skip
+    assert any(row.get("kind") == "gpu" and row["op"] == "confidence" for row in kept)
+    assert {row["op"] for row in kept if row.get("bench") == "ops"} == set(registry.OPS)
+    assert {row["quantise"] for row in kept if row.get("bench") == "handoff"} == {
+        None, "int4", "fp8"
+    }  # fmt: skip
+    assert all(row["commit"] and row["versions"]["torch"] for row in kept)
+    assert (tmp_path / "summary.txt").read_text().strip() in done.stdout
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_a_part_that_fails_holds_no_other_one_up(tmp_path: Path):
+    """Not even that which shares its process; nor are earlier rows lost with a second call."""
+    done = run(tmp_path, "--stage", "time", "--parts", "4,5", fail="4")
+    assert done.returncode == 1
+    assert states(done.stdout) == {"4": FAILED, "5": PASSED}
+    assert "RuntimeError: CUDA error: an illegal memory access" in done.stdout
+    assert "Traceback (most recent call last)" in done.stdout.split("part 4:")[1]
+    kept = rows(tmp_path)
+    assert kept[0]["bench"] == "fault" and {"handoff", "pair"} < {row["bench"] for row in kept}
+    again = run(tmp_path, "--stage", "prove", "--parts", "1")
+    assert again.returncode == 0 and states(again.stdout) == {"1": PASSED}
+    assert [row["bench"] for row in rows(tmp_path)][-1] == "card"
+    assert rows(tmp_path)[: len(kept)] == kept
+    assert (tmp_path / "summary.txt").read_text().count("gpu-quick, ") == 2
+
+
+def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
+    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", "--seconds", "24", hang="1")
+    assert states(done.stdout) == {"1": FAILED, "row": PASSED}
+    assert "killed at its limit of 10 s" in done.stdout
+    assert done.returncode == 1 and not sleepers()
+    assert [row["bench"] for row in rows(tmp_path)][:2] == ["fault", "decode"]
+
+
+def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
+    """Of the run itself, not of a part; its process ends with it."""
+    arguments, environment = command(tmp_path, "--stage", "prove", "--parts", "2,3", hang="3")
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(
+            lambda: "fault" in (tmp_path / "rows.jsonl").read_text(), tmp_path / "rows.jsonl"
+        )
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = rows(tmp_path)
+    assert {row["bench"] for row in found} == {"ops", "fault"}
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["begin", "end", "begin"]
+    for number in sleepers():  # it was started by the part, and outlives a kill from outside
+        os.kill(int(number), signal.SIGKILL)
+
+
+def wait_until(condition, path: Path) -> None:
+    end = time.monotonic() + 120
+    while not (path.exists() and condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_where_parity_fails_nothing_is_timed_and_the_culprit_is_named(tmp_path: Path):
+    done = run(tmp_path, "--stage", "all", "--parts", "3,4", spoil="silu_mul")
+    assert done.returncode == 1
+    assert states(done.stdout) == {"3": FAILED, "bisect": PASSED, "4": NOT_RUN}
+    assert "decode of each model: parity failed" in done.stdout
+    assert "culprits: silu_mul (replaced by its PyTorch reference" in done.stdout
+    (verdict,) = [row for row in rows(tmp_path) if row["bench"] == "bisect"]
+    assert verdict["culprits"] == ["silu_mul"]
+    assert "position" in verdict["wrong"] and "expected" in verdict["wrong"]
+
+
+def test_without_a_card_a_line_says_so(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_quick", "--out", str(tmp_path)], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: PyTorch sees no NVIDIA GPU here, so nothing was run\n"
+    assert not (tmp_path / "rows.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--stage=shine"], "--stage: unknown 'shine'; known: prove, time, all"),
+        (["--parts=1,9"], "--parts: unknown part '9'; known: 1, 2, 3, row, 4, 5, 6, 7"),
+        (["--stage=prove", "--parts=5"], "part 5 belongs to --stage time, not to prove"),
+        (["--seconds=9"], "--seconds 9: too short for part 1, which may take 10; give at least"),
+        (["--seconds=soon"], "--seconds: expected a number of seconds, got 'soon'"),
+        (["--seconds=nan"], "--seconds: expected a number of seconds, got 'nan'"),
+        (["--out=/proc/here"], "--out /proc/here: cannot be written"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_input(flags, said, tmp_path: Path, capsys):
+    assert main([f"--out={tmp_path}", *flags]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and said in told.err and told.err.count("\n") == 1
+    assert not told.out
+
+
+@pytest.mark.parametrize(
+    ("gib", "pair"),
+    [
+        (139, DEFAULT),
+        (60, "qwen-1.5b/qwen-14b"),
+        (39, "qwen-1.5b/qwen-7b"),
+        (20, "qwen-0.5b/qwen-1.5b"),
+        (2, None),
+    ],
+)
+def test_a_pair_that_fits_is_found(gib: int, pair: str | None, monkeypatch):
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (gib * GIB, gib * GIB))
+        assert fitting_pair() == pair
+
+
+def makers() -> list[Maker]:
+    return [Maker(shape, torch.device("cpu")) for shape in _SMALLEST]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("op", [op for op in registry.OPS if op != "attention"])
+def test_the_kernels_pass_the_checks(op: str):
+    """The kernels themselves, in Triton's interpreter; attention's spans take it too long."""
+    with ops.interpreted():
+        for make in makers():
+            for check in CHECKS[op](make):
+                assert failures(check) == [], (check.name, make.shape.name)
+
+
+def test_decodes_pass_the_checks():
+    with ops.interpreted():
+        assert failures(next(CHECKS["attention"](makers()[1]))) == []
+
+
+def test_checks_see_a_spoilt_kernel(monkeypatch):
+    """A kernel that is launched with another constant than it should be."""
+    right = norm.rms_norm
+    monkeypatch.setattr(norm, "rms_norm", lambda x, weight, eps: right(x, weight, 0.3))
+    with ops.interpreted():
+        told = failures(next(CHECKS["norm"](makers()[0])))
+    assert len(told) == 1 and told[0].startswith("output 0 [0, 0] is ")
+
+
+def test_checks_see_bits_that_depend_on_neighbours():
+    check = next(CHECKS["norm"](makers()[0]))
+    leaning = replace(
+        check, run=lambda rows: tuple(x * (1 + (len(rows) == 1) / 128) for x in check.run(rows))
+    )
+    assert failures(check) == []
+    assert "the last row alone has other bits" in " ".join(failures(leaning))
+
+
+def test_what_is_no_number_is_wrong():
+    right = torch.ones(2, 3)
+    spoilt = right.clone()
+    spoilt[1, 2] = float("nan")
+    assert first_wrong(0, right, right.double(), 0.0, 0.0) is None
+    wrong = first_wrong(0, spoilt, right.double(), 0.1, 0.1)
+    assert wrong is not None and wrong.index == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "culprits",
+    [["graphs"], ["plan_ahead", "fused_head"], ["linear"], ["rope_kv", "sample"], []],
+)
+def test_bisection_finds_the_smallest_set(culprits: list[str]):
+    """Where each culprit by itself makes it fail."""
+    trials = []
+
+    def trial(switches, replaced):
+        trials.append((tuple(switches), tuple(replaced)))
+        assert not replaced or "graphs" in switches  # references allow no recording
+        left = set(culprits) - set(switches) - set(replaced)
+        return "wrong" if left else None
+
+    found, wrong, _ = culprits_of(trial)
+    assert sorted(found) == sorted(culprits)
+    assert wrong == ("wrong" if culprits else None)
+    assert len(trials) < 2 * (len(SWITCHES) + len(NAMES))
+
+
+def test_bisection_says_where_it_finds_nothing():
+    assert culprits_of(lambda *_: "wrong")[::2] == (
+        [], "it fails with every switch off and every op replaced as well"
+    )  # fmt: skip
+
+
+def test_figures_stand_beside_their_goals():
+    """Of the rows that they are of, "-" where there is none."""
+    common = {"versions": {"python": "3"}, "commit": "c", "date": "d"}
+    found = [
+        {"bench": "decode", "provider": "steer", "model": "small", "batch": batch, "error": None,
+         "of_copy": share, "busy_share": 0.98, **common}
+        for batch, share in ((1, 0.6123), (8, 0.5))
+    ]  # fmt: skip
+    part = plan.PARTS[4]
+    text = screen("time", [Result(part, PASSED, 3.0)], found)
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert (
+        "61.2%" in lines["small model, decode of 1"] and "58%" in lines["small model, decode of 1"]
+    )
+    assert "2.0%" in lines["small model, GPU idle"]
+    assert lines["large model, decode of 1"].split()[5] == "-"
+    assert all(goal.name in text for goal in goals.GOALS)
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n')
+    follower = Follower(path)
+    with path.open("a") as file:
+        file.write('{"a": 2}\n{"a"')
+    assert follower.new() == [{"a": 2}]
+    with path.open("a") as file:
+        file.write(": 3}\n")
+    assert follower.new() == [{"a": 3}]
