@@ -13,7 +13,12 @@ NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/n
 
 LANES := decode handoff overlap pair
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
+# Of gpu-quick: the stage (prove, time or all), the folder of its output, more flags.
+STAGE ?= all
+OUT ?= out/gpu-quick
+FLAGS ?=
+
+.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-tests gpu-lanes $(LANES:%=gpu-%) \
   gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
@@ -50,6 +55,15 @@ GPU_PARTS := gpu-tests $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak
 gpu: setup ## all that needs an NVIDIA GPU: tests, pairs, kernels, checks, 20 minutes of soak
 	@$(NEEDS_GPU)
 	@$(EACH_PART) $(GPU_PARTS)
+
+# For a bare machine: no virtual environment and no package index, but what its python3 has already.
+# Where that may not install, the extensions are built next to their sources.
+gpu-quick: ## there: a few minutes for proof and rows; STAGE=prove, time or all, OUT=DIR
+	@$(subst python -c,$(PYTHON) -c,$(NEEDS_GPU))
+	@command -v c++ > /dev/null || { echo "$@: no C++ compiler (c++) in PATH, so nothing was run" >&2; exit 1; }
+	@$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e . 2> /dev/null || \
+	  $(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m bench.gpu_quick --stage $(STAGE) --out $(OUT) $(FLAGS)
 
 gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full size
 	@$(NEEDS_GPU)

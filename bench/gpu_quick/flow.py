@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.gpu_quick.output import ROWS, SUMMARY, Follower
 from bench.gpu_quick.plan import BISECT, COMPILE, LEAST, PROVE, STAGES, TIME, Part
-from bench.gpu_quick.result import FAILED, Result
+from bench.gpu_quick.result import FAILED, PASSED, Result
 from bench.gpu_quick.summary import screen
 from bench.gpu_quick.watch import Watch, not_run
 
@@ -37,12 +37,17 @@ class Flow:
         self._results: list[Result] = []
 
     def run(self) -> int:
-        """Exit status: 0 if every part passed or had a reason of its own not to run, else 1."""
+        """Exit status: 0 if every part passed or had a reason of its own not to run, else 1.
+
+        NoCardError if there is no GPU. Where it is interrupted, what there is so far is shown.
+        """
         try:
             for stage in STAGES[self._request.stage]:
                 self._stage(stage)
-        finally:  # also where it is interrupted: what there is so far is shown and kept
+        except KeyboardInterrupt:
             self._show()
+            raise
+        self._show()
         return int(any(result.state == FAILED for result in self._results))
 
     def _stage(self, stage: str) -> None:
@@ -60,10 +65,13 @@ class Flow:
 
     def _obstacle(self) -> str:
         """Why nothing is timed; empty if nothing speaks against it."""
-        failed = [r.part.key for r in self._results if r.state == FAILED and r.part.stage == PROVE]
-        if "3" in failed:
+        if self._failed("3"):
             return "parity failed"
+        failed = [r.part.key for r in self._results if r.state == FAILED and r.part.stage == PROVE]
         return f"part {', '.join(failed)} of the proof failed" if failed else ""
+
+    def _failed(self, key: str) -> bool:
+        return any(r.part.key == key and r.state == FAILED for r in self._results)
 
     @property
     def _left(self) -> float:
@@ -72,16 +80,23 @@ class Flow:
     def _compile(self, stage: str, parts: Sequence[Part]) -> None:
         """Ahead of the parts. Where it is cut off, what it has finished is in the cache."""
         part = COMPILE[stage]
+        limit = min(part.limit, self._left)
         keys = ",".join(each.key for each in parts)
-        (found,) = self._watch([part], [part.limit], ["--ahead-of", keys]).results()
+        watch = self._watch([part], [limit], ["--ahead-of", keys])
+        (found,) = watch.results()
         if found.detail.get("killed"):
-            found = Result(part, "passed", found.seconds, "cut off: the rest compiles when needed")
+            found = Result(part, PASSED, found.seconds, "cut off: the rest compiles when needed")
+        found.detail = {
+            "kernels": sum(event["kernels"] for event in watch.rehearsed),
+            "core_seconds": sum(event["seconds"] for event in watch.rehearsed),
+            "wall_seconds": found.seconds,
+        }
         self._keep([found])
 
     def _group(self, parts: list[Part]) -> None:
         """Parts that share a process, as far as they get; the rest in another one."""
         while parts:
-            if reason := self._too_late(parts[0]):
+            if reason := self._untimely(parts[0]):
                 self._keep(not_run(parts[:1], reason))
                 parts = parts[1:]
                 continue
@@ -92,7 +107,10 @@ class Flow:
                 if "parity" in result.detail:
                     self._bisect(result)
 
-    def _too_late(self, part: Part) -> str:
+    def _untimely(self, part: Part) -> str:
+        """Why a part is not begun; empty if nothing speaks against it."""
+        if part.timed and self._failed("3"):
+            return "parity failed"
         left, needed = self._left, part.limit if part.open_ended else LEAST
         if left >= needed:
             return ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.gpu_quick.child import Child, said
 from bench.gpu_quick.output import EVENTS, Follower
-from bench.gpu_quick.plan import START, Part
+from bench.gpu_quick.plan import END, START, Part
 from bench.gpu_quick.result import FAILED, NOT_RUN, Result
 
 WORKER = "bench.gpu_quick.worker"
@@ -44,6 +44,7 @@ class Watch:
         self._events = Follower(folder / EVENTS)
         self._current = -1  # index of the part that runs
         self._results: list[Result] = []
+        self.rehearsed: list[dict[str, Any]] = []  # what rehearsals told, each as it ended
         self._deadline = time.monotonic() + START
         keys = ",".join(part.key for part in parts)
         seconds = ",".join(f"{limit:.1f}" for limit in limits)
@@ -83,7 +84,10 @@ class Watch:
                 self._deadline = self._began + self._limits[self._current]
             elif kind == "end":
                 self._results.append(self._result(event))
-                self._deadline = time.monotonic() + START
+                more = len(self._results) < len(self._parts)
+                self._deadline = time.monotonic() + (START if more else END)
+            elif kind == "rehearsed":
+                self.rehearsed.append(event)
 
     def _result(self, event: dict[str, Any]) -> Result:
         return Result(

@@ -104,7 +104,8 @@ def _end(key: str, scene: Scene, found: dict[str, Any], compiled: dict[str, Any]
     if "trace" in found:
         print(found["trace"], flush=True)
     if scene.rehearses:
-        tell(scene.folder, event="rehearsed", part=key, only=list(scene.only), **compiled)
+        what = {"part": key, "only": list(scene.only), "state": found["state"]}
+        tell(scene.folder, event="rehearsed", **what, **compiled)
         return
     detail = {"compiled": compiled, **scene.detail}
     scene.detail = {}

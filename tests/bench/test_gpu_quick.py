@@ -10,16 +10,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench.gpu_quick import flow as flows
 from bench.gpu_quick import goals, plan
 from bench.gpu_quick.checks.check import failures, first_wrong
 from bench.gpu_quick.checks.tensors import Maker
 from bench.gpu_quick.command import main
 from bench.gpu_quick.fitting import DEFAULT, fitting_pair
-from bench.gpu_quick.output import Follower
+from bench.gpu_quick.output import Follower, open_folder
 from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
 from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
 from bench.gpu_quick.replaced import NAMES
@@ -113,7 +115,7 @@ def test_a_part_that_fails_holds_no_other_one_up(tmp_path: Path):
 
 
 def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
-    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", "--seconds", "24", hang="1")
+    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", hang="1")
     assert states(done.stdout) == {"1": FAILED, "row": PASSED}
     assert "killed at its limit of 10 s" in done.stdout
     assert done.returncode == 1 and not sleepers()
@@ -147,9 +149,9 @@ def wait_until(condition, path: Path) -> None:
 
 
 def test_where_parity_fails_nothing_is_timed_and_the_culprit_is_named(tmp_path: Path):
-    done = run(tmp_path, "--stage", "all", "--parts", "3,4", spoil="silu_mul")
+    done = run(tmp_path, "--stage", "all", "--parts", "3,row,4", spoil="silu_mul")
     assert done.returncode == 1
-    assert states(done.stdout) == {"3": FAILED, "bisect": PASSED, "4": NOT_RUN}
+    assert states(done.stdout) == {"3": FAILED, "bisect": PASSED, "row": NOT_RUN, "4": NOT_RUN}
     assert "decode of each model: parity failed" in done.stdout
     assert "culprits: silu_mul (replaced by its PyTorch reference" in done.stdout
     (verdict,) = [row for row in rows(tmp_path) if row["bench"] == "bisect"]
@@ -164,6 +166,7 @@ def test_without_a_card_a_line_says_so(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "error: PyTorch sees no NVIDIA GPU here, so nothing was run\n"
+    assert not done.stdout
     assert not (tmp_path / "rows.jsonl").read_text()
 
 
@@ -201,6 +204,66 @@ def test_a_pair_that_fits_is_found(gib: int, pair: str | None, monkeypatch):
     with simulated_card():
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (gib * GIB, gib * GIB))
         assert fitting_pair() == pair
+
+
+class Clock:
+    """Stands for the processes of parts: each takes ``takes`` seconds of a clock that is told."""
+
+    def __init__(self, takes: dict[str, float], failing: tuple[str, ...] = ()) -> None:
+        self.now, self.takes, self.failing = 0.0, takes, failing
+        self.limits: dict[str, float] = {}
+
+    def watch(self, parts, limits, flags, folder, note):
+        self.limits |= {part.key: limit for part, limit in zip(parts, limits, strict=True)}
+        return SimpleNamespace(results=lambda: self._results(parts, limits), rehearsed=[])
+
+    def _results(self, parts, limits):
+        found = []
+        for part, limit in zip(parts, limits, strict=True):
+            spent = min(limit, self.takes.get(part.key, 1.0))
+            self.now += spent
+            found.append(Result(part, FAILED if part.key in self.failing else PASSED, spent))
+        return found
+
+
+def flow(clock: Clock, folder: Path, monkeypatch, stage: str, seconds: float) -> dict[str, str]:
+    """States of all parts."""
+    monkeypatch.setattr(flows, "Watch", clock.watch)
+    monkeypatch.setattr(flows.time, "monotonic", lambda: clock.now)
+    parts = tuple(plan.chosen(stage, None, quick=False))
+    made = flows.Flow(flows.Request(stage, parts, open_folder(folder), seconds, False))
+    made.run()
+    return {result.part.key: result.state for result in made._results}
+
+
+def test_the_soak_takes_what_is_left(tmp_path: Path, monkeypatch):
+    clock = Clock({"compile-time": 30.0, "4": 70.0, "5": 100.0, "6": 40.0})
+    assert set(flow(clock, tmp_path, monkeypatch, "time", 360).values()) == {PASSED}
+    assert clock.limits == {"compile-time": 45, "4": 90, "5": 120, "6": 80, "7": 120}
+
+
+def test_what_the_budget_does_not_hold_is_not_run(tmp_path: Path, monkeypatch):
+    """Parts get what is left; the soak not less than it needs."""
+    clock = Clock({"compile-time": 45.0, "4": 90.0, "5": 120.0, "6": 80.0})
+    states = flow(clock, tmp_path, monkeypatch, "time", 300)
+    assert clock.limits["6"] == 45 and states["6"] == PASSED and states["7"] == NOT_RUN
+    assert "0 s of the budget are left, it needs 60" in (tmp_path / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("failing", "left_out", "said"),
+    [
+        ("2", "4567", "part 2 of the proof failed"),
+        ("3", ("row", *"4567"), "parity failed"),
+        ("5", "", ""),
+    ],
+)
+def test_times_are_taken_if_the_proof_holds(
+    failing: str, left_out: str, said: str, tmp_path: Path, monkeypatch
+):
+    states = flow(Clock({}, (failing,)), tmp_path, monkeypatch, "all", 600)
+    assert {key for key, state in states.items() if state == NOT_RUN} == set(left_out)
+    assert said in (tmp_path / "summary.txt").read_text()
 
 
 def makers() -> list[Maker]:

@@ -43,20 +43,15 @@ def pieces(key: str, quick: bool) -> Sequence[str]:
 
 
 def run(scene: Scene) -> None:
-    """A row that says how much was compiled, in which time; parts go on with the rest."""
-    began, follower = time.monotonic(), Follower(scene.folder / EVENTS)
+    """A row a rehearsal, with what it compiled."""
+    follower = Follower(scene.folder / EVENTS)
     waiting = [(key, piece) for key in scene.ahead_of for piece in pieces(key, scene.quick)]
     count = _rehearse(scene, waiting)
     told = [event for event in follower.new() if event.get("event") == "rehearsed"]
-    scene.detail |= {
-        "rehearsals": count,
-        "finished": len(told),
-        "kernels": sum(event["kernels"] for event in told),
-        "core_seconds": round(sum(event["seconds"] for event in told), 1),
-        "wall_seconds": round(time.monotonic() - began, 1),
-    }
     with scene.writer() as writer:
-        writer.write({"bench": "compile", "ahead_of": list(scene.ahead_of), **scene.detail})
+        for event in told:
+            writer.write({"bench": "compile", **event})
+    print(f"{len(told)} of {count} rehearsals came to their end")
 
 
 def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
