@@ -35,6 +35,7 @@ class Flow:
         self._end = time.monotonic() + request.seconds
         self._rows = Follower(request.folder / ROWS)
         self._results: list[Result] = []
+        self._pair = ""
 
     def run(self) -> int:
         """Exit status: 0 if every part passed or had a reason of its own not to run, else 1.
@@ -82,8 +83,8 @@ class Flow:
         part = COMPILE[stage]
         limit = min(part.limit, self._left)
         keys = ",".join(each.key for each in parts)
-        watch = self._watch([part], [limit], ["--ahead-of", keys])
-        (found,) = watch.results()
+        watch = self._watch([part], [limit], "--ahead-of", keys)
+        (found,) = self._results_of(watch)
         if found.detail.get("killed"):
             found = Result(part, PASSED, found.seconds, "cut off: the rest compiles when needed")
         found.detail = {
@@ -100,7 +101,7 @@ class Flow:
                 self._keep(not_run(parts[:1], reason))
                 parts = parts[1:]
                 continue
-            found = self._watch(parts, self._limits(parts), []).results()
+            found = self._results_of(self._watch(parts, self._limits(parts)))
             self._keep(found)
             parts = parts[len(found) :]
             for result in found:
@@ -130,11 +131,18 @@ class Flow:
             self._keep(not_run([BISECT], "the budget is spent"))
             return
         where = json.dumps(failed.detail["parity"])
-        self._keep(self._watch([BISECT], [limit], ["--parity", where]).results())
+        self._keep(self._results_of(self._watch([BISECT], [limit], "--parity", where)))
 
-    def _watch(self, parts: Sequence[Part], limits: Sequence[float], flags: list[str]) -> Watch:
+    def _watch(self, parts: Sequence[Part], limits: Sequence[float], *flags: str) -> Watch:
         quick = ["--quick"] if self._request.quick else []
-        return Watch(parts, limits, [*quick, *flags], self._request.folder, self._say)
+        pair = ["--pair", self._pair] if self._pair else []
+        return Watch(parts, limits, [*quick, *pair, *flags], self._request.folder, self._say)
+
+    def _results_of(self, watch: Watch) -> list[Result]:
+        """Waits for them; later processes take the pair that this one found to fit the card."""
+        found = watch.results()
+        self._pair = watch.pair or self._pair
+        return found
 
     def _keep(self, results: Sequence[Result]) -> None:
         for result in results:

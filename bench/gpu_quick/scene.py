@@ -41,6 +41,7 @@ class Scene:
     only: pieces of a part; empty for all.
     ahead_of: keys of the parts whose kernels are to be compiled.
     parity: where parity failed, for what looks into it.
+    given_pair: what an earlier process of the run found to fit the card.
     seconds: that the part which runs now may take.
     detail: what goes with the part's result.
     """
@@ -51,6 +52,7 @@ class Scene:
     only: Sequence[str] = ()
     ahead_of: Sequence[str] = ()
     parity: dict[str, Any] = field(default_factory=dict)
+    given_pair: str = ""
     seconds: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)
 
@@ -93,13 +95,14 @@ class Scene:
     @cached_property
     def pair(self) -> str:
         """The pair that is measured: a smaller one where the card does not hold 1.5B and 32B."""
-        if self.quick:
-            return QUICK_PAIR
+        if self.quick or self.given_pair:
+            return self.given_pair or QUICK_PAIR
         from bench.gpu_quick.fitting import DEFAULT, fitting_pair
 
         found = fitting_pair()
         if found is None:
             raise NotRunError("the card's memory holds no pair of those that are known")
+        tell(self.folder, event="pair", pair=found)
         if found != DEFAULT:
             self.note(f"the card's memory does not hold {DEFAULT}: {found} runs instead")
             with self.writer() as writer:

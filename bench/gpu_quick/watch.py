@@ -44,6 +44,7 @@ class Watch:
         self._events = Follower(folder / EVENTS)
         self._current = -1  # index of the part that runs
         self._results: list[Result] = []
+        self.pair = ""  # what the process found to fit the card
         self.rehearsed: list[dict[str, Any]] = []  # what rehearsals told, each as it ended
         self._deadline = time.monotonic() + START
         keys = ",".join(part.key for part in parts)
@@ -86,6 +87,8 @@ class Watch:
                 self._results.append(self._result(event))
                 more = len(self._results) < len(self._parts)
                 self._deadline = time.monotonic() + (START if more else END)
+            elif kind == "pair":
+                self.pair = str(event["pair"])
             elif kind == "rehearsed":
                 self.rehearsed.append(event)
 

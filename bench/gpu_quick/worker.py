@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--only", default="")
     add("--ahead-of", default="")
     add("--parity", default="{}")
+    add("--pair", default="")
     return parser.parse_args(arguments)
 
 
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     scene = Scene(
         options.out, options.quick, options.rehearse, only=_names(options.only),
         ahead_of=_names(options.ahead_of), parity=json.loads(options.parity),
+        given_pair=options.pair,
     )  # fmt: skip
     limits = map(float, options.limits.split(","))
     with counted() as compiled:

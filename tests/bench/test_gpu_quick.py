@@ -215,7 +215,7 @@ class Clock:
 
     def watch(self, parts, limits, flags, folder, note):
         self.limits |= {part.key: limit for part, limit in zip(parts, limits, strict=True)}
-        return SimpleNamespace(results=lambda: self._results(parts, limits), rehearsed=[])
+        return SimpleNamespace(results=lambda: self._results(parts, limits), rehearsed=[], pair="")
 
     def _results(self, parts, limits):
         found = []
@@ -294,6 +294,32 @@ def test_checks_see_a_spoilt_kernel(monkeypatch):
     assert len(told) == 1 and told[0].startswith("output 0 [0, 0] is ")
 
 
+def test_checks_see_a_key_too_many(monkeypatch):
+    """What lies behind a sequence's last key is NaN."""
+    right = ops.paged_attention
+
+    def wrong(arena, plan, layer, query):
+        return right(arena, replace(plan, contexts=plan.contexts + 1), layer, query)
+
+    check = next(CHECKS["attention"](makers()[1]))
+    assert failures(check) == []
+    monkeypatch.setattr(ops, "paged_attention", wrong)
+    assert failures(check)
+
+
+def test_checks_see_a_key_in_the_wrong_place(monkeypatch):
+    right = ops.rope_kv
+
+    def wrong(qkv, bias, rope, positions, arena, *rest):
+        found = right(qkv, bias, rope, positions, arena, *rest)
+        arena[-1, -1] = 1.0
+        return found
+
+    check = next(CHECKS["rope_kv"](makers()[1]))
+    monkeypatch.setattr(ops, "rope_kv", wrong)
+    assert failures(check) == ["output 3 [0] is 1, expected 0"]
+
+
 def test_checks_see_bits_that_depend_on_neighbours():
     check = next(CHECKS["norm"](makers()[0]))
     leaning = replace(
@@ -330,6 +356,43 @@ def test_bisection_finds_the_smallest_set(culprits: list[str]):
     assert sorted(found) == sorted(culprits)
     assert wrong == ("wrong" if culprits else None)
     assert len(trials) < 2 * (len(SWITCHES) + len(NAMES))
+
+
+def test_a_rehearsal_keeps_no_rows(tmp_path: Path):
+    """It says what it compiled, which on the simulated card is nothing."""
+    _, environment = command(tmp_path)
+    flags = ["--parts", "compile-time", "--ahead-of", "row", "--limits", "60", "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_quick.worker", *flags, "--out", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = rows(tmp_path)
+    assert {row["bench"] for row in found} == {"compile"}
+    assert [(row["part"], row["state"], row["kernels"]) for row in found] == [("row", PASSED, 0)]
+
+
+COUNTED = """
+from bench.gpu_quick.compiled import counted
+from kernels import registry
+from kernels.variant import ModelShape, compile_variant
+variant = registry.op_variants("norm", ModelShape("small", 64, 96, 2, 1, 32, 160))[0]
+with counted() as compiled:
+    for _ in range(2):
+        compile_variant(variant)
+        found = compiled.take()
+        print(found["kernels"], found["loaded"], *found["names"], found["seconds"] > 0)
+"""
+
+
+def test_what_is_compiled_is_counted(tmp_path: Path):
+    """Once; then it comes from the cache."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=clean | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["1 0 _norm_kernel True", "0 1 False"]
 
 
 def test_bisection_says_where_it_finds_nothing():

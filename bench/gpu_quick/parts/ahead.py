@@ -68,5 +68,6 @@ def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
 def _start(scene: Scene, key: str, piece: str) -> subprocess.Popen[Any]:
     """In the group of this process, with which it is ended."""
     flags = ["--parts", key, "--only", piece, "--out", str(scene.folder), "--limits", "20"]
-    quick = ["--quick"] if scene.quick else []
-    return subprocess.Popen([sys.executable, "-m", WORKER, *flags, "--rehearse", *quick])
+    # Named, as memory that the others hold would make it look for a smaller one.
+    flags += ["--pair", scene.pair, *(["--quick"] if scene.quick else [])]
+    return subprocess.Popen([sys.executable, "-m", WORKER, *flags, "--rehearse"])
