@@ -31,8 +31,11 @@ class Wrong(NamedTuple):
     token: int
     got: float
     expected: float
+    ended: str = ""  # the reason, of a request that ended before its length
 
     def __str__(self) -> str:
+        if self.ended:
+            return f"request {self.request} ended at position {self.position}: {self.ended}"
         return (
             f"request {self.request}, position {self.position}, {self.model} model, token "
             f"{self.token}: log-probability {self.got:.5f}, expected {self.expected:.5f}"
@@ -53,7 +56,7 @@ class Scale:
 
 def scale_of(quick: bool) -> Scale:
     """The usual one, or the smallest that has every kind of request."""
-    return Scale(3, 7) if quick else Scale()
+    return Scale(3, 6) if quick else Scale()
 
 
 def prompts(scale: Scale) -> list[list[int]]:
@@ -119,6 +122,9 @@ def first_wrong(done: Sequence[Completion], oracle: Oracle, dtype: str) -> Wrong
     """The first token that is too far from what transformers says of the same text."""
     for number, completion in enumerate(done):
         text = [*completion.prompt_token_ids, *completion.token_ids]
+        if completion.finish_reason != "length":  # as where logits are no numbers
+            nothing, reason = math.nan, completion.finish_reason
+            return Wrong(number, len(text), "either", -1, nothing, nothing, reason)
         exact = [oracle.logprobs(model, text, torch.float64) for model in (0, 1)]
         near = NEAR
         if dtype == "bfloat16":
@@ -137,27 +143,28 @@ def _wrong_of(
     for step in done.steps:
         says = exact[ROLES.index(step.model)]
         for position in range(step.position, step.position + len(step.token_ids)):
-            for token, got, expected in _compared(number, done, position, says[position - 1], text):
-                if not abs(got - expected) <= near:
+            row = says[position - 1]
+            for token, got, expected, slack in _compared(number, done, position, row, text):
+                if not abs(got - expected) <= slack * near:
                     return Wrong(number, position, step.model, token, got, expected)
     return None
 
 
 def _compared(
     number: int, done: Completion, position: int, row: torch.Tensor, text: list[int]
-) -> Iterator[tuple[int, float, float]]:
-    """Tokens with what was said of them and what should have been.
+) -> Iterator[tuple[int, float, float, float]]:
+    """Tokens with what was said of them, what should have been, and how much more it may be off.
 
-    Of the likeliest tokens also that there is none likelier: it lacks no more than rounding.
+    Of the likeliest tokens also that there is none likelier: two values are rounded there.
     """
     token, expected = text[position], row.tolist()
     if number % len(HEATS) != DRAWN:
-        yield token, expected[token], max(expected)
+        yield token, expected[token], max(expected), 2.0
     if done.logprobs is None:
         return
     said = done.logprobs[position - len(done.prompt_token_ids)]
     for other, value in ((token, said.logprob), *said.top):
-        yield other, math.nan if value is None else value, expected[other]
+        yield other, math.nan if value is None else value, expected[other], 1.0
 
 
 def check_schedule(done: Sequence[Completion]) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from bench.gpu_quick import flow as flows
 from bench.gpu_quick import goals, plan
+from bench.gpu_quick.agreement import first_wrong as first_wrong_token
 from bench.gpu_quick.checks.check import failures, first_wrong
 from bench.gpu_quick.checks.tensors import Maker
 from bench.gpu_quick.command import main
@@ -67,12 +68,12 @@ def _state(line: str) -> str:
     return next(state for state in (NOT_RUN, PASSED, FAILED) if f"  {state} " in line)
 
 
-def sleepers() -> list[str]:
+def sleepers(seconds: str) -> list[str]:
     """Processes that a part which hangs has started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().split(b"\0")[:2] == [b"sleep", b"997"]:
+            if path.read_bytes().split(b"\0")[:2] == [b"sleep", seconds.encode()]:
                 found.append(path.parent.name)
         except OSError:
             continue
@@ -115,16 +116,18 @@ def test_a_part_that_fails_holds_no_other_one_up(tmp_path: Path):
 
 
 def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
-    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", hang="1")
+    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", hang="1", sleep="997")
     assert states(done.stdout) == {"1": FAILED, "row": PASSED}
     assert "killed at its limit of 10 s" in done.stdout
-    assert done.returncode == 1 and not sleepers()
+    assert done.returncode == 1 and not sleepers("997")
     assert [row["bench"] for row in rows(tmp_path)][:2] == ["fault", "decode"]
 
 
 def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
     """Of the run itself, not of a part; its process ends with it."""
-    arguments, environment = command(tmp_path, "--stage", "prove", "--parts", "2,3", hang="3")
+    arguments, environment = command(
+        tmp_path, "--stage", "prove", "--parts", "2,3", hang="3", sleep="998"
+    )
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         wait_until(
@@ -137,7 +140,7 @@ def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
     assert {row["bench"] for row in found} == {"ops", "fault"}
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["begin", "end", "begin"]
-    for number in sleepers():  # it was started by the part, and outlives a kill from outside
+    for number in sleepers("998"):  # it was started by the part, and outlives a kill from outside
         os.kill(int(number), signal.SIGKILL)
 
 
@@ -146,6 +149,14 @@ def wait_until(condition, path: Path) -> None:
     while not (path.exists() and condition()):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_request_that_ends_early_is_wrong():
+    """As one does whose logits are no numbers."""
+    done = SimpleNamespace(prompt_token_ids=(2, 3), token_ids=(4,), finish_reason="error")
+    assert str(first_wrong_token([done], None, "float32")) == (
+        "request 0 ended at position 3: error"
+    )
 
 
 def test_where_parity_fails_nothing_is_timed_and_the_culprit_is_named(tmp_path: Path):

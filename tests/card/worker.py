@@ -59,5 +59,5 @@ def _fail(scene: Any) -> None:
 
 def _hang(scene: Any) -> None:
     _row(scene)
-    subprocess.Popen(["sleep", "997"])
-    time.sleep(996)
+    subprocess.Popen(["sleep", json.loads(os.environ["STEER_CARD_FAULTS"])["sleep"]])
+    time.sleep(999)

@@ -52,10 +52,10 @@ def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     family, dtype = piece.split("/")
     oracle, scale = Oracle(family, folder), scale_of(quick)
     done = write(build(oracle, dtype), scale)
-    check_schedule(done)
     if dtype == "bfloat16":
         oracle.rounded()
     yield _row(family, dtype, "transformers", first_wrong(done, oracle, dtype))
+    check_schedule(done)
     if dtype == "float32":
         recorded, eager = (
             write_steadily(build(oracle, dtype, graphs=graphs, **STEADY), scale)

@@ -10,7 +10,7 @@ from bench.lanes.pairs import dummy_pair
 from engine import Engine, EngineConfig
 
 _MARGIN = 15.0  # seconds: to begin and to end
-_QUICK = 1.0  # seconds
+_QUICK = 0.5  # seconds
 _PAIR = "dummy-tiny"  # many ticks a second, and all of the engine
 _STEP = 6
 
@@ -22,12 +22,12 @@ def run(scene: Scene) -> None:
         check_every=1, graphs="on", load_format="dummy", plan_ahead="both",
     )  # fmt: skip
     if scene.quick:
-        config = replace(config, arena_tokens=160, max_sequences=6, graph_rows=0)
+        config = replace(config, arena_tokens=128, max_sequences=4, graph_rows=0)
     engine = Engine(dummy_pair(_PAIR, 1 if scene.quick else None), config=config, device="cuda")
     seconds = _QUICK if scene.quick else max(1.0, scene.seconds - _MARGIN)
     soak = Soak(engine, "cuda", 256, seconds, step=_STEP)
     if scene.quick:
-        soak = replace(soak, calm=5, at_once=8, least=3)
+        soak = replace(soak, calm=3, at_once=5, least=2)
     wrong = soak.run()
     ticks = engine.scheduler.counters()["ticks"]
     with scene.writer() as writer:

@@ -1,7 +1,7 @@
 """A simulated card for a program that tests start: with this folder on PYTHONPATH it sees one.
 
 STEER_CARD_FAULTS is JSON that says what is to go wrong there: an op to spoil, a part that fails,
-a part that hangs; see tests/card/worker.py.
+a part that hangs, with a `sleep` of so many seconds; see tests/card/worker.py.
 """
 
 from __future__ import annotations
