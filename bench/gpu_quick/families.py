@@ -78,7 +78,7 @@ class Oracle:
 
     @torch.no_grad()
     def logprobs(self, model: int, tokens: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Of the tokenizer's ids behind each prefix, fp64 [len(tokens), ids].
+        """Of the tokenizer's ids as the next token of each prefix, fp64 [len(tokens), ids].
 
         Args:
             model: 0 for the small one, 1 for the large one.

@@ -49,7 +49,7 @@ class Flow:
             self._show()
             raise
         self._show()
-        return int(any(result.state == FAILED for result in self._results))
+        return int(bool(self._failures(self._results)))
 
     def _stage(self, stage: str) -> None:
         parts = [part for part in self._request.parts if part.stage == stage]
@@ -66,13 +66,16 @@ class Flow:
 
     def _obstacle(self) -> str:
         """Why nothing is timed; empty if nothing speaks against it."""
-        if self._failed("3"):
+        proof = [result for result in self._results if result.part.stage == PROVE]
+        failed = self._failures(proof)
+        if "3" in failed:
             return "parity failed"
-        failed = [r.part.key for r in self._results if r.state == FAILED and r.part.stage == PROVE]
         return f"part {', '.join(failed)} of the proof failed" if failed else ""
 
-    def _failed(self, key: str) -> bool:
-        return any(r.part.key == key and r.state == FAILED for r in self._results)
+    @staticmethod
+    def _failures(results: Sequence[Result]) -> list[str]:
+        """Keys of the parts that failed. What is not compiled ahead costs time, and no more."""
+        return [r.part.key for r in results if r.state == FAILED and r.part.group != "compile"]
 
     @property
     def _left(self) -> float:
@@ -101,7 +104,9 @@ class Flow:
                 self._keep(not_run(parts[:1], reason))
                 parts = parts[1:]
                 continue
-            found = self._results_of(self._watch(parts, self._limits(parts)))
+            limits = self._limits(parts)
+            fitting = 1 + sum(limit >= LEAST for limit in limits[1:])
+            found = self._results_of(self._watch(parts[:fitting], limits[:fitting]))
             self._keep(found)
             parts = parts[len(found) :]
             for result in found:
@@ -110,7 +115,7 @@ class Flow:
 
     def _untimely(self, part: Part) -> str:
         """Why a part is not begun; empty if nothing speaks against it."""
-        if part.timed and self._failed("3"):
+        if part.timed and "3" in self._failures(self._results):
             return "parity failed"
         left, needed = self._left, part.limit if part.open_ended else LEAST
         if left >= needed:

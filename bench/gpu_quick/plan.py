@@ -12,7 +12,7 @@ STAGES = {PROVE: (PROVE,), TIME: (TIME,), "all": (PROVE, TIME)}
 SECONDS = {PROVE: 240.0, TIME: 360.0, "all": 600.0}  # of a whole run, everything included
 START = 60.0  # seconds that a process may take until its first part begins
 LEAST = 5.0  # seconds: with less left no part is begun
-END = 5.0  # seconds that a process may take to end behind its last part
+END = 5.0  # seconds that a process may take to end after its last part
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ QUICK_PAIR = "dummy-tiny"
 
 
 class NotRunError(RuntimeError):
-    """A part cannot run here, and that is nobody's failure; the message says why."""
+    """A part cannot run here, which is no failure; the message says why."""
 
 
 class PartFailedError(AssertionError):
@@ -66,7 +66,7 @@ class Scene:
         return [name for name in names if not self.only or name in self.only]
 
     def note(self, text: str) -> None:
-        """Say something to whoever started the run, in one line."""
+        """Print a line where the run was started."""
         if not self.rehearses:
             tell(self.folder, event="note", text=text)
 

@@ -60,7 +60,7 @@ class Soak:
     device: "cpu" or "cuda".
     ids: prompts are made of token ids from 2 to below this.
     seconds: to submit requests for; longer where graphs are still being recorded.
-    calm: ticks without a recording, behind which memory is compared.
+    calm: ticks without a recording after which memory is compared.
     step: see ``random_params``.
     at_once: requests that are queued or running.
     least: requests that must have reached their length.

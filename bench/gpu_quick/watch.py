@@ -24,8 +24,8 @@ class NoCardError(RuntimeError):
 class Watch:
     """One process with the parts of a group, in order.
 
-    A part that fails, is killed or takes its process down ends the process: whatever an error on
-    the card leaves behind goes with it. The parts after it are for another process.
+    A part that fails, is killed or crashes ends the process, and with it all that an error on the
+    card may have left. The parts after it need another process.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Watch:
         Args:
             limits: seconds of each part.
             flags: for the worker.
-            note: is told what the worker says to people.
+            note: gets lines that the worker has for people.
         """
         self._parts = list(parts)
         self._limits = list(limits)

@@ -1,7 +1,7 @@
 """The process of a part, or of some that share one: ``python -m bench.gpu_quick.worker``.
 
-Started by the run itself. It tells what it does in lines of events.jsonl, so that whatever ends it
-loses nothing of that.
+Started by the run itself. It writes what it does to events.jsonl, a line each, so that a kill loses
+nothing of that.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def first_line(error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 behind a part that failed, NO_CARD where PyTorch sees no GPU."""
+    """Exit status: 0; 1 after a part that failed; NO_CARD where PyTorch sees no GPU."""
     options = parse(arguments)
     die_with_parent()
     import torch

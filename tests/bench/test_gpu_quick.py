@@ -261,12 +261,21 @@ def test_what_the_budget_does_not_hold_is_not_run(tmp_path: Path, monkeypatch):
     assert "0 s of the budget are left, it needs 60" in (tmp_path / "summary.txt").read_text()
 
 
+def test_a_shared_process_gets_no_part_that_does_not_fit(tmp_path: Path, monkeypatch):
+    """Part 4 may take all that is left: part 5 waits for what it really takes."""
+    clock = Clock({"compile-time": 20.0, "4": 30.0, "5": 99.0})
+    states = flow(clock, tmp_path, monkeypatch, "time", 112)
+    assert clock.limits["4"] == 90 and clock.limits["5"] == 62
+    assert [key for key, state in states.items() if state == NOT_RUN] == ["6", "7"]
+
+
 @pytest.mark.parametrize(
     ("failing", "left_out", "said"),
     [
         ("2", "4567", "part 2 of the proof failed"),
         ("3", ("row", *"4567"), "parity failed"),
         ("5", "", ""),
+        ("compile-prove", "", ""),
     ],
 )
 def test_times_are_taken_if_the_proof_holds(
@@ -306,7 +315,7 @@ def test_checks_see_a_spoilt_kernel(monkeypatch):
 
 
 def test_checks_see_a_key_too_many(monkeypatch):
-    """What lies behind a sequence's last key is NaN."""
+    """What follows a sequence's last key is NaN."""
     right = ops.paged_attention
 
     def wrong(arena, plan, layer, query):

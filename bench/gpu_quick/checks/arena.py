@@ -24,7 +24,7 @@ SPANS = ((1, 64), (2, 65), (17, 130), (64, 64), (70, 300), (5, 133))
 
 
 def _layout(make: Maker) -> KVLayout:
-    """Three blocks a slab, whose end is nobody's."""
+    """Three blocks a slab, and some rows at its end that belong to none."""
     s = make.shape
     block = _LAYERS * 2 * s.kv_heads * PAGE
     return KVLayout(_LAYERS, s.kv_heads, s.head_dim, PAGE, 3, 3 * block + PAGE)
