@@ -57,13 +57,20 @@ gpu: setup ## all that needs an NVIDIA GPU: tests, pairs, kernels, checks, 20 mi
 	@$(EACH_PART) $(GPU_PARTS)
 
 # For a bare machine: no virtual environment and no package index, but what its python3 has already.
-# Where that may not install, the extensions are built next to their sources.
 gpu-quick: ## there: a few minutes for proof and rows; STAGE=prove, time or all, OUT=DIR
 	@$(subst python -c,$(PYTHON) -c,$(NEEDS_GPU))
 	@command -v c++ > /dev/null || { echo "$@: no C++ compiler (c++) in PATH, so nothing was run" >&2; exit 1; }
-	@$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e . 2> /dev/null || \
-	  $(PYTHON) setup.py --quiet build_ext --inplace
+	@$(MAKE) --no-print-directory build/.extensions
 	$(PYTHON) -m bench.gpu_quick --stage $(STAGE) --out $(OUT) $(FLAGS)
+
+# Where python3 may not install, the extensions are built next to their sources. Once: two calls in
+# ten minutes need not wait for a compiler twice.
+build/.extensions: $(SOURCES)
+	@mkdir -p build
+	@export CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc 2> /dev/null || echo 2); \
+	  $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e . 2> build/pip.log || \
+	  $(PYTHON) setup.py --quiet build_ext --inplace
+	@touch $@
 
 gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full size
 	@$(NEEDS_GPU)
