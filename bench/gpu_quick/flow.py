@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -156,10 +157,11 @@ class Flow:
 
     @staticmethod
     def _say(line: str) -> None:
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that is gone ends no run
+            print(line, flush=True)
 
     def _show(self) -> None:
         text = screen(self._request.stage, self._results, self._rows.new())
         with (self._request.folder / SUMMARY).open("a", encoding="utf-8") as file:
             file.write(f"{text}\n\n")
-        print(f"\n{text}", flush=True)
+        self._say(f"\n{text}")

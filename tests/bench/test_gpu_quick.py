@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -27,7 +28,9 @@ from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
 from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
 from bench.gpu_quick.replaced import NAMES
 from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED, Result
+from bench.gpu_quick.scene import Scene
 from bench.gpu_quick.summary import screen
+from bench.gpu_quick.worker import run_part
 from kernels import norm, ops, registry
 from tests.card.simulated import GIB, simulated_card
 
@@ -284,6 +287,17 @@ def test_times_are_taken_if_the_proof_holds(
     states = flow(Clock({}, (failing,)), tmp_path, monkeypatch, "all", 600)
     assert {key for key, state in states.items() if state == NOT_RUN} == set(left_out)
     assert said in (tmp_path / "summary.txt").read_text()
+
+
+def test_without_transformers_parity_is_not_run(tmp_path: Path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
+    found = run_part("3", Scene(tmp_path, quick=True))
+    assert found == {
+        "state": NOT_RUN, "reason": "transformers is not installed: pip install transformers"
+    }  # fmt: skip
 
 
 def makers() -> list[Maker]:
