@@ -178,6 +178,9 @@ def same_bits(ours: Sequence[Completion], theirs: Sequence[Completion]) -> Wrong
     """The first token, or log-probability, that two runs do not have in common to the bit."""
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         first = len(one.prompt_token_ids)
+        if len(one.token_ids) != len(other.token_ids):
+            reasons = f"{one.finish_reason}, the other run's: {other.finish_reason}"
+            return Wrong(number, first + len(one.token_ids), "either", -1, 0.0, 0.0, reasons)
         nothing = [None] * len(one.token_ids)
         columns = zip(
             one.token_ids, other.token_ids, one.logprobs or nothing, other.logprobs or nothing,

@@ -50,7 +50,7 @@ COMPILE = {
     stage: Part(f"compile-{stage}", f"compilation ahead of {stage}", 45, stage, "compile")
     for stage in (PROVE, TIME)
 }
-BISECT = Part("bisect", "which switch or op breaks parity", 60, PROVE, "bisect")
+BISECT = Part("bisect", "which switch or op breaks parity", 120, PROVE, "bisect")
 _QUICK_SOAK = 3.0  # seconds
 
 

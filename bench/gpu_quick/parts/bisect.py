@@ -38,7 +38,7 @@ def run(scene: Scene) -> None:
     with TemporaryDirectory() as folder:
         oracle = Oracle(where["family"], Path(folder))
         trial = _trial(oracle, where, scale_of(scene.quick))
-        culprits, wrong, why = culprits_of(trial)
+        culprits, wrong, why = culprits_of(_told(trial, scene))
     named = ", ".join(culprits) or "none found"
     verdict = f"{where['family']}, {where['dtype']}: culprits: {named} ({why})"
     if wrong is not None:
@@ -50,6 +50,21 @@ def run(scene: Scene) -> None:
              "wrong": None if wrong is None else str(wrong)}
         )  # fmt: skip
     print(verdict)
+
+
+def _told(trial: Trial, scene: Scene) -> Trial:
+    """Says of each trial what it found: a kill loses none of that."""
+
+    def run(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
+        wrong = trial(switches, ops)
+        with scene.writer() as writer:
+            found = None if wrong is None else str(wrong)
+            what = {"off": list(switches), "replaced": list(ops), "wrong": found}
+            writer.write({"bench": "bisect trial", **what})
+        print(f"off: {switches}, replaced: {ops}: {found or 'as it should be'}", flush=True)
+        return wrong
+
+    return run
 
 
 def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
