@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import resource
 import time
@@ -60,6 +61,7 @@ class Soak:
     device: "cpu" or "cuda".
     ids: prompts are made of token ids from 2 to below this.
     seconds: to submit requests for; longer where graphs are still being recorded.
+    most: seconds after which it ends in any case, with or without a comparison of memory.
     calm: ticks without a recording after which memory is compared.
     step: see ``random_params``.
     at_once: requests that are queued or running.
@@ -75,6 +77,8 @@ class Soak:
     step: int = 0
     at_once: int = 40
     least: int = 20
+    most: float = math.inf
+    compared: bool = False  # whether memory was, in the end
     ended: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> list[str]:
@@ -84,8 +88,8 @@ class Soak:
         alive: set[int] = set()
         baseline: tuple[int, ...] | None = None
         calm, end = Calm(self.engine, begin + self.seconds / 2, self.calm), begin + self.seconds
-        while alive or time.monotonic() < end or baseline is None:
-            while len(alive) < self.at_once and (time.monotonic() < end or baseline is None):
+        while alive or self._goes_on(begin, end, baseline):
+            while len(alive) < self.at_once and self._goes_on(begin, end, baseline):
                 prompt = [rng.randrange(2, self.ids) for _ in range(rng.randint(1, 50))]
                 params = random_params(rng, self.step)
                 alive.add(self.engine.submit(prompt, params, policy))
@@ -97,8 +101,13 @@ class Soak:
             if calm() and baseline is None:
                 baseline = memory(self.device)
                 end = max(end, time.monotonic() + self.seconds / 2)
-        assert baseline is not None
-        return [*self._books(), *_grown(memory(self.device), baseline)]
+        self.compared = baseline is not None
+        return [*self._books(), *(_grown(memory(self.device), baseline) if baseline else [])]
+
+    def _goes_on(self, begin: float, end: float, baseline: tuple[int, ...] | None) -> bool:
+        """Whether there are more requests: until the end, and until memory can be compared."""
+        now = time.monotonic()
+        return now < begin + self.most and (now < end or baseline is None)
 
     def _books(self) -> list[str]:
         """All requests have ended as they should, and nothing of them is left."""

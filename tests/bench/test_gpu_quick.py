@@ -261,7 +261,7 @@ def test_what_the_budget_does_not_hold_is_not_run(tmp_path: Path, monkeypatch):
     clock = Clock({"compile-time": 45.0, "4": 90.0, "5": 120.0, "6": 80.0})
     states = flow(clock, tmp_path, monkeypatch, "time", 300)
     assert clock.limits["6"] == 45 and states["6"] == PASSED and states["7"] == NOT_RUN
-    assert "0 s of the budget are left, it needs 60" in (tmp_path / "summary.txt").read_text()
+    assert "0 s of the budget are left, it needs 75" in (tmp_path / "summary.txt").read_text()
 
 
 def test_a_shared_process_gets_no_part_that_does_not_fit(tmp_path: Path, monkeypatch):

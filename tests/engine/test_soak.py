@@ -31,4 +31,5 @@ def test_soak(device, make_pair, tmp_path, delimiters):
     )  # fmt: skip
     small, large = kit.folders
     engine = Engine("custom", small=small, large=large, config=config, device=device)
-    assert Soak(engine, device, ids=38, seconds=SECONDS).run() == []
+    soak = Soak(engine, device, ids=38, seconds=SECONDS)
+    assert soak.run() == [] and soak.compared
