@@ -13,8 +13,13 @@ NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/n
 
 LANES := decode handoff overlap pair
 
-.PHONY: help demo test smollm2 gpu-triton gpu-python bench-kernels bench-lanes simulated-gpu gpu gpu-tests gpu-lanes $(LANES:%=gpu-%) \
-  gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
+# Of gpu-quick: the stage (prove, time or all), the folder of its output, more flags.
+STAGE ?= all
+OUT ?= out/gpu-quick
+FLAGS ?=
+
+.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
+  gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -77,6 +82,22 @@ GPU_PARTS := gpu-tests $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak
 gpu: setup ## all that needs an NVIDIA GPU: tests, pairs, kernels, checks, 20 minutes of soak
 	@$(NEEDS_GPU)
 	@$(EACH_PART) $(GPU_PARTS)
+
+# For a bare machine: no virtual environment and no package index, but what its python3 has already.
+gpu-quick: ## there: a few minutes for proof and rows; STAGE=prove, time or all, OUT=DIR
+	@$(subst python -c,$(PYTHON) -c,$(NEEDS_GPU))
+	@command -v c++ > /dev/null || { echo "$@: no C++ compiler (c++) in PATH, so nothing was run" >&2; exit 1; }
+	@$(MAKE) --no-print-directory build/.extensions
+	$(PYTHON) -m bench.gpu_quick --stage $(STAGE) --out $(OUT) $(FLAGS)
+
+# Where python3 may not install, the extensions are built next to their sources. Once: two calls in
+# ten minutes need not wait for a compiler twice.
+build/.extensions: $(SOURCES)
+	@mkdir -p build
+	@export CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc 2> /dev/null || echo 2); \
+	  $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e . 2> build/pip.log || \
+	  $(PYTHON) setup.py --quiet build_ext --inplace
+	@touch $@
 
 gpu-lanes: setup ## on a machine with an NVIDIA GPU: the 1.5B/32B pair at full size
 	@$(NEEDS_GPU)

@@ -1,5 +1,6 @@
 """Builds engine._core and kernels._cpu with CMake. All else is in pyproject.toml."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,9 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
         ]
         make = ["cmake", "--build", ".", "--target", ext.name.rpartition(".")[2]]
+        at_once = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
         subprocess.run(configure, cwd=build, check=True)
-        subprocess.run([*make, "--parallel", "2"], cwd=build, check=True)
+        subprocess.run([*make, "--parallel", at_once], cwd=build, check=True)
 
 
 setup(

@@ -36,6 +36,7 @@ from bench.lanes.peers import Peer, check_gpt_fast, peers_of, said, time_step
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
+from bench.lanes.shared import Shared
 from bench.lanes.traffic import tick_bytes
 from bench.rows import RowWriter, versions
 from bench.stats import percentiles
@@ -224,18 +225,21 @@ def command_line() -> Options:
     return options
 
 
-def run(arguments: Sequence[str] | None) -> int:
+def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     """Measure, write rows, print the table."""
     options = command_line()
     options.parse(arguments)
     cells = list(product(options.each("batch"), options.each("context")))
     repeats = options.whole("repeats", 2)
     check_gpt_fast(options.gpt_fast)
-    setup = options.setup()
+    setup = options.setup(shared)
     if not setup.device.on_gpu:
         cells = [cell for cell in cells if cell[0] * cell[1] <= _KEYS]
     bench = Bench(setup, cells, repeats)
-    with RowWriter(options.json) as writer, tqdm(desc="bench.decode", unit=" cells") as bar:
+    with (
+        RowWriter(options.json, options.append) as writer,
+        tqdm(desc="bench.decode", unit=" cells") as bar,
+    ):
 
         def keep(rows: Iterator[Row]) -> None:
             for row in rows:

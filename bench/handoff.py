@@ -29,6 +29,7 @@ from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
 from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
+from bench.lanes.shared import Shared
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
 from bench.stats import percentiles
@@ -142,17 +143,20 @@ def command_line() -> Options:
     return options
 
 
-def run(arguments: Sequence[str] | None) -> int:
+def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     """Measure, write rows, print the table."""
     options = command_line()
     options.parse(arguments)
     backlogs, contexts = options.each("backlog"), options.each("context")
     eager = options.each("eager", lambda text: whole("--eager", text, 0))
     repeats = options.whole("repeats", 2)
-    setup = options.setup()
+    setup = options.setup(shared)
     bench, rows = Bench(setup, repeats), []
     count = 2 * len(eager) * len(contexts) * len(backlogs)
-    with RowWriter(options.json) as writer, tqdm(desc="bench.handoff", total=count) as bar:
+    with (
+        RowWriter(options.json, options.append) as writer,
+        tqdm(desc="bench.handoff", total=count) as bar,
+    ):
         for each in eager:
             for row in bench.rows(each, contexts, backlogs):
                 writer.write(row)

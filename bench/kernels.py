@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--pair", help=f"whose shapes (default: all to compile, {QUICK_PAIR} to time)")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--aot", action="store_true", help="only compile and check, also where there is a GPU")
+    add("--no-rivals", action="store_true", help="on a GPU, time our kernels alone")
     add("--quick", action="store_true", help=f"only the shapes of {QUICK_PAIR}, fewer repeats")
     return parser.parse_args(arguments)
 
@@ -87,9 +88,10 @@ def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWri
 
     shapes = aot.model_shapes([options.pair or QUICK_PAIR])
     card = calibrate()
+    extent = gpu.Extent(20 if options.quick else 100, alone=options.no_rivals)
     rows, code = [], 0
     try:
-        for row in gpu.measure(ops, shapes, card, 20 if options.quick else 100):
+        for row in gpu.measure(ops, shapes, card, extent):
             writer.write(row)
             rows.append(row)
     except CardLostError as error:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
 from bench.lanes.recorded import Recorded
+from bench.lanes.shared import Shared
 from bench.lanes.window import Window, measure
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
@@ -138,7 +139,7 @@ def _even(text: str) -> int:
     return count
 
 
-def run(arguments: Sequence[str] | None) -> int:
+def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     """Measure, write rows, print the table."""
     options = command_line()
     options.parse(arguments)
@@ -147,11 +148,14 @@ def run(arguments: Sequence[str] | None) -> int:
     lanes = options.each("lanes", str)
     for name in lanes:
         check_lanes(name)
-    setup = options.setup()
+    setup = options.setup(shared)
     most = max(requests for requests, _ in cells) // 2
     rows: list[Row] = []
     count = len(lanes) * len(cells)
-    with RowWriter(options.json) as writer, tqdm(desc="bench.overlap", total=count) as bar:
+    with (
+        RowWriter(options.json, options.append) as writer,
+        tqdm(desc="bench.overlap", total=count) as bar,
+    ):
         for name in lanes:
             engine = setup.engine(most, lane_policy=name)
             for requests, context in cells:

@@ -41,6 +41,7 @@ from bench.lanes.contest import FIRST, Cell, Contest, Runs
 from bench.lanes.options import Defaults, Options, guarded
 from bench.lanes.plots import line_plot
 from bench.lanes.schedule import Load
+from bench.lanes.shared import Shared
 from bench.rows import RowWriter
 from bench.simulation.grid import real
 from bench.simulation.setting import check_lanes
@@ -183,7 +184,7 @@ def _share(text: str) -> float:
     return real("--share", text, 0, 1)
 
 
-def contest(options: Options) -> Contest:
+def contest(options: Options, shared: Shared | None = None) -> Contest:
     """What is to be run. SteerError on the first thing that is wrong."""
     load = Load(
         requests=1,
@@ -197,12 +198,12 @@ def contest(options: Options) -> Contest:
         raise SteerError(f"--runs: expected 0, or 1 and more, got {load.runs:g}")
     together = real("--together", options.together, 0.01, 2)
     rounds, repeats = options.whole("rounds"), options.whole("repeats", 2)
-    setup = options.setup()
-    shared = together if setup.device.lanes_together else None
-    return Contest(setup, load, rounds, repeats, shared)
+    setup = options.setup(shared)
+    alongside = together if setup.device.lanes_together else None
+    return Contest(setup, load, rounds, repeats, alongside)
 
 
-def run(arguments: Sequence[str] | None) -> int:
+def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     """Measure ticks, run the grid and the ablations; write rows as they come."""
     options = command_line()
     options.parse(arguments)
@@ -214,8 +215,8 @@ def run(arguments: Sequence[str] | None) -> int:
     for name in lanes:
         check_lanes(name)
     turned = Cell(_share(options.ablate_share), options.whole("ablate_concurrency", 1, 256))
-    made = contest(options)
-    with RowWriter(options.json) as writer:
+    made = contest(options, shared)
+    with RowWriter(options.json, options.append) as writer:
         runs = Runs(made, writer)
         runs.grid(lanes, cells)
         print(f"{made.setup.head}\n\n{show(runs.rows)}")

@@ -74,8 +74,8 @@ def provenance() -> dict[str, Any]:
 class RowWriter(JsonLines):
     """Writes rows as they come, each with the common fields; without a path it writes nothing."""
 
-    def __init__(self, path: Path | None) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path | None, append: bool = False) -> None:
+        super().__init__(path, append)
         self._common = provenance()
 
     def write(self, row: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ namespace steer {
 
 namespace {
 
-constexpr double kDeviations = 2;
+constexpr double kDeviations = 2;  // and more for few sequences, whose sum is far from normal
+constexpr double kForFew = 3;
 constexpr double kSlack = 1.0 / 16;     // of the arena, free again after somebody was suspended
 constexpr std::size_t kMoments = 32;    // that are looked at
 constexpr std::int32_t kPatience = 64;  // plans after which it is looked again, whatever happened
@@ -38,6 +39,7 @@ class Scheduler::Load {
   }
 
   void add(const Sequence& sequence) {
+    ++sequences_;
     const double now = survival_.log(sequence.generated());
     const double left = sequence.request.max_tokens - sequence.generated();
     const double shared = core_.shared_slabs(sequence);
@@ -62,10 +64,11 @@ class Scheduler::Load {
 
   // The most that it comes to.
   double peak() const {
+    const double deviations = kDeviations + kForFew / sequences_;
     double peak = 0;
     for (const Moment& moment : moments_)
-      peak = std::max(
-          peak, std::min(moment.most, moment.mean + kDeviations * std::sqrt(moment.variance)));
+      peak = std::max(peak,
+                      std::min(moment.most, moment.mean + deviations * std::sqrt(moment.variance)));
     return peak;
   }
 
@@ -77,6 +80,7 @@ class Scheduler::Load {
   const Scheduler& core_;
   const Survival& survival_;
   std::array<Moment, kMoments> moments_{};
+  double sequences_ = 0;
 };
 
 // What a sequence holds on a model once it has written so many tokens more, if it still runs then.

@@ -9,10 +9,10 @@ namespace steer {
 namespace {
 
 constexpr double kPerOctave = 8;
-constexpr double kRemembered = 128;        // ended requests over which hazards are averaged
+constexpr double kRemembered = 64;         // ended requests over which hazards are averaged
 constexpr double kTokensRemembered = 1e5;  // over which rates of entry are
-constexpr double kPriorRequests = 0.25;     // what the prior counts for in each bucket
-constexpr double kPriorScale = 0.5;       // of the bound: the median answer of the prior
+constexpr double kPriorRequests = 0.25;    // what the prior counts for in each bucket
+constexpr double kPriorScale = 0.5;        // of the bound: the median answer of the prior
 constexpr double kRare = -4.6;             // ln of 1%
 constexpr double kMostHazard = 1 - 1e-9;
 

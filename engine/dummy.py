@@ -15,22 +15,23 @@ from tempfile import TemporaryDirectory
 import torch
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
-from torch import Tensor
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
-from engine.models.layout import fused_shapes
+from engine.models.layout import Linear, fused_shapes, model_parts
 from engine.tokenizer import Tokenizer
+from kernels.ops import Fp8Weight, IntWeight, Weight
 
 _BYTES = 256
 
 
-class DummyWeights(Mapping[str, Tensor]):
-    """Tensors by the names of the layout, each made on the device when asked for and not kept.
+class DummyWeights(Mapping[str, Weight]):
+    """Weights by the names of the layout, each made on the device when asked for and not kept.
 
     So a card needs no room for two copies of a model. A tensor depends on the seed, its name and
     the kind of device alone. Matrices are normal with a deviation that keeps activations and logits
-    near 1 at any width and depth: finite in every dtype.
+    near 1 at any width and depth: finite in every dtype. Where the model is quantised its linear
+    layers are packed, with the same deviation; integers are uniform.
     """
 
     def __init__(
@@ -41,19 +42,56 @@ class DummyWeights(Mapping[str, Tensor]):
         self._dtype = dtype
         self._device = torch.device(device)
         self._seed = seed
+        self._packing = config.quantisation
+        self._packed = {
+            f"{part.name}.weight"
+            for part in model_parts(config)
+            if isinstance(part, Linear)
+            and self._packing is not None
+            and not any(source in self._packing.plain for source, _ in part.parts)
+        }
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Weight:
+        if self._packing is not None and name in self._packed:
+            return self._pack(self._packing, name)
         made = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
             return made.fill_(1.0)
         if name.endswith(".bias"):
             return made.zero_()
-        spread = 1 / math.sqrt(made.shape[1])
+        return made.normal_(0.0, self._spread(name), generator=self._generator(name))
+
+    def _spread(self, name: str) -> float:
+        """Standard deviation of a matrix."""
+        spread = 1 / math.sqrt(self._shapes[name][1])
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             spread /= math.sqrt(2 * self._layers)  # what the residual stream sums up
+        return spread
+
+    def _generator(self, name: str) -> torch.Generator:
         key = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()[:7]
-        generator = torch.Generator(self._device).manual_seed(int.from_bytes(key))
-        return made.normal_(0.0, spread, generator=generator)
+        return torch.Generator(self._device).manual_seed(int.from_bytes(key))
+
+    def _pack(self, packing: Quantisation, name: str) -> Fp8Weight | IntWeight:
+        """A linear layer as a checkpoint of this format would keep it."""
+        (rows, columns), spread = self._shapes[name], self._spread(name)
+        generator = self._generator(name)
+        if packing.method == "fp8":
+            made = torch.empty((rows, columns), dtype=torch.bfloat16, device=self._device)
+            codes = made.normal_(0.0, 1.0, generator=generator).to(torch.float8_e4m3fn)
+            block = packing.block if packing.strategy == "block" else (1, columns)
+            grid = (-(-rows // block[0]), -(-columns // block[1]))
+            return Fp8Weight(codes, torch.full(grid, spread, device=self._device), block)
+        width, group = columns * packing.bits // 8, packing.group or columns
+        codes = torch.empty((rows, width), dtype=torch.uint8, device=self._device)
+        codes.random_(0, 256, generator=generator)
+        groups, levels = -(-columns // group), 1 << packing.bits
+        scale = spread / math.sqrt((levels**2 - 1) / 12)  # of a uniform code
+        kept = torch.full((groups, rows), scale, dtype=torch.float16, device=self._device)
+        zero = None
+        if not packing.symmetric:
+            zero = torch.full_like(kept, levels // 2, dtype=torch.int16)
+        return IntWeight(codes, kept, zero, packing.bits, group)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -42,10 +42,12 @@ class JsonLines:
     """Writes one JSON object a line, flushed at once; without a path it writes nothing.
 
     The file is opened with the first row: a run that comes to nothing leaves an old file alone.
+    With ``append`` rows are added to what a file already holds.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, append: bool = False) -> None:
         self._path = path
+        self._mode = "a" if append else "w"
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Any:
@@ -65,7 +67,7 @@ class JsonLines:
         if self._path is None:
             return
         if self._file is None:
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open(self._mode, encoding="utf-8")
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 

@@ -15,6 +15,7 @@ from bench.stats import percentiles
 Call = Callable[[], object]
 _GIB = 2**30
 _PRODUCT = 8192  # rows and columns
+_QUICK = 2**16, 32, 2  # bytes, rows and columns, nodes
 
 
 class CardLostError(RuntimeError):
@@ -70,23 +71,26 @@ def _median(call: Call, calls: int, replays: int = 10) -> float:
     return percentiles(graph_times([call] * calls, replays))[1]
 
 
-def calibrate() -> Card:
-    """Measure the card: streaming copy and read, dense bf16 products, an empty graph node."""
-    source = torch.ones(_GIB // 4, device="cuda")
+def calibrate(quick: bool = False) -> Card:
+    """Measure the card: streaming copy and read, dense bf16 products, an empty graph node.
+
+    ``quick``: at sizes that say nothing, only to see that it works.
+    """
+    copied, size, nodes = _QUICK if quick else (_GIB, _PRODUCT, 200)
+    source = torch.ones(copied // 4, device="cuda")
     target = torch.empty_like(source)
     copy_us = _median(lambda: target.copy_(source), 5)
     read_us = _median(lambda: source.sum(), 5)
-    size = _PRODUCT
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     product_us = _median(lambda: a @ b, 5)
     properties = torch.cuda.get_device_properties(0)
     return Card(
         gpu=properties.name,
         clocks=_clocks(),
-        copy_bandwidth=1e6 * 2 * _GIB / copy_us,
-        read_bandwidth=1e6 * _GIB / read_us,
+        copy_bandwidth=1e6 * 2 * copied / copy_us,
+        read_bandwidth=1e6 * copied / read_us,
         peak_flops=1e6 * 2 * size**3 / product_us,
-        node_us=_median(lambda: _empty_kernel[(1,)](), 200),
+        node_us=_median(lambda: _empty_kernel[(1,)](), nodes),
         l2_bytes=properties.L2_cache_size,
     )
 

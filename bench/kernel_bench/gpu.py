@@ -44,11 +44,28 @@ _PLAIN = ("torch", "torch.compile")
 _OWN = "steer"
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much of a case is measured.
+
+    replays: of its graph. calls: in the graph, at least.
+    alone: our kernel only, without torch, torch.compile and public rivals.
+    """
+
+    replays: int
+    calls: int = _GRAPH_CALLS
+    alone: bool = False
+
+
 def measure(
-    ops: Sequence[str], shapes: Sequence[ModelShape], card: Card, replays: int
+    ops: Sequence[str],
+    shapes: Sequence[ModelShape],
+    card: Card,
+    extent: Extent,
+    wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Iterator[Row]:
-    """Rows for every case of the ops and models as they come: our kernel, torch, torch.compile,
-    and public rivals where they are installed.
+    """Rows for every wanted case of the ops and models as they come: our kernel, torch,
+    torch.compile, and public rivals where they are installed.
 
     Where our kernel fails its row has an ``error`` and no times, and the others go on.
 
@@ -62,11 +79,11 @@ def measure(
         if op in CASES
         for batch in BATCHES
         for case in CASES[op](shape, batch)
-        if _fits(shape.name, case, card)
+        if wanted(case) and _fits(shape.name, case, card)
     ]
     for model, case in tqdm(cases, "bench.kernels"):
         try:
-            yield from _measure_case(model, case, card, replays)
+            yield from _measure_case(model, case, card, extent)
         except CardLostError:
             raise
         except Exception as error:  # its arguments, as where memory runs out
@@ -100,7 +117,9 @@ def _own(case: Case) -> _Contestant:
     return _Contestant(_OWN, triton.__version__, partial(partial, case.kernel))
 
 
-def _contestants(case: Case) -> list[_Contestant]:
+def _contestants(case: Case, alone: bool) -> list[_Contestant]:
+    if alone:
+        return [_own(case)]
     compiled = torch.compile(case.baseline, dynamic=False)
     return [
         _own(case),
@@ -119,12 +138,13 @@ def _contestants(case: Case) -> list[_Contestant]:
     ]
 
 
-def _measure_case(model: str, case: Case, card: Card, replays: int) -> Iterator[Row]:
-    torch._dynamo.reset()
+def _measure_case(model: str, case: Case, card: Card, extent: Extent) -> Iterator[Row]:
+    if not extent.alone:
+        torch._dynamo.reset()
     inputs = [case.inputs()]
     size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
     sets = -(-2 * card.l2_bytes // size)
-    contestants = _contestants(case)
+    contestants = _contestants(case, extent.alone)
     for l2 in ("hot", "cold") if sets > 1 else ("cold",):
         if l2 == "cold":
             if sets > MOST_SETS:
@@ -132,7 +152,7 @@ def _measure_case(model: str, case: Case, card: Card, replays: int) -> Iterator[
             inputs += [case.inputs() for _ in range(sets - 1)]
         for each in tuple(contestants):
             try:
-                times = _time(case, each, inputs, replays)
+                times = _time(case, each, inputs, extent)
             except Exception as error:  # whatever a kernel raises: the others go on
                 contestants.remove(each)
                 failure = _failure(model, case, card, each, l2, error)
@@ -154,12 +174,12 @@ def _failure(
 
 
 def _time(
-    case: Case, each: _Contestant, inputs: Sequence[tuple[Any, ...]], replays: int
+    case: Case, each: _Contestant, inputs: Sequence[tuple[Any, ...]], extent: Extent
 ) -> tuple[float, float, float]:
     calls = [each.prepare(*arguments) for arguments in inputs]
     if each.compared and not rivals.agree(case.kernel(*inputs[0]), calls[0]()):
         raise ValueError("its result is not ours")
-    return percentiles(graph_times(calls * -(-_GRAPH_CALLS // len(inputs)), replays))
+    return percentiles(graph_times(calls * -(-extent.calls // len(inputs)), extent.replays))
 
 
 def _row(

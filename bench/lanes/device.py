@@ -116,7 +116,7 @@ class Device:
         if self.on_gpu:
             from bench.kernel_bench.card import calibrate
 
-            card = calibrate()
+            card = calibrate(quick)
             self.release()
             return Bandwidth(card.copy_bandwidth, card.read_bandwidth)
         size = _QUICK if quick else _COPIED

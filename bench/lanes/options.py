@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.lanes.device import Bandwidth, Device, threads
-from bench.lanes.pairs import DUMMY_PAIRS, dummy_pair
+from bench.lanes.pairs import DUMMY_PAIRS, PACKINGS, dummy_pair
+from bench.lanes.shared import Shared
 from bench.plot import check_plot
 from bench.simulation.grid import each, real, whole
 from bench.simulation.setting import BLOCK_TOKENS
@@ -93,6 +94,11 @@ class Options:
             "safetensors reads the folders (default: %(default)s)",
         )
         self._parser.add_argument("--layers", metavar="N", help="replaces the depth of both models")
+        self._parser.add_argument(
+            "--quantise",
+            metavar="FORMAT",
+            help=f"makes the large model's linear layers up packed: {', '.join(PACKINGS)}",
+        )
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
         self._parser.add_argument(
@@ -106,6 +112,7 @@ class Options:
         self.add_number("--max-tick-tokens", "rows of a tick", "2048")
         self.add("--repeats", "timed ticks of a kind", "N")
         self.add_path("--json", "write a result row a line", "FILE")
+        self.add_switch("--append", "add the rows to those that the file holds")
         self.add_path("--plot", "write a picture", "FILE")
         self.add_switch("--quick", "the smallest run, to see that it works")
 
@@ -148,16 +155,24 @@ class Options:
         """How to do it again."""
         return shlex.join(["python", "-m", f"bench.{self.name}", *self._arguments])
 
-    def setup(self) -> Setup:
-        """What is to be measured. Measures the bandwidth: call it before anything is loaded."""
+    def setup(self, shared: Shared | None = None) -> Setup:
+        """What is to be measured. Measures the bandwidth: call it before anything is loaded.
+
+        ``shared``: holds an engine and the bandwidth for all benches of one process.
+        """
         if self.load_format not in LOAD_FORMATS:
             known = ", ".join(LOAD_FORMATS)
             raise SteerError(f"--load-format: unknown {self.load_format!r}; known: {known}")
         if self.dtype not in DTYPES:
             raise SteerError(f"--dtype: unknown {self.dtype!r}; known: {', '.join(DTYPES)}")
         pair, config = self.pair_asked(), self.config()
-        bandwidth = self.device.bandwidth(self.quick)
-        return Setup(pair, config, self.dtype, self.device, bandwidth, self.command)
+        if shared is None:
+            bandwidth = self.device.bandwidth(self.quick)
+        else:
+            bandwidth = shared.bandwidth(self.device, self.quick)
+        return Setup(
+            pair, config, self.dtype, self.device, bandwidth, self.command, self.quantise, shared
+        )
 
     def config(self) -> EngineConfig:
         """The settings of the engines."""
@@ -175,12 +190,14 @@ class Options:
         """Two folders, or the shapes of made-up weights."""
         folders = self.small, self.large
         if any(folders):
-            if self.layers is not None:
-                raise SteerError("--layers goes with made-up weights, not with folders")
+            for flag in ("layers", "quantise"):
+                if getattr(self, flag) is not None:
+                    raise SteerError(f"--{flag} goes with made-up weights, not with folders")
             return Pair.named(self._given.pair or "custom", *folders)
         if self.load_format != "dummy":
             raise SteerError("--load-format safetensors needs --small DIR and --large DIR")
-        return dummy_pair(self.pair, None if self.layers is None else self.whole("layers"))
+        layers = None if self.layers is None else self.whole("layers")
+        return dummy_pair(self.pair, layers, self.quantise)
 
 
 @dataclass(frozen=True)
@@ -193,14 +210,22 @@ class Setup:
     device: Device
     bandwidth: Bandwidth
     command: str
+    quantise: str | None = None
+    shared: Shared | None = None
 
     def engine(self, at_once: int = 1, **changes: Any) -> Engine:
         """An engine; ``changes`` to its settings. Drop the one before first: a card holds one.
 
         Decodes of up to ``at_once`` sequences are recorded, so that nothing timed waits for it.
         """
-        self.device.release()
         config = EngineConfig(**{**vars(self.config), **changes})
+        if self.shared is not None:
+            key = self.pair, self.dtype, config
+            return self.shared.engine(key, at_once, lambda: self._build(config, at_once))
+        return self._build(config, at_once)
+
+    def _build(self, config: EngineConfig, at_once: int) -> Engine:
+        self.device.release()
         options = self.device.engine_options
         engine = Engine(self.pair, config=config, dtype=self.dtype, **options)
         engine.warm_up(min(at_once, config.max_sequences))
@@ -225,6 +250,7 @@ class Setup:
             "pair": self.pair.name,
             "load_format": self.config.load_format,
             "dtype": self.dtype,
+            "quantise": self.quantise,
             "device": self.device.name,
             "threads": None if self.device.on_gpu else threads(),
             "copy_bandwidth": self.bandwidth.copy,

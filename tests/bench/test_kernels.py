@@ -145,7 +145,7 @@ def test_every_op_has_cases():
 def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "_measure_case", lambda model, each, *_: [each.rows])
     large = ModelShape("large", 5120, 27648, 40, 8, 128, 152064)
-    rows = list(gpu.measure(["attention"], [large], CARD, 9))
+    rows = list(gpu.measure(["attention"], [large], CARD, gpu.Extent(9)))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
     assert rows.count(64) == 3  # decodes of all but the longest context, and a short span
     assert told == [
@@ -161,7 +161,7 @@ def test_gpu_rows_and_table(monkeypatch):
         gpu, "graph_times", lambda calls, replays: [2.0 + i for i in range(replays)]
     )
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    rows = list(gpu.measure(["norm"], [SMALL], CARD, 9))
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
     assert len(rows) == 3 * 2 * 3  # batches, kernels, contestants; too small to be cold
     assert {r["provider"] for r in rows} == {"steer", "torch", "torch.compile"}
     assert all(r["p50_us"] == 6.0 and r["l2"] == "hot" for r in rows)
@@ -179,7 +179,7 @@ def test_gpu_rows_go_round_cold_inputs(monkeypatch):
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: seen.append(len(calls)) or [1.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
     small_cache = replace(CARD, l2_bytes=1000)
-    rows = list(gpu.measure(["silu_mul"], [SMALL], small_cache, 9))
+    rows = list(gpu.measure(["silu_mul"], [SMALL], small_cache, gpu.Extent(9)))
     assert {r["l2"] for r in rows if r["rows"] == 1} == {"hot", "cold"}
     assert {r["l2"] for r in rows if r["rows"] == 64} == {"cold"}  # one set is twice the cache
     assert min(seen) >= 40
@@ -203,7 +203,9 @@ def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
     monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
     small_cache = replace(CARD, l2_bytes=1000)
-    rows = [r for r in gpu.measure(["silu_mul"], [SMALL], small_cache, 9) if r["rows"] == 1]
+    rows = [
+        r for r in gpu.measure(["silu_mul"], [SMALL], small_cache, gpu.Extent(9)) if r["rows"] == 1
+    ]
     told = [e for e in capsys.readouterr().err.splitlines() if "left out" in e and " 1 rows" in e]
     assert len(told) == 2
     assert told[0].endswith("silu_mul silu_mul small, 1 rows: no such kernel")
@@ -265,7 +267,7 @@ def test_rows_say_what_stands_beside_ours(monkeypatch):
     """Which baseline does more work than ours, and which only a part of it."""
     untimed(monkeypatch)
     monkeypatch.setattr(gpu, "BATCHES", (1,))
-    rows = list(gpu.measure(["skinny_gemm", "lm_head"], [SMALL], CARD, 9))
+    rows = list(gpu.measure(["skinny_gemm", "lm_head"], [SMALL], CARD, gpu.Extent(9)))
     notes = {(r["provider"], r["kernel"].rpartition("_")[2]): r["note"] for r in rows}
     assert "widens" in notes["torch", "fp8"] and "widens" in notes["torch.compile", "fp8"]
     assert "alone" in notes["product", "statistics"]
@@ -284,7 +286,7 @@ def test_arguments_that_do_not_fit_cost_only_their_case(monkeypatch):
     monkeypatch.setitem(
         cases.CASES, "norm", lambda s, b: [replace(NORMS(s, b)[0], inputs=full), NORMS(s, b)[1]]
     )
-    rows = list(gpu.measure(["norm"], [SMALL], CARD, 9))
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
     assert [r["error"] for r in rows if r["kernel"] == "rms_norm"] == ["out of memory"] * 3
     assert "failed" in gpu.show(rows, CARD)
     assert sum("error" not in r for r in rows) == 3 * 3
@@ -301,7 +303,7 @@ def test_a_card_that_answers_no_more_ends_the_bench(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "check_card", gone)
     rows = []
     with pytest.raises(card.CardLostError):
-        rows.extend(gpu.measure(["norm"], [SMALL], CARD, 9))
+        rows.extend(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
     monkeypatch.setattr(card, "calibrate", lambda: CARD)
     monkeypatch.setattr(aot, "model_shapes", lambda *_: [SMALL])
     with RowWriter(None) as writer:

@@ -184,6 +184,8 @@ def test_a_device_for_each_model(tmp_path: Path):
         (["--load-format=gguf"], "--load-format: unknown 'gguf'; known: safetensors, dummy"),
         (["--load-format=safetensors"], "needs --small DIR and --large DIR"),
         (["--small=a", "--large=b", "--layers=2"], "--layers goes with made-up weights"),
+        (["--quantise=int3"], "--quantise: unknown 'int3'; known: int4, fp8"),
+        (["--small=a", "--large=b", "--quantise=fp8"], "--quantise goes with made-up weights"),
         (["--memory-fraction=2"], "--memory-fraction: expected a number from 0.01 up to 1, got"),
         (["--json=nowhere/rows"], "no such folder"),
         (["--plot=picture"], "ends in .png, .svg, .pdf"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from bench import handoff
 from bench.lanes.contest import Cell, Contest, compare
 from bench.lanes.device import Bandwidth, Device, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
@@ -18,6 +21,7 @@ from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
+from bench.lanes.shared import Shared
 from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import measure_table, powers, spread
 from bench.lanes.traffic import tick_bytes
@@ -349,3 +353,55 @@ def test_pairs_are_scaled():
         assert shapes[0].vocab_size == shapes[1].vocab_size
     with pytest.raises(SteerError, match="--pair: no shapes for 'tiny'; known: dummy-tiny"):
         dummy_pair("tiny")
+
+
+class Built:
+    """Stands for an engine; says which graphs it has."""
+
+    config = CONFIG
+
+    def __init__(self) -> None:
+        self.recorded: list[int] = []
+
+    def warm_up(self, sequences: int) -> None:
+        self.recorded.append(sequences)
+
+
+def test_benches_share_an_engine():
+    """As long as they ask for the same; the one before is dropped before the next is built."""
+    shared, alive = Shared(), []
+
+    def build() -> Any:
+        assert all(each() is None for each in alive), "two engines at once"
+        made = Built()
+        alive.append(weakref.ref(made))
+        return made
+
+    first = shared.engine("a", 4, build)
+    assert shared.engine("a", 2, build) is first and first.recorded == []
+    assert shared.engine("a", 8, build) is first and first.recorded == [8]
+    assert shared.engine("a", 6, build) is first and first.recorded == [8]
+    del first
+    assert shared.engine("b", 1, build).recorded == []
+    assert len(alive) == 2
+
+
+def test_the_bandwidth_is_measured_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        CPU, "bandwidth", lambda quick: measured.append(quick) or Bandwidth(1.0, 2.0)
+    )
+    shared = Shared(roughly=True)
+    assert shared.bandwidth(CPU, False) is shared.bandwidth(CPU, False)
+    assert measured == [True]
+
+
+def test_rows_are_added(tmp_path):
+    """With --append to those that are there, else in their place."""
+    file = tmp_path / "rows.jsonl"
+    flags = ["--quick", "--device=cpu", "--layers=1", "--repeats=2", "--backlog=16", "--eager=0"]
+    for append, count in ((["--append"], 2), (["--append", "--quantise=int4"], 4), ([], 2)):
+        assert handoff.main([*flags, f"--json={file}", *append]) == 0
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert len(rows) == count
+    assert {row["quantise"] for row in rows} == {None}

@@ -30,8 +30,7 @@ def _halves(x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Any, bias: Any = None, scale: Any = None) -> Tensor:
-    rows = weight.shape[0] if isinstance(weight, Tensor) else weight.rows
-    return _like((len(x), rows), x.dtype)
+    return _like((len(x), weight.shape[0]), x.dtype)
 
 
 def _query(

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from bench.gpu_quick.families import TOKENS, build_tokenizer
 from engine import Completion, Engine, EngineConfig
 
-TOKENS = ("\n\n", "\n", *"abcdefghijklmnopqrstuvwxyz0123456789")
 DELIMITERS = ("b", "g", "k", "p", "t", "0", "4", "8", "\n\n", "\n", "cd")
 TIE = 1e-4
 ROLES = ("small", "large")
@@ -24,14 +23,6 @@ SMALL = {"hidden": 40, "layers": 3, "heads": 5, "kv_heads": 1, "ff": 56, "tied":
 LARGE = {"hidden": 96, "layers": 2, "heads": 6, "kv_heads": 2, "ff": 72, "vocab": 48}
 
 Schedule = Callable[[int], str]
-
-
-def build_tokenizer() -> Tokenizer:
-    """One token a character, the double newline apart; ids are positions in ``TOKENS``."""
-    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(TOKENS)}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|\n|."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer
 
 
 def random_model(

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from engine import Calibration, Engine, EngineConfig, SamplingParams, SteerError
-from engine.config import NAMED_MODELS, ModelConfig, Pair
+from engine.config import NAMED_MODELS, ModelConfig, Pair, Quantisation
 from engine.dummy import DummyWeights, dummy_tokenizer
+from engine.models.footprint import stored_bytes
 from engine.models.layout import fused_shapes
 
 SMALL = ModelConfig(300, 32, 64, 2, 4, 2, 8, tied=True)
@@ -47,6 +48,32 @@ def test_deep_and_wide_stays_finite_in_bf16():
     spread = [p for t in answer.logprobs or () for _, p in t.top]
     assert len(answer.token_ids) == 4
     assert all(-20 < p < 0 for p in spread)
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [
+        Quantisation("packed", 4, 32),
+        Quantisation("packed", 8, symmetric=False),
+        Quantisation("fp8", 8, strategy="block", block=(32, 32)),
+        Quantisation("fp8", 8, strategy="tensor"),
+    ],
+)
+def test_a_quantised_model_is_made_up_packed(packing: Quantisation):
+    """It takes the bytes that a checkpoint of the format would take, and deviates as much."""
+    shape = replace(LARGE, quantisation=packing)
+    weights = DummyWeights(shape, torch.float32, "cpu", 0)
+    packed = [name for name, weight in weights.items() if not isinstance(weight, torch.Tensor)]
+    assert len(packed) == 4 * shape.layers
+    for name in packed:
+        matrix = weights[name].dequantise(torch.float32)
+        assert matrix.shape == fused_shapes(shape)[name]
+        plain = DummyWeights(LARGE, torch.float32, "cpu", 0)[name]
+        assert float(matrix.std()) == pytest.approx(float(plain.std()), rel=0.1)
+    engine = Engine(Pair("packed", made_up=(SMALL, shape)), config=CONFIG, dtype="float32")
+    assert engine.lanes[1].runner.decoder.bytes == stored_bytes(shape, 4)
+    (answer,) = engine.generate([[1, 2]], SamplingParams(max_tokens=4, ignore_eos=True), "large")
+    assert len(answer.token_ids) == 4
 
 
 def test_the_tokenizer_writes_any_text():

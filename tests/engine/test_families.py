@@ -8,26 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from bench.gpu_quick.families import LLAMA3, TOKENS, YARN, checkpoint
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import ModelConfig
 from engine.models.checkpoint import load_config
 
-from .conftest import TOKENS, build_tokenizer
-
-SHAPE = {
-    "vocab_size": len(TOKENS), "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128,
-    "initializer_range": 0.2, "eos_token_id": None, "bos_token_id": None, "pad_token_id": None,
-}  # fmt: skip
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 DEEPSEEK = YARN | {"mscale": 0.7, "mscale_all_dim": 0.3, "beta_fast": 8, "beta_slow": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,20 +34,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window": ("mistral", {"sliding_window": 90}),
     "mistral yarn": ("mistral", {"sliding_window": None, "rope_parameters": DEEPSEEK}),
 }  # fmt: skip
-
-
-def checkpoint(kind: str, changes: dict[str, Any], folder: Path) -> Any:
-    """A random model of a family, written to ``folder``; the model is transformers'."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SHAPE | changes)))
-    model = model.float().eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 1:
-                weight.normal_(float("norm" in name), 0.2)
-    model.save_pretrained(folder)
-    build_tokenizer().save(str(folder / "tokenizer.json"))
-    return model
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,16 @@
+"""The door: ``python -m bench.gpu_quick``."""
+
+import signal
+import sys
+from typing import Any
+
+from bench.gpu_quick.command import main
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # what ends it politely still gets a summary
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The largest pair that the card's memory holds as the benches run it."""
+
+from __future__ import annotations
+
+from bench.lanes.options import COMMON, Options
+from bench.lanes.pairs import SMALLER, dummy_pair
+from engine.card import CardRoom
+from engine.device import choose_devices
+from engine.errors import SteerError
+
+DEFAULT = COMMON["pair"]["cuda"]
+
+
+def fitting_pair() -> str | None:
+    """The first that fits of the default and the smaller ones; None if none does."""
+    options = Options("gpu_quick", None, {})
+    options.parse(["--device", "cuda"])
+    room = CardRoom(choose_devices("cuda"), options.config(), element_bytes=2)
+    for name in (DEFAULT, *SMALLER):
+        try:
+            room.check(dummy_pair(name).shapes)
+        except SteerError:
+            continue
+        return name
+    return None

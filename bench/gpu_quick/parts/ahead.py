@@ -1,0 +1,73 @@
+"""Compiles kernels before they are needed, on all cores, into Triton's cache on disk.
+
+The parts themselves are rehearsed: piece by piece in processes beside each other, on models of one
+layer and with few repeats. What a rehearsal launches is what the part launches, argument for
+argument, so Triton's key is the same. Variants that are compiled ahead of time would not do: a key
+holds what is known of every argument (a constant, a multiple of 16, nothing), and of what an engine
+launches hardly any key is that of a variant.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bench.gpu_quick.output import EVENTS, Follower
+from bench.gpu_quick.parts.decode import BATCHES
+from bench.gpu_quick.parts.kernels import OPS
+from bench.gpu_quick.parts.models import PIECES
+from bench.gpu_quick.parts.parity import piece_names
+from bench.gpu_quick.scene import Scene
+from bench.gpu_quick.watch import WORKER
+from kernels import registry
+
+_PAUSE = 0.05  # seconds
+
+
+def pieces(key: str, quick: bool) -> Sequence[str]:
+    """What is rehearsed beside each other of a part; "" is all of it."""
+    found: dict[str, Sequence[str]] = {
+        "2": registry.OPS,
+        "3": piece_names(quick),
+        "row": ("",),
+        "4": BATCHES,
+        "5": tuple(PIECES),
+        "6": OPS,
+        "7": ("",),
+    }
+    return found.get(key, ())
+
+
+def run(scene: Scene) -> None:
+    """A row a rehearsal, with what it compiled."""
+    follower = Follower(scene.folder / EVENTS)
+    waiting = [(key, piece) for key in scene.ahead_of for piece in pieces(key, scene.quick)]
+    count = _rehearse(scene, waiting)
+    told = [event for event in follower.new() if event.get("event") == "rehearsed"]
+    with scene.writer() as writer:
+        for event in told:
+            writer.write({"bench": "compile", **event})
+    print(f"{len(told)} of {count} rehearsals came to their end")
+
+
+def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
+    """All of them, as many at once as there are cores; how many there were."""
+    count, running = len(waiting), list[subprocess.Popen[Any]]()
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            running.append(_start(scene, *waiting.pop(0)))
+        time.sleep(_PAUSE)
+        running = [each for each in running if each.poll() is None]
+    return count
+
+
+def _start(scene: Scene, key: str, piece: str) -> subprocess.Popen[Any]:
+    """In the group of this process, with which it is ended."""
+    flags = ["--parts", key, "--only", piece, "--out", str(scene.folder), "--limits", "20"]
+    # Named, as memory that the others hold would make it look for a smaller one.
+    flags += ["--pair", scene.pair, *(["--quick"] if scene.quick else [])]
+    return subprocess.Popen([sys.executable, "-m", WORKER, *flags, "--rehearse"])

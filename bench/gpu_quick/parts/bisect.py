@@ -1,0 +1,131 @@
+"""Where parity failed: the smallest set of switches and ops without which it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from bench.gpu_quick.agreement import (
+    STEADY,
+    Scale,
+    Wrong,
+    build,
+    first_wrong,
+    same_bits,
+    scale_of,
+    write,
+    write_steadily,
+)
+from bench.gpu_quick.families import Oracle
+from bench.gpu_quick.replaced import NAMES, replaced
+from bench.gpu_quick.scene import Scene
+
+SWITCHES: dict[str, Any] = {
+    "graphs": "off",
+    "plan_ahead": "off",
+    "overlap": False,
+    "fused_head": False,
+    "fused_sampling": False,
+}
+Trial = Callable[[Sequence[str], Sequence[str]], Wrong | None]
+
+
+def run(scene: Scene) -> None:
+    """A row with the verdict, which goes with the result as well."""
+    where = scene.parity
+    with TemporaryDirectory() as folder:
+        oracle = Oracle(where["family"], Path(folder))
+        trial = _trial(oracle, where, scale_of(scene.quick))
+        culprits, wrong, why = culprits_of(_told(trial, scene))
+    named = ", ".join(culprits) or "none found"
+    verdict = f"{where['family']}, {where['dtype']}: culprits: {named} ({why})"
+    if wrong is not None:
+        verdict += f"; first wrong: {wrong}"
+    scene.detail["verdict"] = verdict
+    with scene.writer() as writer:
+        writer.write(
+            {"bench": "bisect", **where, "culprits": culprits, "why": why,
+             "wrong": None if wrong is None else str(wrong)}
+        )  # fmt: skip
+    print(verdict)
+
+
+def _told(trial: Trial, scene: Scene) -> Trial:
+    """Says of each trial what it found: a kill loses none of that."""
+
+    def run(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
+        wrong = trial(switches, ops)
+        with scene.writer() as writer:
+            found = None if wrong is None else str(wrong)
+            what = {"off": list(switches), "replaced": list(ops), "wrong": found}
+            writer.write({"bench": "bisect trial", **what})
+        print(f"off: {switches}, replaced: {ops}: {found or 'as it should be'}", flush=True)
+        return wrong
+
+    return run
+
+
+def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
+    """Runs with switches off and ops replaced; what is then wrong."""
+    dtype, bits = where["dtype"], where["check"] != "transformers"
+    if dtype == "bfloat16":
+        oracle.rounded()
+
+    def trial(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
+        settings = {name: SWITCHES[name] for name in switches}
+        with replaced(ops):
+            if not bits:
+                return first_wrong(write(build(oracle, dtype, **settings), scale), oracle, dtype)
+            settings |= STEADY
+            ours = write_steadily(build(oracle, dtype, **settings), scale)
+            theirs = write_steadily(build(oracle, dtype, **{**settings, "graphs": "off"}), scale)
+        return same_bits(ours, theirs)
+
+    return trial
+
+
+def culprits_of(trial: Trial) -> tuple[list[str], Wrong | None, str]:
+    """What has to be replaced, so that nothing is wrong; the first wrong element; in words, why.
+
+    Of a set that works, each member is put back in turn, and stays where that changes nothing: no
+    member of what remains can be left out.
+
+    Args:
+        trial: what is wrong with these switches off and these ops replaced by their references.
+    """
+    wrong = trial([], [])
+    if wrong is None:
+        return [], None, "it held when it was tried again: it depends on chance"
+    switches = list(SWITCHES)
+    if trial(switches, []) is None:
+        return _smallest(switches, lambda kept: trial(kept, [])), wrong, "switches turned off"
+    # References wait for the device, which no recording allows: graphs stay off from here on.
+    if trial(switches, NAMES) is not None:
+        return [], wrong, "it fails with every switch off and every op replaced as well"
+    ops = _smallest(list(NAMES), lambda kept: trial(switches, kept))
+    rest = [name for name in switches if name != "graphs"]
+    others = _smallest(rest, lambda kept: trial(["graphs", *kept], ops))
+    return [*ops, *others], wrong, "replaced by its PyTorch reference, graphs off"
+
+
+def _smallest(names: list[str], trial: Callable[[list[str]], Wrong | None]) -> list[str]:
+    """Of ``names``, with all of which the trial finds nothing wrong, a set of which all count.
+
+    Halves are tried first: one culprit among twelve takes few trials.
+    """
+    if trial([]) is None:
+        return []
+    kept, size = list(names), max(1, len(names) // 2)
+    while True:
+        start = 0
+        while start < len(kept):
+            without = kept[:start] + kept[start + size :]
+            if without != kept and trial(without) is None:
+                kept = without
+            else:
+                start += size
+        if size == 1:
+            return kept
+        size = max(1, size // 2)

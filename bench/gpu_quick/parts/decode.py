@@ -1,0 +1,17 @@
+"""Part 4: each model alone, at three sizes of batch and one context."""
+
+from __future__ import annotations
+
+from bench import decode
+from bench.gpu_quick.scene import Scene
+
+BATCHES = ("1", "8", "64")
+
+
+def run(scene: Scene) -> None:
+    """Planned ahead and in turn; nothing else beside the engine."""
+    batches = ",".join(scene.pieces(*BATCHES))
+    flags = ["--batch", batches, "--context", "512", "--no-peers", "--repeats", "30"]
+    if scene.quick:
+        flags = ["--batch", "1,2", "--context", "64", "--no-peers"]
+    decode.run(scene.bench_flags(*flags), scene.shared)

@@ -1,0 +1,99 @@
+"""Part 2: every op against fp64, and whether this part would see a kernel that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from bench.gpu_quick.checks.arena import attentions, copies, rope_kvs
+from bench.gpu_quick.checks.check import Check, Outputs, failures
+from bench.gpu_quick.checks.head import confidences, lm_heads
+from bench.gpu_quick.checks.layers import linears, norms, packed, silu_muls
+from bench.gpu_quick.checks.tensors import DTYPE, Maker
+from bench.gpu_quick.scene import PartFailedError, Scene
+from kernels import registry
+from kernels.variant import ModelShape
+
+CHECKS: dict[str, Callable[[Maker], Iterator[Check]]] = {
+    "confidence": confidences,
+    "lm_head": lm_heads,
+    "attention": attentions,
+    "rope_kv": rope_kvs,
+    "copy_blocks": copies,
+    "norm": norms,
+    "silu_mul": silu_muls,
+    "skinny_gemm": linears,
+    "packed_gemm": packed,
+}
+ODD = ModelShape("odd", 899, 1027, 6, 2, 32, 1003)
+_SMALLEST = (ModelShape("small", 64, 96, 4, 2, 16, 160), ModelShape("odd", 67, 99, 6, 2, 16, 131))
+
+
+def run(scene: Scene) -> None:
+    """A row a check; fails once all have run."""
+    # References round logits to the type of their input; the kernels do not.
+    head = torch.float32 if scene.quick else DTYPE
+    shapes = _SMALLEST if scene.quick else (*scene.shapes, ODD)
+    wrong: list[str] = []
+    with scene.writer() as writer:
+        for op in scene.pieces(*registry.OPS):
+            for shape in shapes:
+                for check in CHECKS[op](Maker(shape, scene.device, head)):
+                    told = _failures(check)
+                    writer.write(
+                        {"bench": "ops", "op": op, "check": check.name, "shape": shape.name,
+                         "wrong": told}
+                    )  # fmt: skip
+                    wrong += [f"{op} {check.name} ({shape.name}): {each}" for each in told]
+    wrong += _unseen(Maker(shapes[-1], scene.device))
+    if wrong:
+        raise PartFailedError(f"{wrong[0]}\n" + "\n".join(wrong))
+
+
+def _failures(check: Check) -> list[str]:
+    try:
+        return failures(check)
+    except Exception as error:  # the others go on, as far as the card does
+        return [f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"]
+
+
+def _unseen(make: Maker) -> list[str]:
+    """Spoilt kernels that these checks would not have seen: there should be none."""
+    check = next(norms(make))
+    return [
+        f"a kernel that {what} was not seen: the checks prove nothing"
+        for what, spoil in _SPOILT.items()
+        if not failures(replace(check, run=_spoilt(check, spoil)))
+    ]
+
+
+def _spoilt(
+    check: Check, spoil: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Sequence[int]], Outputs]:
+    return lambda rows: tuple(spoil(output) for output in check.run(rows))
+
+
+def _one_wrong(output: torch.Tensor) -> torch.Tensor:
+    output[0, -1] = 1.1 * output[0, -1] + 0.1
+    return output
+
+
+def _unwritten(output: torch.Tensor) -> torch.Tensor:
+    """As a mask that is one row short would leave it."""
+    made = torch.empty_like(output)
+    made[:-1] = output[:-1]
+    return made
+
+
+def _leaning(output: torch.Tensor) -> torch.Tensor:
+    """Less than any tolerance, by what stands beside it."""
+    return output * (1 + 2**-7) if len(output) == 1 else output
+
+
+_SPOILT = {
+    "has one element wrong": _one_wrong,
+    "leaves a row unwritten": _unwritten,
+    "depends on its neighbours": _leaning,
+}

@@ -1,0 +1,13 @@
+"""One decode row of each model: does a model of full size run at all, and about how fast?"""
+
+from __future__ import annotations
+
+from bench import decode
+from bench.gpu_quick.scene import Scene
+
+
+def run(scene: Scene) -> None:
+    """One sequence at one context."""
+    context = "64" if scene.quick else "512"
+    flags = ["--batch", "1", "--context", context, "--no-peers", "--repeats", "20"]
+    decode.run(scene.bench_flags(*flags), scene.shared)

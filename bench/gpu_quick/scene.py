@@ -1,0 +1,127 @@
+"""What a part finds in its process: where rows go, at which size it runs, and on which pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.gpu_quick.output import ROWS, tell
+from bench.lanes.shared import Shared
+from bench.rows import RowWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.variant import ModelShape
+
+QUICK_PAIR = "dummy-tiny"
+
+
+class NotRunError(RuntimeError):
+    """A part cannot run here, which is no failure; the message says why."""
+
+
+class PartFailedError(AssertionError):
+    """A part found something wrong. ``detail`` goes with its result."""
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+@dataclass
+class Scene:
+    """Of one process.
+
+    quick: the smallest sizes.
+    rehearses: runs only so that kernels compile: models of one layer, and no row is kept.
+    only: pieces of a part; empty for all.
+    ahead_of: keys of the parts whose kernels are to be compiled.
+    parity: where parity failed, for what looks into it.
+    given_pair: what an earlier process of the run found to fit the card.
+    seconds: that the part which runs now may take.
+    detail: what goes with the part's result.
+    """
+
+    folder: Path
+    quick: bool = False
+    rehearses: bool = False
+    only: Sequence[str] = ()
+    ahead_of: Sequence[str] = ()
+    parity: dict[str, Any] = field(default_factory=dict)
+    given_pair: str = ""
+    seconds: float = 0.0
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def shared(self) -> Shared:
+        """What the benches of this process hand on."""
+        return Shared(roughly=self.rehearses)
+
+    def pieces(self, *names: str) -> list[str]:
+        """Those that are to run."""
+        return [name for name in names if not self.only or name in self.only]
+
+    def note(self, text: str) -> None:
+        """Print a line where the run was started."""
+        if not self.rehearses:
+            tell(self.folder, event="note", text=text)
+
+    def writer(self) -> RowWriter:
+        """Adds rows."""
+        return RowWriter(None if self.rehearses else self.folder / ROWS, append=True)
+
+    def bench_flags(self, *own: str) -> list[str]:
+        """The command line of a bench of both models."""
+        flags = ["--device", "cuda", "--pair", self.pair, *own]
+        if self.quick:
+            flags += ["--quick"]
+        if self.quick or self.rehearses:
+            flags += ["--layers", "1", "--repeats", "2"]
+        if not self.rehearses:
+            flags += ["--json", str(self.folder / ROWS), "--append"]
+        return flags
+
+    @property
+    def device(self) -> torch.device:
+        """The card."""
+        import torch
+
+        return torch.device("cuda", torch.cuda.current_device())
+
+    @cached_property
+    def pair(self) -> str:
+        """The pair that is measured: a smaller one where the card does not hold 1.5B and 32B."""
+        if self.quick or self.given_pair:
+            return self.given_pair or QUICK_PAIR
+        from bench.gpu_quick.fitting import DEFAULT, fitting_pair
+
+        found = fitting_pair()
+        if found is None:
+            raise NotRunError("the card's memory holds no pair of those that are known")
+        tell(self.folder, event="pair", pair=found)
+        if found != DEFAULT:
+            self.note(f"the card's memory does not hold {DEFAULT}: {found} runs instead")
+            with self.writer() as writer:
+                writer.write(
+                    {"bench": "gpu_quick", "kind": "pair", "asked": DEFAULT, "pair": found}
+                )
+        return found
+
+    @property
+    def shapes(self) -> list[ModelShape]:
+        """Both models' shapes, as kernels are specialised on them, small first."""
+        from bench.lanes.pairs import dummy_pair
+        from kernels.variant import ModelShape
+
+        names = self.pair.split("/") if "/" in self.pair else ("small", "large")
+        return [
+            ModelShape(
+                name, c.hidden_size, c.intermediate_size, c.heads, c.kv_heads, c.head_dim,
+                c.vocab_size,
+            )
+            for name, c in zip(names, dummy_pair(self.pair).shapes, strict=True)
+        ]  # fmt: skip

@@ -1,0 +1,120 @@
+"""The process of a part, or of some that share one: ``python -m bench.gpu_quick.worker``.
+
+Started by the run itself. It writes what it does to events.jsonl, a line each, so that a kill loses
+nothing of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bench.gpu_quick.child import die_with_parent
+from bench.gpu_quick.output import tell
+from bench.gpu_quick.parts import MODULES
+from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED
+from bench.gpu_quick.scene import NotRunError, PartFailedError, Scene
+from bench.gpu_quick.watch import NO_CARD
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_quick.worker")
+    add = parser.add_argument
+    add("--parts", required=True)
+    add("--limits", required=True)
+    add("--out", type=Path, required=True)
+    add("--quick", action="store_true")
+    add("--rehearse", action="store_true")
+    add("--only", default="")
+    add("--ahead-of", default="")
+    add("--parity", default="{}")
+    add("--pair", default="")
+    return parser.parse_args(arguments)
+
+
+def function_of(key: str) -> Callable[[Scene], None]:
+    """What runs a part."""
+    found: Callable[[Scene], None] = import_module(f"bench.gpu_quick.parts.{MODULES[key]}").run
+    return found
+
+
+def run_part(key: str, scene: Scene) -> dict[str, Any]:
+    """Run it; what became of it."""
+    try:
+        function_of(key)(scene)
+    except NotRunError as reason:
+        return {"state": NOT_RUN, "reason": str(reason)}
+    except PartFailedError as error:
+        scene.detail |= error.detail
+        return {"state": FAILED, "reason": first_line(error), "trace": str(error)}
+    except Exception as error:  # whatever a part raises is its result
+        return {"state": FAILED, "reason": first_line(error), "trace": traceback.format_exc()}
+    return {"state": PASSED}
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, with its kind."""
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return said if isinstance(error, PartFailedError) else f"{type(error).__name__}: {said}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0; 1 after a part that failed; NO_CARD where PyTorch sees no GPU."""
+    options = parse(arguments)
+    die_with_parent()
+    import torch
+
+    if not torch.cuda.is_available():
+        return NO_CARD
+    from bench.gpu_quick.compiled import counted
+
+    scene = Scene(
+        options.out, options.quick, options.rehearse, only=_names(options.only),
+        ahead_of=_names(options.ahead_of), parity=json.loads(options.parity),
+        given_pair=options.pair,
+    )  # fmt: skip
+    limits = map(float, options.limits.split(","))
+    with counted() as compiled:
+        for key, limit in zip(options.parts.split(","), limits, strict=True):
+            print(f"== part {key}", flush=True)
+            if not scene.rehearses:
+                tell(options.out, event="begin", part=key)
+            scene.seconds, began = limit, time.monotonic()
+            found = run_part(key, scene)
+            found |= {"seconds": round(time.monotonic() - began, 2)}
+            _end(key, scene, found, compiled.take())
+            if found["state"] == FAILED:
+                return 1
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _end(key: str, scene: Scene, found: dict[str, Any], compiled: dict[str, Any]) -> None:
+    """Tell what became of a part."""
+    if "trace" in found:
+        print(found["trace"], flush=True)
+    if scene.rehearses:
+        what = {"part": key, "only": list(scene.only), "state": found["state"]}
+        tell(scene.folder, event="rehearsed", **what, **compiled)
+        return
+    detail = {"compiled": compiled, **scene.detail}
+    scene.detail = {}
+    tell(scene.folder, event="end", part=key, detail=detail, **found)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # what an error left on the card may hang in a clean exit

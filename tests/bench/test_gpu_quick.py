@@ -1,0 +1,466 @@
+"""``python -m bench.gpu_quick`` on a simulated card at its smallest: times there mean nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench.gpu_quick import flow as flows
+from bench.gpu_quick import goals, plan
+from bench.gpu_quick.agreement import first_wrong as first_wrong_token
+from bench.gpu_quick.checks.check import failures, first_wrong
+from bench.gpu_quick.checks.tensors import Maker
+from bench.gpu_quick.command import main
+from bench.gpu_quick.fitting import DEFAULT, fitting_pair
+from bench.gpu_quick.output import Follower, open_folder
+from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
+from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
+from bench.gpu_quick.replaced import NAMES
+from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED, Result
+from bench.gpu_quick.scene import Scene
+from bench.gpu_quick.summary import screen
+from bench.gpu_quick.worker import run_part
+from kernels import norm, ops, registry
+from tests.card.simulated import GIB, simulated_card
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU, no need to simulate"
+)
+
+
+def command(folder: Path, *flags: str, **faults: str) -> tuple[list[str], dict[str, str]]:
+    """A run, and the environment in which its parts see a card."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT / "tests/card/site"), "OMP_NUM_THREADS": "1",
+        "STEER_CARD_FAULTS": json.dumps(faults),
+    }  # fmt: skip
+    flags = ("--quick", "--out", str(folder), *flags)
+    return [sys.executable, "-m", "bench.gpu_quick", *flags], environment
+
+
+def run(folder: Path, *flags: str, **faults: str) -> subprocess.CompletedProcess[str]:
+    arguments, environment = command(folder, *flags, **faults)
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def states(said: str) -> dict[str, str]:
+    """Of each part, as printed on the way."""
+    lines = [line for line in said.split("gpu-quick, ")[0].splitlines() if " s  " in line]
+    return {line.split()[0]: _state(line) for line in lines}
+
+
+def _state(line: str) -> str:
+    return next(state for state in (NOT_RUN, PASSED, FAILED) if f"  {state} " in line)
+
+
+def sleepers(seconds: str) -> list[str]:
+    """Processes that a part which hangs has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().split(b"\0")[:2] == [b"sleep", seconds.encode()]:
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_the_whole_flow(tmp_path: Path):
+    """Every part passes, and its rows, figures and output are kept in few files."""
+    done = run(tmp_path, "--stage", "all")
+    assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-3000:]
+    assert states(done.stdout) == {part.key: PASSED for part in plan.PARTS}
+    kept = rows(tmp_path)
+    assert {row["bench"] for row in kept if "bench" in row} == {
+        "card", "ops", "parity", "decode", "handoff", "overlap", "pair", "soak"
+    }  # fmt: skip
+    assert any(row.get("kind") == "gpu" and row["op"] == "confidence" for row in kept)
+    assert {row["op"] for row in kept if row.get("bench") == "ops"} == set(registry.OPS)
+    assert {row["quantise"] for row in kept if row.get("bench") == "handoff"} == {
+        None, "int4", "fp8"
+    }  # fmt: skip
+    assert all(row["commit"] and row["versions"]["torch"] for row in kept)
+    assert (tmp_path / "summary.txt").read_text().strip() in done.stdout
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_a_part_that_fails_holds_no_other_one_up(tmp_path: Path):
+    """Not even that which shares its process; nor are earlier rows lost with a second call."""
+    done = run(tmp_path, "--stage", "time", "--parts", "4,5", fail="4")
+    assert done.returncode == 1
+    assert states(done.stdout) == {"4": FAILED, "5": PASSED}
+    assert "RuntimeError: CUDA error: an illegal memory access" in done.stdout
+    assert "Traceback (most recent call last)" in done.stdout.split("part 4:")[1]
+    kept = rows(tmp_path)
+    assert kept[0]["bench"] == "fault" and {"handoff", "pair"} < {row["bench"] for row in kept}
+    again = run(tmp_path, "--stage", "prove", "--parts", "1")
+    assert again.returncode == 0 and states(again.stdout) == {"1": PASSED}
+    assert [row["bench"] for row in rows(tmp_path)][-1] == "card"
+    assert rows(tmp_path)[: len(kept)] == kept
+    assert (tmp_path / "summary.txt").read_text().count("gpu-quick, ") == 2
+
+
+def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
+    done = run(tmp_path, "--stage", "prove", "--parts", "1,row", hang="1", sleep="997")
+    assert states(done.stdout) == {"1": FAILED, "row": PASSED}
+    assert "killed at its limit of 10 s" in done.stdout
+    assert done.returncode == 1 and not sleepers("997")
+    assert [row["bench"] for row in rows(tmp_path)][:2] == ["fault", "decode"]
+
+
+def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
+    """Of the run itself, not of a part; its process ends with it."""
+    arguments, environment = command(
+        tmp_path, "--stage", "prove", "--parts", "2,3", hang="3", sleep="998"
+    )
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(
+            lambda: "fault" in (tmp_path / "rows.jsonl").read_text(), tmp_path / "rows.jsonl"
+        )
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = rows(tmp_path)
+    assert {row["bench"] for row in found} == {"ops", "fault"}
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["begin", "end", "begin"]
+    for number in sleepers("998"):  # it was started by the part, and outlives a kill from outside
+        os.kill(int(number), signal.SIGKILL)
+
+
+def wait_until(condition, path: Path) -> None:
+    end = time.monotonic() + 120
+    while not (path.exists() and condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_request_that_ends_early_is_wrong():
+    """As one does whose logits are no numbers."""
+    done = SimpleNamespace(prompt_token_ids=(2, 3), token_ids=(4,), finish_reason="error")
+    assert str(first_wrong_token([done], None, "float32")) == (
+        "request 0 ended at position 3: error"
+    )
+
+
+def test_where_parity_fails_nothing_is_timed_and_the_culprit_is_named(tmp_path: Path):
+    done = run(tmp_path, "--stage", "all", "--parts", "3,row,4", spoil="silu_mul")
+    assert done.returncode == 1
+    assert states(done.stdout) == {"3": FAILED, "bisect": PASSED, "row": NOT_RUN, "4": NOT_RUN}
+    assert "decode of each model: parity failed" in done.stdout
+    assert "culprits: silu_mul (replaced by its PyTorch reference" in done.stdout
+    (verdict,) = [row for row in rows(tmp_path) if row["bench"] == "bisect"]
+    assert verdict["culprits"] == ["silu_mul"]
+    assert "position" in verdict["wrong"] and "expected" in verdict["wrong"]
+
+
+def test_without_a_card_a_line_says_so(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_quick", "--out", str(tmp_path)], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: PyTorch sees no NVIDIA GPU here, so nothing was run\n"
+    assert not done.stdout
+    assert not (tmp_path / "rows.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--stage=shine"], "--stage: unknown 'shine'; known: prove, time, all"),
+        (["--parts=1,9"], "--parts: unknown part '9'; known: 1, 2, 3, row, 4, 5, 6, 7"),
+        (["--stage=prove", "--parts=5"], "part 5 belongs to --stage time, not to prove"),
+        (["--seconds=9"], "--seconds 9: too short for part 1, which may take 10; give at least"),
+        (["--seconds=soon"], "--seconds: expected a number of seconds, got 'soon'"),
+        (["--seconds=nan"], "--seconds: expected a number of seconds, got 'nan'"),
+        (["--out=/proc/here"], "--out /proc/here: cannot be written"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_input(flags, said, tmp_path: Path, capsys):
+    assert main([f"--out={tmp_path}", *flags]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and said in told.err and told.err.count("\n") == 1
+    assert not told.out
+
+
+@pytest.mark.parametrize(
+    ("gib", "pair"),
+    [
+        (139, DEFAULT),
+        (60, "qwen-1.5b/qwen-14b"),
+        (39, "qwen-1.5b/qwen-7b"),
+        (20, "qwen-0.5b/qwen-1.5b"),
+        (2, None),
+    ],
+)
+def test_a_pair_that_fits_is_found(gib: int, pair: str | None, monkeypatch):
+    with simulated_card():
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _=None: (gib * GIB, gib * GIB))
+        assert fitting_pair() == pair
+
+
+class Clock:
+    """Stands for the processes of parts: each takes ``takes`` seconds of a clock that is told."""
+
+    def __init__(self, takes: dict[str, float], failing: tuple[str, ...] = ()) -> None:
+        self.now, self.takes, self.failing = 0.0, takes, failing
+        self.limits: dict[str, float] = {}
+
+    def watch(self, parts, limits, flags, folder, note):
+        self.limits |= {part.key: limit for part, limit in zip(parts, limits, strict=True)}
+        return SimpleNamespace(results=lambda: self._results(parts, limits), rehearsed=[], pair="")
+
+    def _results(self, parts, limits):
+        found = []
+        for part, limit in zip(parts, limits, strict=True):
+            spent = min(limit, self.takes.get(part.key, 1.0))
+            self.now += spent
+            found.append(Result(part, FAILED if part.key in self.failing else PASSED, spent))
+        return found
+
+
+def flow(clock: Clock, folder: Path, monkeypatch, stage: str, seconds: float) -> dict[str, str]:
+    """States of all parts."""
+    monkeypatch.setattr(flows, "Watch", clock.watch)
+    monkeypatch.setattr(flows.time, "monotonic", lambda: clock.now)
+    parts = tuple(plan.chosen(stage, None, quick=False))
+    made = flows.Flow(flows.Request(stage, parts, open_folder(folder), seconds, False))
+    made.run()
+    return {result.part.key: result.state for result in made._results}
+
+
+def test_the_soak_takes_what_is_left(tmp_path: Path, monkeypatch):
+    clock = Clock({"compile-time": 30.0, "4": 70.0, "5": 100.0, "6": 40.0})
+    assert set(flow(clock, tmp_path, monkeypatch, "time", 360).values()) == {PASSED}
+    assert clock.limits == {"compile-time": 45, "4": 90, "5": 120, "6": 80, "7": 120}
+
+
+def test_what_the_budget_does_not_hold_is_not_run(tmp_path: Path, monkeypatch):
+    """Parts get what is left; the soak not less than it needs."""
+    clock = Clock({"compile-time": 45.0, "4": 90.0, "5": 120.0, "6": 80.0})
+    states = flow(clock, tmp_path, monkeypatch, "time", 300)
+    assert clock.limits["6"] == 45 and states["6"] == PASSED and states["7"] == NOT_RUN
+    assert "0 s of the budget are left, it needs 75" in (tmp_path / "summary.txt").read_text()
+
+
+def test_a_shared_process_gets_no_part_that_does_not_fit(tmp_path: Path, monkeypatch):
+    """Part 4 may take all that is left: part 5 waits for what it really takes."""
+    clock = Clock({"compile-time": 20.0, "4": 30.0, "5": 99.0})
+    states = flow(clock, tmp_path, monkeypatch, "time", 112)
+    assert clock.limits["4"] == 90 and clock.limits["5"] == 62
+    assert [key for key, state in states.items() if state == NOT_RUN] == ["6", "7"]
+
+
+@pytest.mark.parametrize(
+    ("failing", "left_out", "said"),
+    [
+        ("2", "4567", "part 2 of the proof failed"),
+        ("3", ("row", *"4567"), "parity failed"),
+        ("5", "", ""),
+        ("compile-prove", "", ""),
+    ],
+)
+def test_times_are_taken_if_the_proof_holds(
+    failing: str, left_out: str, said: str, tmp_path: Path, monkeypatch
+):
+    states = flow(Clock({}, (failing,)), tmp_path, monkeypatch, "all", 600)
+    assert {key for key, state in states.items() if state == NOT_RUN} == set(left_out)
+    assert said in (tmp_path / "summary.txt").read_text()
+
+
+def test_without_transformers_parity_is_not_run(tmp_path: Path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
+    found = run_part("3", Scene(tmp_path, quick=True))
+    assert found == {
+        "state": NOT_RUN, "reason": "transformers is not installed: pip install transformers"
+    }  # fmt: skip
+
+
+def makers() -> list[Maker]:
+    return [Maker(shape, torch.device("cpu")) for shape in _SMALLEST]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("op", [op for op in registry.OPS if op != "attention"])
+def test_the_kernels_pass_the_checks(op: str):
+    """The kernels themselves, in Triton's interpreter; attention's spans take it too long."""
+    with ops.interpreted():
+        for make in makers():
+            for check in CHECKS[op](make):
+                assert failures(check) == [], (check.name, make.shape.name)
+
+
+def test_decodes_pass_the_checks():
+    with ops.interpreted():
+        assert failures(next(CHECKS["attention"](makers()[1]))) == []
+
+
+def test_checks_see_a_spoilt_kernel(monkeypatch):
+    """A kernel that is launched with another constant than it should be."""
+    right = norm.rms_norm
+    monkeypatch.setattr(norm, "rms_norm", lambda x, weight, eps: right(x, weight, 0.3))
+    with ops.interpreted():
+        told = failures(next(CHECKS["norm"](makers()[0])))
+    assert len(told) == 1 and told[0].startswith("output 0 [0, 0] is ")
+
+
+def test_checks_see_a_key_too_many(monkeypatch):
+    """What follows a sequence's last key is NaN."""
+    right = ops.paged_attention
+
+    def wrong(arena, plan, layer, query):
+        return right(arena, replace(plan, contexts=plan.contexts + 1), layer, query)
+
+    check = next(CHECKS["attention"](makers()[1]))
+    assert failures(check) == []
+    monkeypatch.setattr(ops, "paged_attention", wrong)
+    assert failures(check)
+
+
+def test_checks_see_a_key_in_the_wrong_place(monkeypatch):
+    right = ops.rope_kv
+
+    def wrong(qkv, bias, rope, positions, arena, *rest):
+        found = right(qkv, bias, rope, positions, arena, *rest)
+        arena[-1, -1] = 1.0
+        return found
+
+    check = next(CHECKS["rope_kv"](makers()[1]))
+    monkeypatch.setattr(ops, "rope_kv", wrong)
+    assert failures(check) == ["output 3 [0] is 1, expected 0"]
+
+
+def test_checks_see_bits_that_depend_on_neighbours():
+    check = next(CHECKS["norm"](makers()[0]))
+    leaning = replace(
+        check, run=lambda rows: tuple(x * (1 + (len(rows) == 1) / 128) for x in check.run(rows))
+    )
+    assert failures(check) == []
+    assert "the last row alone has other bits" in " ".join(failures(leaning))
+
+
+def test_what_is_no_number_is_wrong():
+    right = torch.ones(2, 3)
+    spoilt = right.clone()
+    spoilt[1, 2] = float("nan")
+    assert first_wrong(0, right, right.double(), 0.0, 0.0) is None
+    wrong = first_wrong(0, spoilt, right.double(), 0.1, 0.1)
+    assert wrong is not None and wrong.index == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "culprits",
+    [["graphs"], ["plan_ahead", "fused_head"], ["linear"], ["rope_kv", "sample"], []],
+)
+def test_bisection_finds_the_smallest_set(culprits: list[str]):
+    """Where each culprit by itself makes it fail."""
+    trials = []
+
+    def trial(switches, replaced):
+        trials.append((tuple(switches), tuple(replaced)))
+        assert not replaced or "graphs" in switches  # references allow no recording
+        left = set(culprits) - set(switches) - set(replaced)
+        return "wrong" if left else None
+
+    found, wrong, _ = culprits_of(trial)
+    assert sorted(found) == sorted(culprits)
+    assert wrong == ("wrong" if culprits else None)
+    assert len(trials) < 2 * (len(SWITCHES) + len(NAMES))
+
+
+def test_a_rehearsal_keeps_no_rows(tmp_path: Path):
+    """It says what it compiled, which on the simulated card is nothing."""
+    _, environment = command(tmp_path)
+    flags = ["--parts", "compile-time", "--ahead-of", "row", "--limits", "60", "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_quick.worker", *flags, "--out", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = rows(tmp_path)
+    assert {row["bench"] for row in found} == {"compile"}
+    assert [(row["part"], row["state"], row["kernels"]) for row in found] == [("row", PASSED, 0)]
+
+
+COUNTED = """
+from bench.gpu_quick.compiled import counted
+from kernels import registry
+from kernels.variant import ModelShape, compile_variant
+variant = registry.op_variants("norm", ModelShape("small", 64, 96, 2, 1, 32, 160))[0]
+with counted() as compiled:
+    for _ in range(2):
+        compile_variant(variant)
+        found = compiled.take()
+        print(found["kernels"], found["loaded"], *found["names"], found["seconds"] > 0)
+"""
+
+
+def test_what_is_compiled_is_counted(tmp_path: Path):
+    """Once; then it comes from the cache."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=clean | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["1 0 _norm_kernel True", "0 1 False"]
+
+
+def test_bisection_says_where_it_finds_nothing():
+    assert culprits_of(lambda *_: "wrong")[::2] == (
+        [], "it fails with every switch off and every op replaced as well"
+    )  # fmt: skip
+
+
+def test_figures_stand_beside_their_goals():
+    """Of the rows that they are of, "-" where there is none."""
+    common = {"versions": {"python": "3"}, "commit": "c", "date": "d"}
+    found = [
+        {"bench": "decode", "provider": "steer", "model": "small", "batch": batch, "error": None,
+         "of_copy": share, "busy_share": 0.98, **common}
+        for batch, share in ((1, 0.6123), (8, 0.5))
+    ]  # fmt: skip
+    part = plan.PARTS[4]
+    text = screen("time", [Result(part, PASSED, 3.0)], found)
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert (
+        "61.2%" in lines["small model, decode of 1"] and "58%" in lines["small model, decode of 1"]
+    )
+    assert "2.0%" in lines["small model, GPU idle"]
+    assert lines["large model, decode of 1"].split()[5] == "-"
+    assert all(goal.name in text for goal in goals.GOALS)
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n')
+    follower = Follower(path)
+    with path.open("a") as file:
+        file.write('{"a": 2}\n{"a"')
+    assert follower.new() == [{"a": 2}]
+    with path.open("a") as file:
+        file.write(": 3}\n")
+    assert follower.new() == [{"a": 3}]
