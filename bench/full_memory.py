@@ -109,8 +109,8 @@ def jobs_of_loops(scale: Scale, cell: Cell) -> Iterator[tuple[str, list[str]]]:
             [*cell.arguments(scale), "--handoff", handoff, "--concurrency", str(load)],
         )
     for handoff in scale.handoffs.split(","):
-        load = str(scale.shifted)
-        shifted = ["--handoff", handoff, "--concurrency", load, "--shift", SHIFT]
+        at_once = str(scale.shifted)
+        shifted = ["--handoff", handoff, "--concurrency", at_once, "--shift", SHIFT]
         yield "shift", [*cell.arguments(scale), *shifted]
 
 
