@@ -18,9 +18,8 @@ namespace steer {
 
 namespace {
 
-constexpr double kDeviations = 2;  // and more for few sequences, whose sum is far from normal
-constexpr double kForFew = 3;
-constexpr double kSlack = 1.0 / 16;     // of the arena, free again after somebody was suspended
+constexpr double kForFew = 3;        // standard deviations more, divided by the number of sequences
+constexpr double kSlack = 1.0 / 16;  // of the arena, free again after somebody was suspended
 constexpr std::size_t kMoments = 32;    // that are looked at
 constexpr std::int32_t kPatience = 64;  // plans after which it is looked again, whatever happened
 
@@ -64,7 +63,7 @@ class Scheduler::Load {
 
   // The most that it comes to.
   double peak() const {
-    const double deviations = kDeviations + kForFew / sequences_;
+    const double deviations = core_.guard_.caution() + kForFew / sequences_;
     double peak = 0;
     for (const Moment& moment : moments_)
       peak = std::max(peak,

@@ -7,7 +7,9 @@
 namespace steer {
 
 // Looks at one window of computed rows after the other. What is given up in one is computed again
-// in a later one, so it is counted where it is lost: there the number of sequences was too high.
+// in a later one, so it is counted where it is lost: there too many ran. A little of it makes the
+// forecast more cautious, as lengths differ in how well they can be told; much of it besides lowers
+// the number of sequences, whatever is forecast.
 class Guard {
  public:
   // `most`: sequences at once where nothing is wrong.
@@ -18,7 +20,9 @@ class Guard {
   void computed(std::int64_t rows, std::int32_t active) {
     computed_ += rows;
     if (computed_ < kWindow) return;
-    if (lost_ * kShare > computed_) {
+    const double share = static_cast<double>(lost_) / static_cast<double>(computed_);
+    caution_ = std::clamp(caution_ + (share > kGood ? kMore : -kLess), kLeast, kMost);
+    if (share > kBad) {
       limit_ = std::max(1, std::min(limit_, active) * 7 / 8);
       ++acted_;
     } else {
@@ -28,14 +32,19 @@ class Guard {
   }
   // Sequences that may share the arena now.
   std::int32_t limit() const { return limit_; }
+  // Standard deviations of what is forecast that must be free besides.
+  double caution() const { return caution_; }
   // How often the limit was lowered.
   std::int64_t acted() const { return acted_; }
 
  private:
   static constexpr std::int64_t kWindow = 32768;  // rows
-  static constexpr std::int64_t kShare = 20;      // one in so many of them may be lost
+  // Of a window's rows, lost to others: what is well, and what is too much.
+  static constexpr double kGood = 0.01, kBad = 0.05;
+  static constexpr double kLeast = 1, kMost = 4, kMore = 0.5, kLess = 0.05;  // of caution
 
   std::int32_t most_, limit_;
+  double caution_ = 2;
   std::int64_t computed_ = 0, lost_ = 0, acted_ = 0;
 };
 
