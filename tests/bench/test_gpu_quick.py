@@ -27,7 +27,7 @@ from bench.gpu_quick.child import telling
 from bench.gpu_quick.command import main
 from bench.gpu_quick.fitting import DEFAULT, fitting_pair
 from bench.gpu_quick.output import Follower, open_folder
-from bench.gpu_quick.parts import bisect, parity
+from bench.gpu_quick.parts import bisect, decode, parity
 from bench.gpu_quick.parts import ops as ops_part
 from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
 from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
@@ -36,6 +36,11 @@ from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED, Result
 from bench.gpu_quick.scene import PartFailedError, Scene
 from bench.gpu_quick.summary import screen
 from bench.gpu_quick.worker import run_part
+from bench.lanes.device import Device
+from bench.lanes.options import COMMON, Options
+from bench.lanes.puppet import Puppet
+from engine import Engine
+from engine.config import ModelConfig, Pair
 from kernels import norm, ops, registry
 from tests.card.simulated import GIB, simulated_card
 
@@ -557,3 +562,16 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
     with path.open("a") as file:
         file.write(": 3}\n")
     assert follower.new() == [{"a": 3}]
+
+
+def test_the_largest_batch_finds_room():
+    """In the arena of a run on a card, with KV in the proportion of 1.5B and 32B."""
+    options = Options("gpu_quick", None, {})
+    options.parse(["--device", "cpu", "--arena-tokens", COMMON["arena_tokens"]["cuda"]])
+    small = ModelConfig(512, 16, 32, 1, 1, 1, 16, tied=True)
+    pair = Pair("proportions", made_up=(small, ModelConfig(512, 144, 32, 1, 9, 9, 16)))
+    engine = Engine(pair, config=options.config(), dtype="bfloat16", device="cpu")
+    puppet, repeats = Puppet(engine, Device("cpu")), int(decode.REPEATS)
+    for model in (0, 1):
+        ticks = puppet.decode(model, int(decode.BATCHES[-1]), int(decode.CONTEXT), repeats)
+        assert len(ticks) == repeats
