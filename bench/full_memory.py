@@ -1,6 +1,7 @@
 """What does it cost when the arena cannot hold all requests at once? Simulated, over a grid.
 
     python -m bench.full_memory --json bench/results/simulate-full-memory.jsonl
+    python -m bench.full_memory --weights bf16 --answers 512,2048
     python -m bench.full_memory --quick     the smallest grid, to see that it works
 
 The simulator (python -m bench.simulate, its card, pair and defaults) runs requests of each length,
@@ -33,7 +34,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.rows import RowWriter
-from bench.simulation.grid import Grid
+from bench.simulation.grid import Grid, each, whole
 from bench.simulation.options import build_parser
 from bench.simulation.run import Simulation
 from bench.table import render
@@ -68,10 +69,8 @@ class Scale:
         return max(self.loads[-1], 400 if answer < 4096 else 256) if self.loads[-1] > 16 else 24
 
 
-FULL = Scale(
-    (512, 2048, 8192), (0, 1), ("bf16", "fp8"), "0,0.1,0.3,0.5,1", (8, 16, 32, 64, 128, 256), 64
-)
-QUICK = Scale((256,), (0,), ("bf16",), "0.5,1", (2, 8), 8)
+ANSWERS, FORMATS = "512,2048,8192", "bf16,fp8"
+LOADS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -209,14 +208,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a result row a line")
+    for flag, default in (("--answers", ANSWERS), ("--weights", FORMATS)):
+        parser.add_argument(flag, default=default, metavar="LIST", help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="the smallest grid")
     return parser.parse_args(arguments)
+
+
+def scale_of(options: argparse.Namespace) -> Scale:
+    """What is asked for. SteerError on a length that is none."""
+    if options.quick:
+        return Scale((256,), (0,), ("bf16",), "0.5,1", (2, 8), 8)
+    answers = each(options.answers, lambda text: whole("--answers", text))
+    weights = each(options.weights, str)
+    return Scale(answers, (0, 1), weights, "0,0.1,0.3,0.5,1", LOADS, 64)
 
 
 def run(options: argparse.Namespace) -> int:
     """Loops first: what stands beside them depends on the best of them."""
     check_output(options.json, "--json")
-    scale = QUICK if options.quick else FULL
+    scale = scale_of(options)
     cells = [Cell(*each) for each in product(scale.weights, scale.answers, scale.spreads)]
     with RowWriter(options.json) as writer:
         runs = Runs(writer)

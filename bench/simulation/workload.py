@@ -70,7 +70,12 @@ class Workload:
     """
 
     def __init__(
-        self, requests: int, means: Means, seed: int, most: int, max_tokens: int | None = None
+        self,
+        requests: int,
+        means: Means,
+        seed: int,
+        most: int = 2**30,
+        max_tokens: int | None = None,
     ) -> None:
         """Answers longer than what is asked for are cut there, as a server cuts them.
 
