@@ -91,10 +91,11 @@ gpu-quick: ## there: a few minutes for proof and rows; STAGE=prove, time or all,
 	$(PYTHON) -m bench.gpu_quick --stage $(STAGE) --out $(OUT) $(FLAGS)
 
 # Where python3 may not install, the extensions are built next to their sources. Once: two calls in
-# ten minutes need not wait for a compiler twice.
+# ten minutes need not wait for a compiler twice. cmake may be a package of that Python.
 build/.extensions: $(SOURCES)
 	@mkdir -p build
 	@export CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc 2> /dev/null || echo 2); \
+	  export PATH="$$($(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))"):$$PATH"; \
 	  $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e . 2> build/pip.log || \
 	  $(PYTHON) setup.py --quiet build_ext --inplace
 	@touch $@
@@ -189,13 +190,14 @@ $(OTHER_TRITON)/.ready: constraints-gpu.txt | $(VENV)/.ready
 	@touch $@
 
 # Other Pythons leave other files: engine/_core.cpython-312-*.so stands beside what setup builds.
+# It is compiled without much optimisation, which is quicker: no time is measured with it.
 $(OTHER_PYTHON)/.ready: $(SOURCES) constraints-gpu.txt
 	rm -rf $(OTHER_PYTHON)
 	$(FOUND312) -m venv $(OTHER_PYTHON)
 	$(OTHER_PYTHON)/bin/pip install --quiet -c constraints.txt setuptools wheel pybind11 cmake \
 	  pytest pytest-xdist hypothesis
 	$(OTHER_PYTHON)/bin/pip install --quiet -c constraints-gpu.txt numpy
-	PATH=$(CURDIR)/$(OTHER_PYTHON)/bin:$$PATH \
+	PATH=$(CURDIR)/$(OTHER_PYTHON)/bin:$$PATH STEER_BUILD_TYPE=Quick CXXFLAGS=-O1 \
 	  $(OTHER_PYTHON)/bin/pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -25,7 +25,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('STEER_BUILD_TYPE', 'Release')}",
         ]
         make = ["cmake", "--build", ".", "--target", ext.name.rpartition(".")[2]]
         at_once = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")

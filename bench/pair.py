@@ -176,6 +176,9 @@ def command_line() -> Options:
     options.add("--ablate-share", "at which switches are turned", "X")
     options.add("--ablate-concurrency", "at which switches are turned", "N")
     options.add_switch("--no-ablations", "turn no switches")
+    options.add_switch(
+        "--alone-once", f"run share 1 under {FIRST} only: there policies have nothing to choose"
+    )
     options.add_path("--save-table", "write the tick times, for bench.simulate --table", "FILE")
     return options
 
@@ -218,7 +221,7 @@ def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     made = contest(options, shared)
     with RowWriter(options.json, options.append) as writer:
         runs = Runs(made, writer)
-        runs.grid(lanes, cells)
+        runs.grid(lanes, cells, options.alone_once)
         print(f"{made.setup.head}\n\n{show(runs.rows)}")
         if options.save_table:
             write_times(options.save_table, runs.ticks)

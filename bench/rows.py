@@ -36,7 +36,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; "unknown" outside of one.
+    """The checkout's commit, marked where files differ from it; outside of one STEER_COMMIT of the
+    environment, else "unknown".
 
     An installed copy may lie inside somebody else's checkout: it counts only where git tracks it.
     """
@@ -53,7 +54,7 @@ def commit() -> str:
         return found.stdout.strip()
 
     if git("ls-files", here.name) != here.name:
-        return "unknown"
+        return os.environ.get("STEER_COMMIT") or "unknown"
     # Rows that were written a moment ago do not make the code another one.
     changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/")
     changed = git(*changes, ":(exclude,top)bench/results")
@@ -74,9 +75,10 @@ def provenance() -> dict[str, Any]:
 class RowWriter(JsonLines):
     """Writes rows as they come, each with the common fields; without a path it writes nothing."""
 
-    def __init__(self, path: Path | None, append: bool = False) -> None:
+    def __init__(self, path: Path | None, append: bool = False, **more: Any) -> None:
+        """``more``: common fields beside those of every row."""
         super().__init__(path, append)
-        self._common = provenance()
+        self._common = provenance() | more
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row and the common fields."""

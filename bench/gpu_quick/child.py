@@ -14,6 +14,10 @@ from pathlib import Path
 from bench.gpu_quick.output import LOG
 
 _PR_SET_PDEATHSIG = 1
+_LAST = 2**16  # bytes of a log that are looked at
+_LINES = 12
+# What faulthandler begins with, and the thread in which it happened.
+_DUMPS = (("Timeout (", "Thread 0x"), ("Fatal Python error", "Current thread 0x"))
 
 
 class Child:
@@ -22,7 +26,9 @@ class Child:
     def __init__(self, module: str, arguments: Sequence[str], folder: Path) -> None:
         command = [sys.executable, "-m", module, *arguments]
         environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
-        with (folder / LOG).open("ab") as log:
+        self._log = folder / LOG
+        with self._log.open("ab") as log:
+            self._begin = log.tell()
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
@@ -33,6 +39,13 @@ class Child:
         """Exit status, below 0 the signal that ended it; None while it runs."""
         return self._process.poll()
 
+    @property
+    def last_words(self) -> str:
+        """Of what it printed, what tells most about its end."""
+        with self._log.open("rb") as log:
+            log.seek(max(self._begin, self._log.stat().st_size - _LAST))
+            return telling(log.read().decode(errors="replace"))
+
     def kill(self) -> None:
         """End the process and all that it started."""
         with contextlib.suppress(ProcessLookupError):
@@ -40,6 +53,17 @@ class Child:
         # One that waits in the driver may outlive the signal for a while.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
+
+
+def telling(text: str) -> str:
+    """Of a log: where the main thread was, if Python said so as it was stopped or crashed; else the
+    last lines."""
+    for mark, thread in _DUMPS:
+        if mark in text:
+            dump = text[text.rfind(mark) :]
+            frames = dump[max(0, dump.rfind(thread)) :]  # innermost first; the main thread is last
+            return "\n".join([*dump.splitlines()[:1], *frames.splitlines()[: _LINES - 1]])
+    return "\n".join(text.rstrip().splitlines()[-_LINES:])
 
 
 def die_with_parent() -> None:

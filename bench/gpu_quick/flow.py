@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -111,8 +111,19 @@ class Flow:
             self._keep(found)
             parts = parts[len(found) :]
             for result in found:
-                if "parity" in result.detail:
-                    self._bisect(result)
+                self._after(result)
+
+    def _after(self, result: Result) -> None:
+        """What is left of a part in which the card was lost; then why parity failed, if it did."""
+        first, left = result, result.part.limit - result.seconds
+        while (rest := result.detail.get("rest")) and min(left, self._left) >= LEAST:
+            part = replace(first.part, title=f"{first.part.title}, the rest")
+            flags = "--only", ",".join(rest)
+            (result,) = self._results_of(self._watch([part], [min(left, self._left)], *flags))
+            self._keep([result])
+            left -= result.seconds
+        if "parity" in first.detail:
+            self._bisect(first)
 
     def _untimely(self, part: Part) -> str:
         """Why a part is not begun; empty if nothing speaks against it."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kernels.variant import ModelShape
 
 QUICK_PAIR = "dummy-tiny"
+CRASH = "runs"  # the check of parity that fails where the engine raises an error
 
 
 class NotRunError(RuntimeError):
@@ -25,11 +26,21 @@ class NotRunError(RuntimeError):
 
 
 class PartFailedError(AssertionError):
-    """A part found something wrong. ``detail`` goes with its result."""
+    """A part found something wrong. ``detail`` goes with its result.
+
+    detail: ``parity`` says where that failed; ``rest`` names the pieces behind one that took the
+        card away, which go on in another process.
+    """
 
     def __init__(self, message: str, **detail: Any) -> None:
         super().__init__(message)
         self.detail = detail
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, with its kind."""
+    said = (str(error).strip() or "no message").splitlines()[0]
+    return said if isinstance(error, PartFailedError) else f"{type(error).__name__}: {said}"
 
 
 @dataclass
@@ -71,8 +82,11 @@ class Scene:
             tell(self.folder, event="note", text=text)
 
     def writer(self) -> RowWriter:
-        """Adds rows."""
-        return RowWriter(None if self.rehearses else self.folder / ROWS, append=True)
+        """Adds rows, which say on which card."""
+        import torch
+
+        path = None if self.rehearses else self.folder / ROWS
+        return RowWriter(path, append=True, gpu=torch.cuda.get_device_name())
 
     def bench_flags(self, *own: str) -> list[str]:
         """The command line of a bench of both models."""

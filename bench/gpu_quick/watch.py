@@ -112,7 +112,8 @@ class Watch:
         why = (
             f"killed at its limit of {limit:g} s" if killed else f"its process {said(status or 0)}"
         )
-        self._results.append(Result(part, FAILED, seconds, phase + why, detail={"killed": killed}))
+        told, detail = self._child.last_words, {"killed": killed}
+        self._results.append(Result(part, FAILED, seconds, phase + why, told, detail))
 
 
 def not_run(parts: Sequence[Part], reason: str) -> list[Result]:

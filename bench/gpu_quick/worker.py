@@ -7,12 +7,13 @@ nothing of that.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from bench.gpu_quick.child import die_with_parent
 from bench.gpu_quick.output import tell
 from bench.gpu_quick.parts import MODULES
 from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED
-from bench.gpu_quick.scene import NotRunError, PartFailedError, Scene
+from bench.gpu_quick.scene import CRASH, NotRunError, PartFailedError, Scene, first_line
 from bench.gpu_quick.watch import NO_CARD
+
+_BEFORE = 1.0  # seconds before a part is killed, in which it says where it is
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -61,35 +64,42 @@ def run_part(key: str, scene: Scene) -> dict[str, Any]:
     return {"state": PASSED}
 
 
-def first_line(error: Exception) -> str:
-    """Of what an error says, with its kind."""
-    said = (str(error).strip() or "no message").splitlines()[0]
-    return said if isinstance(error, PartFailedError) else f"{type(error).__name__}: {said}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0; 1 after a part that failed; NO_CARD where PyTorch sees no GPU."""
     options = parse(arguments)
     die_with_parent()
+    faulthandler.enable()  # a crash says where
+    parity = json.loads(options.parity)
+    if parity.get("check") == CRASH:  # each launch is waited for, so that the right one is named
+        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     import torch
 
     if not torch.cuda.is_available():
         return NO_CARD
-    from bench.gpu_quick.compiled import counted
-
+    # What starts with the driver can take seconds, which are no part's.
+    torch.zeros(1, device="cuda").add_(1).cpu()
     scene = Scene(
         options.out, options.quick, options.rehearse, only=_names(options.only),
-        ahead_of=_names(options.ahead_of), parity=json.loads(options.parity),
+        ahead_of=_names(options.ahead_of), parity=parity,
         given_pair=options.pair,
     )  # fmt: skip
     limits = map(float, options.limits.split(","))
+    return _run_all(scene, list(zip(options.parts.split(","), limits, strict=True)))
+
+
+def _run_all(scene: Scene, parts: Sequence[tuple[str, float]]) -> int:
+    """Part after part, each with its limit in seconds, up to the first that fails: see ``main``."""
+    from bench.gpu_quick.compiled import counted
+
     with counted() as compiled:
-        for key, limit in zip(options.parts.split(","), limits, strict=True):
+        for key, limit in parts:
             print(f"== part {key}", flush=True)
             if not scene.rehearses:
-                tell(options.out, event="begin", part=key)
+                tell(scene.folder, event="begin", part=key)
+                faulthandler.dump_traceback_later(max(0.1, limit - _BEFORE))
             scene.seconds, began = limit, time.monotonic()
             found = run_part(key, scene)
+            faulthandler.cancel_dump_traceback_later()
             found |= {"seconds": round(time.monotonic() - began, 2)}
             _end(key, scene, found, compiled.take())
             if found["state"] == FAILED:

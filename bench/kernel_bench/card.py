@@ -99,7 +99,7 @@ def _clocks() -> str:
     """SM and memory clock, if the driver's tool says."""
     query = ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
@@ -116,6 +116,15 @@ def check_card() -> None:
         torch.cuda.synchronize()
     except RuntimeError as error:
         raise CardLostError(f"the card answers no more: {first_line(error)}") from error
+
+
+def card_lost() -> bool:
+    """Whether an error is there to stay."""
+    try:
+        check_card()
+    except CardLostError:
+        return True
+    return False
 
 
 def first_line(error: Exception) -> str:

@@ -189,8 +189,11 @@ class Runs:
         self.ticks: list[Row] = []
         self.rows: list[Row] = []
 
-    def grid(self, lanes: Sequence[str], cells: Sequence[Cell]) -> None:
-        """All cells under all lane policies, what others are compared with first."""
+    def grid(self, lanes: Sequence[str], cells: Sequence[Cell], alone_once: bool = False) -> None:
+        """All cells under all lane policies, what others are compared with first.
+
+        ``alone_once``: where the large model writes all, under the first policy only.
+        """
         contest = self._contest
         most = max(cell.concurrency for cell in cells)
         order = sorted(cells, key=lambda cell: cell.share < 1)
@@ -203,7 +206,8 @@ class Runs:
                         row = {"bench": "pair", "kind": "tick", **tick, **contest.setup.fields}
                         self._writer.write(row)
                 if name in lanes:
-                    self._cells(engine, times, order, bar)
+                    least = name != FIRST and alone_once
+                    self._cells(engine, times, [c for c in order if not least or c.share < 1], bar)
                 del engine
 
     def _cells(self, engine: Engine, times: TickTimes, cells: Sequence[Cell], bar: Any) -> None:

@@ -156,7 +156,10 @@ class Puppet:
             self._add(context, tokens, [model, _HOLD], step=1)
         self._drain(model)
         if len(self._held) < batch:
-            raise NoRoomError(f"{batch} sequences of {context} tokens were not let in at once")
+            raise NoRoomError(
+                f"{batch} sequences of {context} tokens were not let in at once: raise "
+                "--arena-tokens"
+            )
         for number in self._held:
             self._scheduler.route(number, model, True)
 

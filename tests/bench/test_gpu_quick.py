@@ -16,21 +16,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bench import rows as bench_rows
 from bench.gpu_quick import flow as flows
 from bench.gpu_quick import goals, plan
+from bench.gpu_quick.agreement import Scale
 from bench.gpu_quick.agreement import first_wrong as first_wrong_token
 from bench.gpu_quick.checks.check import failures, first_wrong
 from bench.gpu_quick.checks.tensors import Maker
+from bench.gpu_quick.child import telling
 from bench.gpu_quick.command import main
 from bench.gpu_quick.fitting import DEFAULT, fitting_pair
 from bench.gpu_quick.output import Follower, open_folder
+from bench.gpu_quick.parts import bisect, decode, parity
+from bench.gpu_quick.parts import ops as ops_part
 from bench.gpu_quick.parts.bisect import SWITCHES, culprits_of
 from bench.gpu_quick.parts.ops import _SMALLEST, CHECKS
 from bench.gpu_quick.replaced import NAMES
 from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED, Result
-from bench.gpu_quick.scene import Scene
+from bench.gpu_quick.scene import PartFailedError, Scene
 from bench.gpu_quick.summary import screen
 from bench.gpu_quick.worker import run_part
+from bench.lanes.device import Device
+from bench.lanes.options import COMMON, Options
+from bench.lanes.puppet import Puppet
+from engine import Engine
+from engine.config import ModelConfig, Pair
 from kernels import norm, ops, registry
 from tests.card.simulated import GIB, simulated_card
 
@@ -98,30 +108,31 @@ def test_the_whole_flow(tmp_path: Path):
         None, "int4", "fp8"
     }  # fmt: skip
     assert all(row["commit"] and row["versions"]["torch"] for row in kept)
+    assert all(row.get("gpu") or row.get("device") for row in kept)  # the card
     assert (tmp_path / "summary.txt").read_text().strip() in done.stdout
     assert len(list(tmp_path.iterdir())) <= 8
 
 
 def test_a_part_that_fails_holds_no_other_one_up(tmp_path: Path):
-    """Not even that which shares its process; nor are earlier rows lost with a second call."""
+    """Not even that which shares its process; nor is anything of an earlier call lost."""
+    (tmp_path / "rows.jsonl").write_text('{"bench": "earlier"}\n')
+    (tmp_path / "summary.txt").write_text("earlier\n")
     done = run(tmp_path, "--stage", "time", "--parts", "4,5", fail="4")
     assert done.returncode == 1
     assert states(done.stdout) == {"4": FAILED, "5": PASSED}
     assert "RuntimeError: CUDA error: an illegal memory access" in done.stdout
     assert "Traceback (most recent call last)" in done.stdout.split("part 4:")[1]
     kept = rows(tmp_path)
-    assert kept[0]["bench"] == "fault" and {"handoff", "pair"} < {row["bench"] for row in kept}
-    again = run(tmp_path, "--stage", "prove", "--parts", "1")
-    assert again.returncode == 0 and states(again.stdout) == {"1": PASSED}
-    assert [row["bench"] for row in rows(tmp_path)][-1] == "card"
-    assert rows(tmp_path)[: len(kept)] == kept
-    assert (tmp_path / "summary.txt").read_text().count("gpu-quick, ") == 2
+    assert [row["bench"] for row in kept[:2]] == ["earlier", "fault"]
+    assert {"handoff", "pair"} < {row["bench"] for row in kept}
+    assert (tmp_path / "summary.txt").read_text().startswith("earlier\ngpu-quick, time: ")
 
 
 def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
     done = run(tmp_path, "--stage", "prove", "--parts", "1,row", hang="1", sleep="997")
     assert states(done.stdout) == {"1": FAILED, "row": PASSED}
     assert "killed at its limit of 10 s" in done.stdout
+    assert " in _hang" in done.stdout.split("part 1:")[1].splitlines()[3]  # where it was
     assert done.returncode == 1 and not sleepers("997")
     assert [row["bench"] for row in rows(tmp_path)][:2] == ["fault", "decode"]
 
@@ -129,7 +140,7 @@ def test_a_part_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path):
 def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
     """Of the run itself, not of a part; its process ends with it."""
     arguments, environment = command(
-        tmp_path, "--stage", "prove", "--parts", "2,3", hang="3", sleep="998"
+        tmp_path, "--stage", "prove", "--parts", "1,2", hang="2", sleep="998"
     )
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
@@ -140,11 +151,36 @@ def test_what_there_was_before_a_kill_is_on_disk(tmp_path: Path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     found = rows(tmp_path)
-    assert {row["bench"] for row in found} == {"ops", "fault"}
+    assert {row["bench"] for row in found} == {"card", "fault"}
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["begin", "end", "begin"]
     for number in sleepers("998"):  # it was started by the part, and outlives a kill from outside
         os.kill(int(number), signal.SIGKILL)
+
+
+LOG = """more
+Timeout (0:00:09)!
+Thread 0x00007f01 (most recent call first):
+  File "helper.py", line 1 in wait
+Thread 0x00007f02 (most recent call first):
+  File "graphs.py", line 7 in replay
+  File "soak.py", line 9 in run
+"""
+
+
+def test_what_a_log_tells_of_an_end():
+    """Where the main thread was, else what was printed last."""
+    assert telling(LOG) == (
+        "Timeout (0:00:09)!\nThread 0x00007f02 (most recent call first):\n"
+        '  File "graphs.py", line 7 in replay\n  File "soak.py", line 9 in run'
+    )
+    crash = LOG.replace("Timeout (0:00:09)!", "Fatal Python error: Segmentation fault")
+    crash = crash.replace("Thread 0x00007f01", "Current thread 0x00007f01")
+    told = telling(crash).splitlines()
+    assert told[0] == "Fatal Python error: Segmentation fault"
+    assert told[1].startswith("Current thread") and told[2] == '  File "helper.py", line 1 in wait'
+    assert telling("a\n" * 20 + "b\n\n").splitlines() == ["a"] * 11 + ["b"]
+    assert telling("") == ""
 
 
 def wait_until(condition, path: Path) -> None:
@@ -270,6 +306,61 @@ def test_a_shared_process_gets_no_part_that_does_not_fit(tmp_path: Path, monkeyp
     states = flow(clock, tmp_path, monkeypatch, "time", 112)
     assert clock.limits["4"] == 90 and clock.limits["5"] == 62
     assert [key for key, state in states.items() if state == NOT_RUN] == ["6", "7"]
+
+
+def test_what_stands_behind_a_lost_card_runs_in_another_process(tmp_path: Path, monkeypatch):
+    """Until nothing is left or the part's time is over; then the reason is looked for."""
+    asked = []
+
+    def watch(parts, limits, flags, folder, note):
+        asked.append((parts[0].key, round(limits[0]), flags[-1]))
+        rest = {"compile-prove": None, "2": ["norm", "lm_head"]}.get(parts[0].key)
+        if parts[0].key == "2" and "--only" in flags:
+            rest = ["lm_head"] if flags[-1] == "norm,lm_head" else None
+        state = FAILED if rest else PASSED
+        found = [Result(part, state, 5.0, detail={"rest": rest} if rest else {}) for part in parts]
+        return SimpleNamespace(results=lambda: found, rehearsed=[], pair="")
+
+    monkeypatch.setattr(flows, "Watch", watch)
+    parts = tuple(plan.chosen("prove", ["2"], quick=True))
+    made = flows.Flow(flows.Request("prove", parts, open_folder(tmp_path), 240, True))
+    assert made.run() == 1
+    assert asked == [("2", 60, "--quick"), ("2", 55, "norm,lm_head"), ("2", 50, "lm_head")]
+    assert [result.state for result in made._results] == [FAILED, FAILED, PASSED]
+
+
+def test_a_lost_card_leaves_the_ops_behind_it(tmp_path: Path, monkeypatch):
+    def broken(make):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    with simulated_card():
+        monkeypatch.setitem(ops_part.CHECKS, "norm", broken)
+        monkeypatch.setattr(ops_part, "card_lost", lambda: True)
+        with pytest.raises(PartFailedError) as told:
+            ops_part.run(Scene(tmp_path, quick=True, only=["norm", "silu_mul", "skinny_gemm"]))
+    assert "norm inputs (small): RuntimeError: CUDA error" in str(told.value)
+    assert told.value.detail == {"rest": ["silu_mul", "skinny_gemm"]}
+    assert {row["op"] for row in rows(tmp_path)} == {"norm"}
+
+
+def test_an_error_of_the_engine_is_a_failure_of_parity(tmp_path: Path, monkeypatch):
+    """All families are tried, the bisection begins where it was, and an error counts there too."""
+
+    def broken(*_, **__):
+        raise ValueError("no kernel for this")
+
+    monkeypatch.setattr(parity, "_rows", broken)
+    with simulated_card(), pytest.raises(PartFailedError) as told:
+        parity.run(Scene(tmp_path, quick=True))
+    where = {"family": "qwen3", "check": "runs", "dtype": "float32"}
+    assert told.value.detail == {"parity": where} and "Traceback" in str(told.value)
+    assert [row["dtype"] for row in rows(tmp_path)] == ["float32", "bfloat16"]
+    monkeypatch.setattr(bisect, "build", broken)
+    trial = bisect._trial(SimpleNamespace(), where, Scale(1, 1))
+    assert str(trial([], [])) == "request 0 ended at position 0: ValueError: no kernel for this"
+    monkeypatch.setattr(bisect, "card_lost", lambda: True)
+    with pytest.raises(ValueError, match="no kernel"):
+        trial([], [])
 
 
 @pytest.mark.parametrize(
@@ -449,9 +540,16 @@ def test_figures_stand_beside_their_goals():
     assert (
         "61.2%" in lines["small model, decode of 1"] and "58%" in lines["small model, decode of 1"]
     )
-    assert "2.0%" in lines["small model, GPU idle"]
+    assert "2.0%" in lines["small model, GPU idle at most"]
     assert lines["large model, decode of 1"].split()[5] == "-"
     assert all(goal.name in text for goal in goals.GOALS)
+
+
+@pytest.mark.parametrize(("given", "said"), [("abc1", "abc1"), ("", "unknown")])
+def test_files_without_a_checkout_can_say_their_commit(given, said, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(bench_rows, "__file__", str(tmp_path / "rows.py"))
+    monkeypatch.setenv("STEER_COMMIT", given)
+    assert bench_rows.commit() == said
 
 
 def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
@@ -464,3 +562,16 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path):
     with path.open("a") as file:
         file.write(": 3}\n")
     assert follower.new() == [{"a": 3}]
+
+
+def test_the_largest_batch_finds_room():
+    """In the arena of a run on a card, with KV in the proportion of 1.5B and 32B."""
+    options = Options("gpu_quick", None, {})
+    options.parse(["--device", "cpu", "--arena-tokens", COMMON["arena_tokens"]["cuda"]])
+    small = ModelConfig(512, 16, 32, 1, 1, 1, 16, tied=True)
+    pair = Pair("proportions", made_up=(small, ModelConfig(512, 144, 32, 1, 9, 9, 16)))
+    engine = Engine(pair, config=options.config(), dtype="bfloat16", device="cpu")
+    puppet, repeats = Puppet(engine, Device("cpu")), int(decode.REPEATS)
+    for model in (0, 1):
+        ticks = puppet.decode(model, int(decode.BATCHES[-1]), int(decode.CONTEXT), repeats)
+        assert len(ticks) == repeats

@@ -6,12 +6,13 @@ import json
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench import handoff
-from bench.lanes.contest import Cell, Contest, compare
+from bench.lanes.contest import Cell, Contest, Runs, compare
 from bench.lanes.device import Bandwidth, Device, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
 from bench.lanes.options import Setup
@@ -27,6 +28,7 @@ from bench.lanes.ticktable import measure_table, powers, spread
 from bench.lanes.traffic import tick_bytes
 from bench.lanes.window import Window, measure
 from bench.overlap import inflation
+from bench.rows import RowWriter
 from bench.simulation.meter import row_counts
 from engine import Engine, EngineConfig, SteerError
 from engine.config import LANE_POLICIES, ModelConfig
@@ -405,3 +407,25 @@ def test_rows_are_added(tmp_path):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         assert len(rows) == count
     assert {row["quantise"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(("once", "then"), [(True, [0.2]), (False, [1, 0.2])])
+def test_the_large_model_alone_can_run_once(once: bool, then: list[float]):
+    """Under the policy with which the others are compared."""
+    ran: list[tuple[str, float]] = []
+
+    def run(name: str, times: Any, cell: Cell) -> dict[str, Any]:
+        ran.append((name, cell.share))
+        return {"lanes": name, **vars(cell), "tokens_per_second": 1.0}
+
+    contest = SimpleNamespace(
+        setup=SimpleNamespace(engine=lambda most, lane_policy: lane_policy),
+        table=lambda engine, most: (None, []), warm=lambda engine, concurrency: None, run=run,
+    )  # fmt: skip
+    cells = [Cell(0.2, 1), Cell(1, 1)]
+    rows = Runs(contest, RowWriter(None))  # type: ignore[arg-type]
+    rows.grid(["latency", "throughput"], cells, once)
+    assert ran == [
+        ("latency", 1), ("latency", 0.2), *(("throughput", share) for share in then)
+    ]  # fmt: skip
+    assert all(row["speedup"] == 1 for row in rows.rows)

@@ -26,6 +26,7 @@ from bench.gpu_quick.watch import WORKER
 from kernels import registry
 
 _PAUSE = 0.05  # seconds
+_MORE = 4  # rehearsals: some wait for the disk or the card
 
 
 def pieces(key: str, quick: bool) -> Sequence[str]:
@@ -55,10 +56,10 @@ def run(scene: Scene) -> None:
 
 
 def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
-    """All of them, as many at once as there are cores; how many there were."""
+    """All of them, a few more at once than there are cores; how many there were."""
     count, running = len(waiting), list[subprocess.Popen[Any]]()
     while waiting or running:
-        while waiting and len(running) < (os.cpu_count() or 1):
+        while waiting and len(running) < (os.cpu_count() or 1) + _MORE:
             running.append(_start(scene, *waiting.pop(0)))
         time.sleep(_PAUSE)
         running = [each for each in running if each.poll() is None]
@@ -70,4 +71,8 @@ def _start(scene: Scene, key: str, piece: str) -> subprocess.Popen[Any]:
     flags = ["--parts", key, "--only", piece, "--out", str(scene.folder), "--limits", "20"]
     # Named, as memory that the others hold would make it look for a smaller one.
     flags += ["--pair", scene.pair, *(["--quick"] if scene.quick else [])]
-    return subprocess.Popen([sys.executable, "-m", WORKER, *flags, "--rehearse"])
+    # Compilation takes the cores: threads that compute beside it would be as many again for each.
+    return subprocess.Popen(
+        [sys.executable, "-m", WORKER, *flags, "--rehearse"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )

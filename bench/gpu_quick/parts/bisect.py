@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +21,8 @@ from bench.gpu_quick.agreement import (
 )
 from bench.gpu_quick.families import Oracle
 from bench.gpu_quick.replaced import NAMES, replaced
-from bench.gpu_quick.scene import Scene
+from bench.gpu_quick.scene import CRASH, Scene, first_line
+from bench.kernel_bench.card import card_lost
 
 SWITCHES: dict[str, Any] = {
     "graphs": "off",
@@ -69,7 +71,7 @@ def _told(trial: Trial, scene: Scene) -> Trial:
 
 def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
     """Runs with switches off and ops replaced; what is then wrong."""
-    dtype, bits = where["dtype"], where["check"] != "transformers"
+    dtype, bits = where["dtype"], where["check"] not in ("transformers", CRASH)
     if dtype == "bfloat16":
         oracle.rounded()
 
@@ -83,7 +85,16 @@ def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
             theirs = write_steadily(build(oracle, dtype, **{**settings, "graphs": "off"}), scale)
         return same_bits(ours, theirs)
 
-    return trial
+    def guarded(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
+        """An error is something wrong as well. One that takes the card away ends the search."""
+        try:
+            return trial(switches, ops)
+        except Exception as error:
+            if card_lost():
+                raise
+            return Wrong(0, 0, "either", -1, math.nan, math.nan, first_line(error))
+
+    return guarded
 
 
 def culprits_of(trial: Trial) -> tuple[list[str], Wrong | None, str]:

@@ -48,7 +48,7 @@ def _versions() -> dict[str, Any]:
 def _driver() -> str:
     query = ["nvidia-smi", "-i", "0", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=3)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()

@@ -6,12 +6,14 @@ from bench import decode
 from bench.gpu_quick.scene import Scene
 
 BATCHES = ("1", "8", "64")
+CONTEXT = "384"  # at 512 the arena of a card of 80 GB lets fewer than 64 in at once
+REPEATS = "30"
 
 
 def run(scene: Scene) -> None:
     """Planned ahead and in turn; nothing else beside the engine."""
     batches = ",".join(scene.pieces(*BATCHES))
-    flags = ["--batch", batches, "--context", "512", "--no-peers", "--repeats", "30"]
+    flags = ["--batch", batches, "--context", CONTEXT, "--no-peers", "--repeats", REPEATS]
     if scene.quick:
         flags = ["--batch", "1,2", "--context", "64", "--no-peers"]
     decode.run(scene.bench_flags(*flags), scene.shared)

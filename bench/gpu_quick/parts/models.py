@@ -20,7 +20,7 @@ PIECES: dict[str, tuple[Bench, tuple[str, ...], tuple[str, ...]]] = {
     "pair": (
         pair.run,
         ("--share", "0.1,0.2,1", "--concurrency", "1,8", "--lanes", "latency,throughput",
-         "--rounds", "1", "--repeats", "5", "--no-ablations"),
+         "--rounds", "1", "--repeats", "3", "--no-ablations", "--alone-once"),
         ("--share", "0.4,1", "--concurrency", "1", "--lanes", "latency", "--no-ablations"),
     ),
     "int4": (

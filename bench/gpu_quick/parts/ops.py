@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,7 +14,8 @@ from bench.gpu_quick.checks.check import Check, Outputs, failures
 from bench.gpu_quick.checks.head import confidences, lm_heads
 from bench.gpu_quick.checks.layers import linears, norms, packed, silu_muls
 from bench.gpu_quick.checks.tensors import DTYPE, Maker
-from bench.gpu_quick.scene import PartFailedError, Scene
+from bench.gpu_quick.scene import PartFailedError, Scene, first_line
+from bench.kernel_bench.card import card_lost
 from kernels import registry
 from kernels.variant import ModelShape
 
@@ -32,31 +35,43 @@ _SMALLEST = (ModelShape("small", 64, 96, 4, 2, 16, 160), ModelShape("odd", 67, 9
 
 
 def run(scene: Scene) -> None:
-    """A row a check; fails once all have run."""
+    """A row a check; fails once all have run. Ops behind one that takes the card away are left."""
     # References round logits to the type of their input; the kernels do not.
     head = torch.float32 if scene.quick else DTYPE
     shapes = _SMALLEST if scene.quick else (*scene.shapes, ODD)
     wrong: list[str] = []
+    names = scene.pieces(*registry.OPS)
     with scene.writer() as writer:
-        for op in scene.pieces(*registry.OPS):
-            for shape in shapes:
-                for check in CHECKS[op](Maker(shape, scene.device, head)):
-                    told = _failures(check)
-                    writer.write(
-                        {"bench": "ops", "op": op, "check": check.name, "shape": shape.name,
-                         "wrong": told}
-                    )  # fmt: skip
-                    wrong += [f"{op} {check.name} ({shape.name}): {each}" for each in told]
+        for number, op in enumerate(names, 1):
+            for row in _rows(op, shapes, scene.device, head):
+                writer.write(row)
+                wrong += [f"{op} {row['check']} ({row['shape']}): {each}" for each in row["wrong"]]
+            if wrong and card_lost():
+                raise PartFailedError("\n".join(wrong), rest=names[number:])
     wrong += _unseen(Maker(shapes[-1], scene.device))
     if wrong:
-        raise PartFailedError(f"{wrong[0]}\n" + "\n".join(wrong))
+        raise PartFailedError("\n".join(wrong))
+
+
+def _rows(
+    op: str, shapes: Sequence[ModelShape], device: torch.device, head: torch.dtype
+) -> Iterator[dict[str, Any]]:
+    """``head``: the type of the LM head."""
+    for shape in shapes:
+        what = {"bench": "ops", "op": op, "shape": shape.name}
+        try:
+            for check in CHECKS[op](Maker(shape, device, head)):
+                yield {**what, "check": check.name, "wrong": _failures(check)}
+        except Exception as error:  # of what makes the inputs
+            yield {**what, "check": "inputs", "wrong": [first_line(error)]}
 
 
 def _failures(check: Check) -> list[str]:
     try:
         return failures(check)
     except Exception as error:  # the others go on, as far as the card does
-        return [f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"]
+        traceback.print_exc()
+        return [first_line(error)]
 
 
 def _unseen(make: Maker) -> list[str]:

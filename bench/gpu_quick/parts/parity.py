@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,8 @@ from typing import Any
 
 import torch
 
-from bench.gpu_quick.scene import NotRunError, PartFailedError, Scene
+from bench.gpu_quick.scene import CRASH, NotRunError, PartFailedError, Scene, first_line
+from bench.kernel_bench.card import card_lost
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "qwen2 tied yarn")
 _QUICK = ("qwen3",)
@@ -23,16 +25,32 @@ def piece_names(quick: bool) -> list[str]:
 
 
 def run(scene: Scene) -> None:
-    """A row a family, type and check; stops at the first that is wrong."""
+    """A row a family, type and check; fails once all have run, as far as the card does."""
     if importlib.util.find_spec("transformers") is None:
         raise NotRunError("transformers is not installed: pip install transformers")
     torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
+    names, wrong = scene.pieces(*piece_names(scene.quick)), list[dict[str, Any]]()
     with scene.writer() as writer:
-        for piece in scene.pieces(*piece_names(scene.quick)):
+        for number, piece in enumerate(names, 1):
             with TemporaryDirectory() as folder:
-                for row in _rows(piece, Path(folder), scene.quick):
+                for row in _guarded(piece, Path(folder), scene.quick):
                     writer.write(row)
-                    _check(row)
+                    wrong += [row] if row["wrong"] is not None else []
+            if wrong and card_lost():
+                raise _failed(wrong, rest=names[number:])
+    if wrong:
+        raise _failed(wrong)
+
+
+def _guarded(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
+    """An error is a row too."""
+    try:
+        yield from _rows(piece, folder, quick)
+    except Exception as error:
+        trace = traceback.format_exc()
+        print(trace, flush=True)
+        family, dtype = piece.split("/")
+        yield _row(family, dtype, CRASH, first_line(error)) | {"trace": trace}
 
 
 def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
@@ -69,9 +87,9 @@ def _row(family: str, dtype: str, check: str, wrong: object | None) -> dict[str,
     return {"bench": "parity", "family": family, "dtype": dtype, "check": check, "wrong": said}
 
 
-def _check(row: dict[str, Any]) -> None:
-    if row["wrong"] is None:
-        return
-    where = {name: row[name] for name in ("family", "check", "dtype")}
-    message = f"{row['family']}, {row['dtype']}, {row['check']}: {row['wrong']}"
-    raise PartFailedError(message, parity=where)
+def _failed(wrong: list[dict[str, Any]], **detail: Any) -> PartFailedError:
+    """All that is wrong, and behind it the traceback of the first error."""
+    where = {name: wrong[0][name] for name in ("family", "check", "dtype")}
+    told = [f"{r['family']}, {r['dtype']}, {r['check']}: {r['wrong']}" for r in wrong]
+    traces = [row["trace"] for row in wrong if "trace" in row]
+    return PartFailedError("\n".join([*told, *traces[:1]]), parity=where, **detail)
