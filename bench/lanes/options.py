@@ -182,6 +182,7 @@ class Options:
             max_sequences=_MAX_SEQUENCES,
             max_tick_tokens=self.whole("max_tick_tokens", _MAX_SEQUENCES + 1),
             prefix_cache=False,  # requests that are alike must not share what they measure
+            eager_admission=True,  # they are sized to fit: a forecast would only hold some back
             load_format=self.load_format,
             memory_fraction=real("--memory-fraction", self.memory_fraction, 0.01, 1),
         )

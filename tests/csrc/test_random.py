@@ -401,3 +401,15 @@ def test_random_operations(seed: int, prefix_cache: bool, host_blocks: int) -> N
         "trial kept", "trial rolled back",
     ):  # fmt: skip
         assert driver.seen[event] > 0, event
+
+
+@pytest.mark.parametrize("prefix_cache", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations_with_a_forecast(seed: int, prefix_cache: bool) -> None:
+    """Fewer run at once; all else holds, and the same history gives the same decisions."""
+    drivers = [Driver(seed, prefix_cache, eager_admission=False, slabs=40) for _ in range(2)]
+    for driver in drivers:
+        driver.run()
+        assert np.array_equal(driver.planned, driver.booked)
+    first, second = (driver.scheduler.counters() for driver in drivers)
+    assert first == second and first["admitted"] > 50
