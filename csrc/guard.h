@@ -44,7 +44,7 @@ class Guard {
   static constexpr double kLeast = 1, kMost = 4, kMore = 0.5, kLess = 0.05;  // of caution
 
   std::int32_t most_, limit_;
-  double caution_ = 2;
+  double caution_ = 3;
   std::int64_t computed_ = 0, lost_ = 0, acted_ = 0;
 };
 
