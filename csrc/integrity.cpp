@@ -91,7 +91,7 @@ void Scheduler::check_integrity() const {
   check_host();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   std::int64_t bets = 0;
-  std::int32_t shadows = 0;
+  std::int32_t shadows = 0, suspended = 0;
   for (const auto& [id, owned] : sequences_) {
     const Sequence& s = *owned;
     bets += (s.ahead[kSmall].rows > 0) + (s.ahead[kLarge].rows > 0);
@@ -103,6 +103,9 @@ void Scheduler::check_integrity() const {
                shadow->end_pending != Finish::none,
            s, "its shadow outlives it");
     shadows += s.shadow() && s.phase == Phase::running;
+    suspended += s.suspended;
+    expect(!s.suspended || s.phase == Phase::running, s, "suspended and not running");
+    expect(!s.suspended || shadow == nullptr || !shadow->suspended, s, "suspended twice");
     const bool listed = std::count(running_.begin(), running_.end(), &s) == 1;
     const bool queued = std::count(waiting_.begin(), waiting_.end(), &s) == 1;
     expect(listed == (s.phase == Phase::running), s, "not listed as running");
@@ -134,6 +137,7 @@ void Scheduler::check_integrity() const {
       throw std::logic_error("a cached block is not parked");
   }
   if (shadows != shadows_) throw std::logic_error("the shadows are miscounted");
+  if (suspended != suspended_) throw std::logic_error("the suspended are miscounted");
   if (bets != bets_) throw std::logic_error("the spans planned ahead are miscounted");
   const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
   if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||

@@ -8,7 +8,8 @@
 //   the shadow     the sequence is `away` until the step has come back
 //
 // Either one is active on its own model while it works and on the other one while not, so the rules
-// of memory are those of one sequence that is handed over: what does not work can be robbed by all.
+// of memory are those of one sequence that is handed over: KV of the one that waits is idle KV, and
+// of the two the one that works is suspended.
 // The shadow stands right behind its sequence in the order and is never queued: if it had to be
 // admitted, all that run could wait for shadows that wait for them. No lane runs more sequences
 // for it.

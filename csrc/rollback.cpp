@@ -34,6 +34,7 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
                                 std::to_string(sequence.length()));
   if (length == sequence.length()) return;  // nothing to take back
   turns_.changed();
+  admission_due_ = true;
   if (!sequence.busy()) return truncate_now(sequence, length);
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
@@ -147,6 +148,7 @@ void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
 void Scheduler::preempt(SequenceId id) {
   Sequence& sequence = find(id);
   turns_.changed();
+  admission_due_ = true;
   for (int model = 0; model < kModels; ++model) take_rows(sequence, model, 0);
 }
 
