@@ -384,7 +384,7 @@ def test_random_operations(seed: int, prefix_cache: bool, host_blocks: int) -> N
     assert (scheduler.running, scheduler.waiting, scheduler.take_events()) == (0, 0, [])
     assert (scheduler.pool.live(SMALL), scheduler.pool.live(LARGE)) == (0, 0)
     # What the run is meant to exercise did happen.
-    assert counters["lent_slabs"] > 25
+    assert counters["lent_slabs"] > 15
     assert counters["preemptions"] > 50
     assert min(counters["lost_rows"]) > 100
     assert min(counters["ticks"]) > 100
