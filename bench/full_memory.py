@@ -46,7 +46,7 @@ KEPT = (
     "kind", "simulated", "pair", "card", "weights", "memory_gib", "prompt", "answer", "spread",
     "shift", "step", "max_tokens", "requests", "seed", "lanes", "handoff", "concurrency", "rate",
     "max_sequences", "tokens_per_second", "requests_per_second", "ttft_p50", "latency_p50",
-    "latency_p99", "recomputed_share", "suspended", "guarded", "small_slabs_mean",
+    "latency_p99", "recomputed_per_sampled", "suspended", "guarded", "small_slabs_mean",
     "large_slabs_mean", "slabs", "simulated_seconds",
 )  # fmt: skip
 SHIFT = "4"
@@ -65,7 +65,7 @@ class Scale:
     shifted: int  # load of the runs whose lengths shift
 
     def requests(self, answer: int) -> int:
-        """Many times the load, but for the longest answers, which are many ticks."""
+        """More than the load; fewer of the longest answers, which are many ticks."""
         return max(self.loads[-1], 400 if answer < 4096 else 256) if self.loads[-1] > 16 else 24
 
 
@@ -165,7 +165,7 @@ def verdict(runs: Runs, cell: Cell, handoff: float) -> tuple[str, ...]:
     queue = runs.of("queue", cell, handoff)[0]
     full = max(loops, key=lambda row: row["concurrency"])
     again = [
-        max(row["recomputed_share"] for row in runs.of(kind, cell, handoff))
+        max(row["recomputed_per_sampled"] for row in runs.of(kind, cell, handoff))
         for kind in ("loop", "rate", "shift")
     ]
     return (

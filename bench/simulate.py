@@ -41,7 +41,7 @@ ttft: to the first token; tpot: for each further one; latency: to the end; of fi
 wait: from a decision for the large model to its first token. All four: median / 99th percentile.
 busy: share of time with a tick in flight; batch: sequences in a tick; slabs: share of the arena,
 over time. All three: small / large. lent: slabs that went from one model to the other.
-suspended: requests that gave up their keys and values and waited. again: rows computed again, for
+suspended: requests that stopped as others needed their keys and values. again: rows computed again, for
 100 that gave a token."""
 
 
@@ -78,7 +78,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
                 _lanes(r, "slabs_mean", ".0%", r["slabs"]),
                 str(r["lent_slabs"]),
                 str(r["suspended"]),
-                f"{r['recomputed_share']:.2%}",
+                f"{r['recomputed_per_sampled']:.2%}",
             )
             for r in rows
         ],

@@ -1,15 +1,17 @@
-// Who may run: new sequences, and those that gave up their KV for others.
+// Which sequences may run: new ones, and those that stopped because others needed their KV.
 //
 // A sequence comes in, in order, if the arena is likely to hold all that run until they end, and it
 // with them. What is likely is a forecast: over the next so many tokens of each, its share that
 // still runs then, times what it holds by then on both models. The mean of that over all of them,
-// and twice its standard deviation on top, must stay below the arena at every moment looked at.
+// and some standard deviations on top (guard.h), must stay below the arena at every moment looked
+// at.
 //
 // Where the forecast was wrong, memory.cpp suspends the newest. Then there must be some more room
-// before anybody comes in again, so that nobody comes and goes.
+// before any comes in again, so that none comes and goes.
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "scheduler.h"
@@ -19,7 +21,7 @@ namespace steer {
 namespace {
 
 constexpr double kForFew = 3;        // standard deviations more, divided by the number of sequences
-constexpr double kSlack = 1.0 / 16;  // of the arena, free again after somebody was suspended
+constexpr double kSlack = 1.0 / 16;  // of the arena, likely to stay free before any comes in again
 constexpr std::size_t kMoments = 32;    // that are looked at
 constexpr std::int32_t kPatience = 64;  // plans after which it is looked again, whatever happened
 
@@ -42,7 +44,7 @@ class Scheduler::Load {
     const double now = survival_.log(sequence.generated());
     const double left = sequence.request.max_tokens - sequence.generated();
     const double shared = core_.shared_slabs(sequence);
-    double before = 0;  // who ends between two moments counts for both
+    double before = 0;  // what ends between two moments counts for both
     for (Moment& moment : moments_) {
       if (before > left) break;
       const double runs = std::exp(survival_.log(sequence.generated() + before) - now);
@@ -101,6 +103,7 @@ Scheduler::Holding Scheduler::holding(const Sequence& s, int model, double token
 double Scheduler::shared_slabs(const Sequence& s) const {
   double slabs = 0;
   for (int model = 0; model < kModels; ++model) {
+    if (s.is_done_with(model)) continue;
     const auto& blocks = s.blocks[model];
     std::size_t shared = 0;
     double part = 0;
@@ -113,7 +116,7 @@ double Scheduler::shared_slabs(const Sequence& s) const {
   return slabs;
 }
 
-// Leading blocks of a sequence that holds none, that others who run hold.
+// Leading blocks of a sequence that holds none, that others hold which run.
 std::int32_t Scheduler::found_blocks(const Sequence& s, int model) const {
   if (s.sample > 0 && std::ranges::any_of(running_, [&](const Sequence* other) {
         return other != &s && other->group == s.group && !other->suspended;
@@ -138,14 +141,16 @@ std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) cons
   return std::max(0, blocks_for(sequence.length() + 1) - held);
 }
 
-// The first in the order that could go on: what it lacks it gets, whoever has it.
+// The first in the order that waits for no answer: what it lacks it gets, but for what sequences
+// before it work on.
 Sequence* Scheduler::leader() const {
   const auto found = std::ranges::find_if(
       running_, [](const Sequence* s) { return !s->awaits_route && !s->waits_for_partner(); });
   return found == running_.end() ? nullptr : *found;
 }
 
-// The first in the order of those that wait for room.
+// The first in the order of those that wait for room. Suspended sequences keep their places in the
+// batch: while it is full, no new one comes in, of whatever priority.
 Sequence* Scheduler::next_in_line() const {
   const auto suspended =
       suspended_ == 0 ? running_.end() : std::ranges::find_if(running_, &Sequence::suspended);
@@ -165,54 +170,94 @@ void Scheduler::admit() {
   if (active() > 0 && !admission_due_ && ++plans_since_look_ < kPatience) return;
   admission_due_ = false;
   plans_since_look_ = 0;
-  if (active() == 0)
+  if (active() <= 0)
     if (Sequence* next = next_in_line()) let_run(*next);
-  if (next_in_line() != nullptr) admit_while_there_is_room();
+  if (next_in_line() != nullptr && active() < guard_.limit()) admit_while_there_is_room();
 }
 
-void Scheduler::admit_while_there_is_room() {
-  std::vector<std::int32_t> lengths;
+// Blocks of each model beside the next row of all that run. What sequences hold that are suspended,
+// or that will not go back to a model, can be taken.
+std::array<std::int64_t, kModels> Scheduler::room() const {
   std::array<std::int64_t, kModels> room{};
-  double bound = 0;
   for (int model = 0; model < kModels; ++model)
     room[model] = pool_.available(model) + pool_.reclaimable(model);
   for (const Sequence* s : running_) {
+    const bool still = stands_still(*s);
     for (int model = 0; model < kModels; ++model)
-      if (s->suspended || s->is_done_with(model))
+      if (still || s->is_done_with(model))
         room[model] += static_cast<std::int64_t>(s->blocks[model].size());
-    if (s->suspended) continue;
-    if (!s->waits_for_partner()) room[s->active] -= missing_blocks(*s, s->active);
+    if (!still && !s->waits_for_partner()) room[s->active] -= missing_blocks(*s, s->active);
+  }
+  return room;
+}
+
+// Takes what a sequence and its partner hold, and what its next row needs, out of `room`.
+bool Scheduler::fits_now(const Sequence& next, std::array<std::int64_t, kModels>& room) const {
+  room[next.active] -= missing_blocks(next, next.active);
+  for (int model = 0; model < kModels && next.suspended; ++model)
+    for (const Sequence* one : {&next, static_cast<const Sequence*>(partner_of(next))})
+      if (one != nullptr) room[model] -= static_cast<std::int64_t>(one->blocks[model].size());
+  return room[next.active] >= 0;
+}
+
+void Scheduler::admit_while_there_is_room() {
+  auto room_left = room();
+  Sequence* next = next_in_line();
+  if (!fits_now(*next, room_left)) return;
+  std::optional<Survival> survival;
+  std::optional<Load> load;
+  if (!config_.eager_admission) {
+    survival.emplace(expected_lengths());
+    load.emplace(*this, *survival, horizon(*survival));
+    for (const Sequence* s : running_)
+      if (!stands_still(*s)) load->add(*s);
+  }
+  do {
+    if (load) {
+      load->add(*next);
+      if (const Sequence* partner = partner_of(*next)) load->add(*partner);
+      if (!has_room_for(*load)) return;
+    }
+    let_run(*next);
+    admission_due_ = true;
+    next = next_in_line();
+  } while (next != nullptr && active() < guard_.limit() && fits_now(*next, room_left));
+}
+
+// How long answers are, from those that ended and how far the others have come.
+Survival Scheduler::expected_lengths() const {
+  std::vector<std::int32_t> lengths;
+  double bound = 0;
+  for (const Sequence* s : running_) {
     if (s->shadow()) continue;
     lengths.push_back(s->generated());
     bound += s->request.max_tokens;
   }
-  const Survival survival = forecast_.survival(lengths, bound / lengths.size());
-  double horizon = survival.horizon(0);
-  for (const std::int32_t length : lengths) horizon = std::max(horizon, survival.horizon(length));
-  Load load(*this, survival, std::min<double>(horizon, config_.max_context));
-  for (const Sequence* s : running_)
-    if (!s->suspended) load.add(*s);
-  while (Sequence* next = next_in_line()) {
-    if (active() >= guard_.limit()) return;
-    room[next->active] -= missing_blocks(*next, next->active);
-    for (int model = 0; model < kModels; ++model)
-      if (next->suspended) room[model] -= static_cast<std::int64_t>(next->blocks[model].size());
-    load.add(*next);
-    if (room[next->active] < 0 || !has_room_for(load)) return;
-    let_run(*next);
-    admission_due_ = true;
-  }
+  return forecast_.survival(lengths,
+                            lengths.empty() ? config_.max_context : bound / lengths.size());
+}
+
+// Tokens after which hardly any sequence that runs now still does.
+double Scheduler::horizon(const Survival& survival) const {
+  double tokens = survival.horizon(0);
+  for (const Sequence* s : running_) tokens = std::max(tokens, survival.horizon(s->generated()));
+  return std::min<double>(tokens, config_.max_context);
+}
+
+// It is suspended, or it waits for its partner that is.
+bool Scheduler::stands_still(const Sequence& sequence) const {
+  const Sequence* partner = partner_of(sequence);
+  return sequence.suspended || (partner != nullptr && partner->suspended);
 }
 
 bool Scheduler::has_room_for(const Load& load) {
-  if (config_.eager_admission) return true;
   const double left = config_.slabs - 1 - load.peak();
   if (was_short_ && left < kSlack * config_.slabs) return false;
   was_short_ = false;
   return left >= 0;
 }
 
-// From the queue, or from where it waited without KV.
+// From the queue, or from where it stood still.
 void Scheduler::let_run(Sequence& sequence) {
   if (sequence.suspended) {
     sequence.suspended = false;
@@ -227,13 +272,15 @@ void Scheduler::let_run(Sequence& sequence) {
   ++counters_.admitted;
 }
 
-// Stops a sequence until there is room for it to its end. It keeps its KV as long as nobody before
-// it needs that. Of a relayed sequence and its shadow the one that works waits.
+// Stops a sequence until there is room for it to its end. It keeps its KV as long as no sequence
+// before it needs that. Of a relayed sequence and its shadow the one that works, or is about to,
+// stops.
 void Scheduler::suspend(Sequence& sequence) {
-  was_short_ = admission_due_ = true;
   Sequence* partner = partner_of(sequence);
-  Sequence& works = sequence.waits_for_partner() && partner != nullptr ? *partner : sequence;
-  if (works.suspended || works.waits_for_partner() || works.phase != Phase::running) return;
+  const bool other = partner != nullptr && (sequence.shadow() ? !partner->away : sequence.away);
+  Sequence& works = other ? *partner : sequence;
+  if (works.suspended || works.phase != Phase::running) return;
+  was_short_ = admission_due_ = true;
   works.suspended = true;
   ++suspended_;
   ++counters_.suspended;

@@ -74,7 +74,7 @@ void Forecast::wrote(int model) {
 Survival Forecast::survival(const std::vector<std::int32_t>& running, double bound) const {
   std::array<double, kLengthBuckets> passed{}, hazards;
   for (const std::int32_t tokens : running) passed[place(tokens).bucket] += 1;
-  // Who is in a bucket has gone through those before it.
+  // What is in a bucket has gone through those before it.
   double further = 0;
   for (std::size_t i = kLengthBuckets; i-- > 0; further += std::exchange(passed[i], further)) {
   }

@@ -41,8 +41,8 @@ class Forecast {
   // A sequence was handed to `model`.
   void entered(int model) { entries_[model] += 1; }
 
-  // Lengths as known now. `running`: tokens that each running answer has. `bound`: of an answer,
-  // typically: where nothing is known answers are taken to be as long as a fair share of it.
+  // Lengths as known now. `running`: tokens that each running answer has. `bound`: the mean of what
+  // they ask for at most: where nothing is known the median answer is half of it.
   Survival survival(const std::vector<std::int32_t>& running, double bound) const;
   // Entries a token while a sequence is on the other model.
   double entry_rate(int model) const { return entries_[model] / idle_tokens_[model]; }

@@ -157,7 +157,8 @@ void Scheduler::reach_boundary(Sequence& sequence) {
 }
 
 void Scheduler::activate(Sequence& sequence, int model) {
-  if (sequence.active != model) forecast_.entered(model);
+  // A shadow's entries are its sequence's.
+  if (sequence.active != model && !sequence.shadow()) forecast_.entered(model);
   sequence.active = model;
 }
 
@@ -206,7 +207,7 @@ void Scheduler::go_on(Sequence& sequence, int model, bool rest, bool unread) {
   }
   sequence.awaits_route = sequence.reading = false;
   activate(sequence, model);
-  if (rest) sequence.rest_from = sequence.length();
+  if (rest) sequence.rest_from = sequence.length(), admission_due_ = true;
   if (unread) sequence.unread_from = sequence.length();
   open_step(sequence);
   if (keep) append(sequence, candidate);

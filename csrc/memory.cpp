@@ -2,15 +2,15 @@
 //
 // A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; its own cache,
 // least recently used; the other's slabs that hold only cache; then KV that no sequence will go
-// back to. Last, a sequence takes the KV of the newest one after it in the order. That one is
-// suspended: it gives up all it has, on both models, and waits until there is room for it to its
-// end (admission.cpp). So memory is short once, and not again for the same sequences a moment
-// later. A sequence with none after it waits.
+// back to. Last, a sequence takes KV of the newest one after it in the order that is not in flight
+// there. That one is suspended: it stops on both models, keeps what no other needs, and waits until
+// there is room for it to its end (admission.cpp). A sequence with none after it waits.
 //
-// Only the leader, the first in the order that could go on, may besides take KV of a model that a
-// sequence is not using, its own included: at the next handoff that is computed again. So it can
-// take everything but its own KV of the model that it runs, and add() made sure that the arena
-// holds that: it always moves on.
+// Only the leader, the first in the order that waits for no answer, may besides take KV of a model
+// that a sequence is not using, its own included: at the next handoff that is computed again. So it
+// can take everything but its own KV of the model that it runs, and that of sequences before it
+// whose answers are due; add() made sure that the arena holds it. Once the questions before it are
+// answered it always moves on.
 #include <algorithm>
 #include <map>
 #include <tuple>
@@ -33,7 +33,7 @@ std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span)
 }
 
 // A block for `sequence`, if need be taken from others. After the first shortage of a plan nobody
-// gets any more: what comes free is not for those who come later in the order.
+// gets any more: what comes free is not for those that come later in the order.
 std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane) {
   bool& short_of_memory = filling(lane).short_of_memory;
   while (!short_of_memory) {
@@ -46,14 +46,18 @@ std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane)
 // Whether `requester` may take a block of `model` that `from` holds.
 bool Scheduler::may_take(const Sequence& from, int model, const Sequence& requester) const {
   if (from.end_pending != Finish::none || from.is_done_with(model)) return true;
-  if (goes_before(requester, from)) return true;
+  if (goes_before(requester, from) && partner_of(requester) != &from) return true;
   return from.active != model && &requester == leader();
 }
 
-// Where a sequence stands in the order if it would miss its KV of `model`, else behind all.
+// What goes first has the greatest place: KV that is not missed, then that of sequences which stand
+// still, then that of others; of these the newest.
 std::size_t Scheduler::place_of(const Sequence& sequence, int model) const {
-  if (sequence.end_pending != Finish::none || sequence.is_done_with(model)) return running_.size();
-  return static_cast<std::size_t>(std::ranges::find(running_, &sequence) - running_.begin());
+  const std::size_t count = running_.size();
+  if (sequence.end_pending != Finish::none || sequence.is_done_with(model)) return 2 * count;
+  const auto place =
+      static_cast<std::size_t>(std::ranges::find(running_, &sequence) - running_.begin());
+  return stands_still(sequence) ? count + place : place;
 }
 
 Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
@@ -81,7 +85,7 @@ std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, i
     for (std::size_t index = blocks.size(); index-- > 0;) {
       if (!pool_.open_to(pool_.slab_of(lane, blocks[index]), lane)) continue;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      Victim victim{pool_.slab_of(lane, blocks[index]), from, index, false, 0, running_.size()};
+      Victim victim{pool_.slab_of(lane, blocks[index]), from, index, false, 0, 2 * running_.size()};
       bool takeable = true;
       for (const Sequence* holder : holders(lane, blocks[index], index)) {
         takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
@@ -113,7 +117,7 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
     for (const auto& [slab, index] : first) {
       if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      const Victim none{slab, nullptr, 0, false, 0, running_.size()};
+      const Victim none{slab, nullptr, 0, false, 0, 2 * running_.size()};
       Victim& victim = slabs.try_emplace(slab, none).first->second;
       victim.in_flight |= from->in_flight[other] + from->ahead[other].rows > 0;
       const std::int32_t rows = from->computed[other] + from->in_flight[other];

@@ -55,7 +55,7 @@ struct SchedulerConfig {
 struct Counters {
   std::int64_t admitted = 0;
   std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
-  std::int64_t suspended = 0;                      // that gave up all of it and had to wait
+  std::int64_t suspended = 0;                      // that stopped because others needed theirs
   std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
   std::array<std::int64_t, kModels> recomputed{};  // rows computed again
   std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
@@ -259,6 +259,11 @@ class Scheduler {
   // admission.cpp
   void admit();
   void admit_while_there_is_room();
+  std::array<std::int64_t, kModels> room() const;
+  bool fits_now(const Sequence& next, std::array<std::int64_t, kModels>& room) const;
+  Survival expected_lengths() const;
+  double horizon(const Survival& survival) const;
+  bool stands_still(const Sequence& sequence) const;
   bool has_room_for(const Load& load);
   Holding holding(const Sequence& sequence, int model, double tokens) const;
   double shared_slabs(const Sequence& sequence) const;
@@ -313,8 +318,8 @@ class Scheduler {
   std::int32_t suspended_ = 0;  // among running_
   Forecast forecast_;
   Guard guard_;
-  bool was_short_ = false;     // somebody was suspended, and there has not been much room since
-  bool admission_due_ = true;  // something has changed since somebody was last looked for
+  bool was_short_ = false;     // one was suspended, and there has not been much room since
+  bool admission_due_ = true;  // something has changed since one was last looked for
   std::int32_t plans_since_look_ = 0;
   SequenceId next_id_ = 1;
 };

@@ -82,7 +82,7 @@ struct Sequence {
   bool awaits_route = true;            // at a boundary: the caller decides who goes on
   bool reading = false;                // the reader computes it before the decision
   bool away = false;                   // its shadow writes the open step
-  bool suspended = false;              // gave up its KV for others, waits until there is room
+  bool suspended = false;              // stopped, as others needed its KV, until there is room
   Finish end_pending = Finish::none;   // these three take effect when the batch in
   std::int32_t truncate_pending = -1;  // flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
@@ -158,7 +158,10 @@ struct Sequence {
            in_flight[lane] == 0 && !pending();
   }
   // It will not go to `model` any more, as far as is decided.
-  bool is_done_with(int model) const { return rest_from >= 0 && active != model; }
+  bool is_done_with(int model) const {
+    const bool asks = closing != Finish::none || (request.ask_at_end && request.reader == model);
+    return rest_from >= 0 && active != model && !asks;
+  }
   // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
   bool waits_for_partner() const { return away || (shadow() && awaits_route); }
 };

@@ -74,9 +74,8 @@ std::int32_t Scheduler::runnable(int lane, bool ahead) const {
 // Does the lane policy put this plan off?
 bool Scheduler::holds(int lane, bool ahead) {
   if (config_.lanes.policy == LanePolicy::latency) return false;
-  const auto running = static_cast<std::int32_t>(running_.size()) - shadows_;
   const bool held = turns_.holds(
-      lane, oldest(1 - lane) != nullptr, running,
+      lane, oldest(1 - lane) != nullptr, active(),
       {runnable(kSmall, ahead && lane == kSmall), runnable(kLarge, ahead && lane == kLarge)});
   counters_.held[lane] += held;
   return held;

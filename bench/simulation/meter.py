@@ -81,7 +81,7 @@ class RequestMeter:
     steps: list[int] = field(default_factory=lambda: [0, 0])  # by model
 
     @property
-    def recomputed_share(self) -> float:
+    def recomputed_per_sampled(self) -> float:
         """Rows that were computed again over rows that gave a token."""
         again, sampled = (sum(self.usage.count(r, k) for r in ROLES) for k in _OF_SHARE)
         return again / sampled if sampled else 0.0

@@ -164,7 +164,7 @@ class Simulation:
             **lanes[SMALL],
             **lanes[LARGE],
             **row_counts(met.usage),
-            "recomputed_share": met.recomputed_share,
+            "recomputed_per_sampled": met.recomputed_per_sampled,
             **{
                 name: counters[name]
                 for name in ("lent_slabs", "preemptions", "suspended", "guarded", "lost_rows")

@@ -149,7 +149,7 @@ class SchedulerModel:
             came = after[s.id].phase == RUNNING and not after[s.id].suspended
             if not came:
                 assert active, "nobody runs, and yet this one waits"
-                assert not self.all_fit([*self.running, s]), "kept waiting though there is room"
+                assert not self.all_fit({*self.running, s}), "kept waiting though there is room"
                 return
             room[s.active] -= self.missing(s, s.active)
             if s.suspended:
@@ -176,7 +176,7 @@ class SchedulerModel:
                 room[s.active] -= self.missing(s, s.active)
         return room
 
-    def all_fit(self, sequences: list[SequenceModel]) -> bool:
+    def all_fit(self, sequences: set[SequenceModel]) -> bool:
         """To their ends, on both models, with a sixteenth of the arena and a slab to spare."""
         slabs = 0.0
         for s in sequences:
@@ -202,7 +202,8 @@ class SchedulerModel:
     def holds(self, lane: int) -> bool:
         """Does the lane policy put the lane off?"""
         other_flies = bool(self.flights[1 - lane])
-        held = self.turns.holds(lane, other_flies, len(self.running), self.ready(lane))
+        active = sum(not s.suspended for s in self.running)
+        held = self.turns.holds(lane, other_flies, active, self.ready(lane))
         self.held[lane] += held
         return held
 
