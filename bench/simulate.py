@@ -41,8 +41,8 @@ ttft: to the first token; tpot: for each further one; latency: to the end; of fi
 wait: from a decision for the large model to its first token. All four: median / 99th percentile.
 busy: share of time with a tick in flight; batch: sequences in a tick; slabs: share of the arena,
 over time. All three: small / large. lent: slabs that went from one model to the other.
-suspended: requests that stopped as others needed their keys and values. again: rows computed again, for
-100 that gave a token."""
+suspended: requests that stopped as others needed their keys and values. again: rows that were
+computed again, for 100 that gave a token."""
 
 
 def _pair(row: dict[str, Any], name: str, digits: int, unit: float = 1.0) -> str:

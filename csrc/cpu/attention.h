@@ -1,7 +1,7 @@
 // Paged grouped-query attention of a few rows of one sequence, for one KV head.
 //
 // Keys are taken in chunks of kKeyChunk, counted from the sequence's start: scores, a running
-// softmax, then the values. What a row sees, and in which order, hangs on its position alone.
+// softmax, then the values. What a row sees, and in which order, depends on its position alone.
 #pragma once
 
 #include "linear.h"
