@@ -44,7 +44,7 @@ class Guard {
  private:
   // Of a window's rows, lost to others: what is well, and what is too much.
   static constexpr double kGood = 0.01, kBad = 0.05;
-  static constexpr double kLeast = 1, kMost = 4, kMore = 0.5, kLess = 0.05;  // of caution
+  static constexpr double kLeast = 1, kMost = 4, kMore = 0.5, kLess = 0.1;  // of caution
 
   std::int32_t most_, limit_;
   double caution_ = 3;
