@@ -33,8 +33,8 @@ WAYS = {
         "max_tick_tokens": 24, "graph_rows": 24,
     },
     "host memory": {
-        "arena_tokens": 96, "max_context": 64, "max_sequences": 16, "plan_ahead": "both",
-        "host_kv_tokens": 256,
+        "eager_admission": True, "arena_tokens": 96, "max_context": 64, "max_sequences": 16,
+        "plan_ahead": "both", "host_kv_tokens": 256,
     },
     "uneven": {"plan_ahead": "both", "max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},
     "two cards": {"plan_ahead": "both"},
