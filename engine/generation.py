@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json recommends, as the parameters of a request."""
+"""What a checkpoint recommends (generation_config.json), as the parameters of a request."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.errors import SteerError
 from engine.files import read_json
+from engine.models.gguf.file import GgufFile, opened
 from engine.params import SamplingParams
 
 # Their names in the file, and ours. Those of the first line count only where ``do_sample`` is true.
@@ -28,24 +29,40 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
 _IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
 }  # fmt: skip
+# Of a GGUF file's keys those that are called otherwise.
+_GGUF = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
 _log = logging.getLogger(__name__)
 
 
-def default_params(*folders: Path) -> SamplingParams:
-    """Parameters for requests that bring none: those of the first folder with such a file.
+def default_params(*sources: Path | GgufFile) -> SamplingParams:
+    """Parameters for requests that bring none: those of the first checkpoint that has some.
 
     Without ``do_sample`` they are greedy. What the file sets and the engine does not do is named in
     a warning (``logging``). SteerError, naming the file, on values out of range.
     """
-    for folder in folders:
-        path = folder / "generation_config.json"
-        if path.is_file():
-            return _read(path)
+    for source in map(opened, sources):
+        if isinstance(source, GgufFile):
+            if raw := _of_gguf(source):
+                return _read(raw, source.path)
+        elif (path := source / "generation_config.json").is_file():
+            return _read(read_json(path), path)
     return SamplingParams()
 
 
-def _read(path: Path) -> SamplingParams:
-    raw = read_json(path)
+def _of_gguf(file: GgufFile) -> dict[str, Any]:
+    """What a file's ``general.sampling`` keys say, in the words of a generation_config.json.
+
+    Without a temperature they say nothing here: what they leave open is up to their reader.
+    """
+    prefix = "general.sampling."
+    found = {
+        _GGUF.get(name := key.removeprefix(prefix), name): file.get(key, (bool, int, float, str))
+        for key in file.keys(prefix)
+    }
+    return found | {"do_sample": found["temperature"] > 0} if "temperature" in found else {}
+
+
+def _read(raw: Mapping[str, Any], path: Path) -> SamplingParams:
     if ignored := ", ".join(_ignored(raw)):
         _log.warning("%s: not done here, so it is ignored: %s", path, ignored)
     names, found = dict(_ALWAYS), dict[str, Any]()

@@ -1,4 +1,4 @@
-"""Loads a pair: two folders become two decoders that agree on their tokens."""
+"""Loads a pair: two checkpoints become two decoders that agree on their tokens."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.errors import SteerError
 from engine.generation import default_params
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
+from engine.models.gguf.file import GgufFile, opened
 from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
 from kernels.ops import Weight
@@ -55,14 +56,18 @@ def load_pair(
     check: Callable[[tuple[ModelConfig, ModelConfig]], None] = lambda shapes: None,
     progress: bool = False,
 ) -> LoadedPair:
-    """Read both folders. SteerError on anything that cannot be loaded, naming it.
+    """Read both checkpoints. SteerError on anything that cannot be loaded, naming it.
 
     ``check`` may refuse the shapes before any weight is read; ``progress`` shows a bar.
     """
     dummy = config.load_format == "dummy"
-    folders = None if pair.small is None or pair.large is None else (pair.small, pair.large)
-    if folders:
-        shapes = load_config(folders[0]), load_config(folders[1])
+    sources = (
+        None
+        if pair.small is None or pair.large is None
+        else (opened(pair.small), opened(pair.large))
+    )
+    if sources:
+        shapes = load_config(sources[0]), load_config(sources[1])
         pair.check_shapes(shapes)
     elif dummy:
         shapes = pair.shapes
@@ -71,15 +76,15 @@ def load_pair(
     check(shapes)
     context = _context(config, shapes)
     tokenizer, large = (
-        _tokenizers(folders, shapes, config.retokenize)
-        if folders
+        _tokenizers(sources, shapes, config.retokenize)
+        if sources
         else (dummy_tokenizer(min(shape.vocab_size for shape in shapes)), None)
     )
 
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]
-        if folders and not dummy:
-            weights = load_weights(folders[model], shapes[model], dtype, progress, devices[model])
+        if sources and not dummy:
+            weights = load_weights(sources[model], shapes[model], dtype, progress, devices[model])
         else:
             weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
         return Decoder(shapes[model], weights, context, config.cpu_kernels)
@@ -97,7 +102,7 @@ def load_pair(
         for tensor in each.tensors():
             digest.update(_sample(tensor))
     name = f"{DUMMY}{pair.name}" if dummy else pair.name
-    params = default_params(*reversed(folders)) if folders else SamplingParams()
+    params = default_params(*reversed(sources)) if sources else SamplingParams()
     fingerprint = f"{name}-{digest.hexdigest()[:12]}"
     return LoadedPair(decoders, tokenizer, context, fingerprint, params, large)
 
@@ -116,22 +121,24 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 
 
 def _tokenizers(
-    folders: tuple[Path, Path], shapes: tuple[ModelConfig, ModelConfig], retokenize: bool
+    sources: tuple[Path | GgufFile, Path | GgufFile],
+    shapes: tuple[ModelConfig, ModelConfig],
+    retokenize: bool,
 ) -> tuple[Tokenizer, Tokenizer | None]:
     """The one that both models share, or each one's own."""
-    small, large = (Tokenizer(folder) for folder in folders)
+    small, large = (Tokenizer(source) for source in sources)
     difference = small.difference(large)
     if difference and not retokenize:
         raise SteerError(
-            f"the tokenizers of {folders[0]} and {folders[1]} differ: {difference}; "
+            f"the tokenizers of {sources[0]} and {sources[1]} differ: {difference}; "
             "EngineConfig(retokenize=True), steer generate --retokenize, lets text cross"
         )
-    for folder, shape, used in zip(
-        folders, shapes, (small, large if difference else small), strict=True
+    for source, shape, used in zip(
+        sources, shapes, (small, large if difference else small), strict=True
     ):
         if used.size > shape.vocab_size:
             raise SteerError(
-                f"{folder}: the tokenizer has {used.size} ids, the model {shape.vocab_size}"
+                f"{source}: the tokenizer has {used.size} ids, the model {shape.vocab_size}"
             )
     if difference:
         return small, large

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.chat import Message
 from engine.errors import SteerError
+from engine.models.gguf.file import GgufFile
 from engine.tokenizer_difference import definition_difference, vocabulary_difference
 from engine.tokenizer_files import read_tokenizer
 
@@ -25,16 +26,16 @@ class Tokenizer:
     ``size`` is one more than the largest id; ``bytes`` are those of each id, none for special ones.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read a checkpoint folder, or a tokenizer.json. SteerError on what cannot be read."""
-        files = read_tokenizer(folder)
-        self._where = str(folder)
+    def __init__(self, source: Path | GgufFile) -> None:
+        """Read a checkpoint, or a tokenizer.json. SteerError on what cannot be read."""
+        files = read_tokenizer(source)
+        self._where = str(source)
         self._tokenizer = files.tokenizer
         self.chat_template = files.chat_template
         self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
-            raise SteerError(f"{folder}: the tokenizer's vocabulary is empty")
+            raise SteerError(f"{source}: the tokenizer's vocabulary is empty")
         self.size = 1 + max(vocabulary.values())
         model = self._definition["model"]
         self._unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")

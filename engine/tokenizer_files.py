@@ -1,4 +1,4 @@
-"""What a checkpoint folder says about its tokenizer, wherever it says it."""
+"""What a checkpoint says about its tokenizer, wherever it says it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tokenizers import AddedToken, Tokenizer, processors
 from engine.chat import ChatTemplate
 from engine.errors import SteerError
 from engine.files import read_json, read_text
+from engine.models.gguf.file import GgufFile, opened
+from engine.models.gguf.tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.spm import SentencePieceModel
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
@@ -26,13 +28,21 @@ class TokenizerFiles:
     chat_template: ChatTemplate | None
 
 
-def read_tokenizer(where: Path) -> TokenizerFiles:
-    """Read a folder (tokenizer.json, else tokenizer.model) or a tokenizer.json alone.
+def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
+    """Read a folder (tokenizer.json, else tokenizer.model), a tokenizer.json alone or a GGUF file.
 
     tokenizer_config.json adds tokens, and the chat template, for which chat_template.jinja counts
     more. The marks of a text's beginning and end are those of tokenizer.json, as in transformers;
     only for tokenizer.model is it the config that says.
     """
+    source = opened(source)
+    if isinstance(source, GgufFile):
+        found = read_gguf_tokenizer(source)
+        return TokenizerFiles(found.tokenizer, _template(source, found.template, found.special))
+    return _read_folder(source)
+
+
+def _read_folder(where: Path) -> TokenizerFiles:
     folder = where if where.is_dir() else where.parent
     config = _optional(folder / "tokenizer_config.json")
     path = where / "tokenizer.json" if where.is_dir() else where
@@ -111,12 +121,18 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | No
     if isinstance(source, list):  # several by name
         named = {t.get("name"): t.get("template") for t in source if isinstance(t, Mapping)}
         source = named.get("default")
-    if source is None:
-        return None
-    if not isinstance(source, str):
+    if source is not None and not isinstance(source, str):
         raise SteerError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
     special = {name: _content(config[name]) for name in _SPECIAL if config.get(name) is not None}
+    return _template(folder, source, special)
+
+
+def _template(
+    where: Path | GgufFile, source: str | None, special: Mapping[str, str]
+) -> ChatTemplate | None:
+    if source is None:
+        return None
     try:
         return ChatTemplate(source, special)
     except SteerError as error:
-        raise SteerError(f"{folder}: {error}") from None
+        raise SteerError(f"{where}: {error}") from None

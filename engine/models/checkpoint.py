@@ -1,4 +1,7 @@
-"""Reads Hugging Face folders: config.json and safetensors, checked name by name. No pickles."""
+"""Reads checkpoints: their shape, and their weights checked name by name. No pickles.
+
+A checkpoint is a Hugging Face folder (config.json and safetensors) or a GGUF file.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
 from engine.files import read_json
 from engine.models.config_json import parse_config
+from engine.models.gguf.file import GgufFile, opened
+from engine.models.gguf.shape import model_config
+from engine.models.gguf.tensors import GgufTensors
 from engine.models.layout import Linear, Part, Table, expected_shapes, model_parts
 from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
@@ -31,13 +37,22 @@ __all__ = ["expected_shapes", "load_config", "load_weights"]
 _IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """The model's shape; end-of-sequence ids of generation_config.json win over config.json's.
+def load_config(source: Path | GgufFile) -> ModelConfig:
+    """The model's shape. SteerError on a checkpoint that cannot be read.
 
-    Which layers of a quantised checkpoint are plain is read from its weights, if they are there.
+    Of a folder, end-of-sequence ids of generation_config.json win over config.json's, and which
+    layers of a quantised checkpoint are plain is read from its weights, if they are there.
     """
+    source = opened(source)
+    return model_config(source) if isinstance(source, GgufFile) else _folder_config(source)
+
+
+def _folder_config(folder: Path) -> ModelConfig:
     if not folder.is_dir():
-        raise SteerError(f"{folder}: no such folder; expected a Hugging Face checkpoint folder")
+        what = "a file" if folder.is_file() else "no such folder"
+        raise SteerError(
+            f"{folder}: {what}; expected a Hugging Face checkpoint folder or a .gguf file"
+        )
     raw = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     if generation.is_file():
@@ -57,13 +72,13 @@ def _linear_layers(config: ModelConfig) -> Iterator[str]:
         yield from (name for name, _ in part.parts) if isinstance(part, Linear) else ()
 
 
-def _is_plain(shards: Shards, name: str) -> bool:
+def _is_plain(shards: Shards | GgufTensors, name: str) -> bool:
     """What is there decides, whatever config.json says of it."""
     return shards.dtypes.get(f"{name}.weight") in FLOATS
 
 
 def load_weights(
-    folder: Path,
+    source: Path | GgufFile,
     config: ModelConfig,
     dtype: torch.dtype,
     progress: bool = False,
@@ -75,20 +90,21 @@ def load_weights(
     no time are there two copies of more than a layer.
 
     Args:
-        folder: of the checkpoint.
+        source: the checkpoint.
         config: its shape.
-        dtype: of what is not quantised.
+        dtype: of what is not quantised; all that a GGUF file holds is dequantised to it.
         progress: show a bar on standard error.
         device: to allocate them on; what comes from a file is never whole on the host.
 
     Raises:
         SteerError: on missing, extra, doubled or mis-shaped tensors and unreadable files.
     """
-    shards = Shards(folder)
+    source = opened(source)
+    shards = GgufTensors(source, config) if isinstance(source, GgufFile) else Shards(source)
     loader = _Loader(shards, config, dtype, torch.device(device))
     loader.check()
     weights: dict[str, Weight] = {}
-    label = f"loading {folder.name}"
+    label = f"loading {shards.folder.name}"
     with progress_bar(config.layers + 3 - config.tied, progress, label, "part") as bar:
         for _, parts in groupby(model_parts(config), _layer_of):
             with shards:
@@ -106,7 +122,11 @@ class _Loader:
     """Fills the parts of one model from its shards."""
 
     def __init__(
-        self, shards: Shards, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        self,
+        shards: Shards | GgufTensors,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._shards = shards
         self._config = config
@@ -134,7 +154,7 @@ class _Loader:
         where = f"{self._shards.path(name)}: tensor {name}"
         if shape not in wanted.shapes:
             right = " or ".join(map(str, wanted.shapes))
-            raise SteerError(f"{where} has shape {shape}, config.json asks for {right}")
+            raise SteerError(f"{where} has shape {shape}, {self._shards.source} asks for {right}")
         if self._shards.dtypes[name] not in wanted.dtypes:
             right = " or ".join(wanted.dtypes)
             raise SteerError(f"{where} is {self._shards.dtypes[name]}; expected {right}")
@@ -205,7 +225,7 @@ class _Loader:
             raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None
         first = 0
         for name in names:
-            tensor = self._shards.read(name)
-            whole[first : first + len(tensor)].copy_(tensor)
-            first += len(tensor)
+            for piece in self._shards.pieces(name):
+                whole[first : first + len(piece)].copy_(piece)
+                first += len(piece)
         return whole

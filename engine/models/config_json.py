@@ -57,7 +57,7 @@ def _quantisation(fields: _Fields) -> Quantisation | None:
     return parse_quantisation(inner.raw, fields.where) if inner.raw else None
 
 
-def _family(fields: _Fields, architecture: str) -> dict[str, bool]:
+def _family(fields: _Fields, architecture: str) -> dict[str, Any]:
     """What the families differ in: biases and norms of queries and keys."""
     if architecture == "Qwen2ForCausalLM":
         return {"qkv_bias": True}

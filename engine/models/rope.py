@@ -21,6 +21,8 @@ def frequencies(config: ModelConfig) -> Tensor:
     """Radians per position of each rotated pair: fp32 [head_dim / 2]."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     plain = 1 / config.rope_theta**steps
+    if config.rope_factors:
+        plain = plain / torch.tensor(config.rope_factors, dtype=torch.float32)
     scaling = config.rope
     if scaling.kind == "default":
         return plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,8 @@ class Shards:
     As a context manager it keeps files open. Leaving it unmaps them: pages that were read count as
     the process's memory until then.
     """
+
+    source = "config.json"  # of the shapes that are asked for
 
     def __init__(self, folder: Path) -> None:
         """SteerError that names the file, and the tensor where there is one, on a bad folder."""
@@ -63,6 +65,10 @@ class Shards:
             return self._open[path].get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise SteerError(f"{path}: tensor {name} cannot be read: {error}") from None
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor's rows in turn: at once, since they are only mapped."""
+        yield self.read(name)
 
     def _list(self, path: Path) -> None:
         try:

@@ -1,0 +1,112 @@
+"""A GGUF checkpoint: one file, or all the files that llama.cpp split one into."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from engine.errors import SteerError
+from engine.models.gguf.header import Header, TensorEntry, read_header
+
+_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class GgufFile:
+    """The metadata of a checkpoint and the places of its tensors; nothing is kept open.
+
+    path: as given, of the first file where there are several.
+    tensors: by the file's own names.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """SteerError, naming the file, on one that is missing or not sound."""
+        self.path = path
+        headers = [read_header(each) for each in _paths(path)]
+        self._fields = headers[0].fields
+        _check_split(path, headers)
+        self.tensors = _joined(headers)
+
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """A value of the metadata, or ``default`` where there is none.
+
+        SteerError where it is of another type than ``kind``.
+        """
+        value = self._fields.get(key, default)
+        if value is default:
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            right = " or ".join(each.__name__ for each in kinds)
+            raise SteerError(f"{self.path}: {key} must be {right}, got {_short(value)}")
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts; SteerError where there is none."""
+        found = self.get(key, list)
+        if not found or not all(isinstance(text, str) for text in found):
+            raise SteerError(f"{self.path}: {key} must be a list of texts, got {_short(found)}")
+        return list(found)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin so."""
+        return [key for key in self._fields if key.startswith(prefix)]
+
+
+def opened(source: Path | GgufFile) -> Path | GgufFile:
+    """A path that names a GGUF file, by its ending, as such a file; any other path as it is."""
+    return GgufFile(source) if isinstance(source, Path) and source.suffix == ".gguf" else source
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _paths(path: Path) -> list[Path]:
+    """Of all parts, the first one first. SteerError for the first that is missing."""
+    parts = _SPLIT.fullmatch(path.name)
+    count = int(parts["count"]) if parts else 1
+    names = (
+        [f"{parts['stem']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)]
+        if parts
+        else [path.name]
+    )
+    found = [path.with_name(name) for name in names]
+    for each in found:
+        if each.is_dir():
+            raise SteerError(f"{each}: is a folder, expected a GGUF file")
+        if not each.is_file():
+            of = f", part of the {count} of {path.name}" if parts else ""
+            raise SteerError(f"{each}: no such GGUF file{of}")
+    return found
+
+
+def _joined(headers: list[Header]) -> dict[str, TensorEntry]:
+    tensors: dict[str, TensorEntry] = {}
+    for header in headers:
+        for name, entry in header.tensors.items():
+            if name in tensors:
+                raise SteerError(f"{header.path}: tensor {name} appears twice")
+            tensors[name] = entry
+    return tensors
+
+
+def _check_split(path: Path, headers: list[Header]) -> None:
+    """Each part says how many there are, and which one it is."""
+    for number, header in enumerate(headers):
+        count = header.fields.get("split.count", 1)
+        place = header.fields.get("split.no", 0)
+        if (count or 1, place) != (len(headers), number):
+            named = f"part {number + 1} of {len(headers)}" if len(headers) > 1 else "a whole file"
+            raise SteerError(
+                f"{header.path}: is part {place + 1 if isinstance(place, int) else place} of "
+                f"{count} by its metadata, {named} by its name"
+            )
+    total = headers[0].fields.get("split.tensors.count")
+    found = sum(len(header.tensors) for header in headers)
+    if len(headers) > 1 and total is not None and total != found:
+        raise SteerError(f"{path}: {total} tensors are announced, its parts hold {found}")

@@ -1,0 +1,173 @@
+"""Reads the header of a GGUF file: its metadata and its list of tensors, every size checked.
+
+Source: the GGUF specification (ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian. The
+``gguf`` package reads headers too, but makes three objects for each token of a vocabulary (seconds
+and hundreds of megabytes for a model of 1 GB) and does not ask whether a file is cut off.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import SteerError
+from engine.models.gguf.formats import format_of
+
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+# Codes of the values' types, as struct and NumPy write them.
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+_DIMENSIONS = 4
+_ALIGNMENT = 32
+_LONGEST = 2**16  # bytes of a name
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor lies in its file.
+
+    shape: rows first, as PyTorch counts (the file has it the other way round).
+    format: of its numbers, such as "Q4_K".
+    first, bytes: its place in the file.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    first: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the numbers: ``fields`` by key, tensors by name."""
+
+    path: Path
+    fields: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+
+
+def read_header(path: Path) -> Header:
+    """Read a file's header. SteerError, naming the file, on whatever is not sound in it."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(path, data).header()
+    except OSError as error:
+        raise SteerError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, UnicodeDecodeError) as error:  # an empty file cannot be mapped
+        raise SteerError(f"{path}: not a readable GGUF file: {error}") from None
+
+
+class _Reader:
+    """Walks through the header; ValueError where it is not sound."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path, self._data, self._place = path, data, 0
+
+    def header(self) -> Header:
+        if self._bytes(4) != _MAGIC:
+            raise ValueError("it does not begin with GGUF")
+        version = self._number("I")
+        if version not in _VERSIONS:
+            raise ValueError(f"version {version} is not supported: 2 and 3 (little-endian) are")
+        tensors, count = self._number("Q"), self._number("Q")
+        fields = self._unique(count, self._field, "key")
+        entries = self._unique(tensors, self._tensor, "tensor")
+        alignment = fields.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 8 or alignment % 8:
+            raise ValueError(f"general.alignment must be a multiple of 8, got {alignment!r}")
+        first = -(-self._place // alignment) * alignment
+        return Header(self._path, fields, self._placed(entries, first, alignment))
+
+    def _unique(self, count: int, read: Callable[[], tuple[str, Any]], what: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for _ in range(count):  # each one takes bytes: a wrong count soon meets the end
+            name, value = read()
+            if name in found:
+                raise ValueError(f"{what} {name} appears twice")
+            found[name] = value
+        return found
+
+    def _field(self) -> tuple[str, Any]:
+        key = self._text(_LONGEST)
+        try:
+            return key, self._value(self._number("I"))
+        except ValueError as error:
+            raise ValueError(f"key {key}: {error}") from None
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._text()
+        if kind == _BOOL:
+            return self._number("B") != 0
+        if kind == _ARRAY:
+            return self._array(self._number("I"), self._number("Q"))
+        if kind not in _NUMBERS:
+            raise ValueError(f"its type {kind} is unknown")
+        return self._number(_NUMBERS[kind])
+
+    def _array(self, kind: int, count: int) -> list[Any]:
+        if kind == _STRING:
+            return [self._text() for _ in range(count)]
+        if kind != _BOOL and kind not in _NUMBERS:
+            raise ValueError(f"arrays of type {kind} are not supported")
+        dtype = np.dtype("?" if kind == _BOOL else f"<{_NUMBERS[kind]}")
+        found: list[Any] = np.frombuffer(self._bytes(count * dtype.itemsize), dtype).tolist()
+        return found
+
+    def _tensor(self) -> tuple[str, tuple[tuple[int, ...], str, int, int]]:
+        name = self._text(_LONGEST)
+        count = self._number("I")
+        if not 1 <= count <= _DIMENSIONS:
+            raise ValueError(f"tensor {name} has {count} dimensions")
+        shape = tuple(self._number("Q") for _ in range(count))[::-1]
+        if min(shape) < 1:
+            raise ValueError(f"tensor {name} has shape {shape}")
+        try:
+            format = format_of(self._number("I"))
+            size = format.bytes(shape)
+        except ValueError as error:
+            raise ValueError(f"tensor {name}: {error}") from None
+        return name, (shape, format.name, self._number("Q"), size)
+
+    def _placed(
+        self, entries: dict[str, Any], first: int, alignment: int
+    ) -> dict[str, TensorEntry]:
+        """Tensors with their places in the file: within it, one behind the other."""
+        placed, end = {}, first
+        for name, (shape, format, offset, size) in sorted(entries.items(), key=lambda e: e[1][2]):
+            begin = first + offset
+            if offset % alignment or begin < end:
+                raise ValueError(f"tensor {name} begins at byte {begin}, inside another or askew")
+            end = begin + size
+            if end > len(self._data):
+                raise ValueError(
+                    f"tensor {name} ends at byte {end} of {len(self._data)}: the file is cut off"
+                )
+            placed[name] = TensorEntry(self._path, name, shape, format, begin, size)
+        return placed
+
+    def _number(self, code: str) -> Any:
+        (value,) = struct.unpack(f"<{code}", self._bytes(struct.calcsize(f"<{code}")))
+        return value
+
+    def _text(self, longest: int | None = None) -> str:
+        size = self._number("Q")
+        if longest is not None and size > longest:
+            raise ValueError(f"a name of {size} bytes at byte {self._place}")
+        return self._bytes(size).decode()
+
+    def _bytes(self, size: int) -> bytes:
+        end = self._place + size
+        if end > len(self._data):
+            raise ValueError(f"the file is cut off at byte {len(self._data)}, within its header")
+        found = self._data[self._place : end]
+        self._place = end
+        return found

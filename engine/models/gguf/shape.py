@@ -1,0 +1,153 @@
+"""The shape of a model from a GGUF file's metadata, put in the words of a ``config.json``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from engine.config import ModelConfig
+from engine.errors import SteerError
+from engine.models.config_json import parse_config
+from engine.models.gguf.file import GgufFile
+from engine.models.gguf.tensors import ROPE_FACTORS, dequantised_tensor
+from engine.models.gguf.tokenizer import end_ids
+
+# llama.cpp's name for an architecture, and transformers'. Mistral's files say "llama".
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+_NUMBER = (int, float)
+# Keys that are read, and those that change nothing. Any other could: it is refused.
+_READ = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length",
+    "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
+    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+}  # fmt: skip
+_NO_MATTER = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
+# Keys that are fine as long as they switch nothing on.
+_OFF: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
+    "use_parallel_residual": (False,), "pooling_type": (0,),
+    "rope.scaling.yarn_log_multiplier": (0,), "rope.scaling.yarn_ext_factor": (1, -1),
+}  # fmt: skip
+
+
+def model_config(file: GgufFile) -> ModelConfig:
+    """The shape. SteerError, naming the file, on an architecture or a key that is not supported."""
+    name = file.get("general.architecture", str)
+    if name not in ARCHITECTURES:
+        raise SteerError(
+            f"{file.path}: architecture {name or 'none named'} is not supported; "
+            f"supported: {', '.join(ARCHITECTURES)}"
+        )
+    _check_keys(file, name)
+    config = parse_config(_config_json(file, name), str(file.path))
+    if ROPE_FACTORS not in file.tensors:
+        return config
+    if config.rope.kind != "default":
+        raise SteerError(f"{file.path}: {ROPE_FACTORS} beside rope type {config.rope.kind!r}")
+    entry = file.tensors[ROPE_FACTORS]
+    factors = dequantised_tensor(entry).flatten()
+    if len(factors) != config.head_dim // 2 or not bool((factors > 0).all()):
+        raise SteerError(
+            f"{file.path}: tensor {ROPE_FACTORS} has shape {entry.shape}; expected "
+            f"({config.head_dim // 2},), all above 0"
+        )
+    return replace(config, rope_factors=tuple(_shortest(factor.item()) for factor in factors))
+
+
+def _check_keys(file: GgufFile, name: str) -> None:
+    for key in file.keys(f"{name}."):
+        short = key.removeprefix(f"{name}.")
+        if short in _OFF:
+            value = file.get(key, (bool, *_NUMBER))
+            if value not in _OFF[short]:
+                raise SteerError(f"{file.path}: {key} {value} is not supported")
+        elif short not in _READ | _NO_MATTER:
+            raise SteerError(f"{file.path}: {key} is not known here, and may change the model")
+
+
+def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
+    """What the model's ``config.json`` would say."""
+    embedding, biased = file.tensors.get("token_embd.weight"), "blk.0.attn_q.bias" in file.tensors
+    if embedding is None:
+        raise SteerError(f"{file.path}: tensor token_embd.weight is missing")
+    found = {
+        theirs: file.get(f"{name}.{ours}", kind)
+        for theirs, ours, kind in (
+            ("num_hidden_layers", "block_count", int),
+            ("max_position_embeddings", "context_length", int),
+            ("hidden_size", "embedding_length", int),
+            ("intermediate_size", "feed_forward_length", int),
+            ("num_attention_heads", "attention.head_count", int),
+            ("num_key_value_heads", "attention.head_count_kv", int),
+            ("head_dim", "attention.key_length", int),
+            ("rms_norm_eps", "attention.layer_norm_rms_epsilon", float),
+            ("rope_theta", "rope.freq_base", float),
+            ("sliding_window", "attention.sliding_window", int),
+        )
+    }
+    raw = {key: _plain(value) for key, value in found.items() if value is not None}
+    for key in ("hidden_size", "num_attention_heads"):
+        if raw.get(key, 1) < 1:
+            raise SteerError(f"{file.path}: {key} must be at least 1, got {raw[key]}")
+    return raw | {
+        "architectures": [ARCHITECTURES[name]],
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": biased,
+        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        "use_sliding_window": bool(raw.get("sliding_window")),
+        "eos_token_id": end_ids(file),
+        "partial_rotary_factor": _rotated_share(file, name, raw),
+        "rope_scaling": _rope_scaling(file, name),
+    }
+
+
+def _rotated_share(file: GgufFile, name: str, raw: dict[str, Any]) -> float:
+    """Of a head; heads of values are as wide as those of keys, or it is refused."""
+    width = raw.get("head_dim")
+    if width is None and {"hidden_size", "num_attention_heads"} <= raw.keys():
+        width = raw["hidden_size"] // raw["num_attention_heads"]
+    values = file.get(f"{name}.attention.value_length", int, width)
+    if values != width:
+        raise SteerError(f"{file.path}: heads of {width} for keys and {values} for values")
+    rotated: int = file.get(f"{name}.rope.dimension_count", int, width)
+    return rotated / width if width else 1.0
+
+
+def _rope_scaling(file: GgufFile, name: str) -> dict[str, Any] | None:
+    kind = file.get(f"{name}.rope.scaling.type", str, "none")
+    factor = file.get(f"{name}.rope.scaling.factor", _NUMBER)
+    linear = file.get(f"{name}.rope.scale_linear", _NUMBER)  # of old files
+    if kind == "none" and linear not in (None, 1):
+        kind, factor = "linear", linear
+    if kind == "none":
+        return None
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": _plain(factor)}
+    original = file.get(f"{name}.rope.scaling.original_context_length", int)
+    extra = {
+        "original_max_position_embeddings": original,
+        "beta_fast": file.get(f"{name}.rope.scaling.yarn_beta_fast", _NUMBER),
+        "beta_slow": file.get(f"{name}.rope.scaling.yarn_beta_slow", _NUMBER),
+    }
+    times = _plain(file.get(f"{name}.rope.scaling.attn_factor", _NUMBER, 1.0))
+    if times != 1 and factor:  # on top of what YaRN itself asks for
+        extra["attention_factor"] = times * (0.1 * float(np.log(factor)) + 1)
+    return scaling | {key: _plain(value) for key, value in extra.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    return _shortest(value) if isinstance(value, float) else value
+
+
+def _shortest(value: Any) -> float:
+    """The shortest decimal with the same fp32: 1e-06, not 9.999999974752427e-07."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,246 @@
+"""A GGUF file's tokenizer, chat template and special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, NamedTuple
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from engine.errors import SteerError
+from engine.models.gguf.file import GgufFile
+from engine.spm import SentencePieceModel
+
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+_KEYS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",  # so spelled in the format
+    "pad_token": "padding_token_id",
+}
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Files name one end; of these, checkpoints' generation_config.json lists the others.
+_END_TEXTS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
+
+
+class _Splitter(NamedTuple):
+    """What ``tokenizer.ggml.pre`` stands for: how text is cut before merges.
+
+    whole: a piece that is a token stays whole, whatever the merges say.
+    marks: whether a text begins with the beginning's token, where the file does not say.
+    """
+
+    cut: Callable[[], list[pre_tokenizers.PreTokenizer]]
+    nfc: bool = False
+    whole: bool = False
+    marks: bool = False
+
+
+def _pattern(text: str) -> Callable[[], list[pre_tokenizers.PreTokenizer]]:
+    return lambda: [
+        pre_tokenizers.Split(Regex(text), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+    ]
+
+
+def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+
+
+def _words(digits: str) -> str:
+    """The pattern of Llama 3 and Qwen2, which differ in how many digits stand together."""
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
+        r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _pattern(_words(r"\p{N}"))
+_LLAMA3 = _Splitter(_pattern(_words(r"\p{N}{1,3}")), whole=True, marks=True)
+_SPLITTERS = {
+    "qwen2": _Splitter(_QWEN2, nfc=True),
+    "deepseek-r1-qwen": _Splitter(_QWEN2),
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "tekken": _Splitter(_pattern(_TEKKEN), whole=True, marks=True),
+    "smollm": _Splitter(lambda: [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]),
+    "gpt-2": _Splitter(_gpt2),
+}
+
+
+class GgufTokenizer(NamedTuple):
+    """A fast tokenizer, the chat template's source, and special tokens by transformers' names."""
+
+    tokenizer: Tokenizer
+    template: str | None
+    special: dict[str, str]
+
+
+def read_tokenizer(file: GgufFile) -> GgufTokenizer:
+    """SteerError, naming the file, on a kind of tokenizer that is not supported, by its name."""
+    vocabulary = _Vocabulary(file)
+    kind = file.get("tokenizer.ggml.model", str)
+    if kind == "gpt2":
+        tokenizer, marks = _byte_level(file, vocabulary)
+    elif kind == "llama":
+        tokenizer, marks = _sentencepiece(file, vocabulary), True
+    else:
+        raise SteerError(
+            f"{file.path}: tokenizer.ggml.model {kind!r} is not supported; supported: gpt2, llama"
+        )
+    vocabulary.check_ids(tokenizer)
+    special = {
+        theirs: vocabulary.text(f"tokenizer.ggml.{ours}")
+        for theirs, ours in _KEYS.items()
+        if file.get(f"tokenizer.ggml.{ours}", int) is not None
+    }
+    ends = (("bos_token", "add_bos_token", marks), ("eos_token", "add_eos_token", False))
+    _mark(tokenizer, [_end(file, special, *each) for each in ends])
+    return GgufTokenizer(tokenizer, file.get("tokenizer.chat_template", str), special)
+
+
+def end_ids(file: GgufFile) -> list[int]:
+    """The ids that end an answer: those that the file names, and known control tokens."""
+    vocabulary = _Vocabulary(file)
+    named = (file.get(f"tokenizer.ggml.{key}", int) for key in _ENDS)
+    known = (
+        index
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind == _CONTROL and text in _END_TEXTS
+    )
+    return sorted({index for index in chain(named, known) if index is not None})
+
+
+class _Vocabulary:
+    """Tokens and their kinds by id."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self.tokens = file.texts("tokenizer.ggml.tokens")
+        self.kinds = file.get("tokenizer.ggml.token_type", list, [_NORMAL] * len(self.tokens))
+        if len(self.kinds) != len(self.tokens):
+            raise SteerError(
+                f"{file.path}: {len(self.tokens)} tokens, but {len(self.kinds)} types of tokens"
+            )
+
+    def text(self, key: str) -> str:
+        """The token that a key names by its id."""
+        index = self._file.get(key, int)
+        if not 0 <= index < len(self.tokens):
+            raise SteerError(
+                f"{self._file.path}: {key} is {index}, there are {len(self.tokens)} tokens"
+            )
+        return self.tokens[index]
+
+    def ids(self) -> dict[str, int]:
+        """Of all tokens that are in use."""
+        found: dict[str, int] = {}
+        for index, (text, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
+            if kind == _UNUSED:
+                continue
+            if text in found:
+                raise SteerError(
+                    f"{self._file.path}: token {text!r} has two ids, {found[text]} and {index}"
+                )
+            found[text] = index
+        return found
+
+    def added(self) -> list[AddedToken]:
+        """Tokens that stand for themselves; the special ones have no text."""
+        pairs = zip(self.tokens, self.kinds, strict=True)
+        return [
+            AddedToken(text, special=kind == _CONTROL, normalized=False)
+            for text, kind in pairs
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+
+    def check_ids(self, tokenizer: Tokenizer) -> None:
+        """SteerError where the library gave a token another id than the file."""
+        for text, index in self.ids().items():
+            if tokenizer.token_to_id(text) != index:
+                raise SteerError(
+                    f"{self._file.path}: token {text!r} should be id {index}, "
+                    f"it is {tokenizer.token_to_id(text)}"
+                )
+
+
+def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
+    name = file.get("tokenizer.ggml.pre", str)
+    if name not in _SPLITTERS:
+        raise SteerError(
+            f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; "
+            f"supported: {', '.join(_SPLITTERS)}"
+        )
+    splitter = _SPLITTERS[name]
+    try:
+        model = models.BPE(vocabulary.ids(), _merges(file), ignore_merges=splitter.whole)
+    except Exception as error:  # the library raises plain Exception
+        raise SteerError(f"{file.path}: not a usable tokenizer: {error}") from None
+    tokenizer = Tokenizer(model)
+    if splitter.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    steps = splitter.cut()
+    tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(vocabulary.added())
+    return tokenizer, splitter.marks
+
+
+def _merges(file: GgufFile) -> list[tuple[str, str]]:
+    found = []
+    for merge in file.texts("tokenizer.ggml.merges"):
+        left, _, right = merge.partition(" ")
+        if not (left and right) or " " in right:
+            raise SteerError(f"{file.path}: a merge must be of two tokens, got {merge!r}")
+        found.append((left, right))
+    return found
+
+
+def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> Tokenizer:
+    scores = file.get("tokenizer.ggml.scores", list)
+    if not scores or len(scores) != len(vocabulary.tokens):
+        raise SteerError(f"{file.path}: tokenizer.ggml.scores must have one number for each token")
+    vocabulary.ids()  # refuses doubled tokens
+    pieces = list(zip(vocabulary.tokens, scores, vocabulary.kinds, strict=True))
+    model = SentencePieceModel(
+        pieces,
+        dummy_prefix=file.get("tokenizer.ggml.add_space_prefix", bool, True),
+        removes_spaces=file.get("tokenizer.ggml.remove_extra_whitespaces", bool, False),
+    )
+    return model.tokenizer()
+
+
+def _end(
+    file: GgufFile, special: dict[str, str], token: str, flag: str, default: bool
+) -> str | None:
+    """The token at one end of a text, if the file wants one there."""
+    wanted = file.get(f"tokenizer.ggml.{flag}", bool)
+    if wanted and token not in special:
+        raise SteerError(f"{file.path}: tokenizer.ggml.{flag} is set, but there is no {token}")
+    return special.get(token) if (default if wanted is None else wanted) else None
+
+
+def _mark(tokenizer: Tokenizer, ends: list[str | None]) -> None:
+    """Puts tokens around each text that is to be encoded with special tokens."""
+    first, last = ends
+    parts = [f"{first}:0"] * bool(first) + ["$A:0"] + [f"{last}:0"] * bool(last)
+    ids: list[Any] = [(t, tokenizer.token_to_id(t)) for t in dict.fromkeys(ends) if t]
+    if ids:
+        tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ids)

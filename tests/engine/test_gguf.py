@@ -1,0 +1,373 @@
+"""GGUF files as checkpoints: what transformers' own loader makes of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, GGUFWriter
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GgufConfig
+
+from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.models.checkpoint import load_config, load_weights
+from engine.models.gguf.header import read_header
+from engine.models.rope import frequencies
+
+from .gguf_files import END, SHAPE, TOKENS, random_model, write_gguf
+
+CONFIG = EngineConfig(arena_tokens=2048)
+LINEAR = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+def mixed(*names: str) -> Callable[[str], str]:
+    """Formats in turn, as files mix them."""
+    seen: list[str] = []
+
+    def format_of(name: str) -> str:
+        seen.append(name)
+        return names[len(seen) % len(names)]
+
+    return format_of
+
+
+CASES: dict[str, tuple[str, dict[str, Any], Callable[[str], str]]] = {
+    "qwen2": ("qwen2", {}, mixed("F32")),
+    "qwen2 tied, linear formats": ("qwen2", {"tie_word_embeddings": True}, mixed(*LINEAR)),
+    "qwen3, heads of their own": ("qwen3", {"head_dim": 128}, mixed("Q6_K", "BF16")),
+    "qwen3, blocks": ("qwen3", {"head_dim": 128}, mixed(*BLOCKS)),
+    "llama": ("llama", {}, mixed("F16")),
+    "llama tied, all formats": ("llama", {"tie_word_embeddings": True}, mixed(*LINEAR, *BLOCKS)),
+}
+
+
+def folder_of_transformers(path: Path) -> Path:
+    """What transformers reads out of a file, as a checkpoint folder. It saves none itself."""
+    oracle = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    folder = path.with_suffix("")
+    folder.mkdir()
+    config = {k: v for k, v in oracle.config.to_dict().items() if k != "quantization_config"}
+    config["architectures"] = [type(oracle).__name__]
+    (folder / "config.json").write_text(json.dumps(config))
+    tied = oracle.config.tie_word_embeddings
+    kept = {n: t for n, t in oracle.state_dict().items() if n != "lm_head.weight" or not tied}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_is_the_folder_that_transformers_makes_of_it(case: str, tmp_path: Path):
+    """Every weight and the shape, to the bit."""
+    architecture, settings, format_of = CASES[case]
+    path = write_gguf(tmp_path / "m.gguf", random_model(architecture, **settings), format_of)
+    folder = folder_of_transformers(path)
+    mine, theirs = load_config(path), load_config(folder)
+    for field in vars(theirs):
+        if field not in ("eos_ids", "max_position"):
+            pair = getattr(mine, field), getattr(theirs, field)
+            same = np.float32(pair[0]) == np.float32(pair[1]) if field == "norm_eps" else False
+            assert same or pair[0] == pair[1], field
+    assert mine.max_position == SHAPE["max_position_embeddings"] and mine.eos_ids == (
+        TOKENS.index("<|endoftext|>"),
+        END,
+    )
+    found = load_weights(path, mine, torch.float32)
+    expected = load_weights(folder, theirs, torch.float32)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pair_of_files_writes_what_its_models_write(dtype: str, tmp_path: Path):
+    """Greedy text of both models: transformers' at fp32."""
+    models = random_model("qwen2"), random_model("llama", seed=1)
+    small, large = (write_gguf(tmp_path / f"{n}.gguf", model) for n, model in enumerate(models))
+    engine = Engine("custom", small=small, large=large, config=CONFIG, dtype=dtype)
+    ids = engine.tokenizer.encode("the 123 cat")
+    for model, policy in zip(models, ("small", "large"), strict=True):
+        (done,) = engine.generate([ids], SamplingParams(max_tokens=12), policy)
+        assert done.token_ids
+        if dtype == "float32":
+            tokens = torch.tensor([[*ids, *done.token_ids]])
+            logits = model(tokens).logits[0, len(ids) - 1 : -1]
+            assert logits.argmax(-1).tolist() == list(done.token_ids)
+    assert engine.tokenizer.chat([{"role": "user", "content": "hi"}])[-1] == END
+
+
+def test_a_file_beside_a_folder(tmp_path: Path):
+    """Their tokenizers are the same, so text can cross."""
+    path = write_gguf(tmp_path / "m.gguf", random_model("llama"))
+    folder = tmp_path / "folder"
+    random_model("llama", seed=1).save_pretrained(folder)
+    engine = Engine("custom", small=path, large=path, config=CONFIG)
+    (folder / "tokenizer.json").write_text(engine.tokenizer._tokenizer.to_str())
+    mixed_pair = Engine("custom", small=path, large=folder, config=CONFIG)
+    assert mixed_pair.generate(["the"], SamplingParams(max_tokens=4), "large")
+
+
+def test_splits(tmp_path: Path):
+    """As llama.cpp splits them; any part missing or another one in its place is named."""
+    model = random_model("qwen2")
+    whole = write_gguf(tmp_path / "whole.gguf", model)
+    write_gguf(tmp_path / "part.gguf", model, split_max_tensors=10)
+    parts = sorted(tmp_path.glob("part-*.gguf"))
+    assert len(parts) == 3 and parts[0].name == "part-00001-of-00003.gguf"
+    config = load_config(parts[0])
+    assert config == load_config(whole)
+    expected = load_weights(whole, config, torch.float32)
+    for name, tensor in load_weights(parts[0], config, torch.float32).items():
+        assert torch.equal(expected[name], tensor), name
+    data = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(
+        SteerError, match=r"00002-of-00003\.gguf: is part 3 of 3 by its metadata, part 2"
+    ):
+        load_config(parts[0])
+    parts[1].unlink()
+    with pytest.raises(SteerError, match=r"part-00002-of-00003\.gguf: no such GGUF file, part of"):
+        load_config(parts[0])
+    parts[1].write_bytes(data)
+    parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(
+        SteerError, match="is part 1 of 3 by its metadata, a whole file by its name"
+    ):
+        load_config(tmp_path / "alone.gguf")
+
+
+def test_the_header_says_what_the_formats_own_package_says(tmp_path: Path):
+    path = write_gguf(tmp_path / "m.gguf", random_model("qwen3"), mixed(*LINEAR, *BLOCKS))
+    header, reader = read_header(path), GGUFReader(path)
+    own = {n: f.contents() for n, f in reader.fields.items() if not n.startswith("GGUF.")}
+    assert header.fields == own
+    assert len(header.tensors) == len(reader.tensors)
+    for tensor in reader.tensors:
+        entry = header.tensors[tensor.name]
+        assert (entry.first, entry.bytes) == (tensor.data_offset, tensor.n_bytes)
+        assert entry.shape == tuple(int(n) for n in tensor.shape)[::-1]
+        assert entry.format == tensor.tensor_type.name
+
+
+def test_rope_factors_are_llama_3s_scaling(tmp_path: Path):
+    """The same frequencies as config.json's llama3 gives, by the factors that converters write."""
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    model = random_model("llama", rope_parameters=scaling)
+    folder = tmp_path / "folder"
+    model.save_pretrained(folder)
+    expected = frequencies(load_config(folder))
+    plain = 1 / 10000 ** (torch.arange(0, 64, 2) / 64)
+    factors = (plain / expected).numpy().astype(np.float32)
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_tensor("rope_freqs.weight", factors)
+
+    path = write_gguf(tmp_path / "m.gguf", model, change=add)
+    torch.testing.assert_close(frequencies(load_config(path)), expected, rtol=1e-6, atol=0)
+    engine = Engine("custom", small=path, large=folder_with_tokenizer(folder, path), config=CONFIG)
+    params = SamplingParams(max_tokens=40)
+    texts = [engine.generate(["the 123"], params, p)[0].text for p in ("small", "large")]
+    assert texts[0] == texts[1]
+
+
+def folder_with_tokenizer(folder: Path, path: Path) -> Path:
+    engine = Engine("custom", small=path, large=path, config=CONFIG)
+    (folder / "tokenizer.json").write_text(engine.tokenizer._tokenizer.to_str())
+    return folder
+
+
+def test_yarn_and_linear_scaling(tmp_path: Path):
+    model = random_model("qwen2")
+
+    def yarn(writer: GGUFWriter) -> None:
+        writer.add_string("qwen2.rope.scaling.type", "yarn")
+        writer.add_float32("qwen2.rope.scaling.factor", 4.0)
+        writer.add_uint32("qwen2.rope.scaling.original_context_length", 512)
+
+    rope = load_config(write_gguf(tmp_path / "y.gguf", model, change=yarn))
+    assert (rope.rope.kind, rope.rope.factor, rope.max_position) == ("yarn", 4.0, 2048)
+    assert rope.rope.attention_factor == pytest.approx(0.1 * np.log(4) + 1)
+
+    def linear(writer: GGUFWriter) -> None:
+        writer.add_float32("qwen2.rope.scale_linear", 2.0)
+
+    rope = load_config(write_gguf(tmp_path / "l.gguf", model, change=linear))
+    assert (rope.rope.kind, rope.rope.factor) == ("linear", 2.0)
+
+
+def test_recommended_sampling(tmp_path: Path):
+    def add(writer: GGUFWriter) -> None:
+        writer.add_float32("general.sampling.temp", 0.5)
+        writer.add_int32("general.sampling.top_k", 20)
+
+    model = random_model("qwen2")
+    path = write_gguf(tmp_path / "m.gguf", model, change=add)
+    found = Engine("custom", small=path, large=path, config=CONFIG).default_params
+    assert found == SamplingParams(temperature=0.5, top_k=20)
+    path = write_gguf(tmp_path / "n.gguf", model)
+    found = Engine("custom", small=path, large=path, config=CONFIG).default_params
+    assert found == SamplingParams()
+
+
+def _key(name: str, value: Any) -> Callable[[GGUFWriter], None]:
+    return lambda writer: writer.add_key_value(name, value, _kind_of(value))
+
+
+def _kind_of(value: Any) -> Any:
+    from gguf import GGUFValueType
+
+    kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32,
+             str: GGUFValueType.STRING}  # fmt: skip
+    return kinds[type(value)]
+
+
+def _tensor(name: str, *shape: int) -> Callable[[GGUFWriter], None]:
+    return lambda writer: writer.add_tensor(name, np.ones(shape, np.float32))
+
+
+REFUSED: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {
+    "experts": (_key("qwen2.expert_count", 8), r"qwen2\.expert_count 8 is not supported"),
+    "an unknown key": (_key("qwen2.attention.scale", 0.5), r"attention\.scale is not known here"),
+    "not causal": (_key("qwen2.attention.causal", False), r"attention\.causal False is not"),
+    "part of a head": (_key("qwen2.rope.dimension_count", 16), "partial_rotary_factor other"),
+    "odd rope": (_key("qwen2.rope.scaling.type", "longrope"), "rope type 'longrope' is not"),
+    "a wrong type": (_key("qwen2.attention.sliding_window", "wide"), "must be int, got 'wide'"),
+    "an extra tensor": (_tensor("blk.0.attn_sinks.weight", 4), "unexpected tensor blk.0.attn_sink"),
+    "an extra layer": (_tensor("blk.7.attn_norm.weight", 256), "unexpected tensor model.layers.7"),
+    "odd factors": (_tensor("rope_freqs.weight", 5), r"rope_freqs\.weight has shape \(5,\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_supported_is_named(case: str, tmp_path: Path):
+    change, message = REFUSED[case]
+    path = write_gguf(tmp_path / "m.gguf", random_model("qwen2"), change=change)
+    with pytest.raises(SteerError, match=message) as error:
+        Engine("custom", small=path, large=path, config=CONFIG)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_architectures_are_named(tmp_path: Path):
+    writer = GGUFWriter(tmp_path / "m.gguf", "gemma3")
+    writer.write_header_to_file(tmp_path / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SteerError, match="architecture gemma3 is not supported; supported: qwen2"):
+        load_config(tmp_path / "m.gguf")
+
+
+def test_a_pair_that_differs_in_its_words(tmp_path: Path):
+    small = write_gguf(tmp_path / "s.gguf", random_model("qwen2"))
+    large = write_gguf(
+        tmp_path / "l.gguf", random_model("qwen2"), change=lambda w: w.add_add_bos_token(False)
+    )
+    Engine("custom", small=small, large=large, config=CONFIG)
+    data = large.read_bytes().replace(b"<tool>", b"<took>")
+    large.write_bytes(data)
+    with pytest.raises(SteerError, match=r"s\.gguf and .*l\.gguf differ: token '<tool>'"):
+        Engine("custom", small=small, large=large, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("sound") / "m.gguf"
+    return write_gguf(path, random_model("qwen2")).read_bytes()
+
+
+def _at(data: bytes, place: int, code: str, value: int) -> bytes:
+    size = struct.calcsize(code)
+    return data[:place] + struct.pack(f"<{code}", value) + data[place + size :]
+
+
+def _tensor_info(data: bytes, name: bytes) -> int:
+    """Where a tensor's number of dimensions stands."""
+    return data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+
+
+NAME = b"blk.0.attn_norm.weight"
+HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda d: b"", "not a readable GGUF file"),
+    "another file": (lambda d: b"PK\3\4" + d[4:], "does not begin with GGUF"),
+    "a pickle": (lambda d: b"\x80\x04" + d[2:], "does not begin with GGUF"),
+    "version 1": (lambda d: _at(d, 4, "I", 1), "version 1 is not supported"),
+    "big-endian": (lambda d: _at(d, 4, "I", 3 << 24), "not supported: 2 and 3 .little-endian"),
+    "many tensors": (lambda d: _at(d, 8, "Q", 2**60), "cut off|dimensions|name of|twice"),
+    "many keys": (lambda d: _at(d, 16, "Q", 2**60), "unknown|cut off|name of|not a readable"),
+    "a long name": (lambda d: _at(d, 24, "Q", 2**63), "a name of 9223372036854775808 bytes"),
+    "cut in the header": (lambda d: d[:3000], "cut off at byte 3000, within its header"),
+    "cut in the data": (lambda d: d[:-64], "the file is cut off"),
+    "no dimensions": (lambda d: _at(d, _tensor_info(d, NAME), "I", 0), "has 0 dimensions"),
+    "a huge tensor": (
+        lambda d: _at(d, _tensor_info(d, NAME) + 4, "Q", 2**62),
+        f"tensor {NAME.decode()} ends at byte|tensor .* begins",
+    ),
+    "an empty tensor": (lambda d: _at(d, _tensor_info(d, NAME) + 4, "Q", 0), r"has shape \(0,\)"),
+    "an odd format": (
+        lambda d: _at(d, _tensor_info(d, NAME) + 12, "I", 77),
+        "format 77 is unknown",
+    ),
+    "inside another": (lambda d: _at(d, _tensor_info(d, NAME) + 16, "Q", 32), "inside another"),
+    "askew": (lambda d: _at(d, _tensor_info(d, NAME) + 16, "Q", 33), "inside another or askew"),
+    "twice": (
+        lambda d: d.replace(b"blk.0.attn_norm.weight", b"blk.1.attn_norm.weight"),
+        r"tensor blk\.1\.attn_norm\.weight appears twice",
+    ),
+    "not UTF-8": (lambda d: d.replace(b"<tool>", b"<\xff\xfe\xfd>"), "not a readable GGUF file"),
+    "another shape": (
+        lambda d: _at(d, _tensor_info(d, NAME) + 4, "Q", 255),
+        r"input_layernorm.weight has shape \(255,\), its metadata asks for \(256,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files(case: str, sound: bytes, tmp_path: Path):
+    """Each in one line that names the file, at once, whatever sizes it claims."""
+    change, message = HOSTILE[case]
+    path = tmp_path / "m.gguf"
+    path.write_bytes(change(sound))
+    with pytest.raises(SteerError, match=message) as error:
+        Engine("custom", small=path, large=path, config=CONFIG)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_cut_is_refused(sound: bytes, tmp_path: Path):
+    """Wherever a download stopped."""
+    path = tmp_path / "m.gguf"
+    for size in {*range(1, 400, 7), *range(400, len(sound), len(sound) // 50)}:
+        path.write_bytes(sound[:size])
+        with pytest.raises(SteerError, match="cut off"):
+            load_config(path)
+
+
+def test_missing_files(tmp_path: Path):
+    for path, message in (
+        (tmp_path / "no.gguf", r"no\.gguf: no such GGUF file"),
+        (
+            tmp_path / "no",
+            r"no: no such folder; expected a Hugging Face checkpoint folder or a \.g",
+        ),
+    ):
+        with pytest.raises(SteerError, match=message):
+            Engine("custom", small=path, large=path)
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(SteerError, match="is a folder, expected a GGUF file"):
+        load_config(tmp_path / "folder.gguf")
+    (tmp_path / "model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(SteerError, match=r"model\.bin: a file; expected"):
+        load_config(tmp_path / "model.bin")
