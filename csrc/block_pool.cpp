@@ -229,8 +229,7 @@ std::int64_t BlockPool::reclaimable(int model) const {
   std::int64_t blocks = cached_.at(model);
   if (cached_[1 - model] == 0) return blocks;
   for (SlabId id = 0; id < slab_count(); ++id)
-    if (slabs_[id].owner == 1 - model && only_cache(id) && open_to(id, model))
-      blocks += slots_[model];
+    if (slabs_[id].owner == 1 - model && lendable(id, model)) blocks += slots_[model];
   return blocks;
 }
 

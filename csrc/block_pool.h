@@ -45,6 +45,10 @@ class BlockPool {
   bool only_cache(SlabId slab) const {
     return slabs_.at(slab).held > 0 && slabs_[slab].held == slabs_[slab].cached;
   }
+  // Can lane `model` have a slab of the other one's at once, if its cached blocks are dropped?
+  bool lendable(SlabId slab, int model) const {
+    return only_cache(slab) && open_to(slab, model) && drained(slab, model);
+  }
 
   // Lane `model` plans to use `block` in `tick`.
   void fence(int model, BlockId block, Tick tick);
@@ -73,7 +77,7 @@ class BlockPool {
   // Blocks that allocate(model) could return now, one after the other.
   std::int64_t available(int model) const;
   // As many again once cached blocks are dropped: the model's own, and the other's slabs that hold
-  // only cache.
+  // only cache and are in no tick in flight.
   std::int64_t reclaimable(int model) const;
   std::int64_t cached(int model) const { return cached_.at(model); }
   std::int64_t live(int model) const { return live_.at(model); }

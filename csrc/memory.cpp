@@ -1,10 +1,11 @@
 // Where memory comes from when it is short: the progress rule.
 //
 // A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; its own cache,
-// least recently used; the other's slabs that hold only cache; then KV that no sequence will go
-// back to. Last, a sequence takes KV of the newest one after it in the order that is not in flight
-// there. That one is suspended: it stops on both models, keeps what no other needs, and waits until
-// there is room for it to its end (admission.cpp). A sequence with none after it waits.
+// least recently used; the other's slabs that hold only cache and that no tick in flight uses; then
+// KV that no sequence will go back to. Last, a sequence takes KV of the newest one after it in the
+// order that is not in flight there. That one is suspended: it stops on both models, keeps what no
+// other needs, and waits until there is room for it to its end (admission.cpp). A sequence with
+// none after it waits.
 //
 // Only the leader, the first in the order that waits for no answer, may besides take KV of a model
 // that a sequence is not using, its own included: at the next handoff that is computed again. So it

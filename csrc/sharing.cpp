@@ -143,7 +143,8 @@ std::optional<BlockId> Scheduler::take_block(int lane) {
   const int other = 1 - lane;
   for (const BlockId parked : cache_.parked(other)) {
     const SlabId slab = pool_.slab_of(other, parked);
-    if (!pool_.only_cache(slab) || !pool_.open_to(slab, lane)) continue;
+    // Behind a fence (of void rows) the cache would be dropped, and no block come of it yet.
+    if (!pool_.lendable(slab, lane)) continue;
     save_slab(slab, lane);
     for (const BlockId block : pool_.cached_blocks(slab)) evict(other, block);
     return pool_.allocate(lane);

@@ -165,6 +165,28 @@ def test_void_rows_keep_nothing_waiting(make_scheduler: Make) -> None:
     assert scheduler.plan(LARGE) == 1
 
 
+def test_what_a_void_row_keeps_from_the_other_lane_stays_cached(make_scheduler: Make) -> None:
+    """Dropped now it would bring no block: the lane has no use for it before that row retires."""
+    scheduler = make_scheduler(slabs=3, slots=(1, 1), max_context=8, prefix_cache=True)
+    first = start(scheduler, SMALL, prompt=4, max_tokens=4)
+    scheduler.plan(SMALL)
+    commit(scheduler, SMALL, B)
+    second = start(scheduler, LARGE, prompt=4, max_tokens=4, stop_ids=[5])
+    for _ in range(2):
+        assert scheduler.plan(LARGE, ahead=True) == 1
+    commit(scheduler, LARGE, 5)
+    assert scheduler.sequence(second).ahead == [0, 0]
+    assert scheduler.pool.cached(LARGE) == 1
+    assert [scheduler.pool.reclaimable(lane) for lane in (SMALL, LARGE)] == [0, 1]
+    assert scheduler.plan(SMALL) == 0
+    assert scheduler.buffers(SMALL).short_of_memory
+    commit(scheduler, LARGE, B)
+    assert scheduler.plan(SMALL) == 1
+    assert scheduler.sequence(first).in_flight == [1, 0]
+    assert scheduler.pool.cached(LARGE) == 1
+    assert scheduler.counters()["evictions"] == [0, 0]
+
+
 @pytest.mark.parametrize("what", ["truncate", "abort", "preempt"])
 def test_an_operation_between_two_plans(make_scheduler: Make, what: str) -> None:
     scheduler = make_scheduler()

@@ -117,6 +117,17 @@ def test_a_fence_holds_the_slab_from_the_other_lane() -> None:
     assert (pool.available(LARGE), pool.allocate(LARGE)) == (2, 0)
 
 
+def test_a_fence_holds_what_is_cached_from_the_other_lane() -> None:
+    """A slab that holds only cache is no room for the other model while its tick is in flight."""
+    pool = BlockPool(1, RATIO)
+    block = pool.allocate(SMALL)
+    pool.fence(SMALL, block, 0)
+    pool.release(SMALL, block, keep=True)
+    assert (pool.reclaimable(SMALL), pool.reclaimable(LARGE)) == (1, 0)
+    pool.retire(SMALL, 0)
+    assert (pool.reclaimable(SMALL), pool.reclaimable(LARGE)) == (1, 2)
+
+
 def test_the_last_of_several_fences_counts() -> None:
     """A slab is lent on after all of its fences, not after the first."""
     pool = BlockPool(1, RATIO)
