@@ -14,19 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import dataset
+from bench import alone, dataset
 from bench.comparison import Comparison, named
 from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
-from bench.pricing import price_trace, priced_table
+from bench.pricing import beside_notes, price_trace, priced_table
 from bench.report import run as report
 from bench.rows import RowWriter
 from bench.table import again_notes
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError
-from engine.config import NAMED_PAIRS, Pair
 from engine.files import check_output
+from engine.pairs import NAMED_PAIRS, Pair
 from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
 
@@ -111,6 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--save-calibration", type=Path, metavar="FILE", help="write the calibration used")
     add("--save-traces", type=Path, metavar="DIR", help="write each policy's trace, JSON lines")
     add("--trace", type=Path, metavar="FILE", help="price this trace (pairs without weights)")
+    add(
+        "--beside",
+        metavar="LIST",
+        help=f"price these models alone as well (pairs without weights): {alone.HELP}",
+    )
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
     report.add_flags(parser)
@@ -243,7 +248,8 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     )  # fmt: skip
     _refuse(options, needy, "needs weights: pass --small DIR and --large DIR")
     _check(options)
-    rows = price_trace(pair, options.trace, options.problems)
+    beside = alone.read_names(options.beside)
+    rows = price_trace(pair, options.trace, options.problems, beside)
     what = options.trace or "a stored trace of the embedded pair"
     print(f"Nothing was run and accuracy is not measured: {pair.name} is priced from {what}.")
     print(f"{rows[0]['n']} requests, {rows[-1]['trace']}.\n")
@@ -253,7 +259,8 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
         "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: it\n"
         f"has {tokens / rows[0]['n']:.1f} tokens a request and {tokens / steps:.1f} a step."
     )
-    for note in again_notes(rows, "record the trace with a larger arena"):
+    notes = again_notes(rows[:3], "record the trace with a larger arena")
+    for note in (*notes, *beside_notes(rows)):
         print(note)
     with RowWriter(options.json) as writer:
         for row in rows:
@@ -272,6 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
             return price_pair(options, pair)
         if options.trace:
             raise SteerError("--trace prices a pair without weights; this pair can be run")
+        if options.beside is not None:
+            raise SteerError("--beside prices a pair without weights; this pair can be run")
         if pair.name != "tiny" and not options.dataset and not options.style:
             raise SteerError(f"pair {pair.name} needs problems: pass --dataset FILE.jsonl")
         return run_pair(options, pair)

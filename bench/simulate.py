@@ -4,6 +4,7 @@ python -m bench.simulate                                  1.5B and 32B on an H10
 python -m bench.simulate --weights fp8 --rate 0.5,1,2,4 --handoff 0.1 --plot out/rates.png
 python -m bench.simulate --card a100 --weights fp8 --concurrency 64 --memory 8
 python -m bench.simulate --table measured.csv             your own tick times
+python -m bench.simulate --handoff 0.1,1 --beside qwen3-30b-a3b    what else one could run
 
 The C++ scheduler plans, preempts and lends memory as in the engine, but no model runs: a plan takes
 the time of a roofline (weights once a tick, keys and values as read and written, FLOPs at the
@@ -26,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.rows import RowWriter
+from bench.simulation.beside import compare, load
 from bench.simulation.grid import Grid
 from bench.simulation.options import build_parser
 from bench.simulation.plots import grid_plot
@@ -43,6 +45,10 @@ busy: share of time with a tick in flight; batch: sequences in a tick; slabs: sh
 over time. All three: small / large. lent: slabs that went from one model to the other.
 suspended: requests that stopped as others needed their keys and values. again: rows that were
 computed again, for 100 that gave a token."""
+_BESIDE = """\
+Simulated, too, each with a card to itself and what its weights leave there. Speed only: how good
+the answers are is not known here, and other models have other tokens. Experts are taken to be
+chosen evenly and at random, so that more of them are read than with real routers."""
 
 
 def _pair(row: dict[str, Any], name: str, digits: int, unit: float = 1.0) -> str:
@@ -65,7 +71,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
         [
             (
                 r["lanes"],
-                f"{r['rate']:g}/s" if r["rate"] else f"{r['concurrency']} at once",
+                load(r),
                 f"{r['handoff']:g}",
                 f"{r['tokens_per_second']:.1f}",
                 f"{r['requests_per_second']:.3f}",
@@ -112,6 +118,7 @@ def speed(rows: Sequence[dict[str, Any]]) -> str:
 def run(grid: Grid, options: argparse.Namespace) -> int:
     """Simulate the grid; rows appear in the file as soon as they are done."""
     rows: list[dict[str, Any]] = []
+    alone: list[dict[str, Any]] = []
     history: list[tuple[float, int, int]] = []
     code = 0
     with RowWriter(options.json) as writer:
@@ -121,11 +128,17 @@ def run(grid: Grid, options: argparse.Namespace) -> int:
                 rows.append({"simulated": True, **vars(case), **grid.fields, **simulation.run()})
                 history = simulation.arena.history
                 writer.write(rows[-1])
+            for model in tqdm(grid.beside, "beside", disable=not grid.beside):
+                for row in model.rows():
+                    alone.append(row)
+                    writer.write(row)
         except KeyboardInterrupt:
             print("interrupted: these combinations were finished", file=sys.stderr)
             code = INTERRUPTED
     if rows:
         print(f"{head(grid.fields)}\n\n{show(rows)}\n\n{_NOTES}\n{speed(rows)}")
+    if alone:
+        print(f"\n{compare([*rows, *alone])}\n\n{_BESIDE}")
     if rows and options.plot:
         grid_plot(rows, history, options.plot, head(grid.fields))
     return code

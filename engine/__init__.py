@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.aio import AsyncEngine
-    from engine.config import EngineConfig, Pair
+    from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.errors import QueueFullError, SteerError
     from engine.ledger import Usage
+    from engine.pairs import Pair
     from engine.params import SamplingParams
     from engine.relay import Prompt
     from engine.request import Completion, Retracted, Step, TokenLogprobs
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "aio": ("AsyncEngine",),
-        "config": ("EngineConfig", "Pair"),
+        "config": ("EngineConfig",),
         "engine": ("Engine",),
         "errors": ("QueueFullError", "SteerError"),
         "ledger": ("Usage",),
+        "pairs": ("Pair",),
         "params": ("SamplingParams",),
         "relay": ("Prompt",),
         "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),

@@ -7,10 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import NAMED_MODELS, NAMED_PAIRS, EngineConfig
+from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
+from engine.named_models import NAMED_MODELS
+from engine.pairs import NAMED_PAIRS
 from engine.params import SamplingParams
 from engine.relay import Prompt
 from engine.replay import command as replaying

@@ -1,4 +1,4 @@
-"""Shapes, pairs and settings. Every default of the engine lives here."""
+"""The shape of a model, and the engine's settings. Every default of the engine lives here."""
 
 from __future__ import annotations
 
@@ -136,86 +136,6 @@ class ModelConfig:
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values of one token, all layers."""
         return self.layers * 2 * self.kv_width * element_bytes
-
-
-def _qwen25(
-    hidden: int, layers: int, heads: int, kv_heads: int, ff: int, vocab: int, tied: bool = False
-) -> ModelConfig:
-    return ModelConfig(vocab, hidden, ff, layers, heads, kv_heads, hidden // heads, tied=tied)
-
-
-# Shapes of published checkpoints, to price what is not on disk. With weights on disk, their own
-# config.json counts.
-NAMED_MODELS: dict[str, ModelConfig] = {
-    "qwen-0.5b": _qwen25(896, 24, 14, 2, 4864, 151936, tied=True),
-    "qwen-1.5b": _qwen25(1536, 28, 12, 2, 8960, 151936, tied=True),
-    "qwen-3b": _qwen25(2048, 36, 16, 2, 11008, 151936, tied=True),
-    "qwen-7b": _qwen25(3584, 28, 28, 4, 18944, 152064),
-    "qwen-14b": _qwen25(5120, 48, 40, 8, 13824, 152064),
-    "qwen-32b": _qwen25(5120, 64, 40, 8, 27648, 152064),
-    "qwen-72b": _qwen25(8192, 80, 64, 8, 29568, 152064),
-}
-NAMED_PAIRS: tuple[str, ...] = (
-    "tiny",
-    "custom",  # any two folders
-    "qwen-0.5b/qwen-7b",
-    "qwen-1.5b/qwen-7b",
-    "qwen-1.5b/qwen-14b",
-    "qwen-1.5b/qwen-32b",
-    "qwen-3b/qwen-32b",
-    "qwen-7b/qwen-72b",
-)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A small and a large model by name, and where their weights are, if anywhere.
-
-    ``made_up``: shapes that no checkpoint has, for dummy weights.
-    """
-
-    name: str
-    small: Path | None = None
-    large: Path | None = None
-    made_up: tuple[ModelConfig, ModelConfig] | None = None
-
-    @classmethod
-    def named(
-        cls, name: str, small: str | Path | None = None, large: str | Path | None = None
-    ) -> Pair:
-        """A named pair; ``small`` and ``large`` are folders of weights (tiny has its own)."""
-        if name not in NAMED_PAIRS:
-            raise SteerError(f"unknown pair {name!r}; known: {', '.join(NAMED_PAIRS)}")
-        if name == "tiny":
-            small, large = small or TINY / "small", large or TINY / "large"
-        if (small is None) != (large is None):
-            missing = "small" if small is None else "large"
-            raise SteerError(f"pair {name}: the folder of the {missing} model is missing")
-        if name == "custom" and small is None:
-            raise SteerError("pair custom: pass the folders of both models")
-        return cls(name, Path(small) if small else None, Path(large) if large else None)
-
-    @property
-    def shapes(self) -> tuple[ModelConfig, ModelConfig]:
-        """The named shapes of small and large; SteerError for a pair without (tiny)."""
-        if self.made_up:
-            return self.made_up
-        small, slash, large = self.name.partition("/")
-        if not slash:
-            raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
-        return NAMED_MODELS[small], NAMED_MODELS[large]
-
-    def check_shapes(self, found: tuple[ModelConfig, ModelConfig]) -> None:
-        """SteerError if folders do not hold what the pair's name says."""
-        if "/" not in self.name:
-            return
-        for name, shape, named in zip(self.name.split("/"), found, self.shapes, strict=True):
-            for field in ("layers", "hidden_size", "heads", "kv_heads", "intermediate_size"):
-                if getattr(shape, field) != getattr(named, field):
-                    raise SteerError(
-                        f"this is not {name}: {field} is {getattr(shape, field)}, expected "
-                        f"{getattr(named, field)}; use the pair custom for other models"
-                    )
 
 
 _SWITCHES = (

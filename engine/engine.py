@@ -11,7 +11,7 @@ from typing import Any
 from engine import _core
 from engine.card import CardRoom
 from engine.chat import Message
-from engine.config import ROLES, TINY, EngineConfig, Pair
+from engine.config import ROLES, TINY, EngineConfig
 from engine.device import choose_devices, choose_dtype, make_queue
 from engine.driver import Driver
 from engine.errors import SteerError
@@ -23,6 +23,7 @@ from engine.lane import Lane
 from engine.loading import load_pair
 from engine.memory import KVArena
 from engine.models.decoder import Decoder
+from engine.pairs import Pair
 from engine.params import SamplingParams
 from engine.parking import HostStore
 from engine.pricing import Executed, Price

@@ -11,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.table import render
-from engine.config import NAMED_MODELS, NAMED_PAIRS, Pair
+from engine.named_models import NAMED_MODELS
+from engine.pairs import NAMED_PAIRS, Pair
 from kernels import registry
 from kernels.variant import ModelShape, Variant, compile_variant
 

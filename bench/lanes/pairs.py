@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.config import NAMED_PAIRS, ModelConfig, Pair, Quantisation
+from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
+from engine.expert_mixtures import refuse_mixtures
+from engine.pairs import NAMED_PAIRS, Pair
 
 # Two sizes: one for CI, one whose large model does not fit a CPU's cache.
 SCALED: dict[str, tuple[ModelConfig, ModelConfig]] = {
@@ -25,7 +27,7 @@ PACKINGS = {
 }
 # Smaller than the default, for a card that does not hold it; by falling size.
 SMALLER = ("qwen-1.5b/qwen-14b", "qwen-1.5b/qwen-7b", "qwen-0.5b/qwen-1.5b")
-DUMMY_PAIRS = (*SCALED, *(name for name in NAMED_PAIRS if "/" in name), SMALLER[-1])
+DUMMY_PAIRS = (*SCALED, *(name for name in NAMED_PAIRS if "/" in name))
 
 
 def dummy_pair(name: str, layers: int | None = None, quantise: str | None = None) -> Pair:
@@ -36,6 +38,7 @@ def dummy_pair(name: str, layers: int | None = None, quantise: str | None = None
         layers: replaces the depth of both models.
         quantise: how the large model's linear layers are packed, one of ``PACKINGS``.
     """
+    refuse_mixtures(name)
     if name not in DUMMY_PAIRS:
         raise SteerError(f"--pair: no shapes for {name!r}; known: {', '.join(DUMMY_PAIRS)}")
     if quantise is not None and quantise not in PACKINGS:

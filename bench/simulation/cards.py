@@ -50,6 +50,11 @@ def resident_bytes(shapes: tuple[ModelConfig, ModelConfig], weights: str) -> int
     return sum(weight_bytes(s, element) for s in shapes) + sum(embeddings)
 
 
+def free_gib(name: str, held: float) -> float:
+    """GiB for keys and values beside ``held`` bytes of weights; 0 or less where they do not fit."""
+    return CARDS[name].memory_gib - held / GIB - RESERVE_GIB
+
+
 def arena_bytes(
     name: str, shapes: tuple[ModelConfig, ModelConfig], weights: str, wanted_gib: float | None
 ) -> int:
@@ -59,7 +64,7 @@ def arena_bytes(
     """
     held = resident_bytes(shapes, weights) / GIB
     memory = CARDS[name].memory_gib
-    left = memory - held - RESERVE_GIB
+    left = free_gib(name, held * GIB)
     books = f"{memory:g} GiB less {held:.1f} of {weights} weights and a reserve of {RESERVE_GIB:g}"
     if left <= 0:
         raise SteerError(

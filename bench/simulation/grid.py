@@ -5,21 +5,32 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeVar
 
+from bench.alone import read_names
 from bench.plot import check_plot
-from bench.simulation.cards import CARDS, GIB, KV_BYTES, WEIGHTS, arena_bytes
+from bench.simulation.beside import Beside
+from bench.simulation.cards import CARDS, GIB, WEIGHTS, arena_bytes, resident_bytes
 from bench.simulation.options import EFFICIENCY, OVERHEAD_US, PAIRS
-from bench.simulation.setting import BLOCK_TOKENS, Case, Setting, check_fits, check_lanes
+from bench.simulation.setting import (
+    Case,
+    Setting,
+    arena_fields,
+    arena_of,
+    check_fits,
+    check_lanes,
+)
 from bench.simulation.table import read_table
 from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload
-from engine.config import EngineConfig, ModelConfig, Pair
+from engine.config import ModelConfig
 from engine.errors import SteerError
+from engine.expert_mixtures import refuse_mixtures
 from engine.files import check_output
 from engine.memory import ArenaGeometry
+from engine.pairs import Pair
 
 _T = TypeVar("_T")
 Shapes = tuple[ModelConfig, ModelConfig]
@@ -57,12 +68,16 @@ def each(text: str, read: Callable[[str], _T]) -> list[_T]:
 
 @dataclass(frozen=True)
 class Grid:
-    """All that a command line asks for. ``fields`` are those that every row carries."""
+    """All that a command line asks for. ``fields`` are those that every row carries.
+
+    beside: what else is simulated at the same loads, a model alone each.
+    """
 
     setting: Setting
     workload: Workload
     cases: list[Case]
     fields: dict[str, Any]
+    beside: list[Beside]
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Grid:
@@ -81,6 +96,7 @@ class Grid:
         fields = {
             "pair": options.model_pair,
             "weights": options.weights if card else None,
+            "weights_gib": resident_bytes(shapes, options.weights) / GIB if card else None,
             **_times_fields(options, card),
             **_setting_fields(setting),
             "requests": requests,
@@ -88,7 +104,19 @@ class Grid:
             "max_tokens": max(workload.limits),
             "seed": seed,
         }
-        return cls(setting, workload, cases, fields)
+        beside = _beside(options, setting, cases, fields)
+        return cls(setting, workload, cases, fields, beside)
+
+
+def _beside(
+    options: argparse.Namespace, setting: Setting, cases: list[Case], fields: dict[str, Any]
+) -> list[Beside]:
+    models = read_names(options.beside)
+    if models and fields["times"] != "roofline":
+        raise SteerError("--beside goes with the roofline, not with --table")
+    wanted = None if options.memory is None else float(options.memory)
+    asked = _max_tokens(options)
+    return [Beside.of(model, setting, cases, fields, wanted, asked) for model in models]
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -99,6 +127,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _shapes(options: argparse.Namespace) -> Shapes:
+    refuse_mixtures(options.model_pair)
     if options.model_pair not in PAIRS:
         known = ", ".join(PAIRS)
         raise SteerError(f"--model-pair: no shapes for {options.model_pair!r}; known: {known}")
@@ -136,13 +165,7 @@ def _geometry(options: argparse.Namespace, shapes: Shapes, card: str | None) -> 
     wanted = options.memory
     gib = None if wanted is None else real("--memory", wanted, 0, 10000, above=True)
     room = arena_bytes(card, shapes, options.weights, gib) if card else int((gib or 0) * GIB)
-    geometry = ArenaGeometry.of(shapes, EngineConfig(block_tokens=BLOCK_TOKENS), KV_BYTES)
-    slabs, least = room // geometry.slab_bytes, geometry.slab_bytes / GIB
-    if slabs < 1:
-        raise SteerError(
-            f"--memory: {room / GIB:.3g} GiB holds no block; expected {least:.3g} or more"
-        )
-    return replace(geometry, slabs=slabs)
+    return arena_of(shapes, room)
 
 
 def _setting(options: argparse.Namespace, shapes: Shapes, card: str | None) -> Setting:
@@ -210,13 +233,9 @@ def _times_fields(options: argparse.Namespace, card: str | None) -> dict[str, An
 
 
 def _setting_fields(setting: Setting) -> dict[str, Any]:
-    geometry = setting.geometry
     return {
         "together": setting.together,
-        "memory_gib": geometry.slabs * geometry.slab_bytes / GIB,
-        "slabs": geometry.slabs,
-        "slots": list(geometry.slots),
-        "block_tokens": BLOCK_TOKENS,
+        **arena_fields(setting.geometry),
         "max_sequences": setting.max_sequences,
         "max_tick_tokens": setting.max_tick_tokens,
         "gather": setting.gather,

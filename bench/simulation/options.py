@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from bench import alone
 from bench.simulation.cards import CARDS, RESERVE_GIB, WEIGHTS
 from bench.simulation.table import COLUMNS
 from bench.simulation.workload import LONGEST
-from engine.config import LANE_POLICIES, NAMED_PAIRS, EngineConfig
+from engine.config import LANE_POLICIES, EngineConfig
 from engine.errors import SteerError
+from engine.pairs import NAMED_PAIRS
 
 EFFICIENCY = 0.7  # assumed, as is the overhead
 OVERHEAD_US = 200.0
@@ -58,6 +60,12 @@ def _add_card(group: argparse._ArgumentGroup) -> None:
         metavar="GIB",
         help="of the arena (default: what the card has left after both "
         f"models' weights and a reserve of {RESERVE_GIB:g} GiB)",
+    )
+    add(
+        "--beside",
+        metavar="LIST",
+        help="simulate these models alone as well, each with a card to itself, at every load: "
+        f"{alone.HELP}",
     )
     add(
         "--max-sequences",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from bench.simulation.cards import GIB, KV_BYTES
 from bench.simulation.ticktimes import TickTimes
 from bench.simulation.workload import DELIMITERS, TOKEN_BYTES
 from engine import _core
@@ -57,6 +59,27 @@ class Case:
     handoff: float
     concurrency: int | None = None
     rate: float | None = None
+
+
+def arena_of(shapes: tuple[ModelConfig, ModelConfig], room: int) -> ArenaGeometry:
+    """An arena of ``room`` bytes. SteerError where it holds no block."""
+    geometry = ArenaGeometry.of(shapes, EngineConfig(block_tokens=BLOCK_TOKENS), KV_BYTES)
+    slabs, least = room // geometry.slab_bytes, geometry.slab_bytes / GIB
+    if slabs < 1:
+        raise SteerError(
+            f"--memory: {room / GIB:.3g} GiB holds no block; expected {least:.3g} or more"
+        )
+    return replace(geometry, slabs=slabs)
+
+
+def arena_fields(geometry: ArenaGeometry) -> dict[str, Any]:
+    """What a row says of the arena."""
+    return {
+        "memory_gib": geometry.slabs * geometry.slab_bytes / GIB,
+        "slabs": geometry.slabs,
+        "slots": list(geometry.slots),
+        "block_tokens": BLOCK_TOKENS,
+    }
 
 
 def check_lanes(name: str) -> None:

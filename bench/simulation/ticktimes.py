@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from bench.alone import Alone
 from bench.simulation.cards import KV_BYTES, WEIGHTS, Card
 from engine.config import ModelConfig
 from engine.pricing import Price, weight_bytes
@@ -28,11 +29,28 @@ class TickTimes(Protocol):
 class _Terms:
     """What a tick of one model moves and computes, in seconds at the card's full speed."""
 
-    weights: float  # to read them once
     kv: float  # to read or write one token's keys and values
     row: float  # to compute one row, attention left out
     key: float  # to attend to one key from one row
     head: float  # to compute one row of logits
+
+    @classmethod
+    def of(cls, shape: ModelConfig, price: Price, card: Card, weights: str) -> _Terms:
+        peak = card.peak(weights)
+        return cls(
+            kv=shape.kv_bytes_per_token(KV_BYTES) / card.bandwidth,
+            row=price.row / peak,
+            key=price.key / card.bf16,
+            head=price.head / peak,
+        )
+
+    def seconds(self, weights: float, batch: float, context: float, span: float) -> float:
+        """Of a tick that takes ``weights`` seconds to read the weights."""
+        context = max(context, span)  # a row sees itself: less is no tick
+        moved = weights + self.kv * batch * (context + span)
+        keys = span * context - span * (span - 1) / 2
+        computed = batch * (self.row * span + self.key * keys + self.head)
+        return max(moved, computed)
 
 
 class Roofline:
@@ -54,23 +72,36 @@ class Roofline:
         """``efficiency``: share of the roofline reached; ``overhead``: seconds on top a tick."""
         self._efficiency = efficiency
         self._overhead = overhead
-        peak = card.peak(weights)
-        self._terms = [
-            _Terms(
-                weights=weight_bytes(shape, WEIGHTS[weights]) / card.bandwidth,
-                kv=shape.kv_bytes_per_token(KV_BYTES) / card.bandwidth,
-                row=price.row / peak,
-                key=price.key / card.bf16,
-                head=price.head / peak,
-            )
-            for shape, price in ((shape, Price.of(shape)) for shape in shapes)
-        ]
+        self._weights = [weight_bytes(s, WEIGHTS[weights]) / card.bandwidth for s in shapes]
+        self._terms = [_Terms.of(s, Price.of(s), card, weights) for s in shapes]
 
     def seconds(self, model: int, batch: float, context: float, span: float) -> float:
         """See :class:`TickTimes`."""
-        t = self._terms[model]
-        context = max(context, span)  # a row sees itself: less is no tick
-        moved = t.weights + t.kv * batch * (context + span)
-        keys = span * context - span * (span - 1) / 2
-        computed = batch * (t.row * span + t.key * keys + t.head)
-        return max(moved, computed) / self._efficiency + self._overhead
+        taken = self._terms[model].seconds(self._weights[model], batch, context, span)
+        return taken / self._efficiency + self._overhead
+
+
+class AloneRoofline:
+    """Likewise of one model that has the card to itself, whichever lane it runs in.
+
+    Of a mixture of experts a tick reads the experts that its rows are expected to choose
+    (:mod:`bench.expert_mixtures`). Experts in 4 bits are multiplied in bf16: these cards have no
+    units for them. Windows that slide are not modelled: every layer sees all keys.
+    """
+
+    def __init__(
+        self, model: Alone, card: Card, weights: str, efficiency: float, overhead: float
+    ) -> None:
+        """As of :class:`Roofline`."""
+        self._efficiency = efficiency
+        self._overhead = overhead
+        self._model = model
+        read = model.read_bytes(WEIGHTS[weights])
+        self._always, self._experts = (size / card.bandwidth for size in read)
+        self._terms = _Terms.of(model.shape, model.price, card, model.weights(weights))
+
+    def seconds(self, model: int, batch: float, context: float, span: float) -> float:
+        """See :class:`TickTimes`."""
+        weights = self._always + self._experts * self._model.coverage(batch * span)
+        taken = self._terms.seconds(weights, batch, context, span)
+        return taken / self._efficiency + self._overhead

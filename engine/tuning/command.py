@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config import NAMED_PAIRS, EngineConfig
+from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
+from engine.pairs import NAMED_PAIRS
 from engine.params import SamplingParams
 from engine.routing.calibration import Calibration
 from engine.routing.signals import check_signal

@@ -40,7 +40,8 @@ from bench.lanes.device import Device
 from bench.lanes.options import COMMON, Options
 from bench.lanes.puppet import Puppet
 from engine import Engine
-from engine.config import ModelConfig, Pair
+from engine.config import ModelConfig
+from engine.pairs import Pair
 from kernels import norm, ops, registry
 from tests.card.simulated import GIB, simulated_card
 

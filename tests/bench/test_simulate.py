@@ -22,8 +22,9 @@ from bench.simulation.table import TableTimes, read_table, write_table
 from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload
 from engine import SteerError
-from engine.config import LANE_POLICIES, EngineConfig, Pair
+from engine.config import LANE_POLICIES, EngineConfig
 from engine.memory import ArenaGeometry
+from engine.pairs import Pair
 
 SMALL, LARGE = range(2)
 SHAPES = Pair.named("qwen-1.5b/qwen-32b").shapes
@@ -494,7 +495,7 @@ def test_a_saved_table_is_read_again(tmp_path: Path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--model-pair=tiny", "--model-pair: no shapes for 'tiny'; known: qwen-0.5b/qwen-7b"),
+        ("--model-pair=tiny", "--model-pair: no shapes for 'tiny'; known: qwen-0.5b/qwen-1.5b"),
         ("--card=h900", "--card: unknown card 'h900'; known: h100"),
         ("--weights=int4", "--weights: expected bf16 or fp8, got 'int4'"),
         ("--card=rtx4090", "the weights do not fit"),

@@ -1,0 +1,76 @@
+"""A named model by itself, dense or a mixture of experts, as a rival of a routed pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench import expert_mixtures
+from engine.config import ModelConfig
+from engine.errors import SteerError
+from engine.expert_mixtures import NAMED_MIXTURES, ExpertMixture
+from engine.models.footprint import stored_bytes
+from engine.named_models import NAMED_MODELS
+from engine.pricing import Price, weight_bytes
+
+NAMES = (*NAMED_MODELS, *NAMED_MIXTURES)
+HELP = "comma-separated, of " + ", ".join(NAMES)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One model. ``shape``: of a mixture the dense model that one row meets."""
+
+    name: str
+    shape: ModelConfig
+    mixture: ExpertMixture | None = None
+
+    @classmethod
+    def named(cls, name: str) -> Alone:
+        """SteerError for a name that is none of ``NAMES``."""
+        if name in NAMED_MODELS:
+            return cls(name, NAMED_MODELS[name])
+        if name in NAMED_MIXTURES:
+            return cls(name, NAMED_MIXTURES[name].row_shape, NAMED_MIXTURES[name])
+        raise SteerError(f"--beside: unknown model {name!r}; known: {', '.join(NAMES)}")
+
+    @property
+    def price(self) -> Price:
+        """FLOPs."""
+        return expert_mixtures.price(self.mixture) if self.mixture else Price.of(self.shape)
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return (
+            expert_mixtures.parameters(self.mixture)
+            if self.mixture
+            else stored_bytes(self.shape, 1)
+        )
+
+    def weights(self, asked: str) -> str:
+        """The format of its weights where ``asked`` ("bf16", "fp8") is that of the others."""
+        published = self.mixture is not None and self.mixture.expert_bits is not None
+        return "mxfp4 experts, bf16" if published else asked
+
+    def resident_bytes(self, element_bytes: int) -> float:
+        """Of all weights; ``element_bytes`` counts where it has no format of its own."""
+        if self.mixture:
+            return expert_mixtures.resident_bytes(self.mixture, element_bytes)
+        return stored_bytes(self.shape, element_bytes)
+
+    def read_bytes(self, element_bytes: int) -> tuple[float, float]:
+        """Of weights: what every tick reads, and the experts, of which it reads ``coverage``."""
+        if self.mixture:
+            return expert_mixtures.read_bytes(self.mixture, element_bytes)
+        return weight_bytes(self.shape, element_bytes), 0.0
+
+    def coverage(self, rows: float) -> float:
+        """Share of the experts that a tick of so many rows reads; 0.0 of a dense model."""
+        return expert_mixtures.coverage(self.mixture, rows) if self.mixture else 0.0
+
+
+def read_names(text: str | None) -> list[Alone]:
+    """The models of a comma-separated list, each once; none for None. SteerError if unknown."""
+    if text is None:
+        return []
+    return [Alone.named(name) for name in dict.fromkeys(part.strip() for part in text.split(","))]

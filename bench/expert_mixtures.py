@@ -1,0 +1,79 @@
+"""What a mixture of experts computes, stores and reads. Parameters and bytes of a whole model.
+
+A tick of few rows reads few experts, a tick of many rows nearly all. How many is worked out for
+rows that choose their experts at random, evenly, and each by itself. Real routers have favourites:
+then fewer different experts are read, so this is the most that can be expected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.expert_mixtures import ExpertMixture
+from engine.models import footprint
+from engine.pricing import Price
+
+PUBLISHED = 2  # bytes of an element outside of the experts where these have a format of their own
+
+
+def expert_parameters(mixture: ExpertMixture) -> int:
+    """Of all experts of all layers."""
+    shape, width = mixture.row_shape, mixture.expert_width
+    each = 3 * shape.hidden_size * width
+    biases = 2 * width + shape.hidden_size if mixture.biased else 0
+    return shape.layers * mixture.experts * (each + biases)
+
+
+def _router_parameters(mixture: ExpertMixture) -> int:
+    """With them the sinks of attention heads."""
+    shape = mixture.row_shape
+    more = mixture.experts + shape.heads if mixture.biased else 0
+    return shape.layers * (shape.hidden_size * mixture.experts + more)
+
+
+def _chosen_parameters(mixture: ExpertMixture) -> int:
+    """What ``row_shape`` has in its MLPs."""
+    shape = mixture.row_shape
+    return shape.layers * 3 * shape.hidden_size * shape.intermediate_size
+
+
+def parameters(mixture: ExpertMixture) -> int:
+    """All of them."""
+    rest = footprint.stored_bytes(mixture.row_shape, 1) - _chosen_parameters(mixture)
+    return rest + _router_parameters(mixture) + expert_parameters(mixture)
+
+
+def price(mixture: ExpertMixture) -> Price:
+    """FLOPs of a row: the experts that it goes through, and the router."""
+    dense, shape = Price.of(mixture.row_shape), mixture.row_shape
+    return replace(dense, row=dense.row + 2 * shape.layers * shape.hidden_size * mixture.experts)
+
+
+def coverage(mixture: ExpertMixture, rows: float) -> float:
+    """Share of a layer's experts that a tick of so many rows reads, as expected."""
+    return 1.0 - (1.0 - mixture.chosen / mixture.experts) ** rows
+
+
+def resident_bytes(mixture: ExpertMixture, element_bytes: int) -> float:
+    """Of all weights. ``element_bytes`` counts where experts have no format of their own."""
+    rest = parameters(mixture) - expert_parameters(mixture)
+    return rest * _plain(mixture, element_bytes) + _expert_bytes(mixture, element_bytes)
+
+
+def read_bytes(mixture: ExpertMixture, element_bytes: int) -> tuple[float, float]:
+    """Of weights: what every tick reads (the embedding never), and all experts together.
+
+    A tick of some rows reads :func:`coverage` of the latter.
+    """
+    rest = footprint.read_bytes(mixture.row_shape, 1) - _chosen_parameters(mixture)
+    rest += _router_parameters(mixture)
+    return rest * _plain(mixture, element_bytes), _expert_bytes(mixture, element_bytes)
+
+
+def _plain(mixture: ExpertMixture, element_bytes: int) -> int:
+    return element_bytes if mixture.expert_bits is None else PUBLISHED
+
+
+def _expert_bytes(mixture: ExpertMixture, element_bytes: int) -> float:
+    bits = 8 * element_bytes if mixture.expert_bits is None else mixture.expert_bits
+    return expert_parameters(mixture) * bits / 8

@@ -1,0 +1,83 @@
+"""Pairs of a small and a large model by name, and where their weights are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import TINY, ModelConfig
+from engine.errors import SteerError
+from engine.expert_mixtures import refuse_mixtures
+from engine.named_models import NAMED_MODELS
+
+NAMED_PAIRS: tuple[str, ...] = (
+    "tiny",
+    "custom",  # any two folders
+    "qwen-0.5b/qwen-1.5b",
+    "qwen-0.5b/qwen-7b",
+    "qwen-1.5b/qwen-7b",
+    "qwen-1.5b/qwen-14b",
+    "qwen-1.5b/qwen-32b",
+    "qwen-3b/qwen-32b",
+    "qwen-7b/qwen-72b",
+    "qwen-coder-0.5b/qwen-coder-1.5b",
+    "qwen3-0.6b/qwen3-8b",
+    "qwen3-0.6b/qwen3-32b",
+    "qwen3-1.7b/qwen3-32b",
+    "llama-1b/llama-8b",
+    "llama-1b/llama-70b",
+)
+# What makes a checkpoint the one that a name says. Not ``tied``: a file may repeat a tied head.
+_COMPARED = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A small and a large model by name, and where their weights are, if anywhere.
+
+    ``made_up``: shapes that no checkpoint has, for dummy weights.
+    """
+
+    name: str
+    small: Path | None = None
+    large: Path | None = None
+    made_up: tuple[ModelConfig, ModelConfig] | None = None
+
+    @classmethod
+    def named(
+        cls, name: str, small: str | Path | None = None, large: str | Path | None = None
+    ) -> Pair:
+        """A named pair; ``small`` and ``large`` are folders of weights (tiny has its own)."""
+        refuse_mixtures(name)
+        if name not in NAMED_PAIRS:
+            raise SteerError(f"unknown pair {name!r}; known: {', '.join(NAMED_PAIRS)}")
+        if name == "tiny":
+            small, large = small or TINY / "small", large or TINY / "large"
+        if (small is None) != (large is None):
+            missing = "small" if small is None else "large"
+            raise SteerError(f"pair {name}: the folder of the {missing} model is missing")
+        if name == "custom" and small is None:
+            raise SteerError("pair custom: pass the folders of both models")
+        return cls(name, Path(small) if small else None, Path(large) if large else None)
+
+    @property
+    def shapes(self) -> tuple[ModelConfig, ModelConfig]:
+        """The named shapes of small and large; SteerError for a pair without (tiny)."""
+        if self.made_up:
+            return self.made_up
+        small, slash, large = self.name.partition("/")
+        if not slash:
+            raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
+        return NAMED_MODELS[small], NAMED_MODELS[large]
+
+    def check_shapes(self, found: tuple[ModelConfig, ModelConfig]) -> None:
+        """SteerError if folders do not hold what the pair's name says."""
+        if "/" not in self.name:
+            return
+        for name, shape, named in zip(self.name.split("/"), found, self.shapes, strict=True):
+            for field in _COMPARED:
+                if getattr(shape, field) != getattr(named, field):
+                    raise SteerError(
+                        f"this is not {name}: {field} is {getattr(shape, field)}, expected "
+                        f"{getattr(named, field)}; use the pair custom for other models"
+                    )
