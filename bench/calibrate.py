@@ -18,7 +18,7 @@ AIM = Target("loss", 0.005)
 def samples_of(engine: Engine, tests: TestSet, progress: bool = False) -> list[Sample]:
     """What the small model writes alone."""
     params = SamplingParams(max_tokens=tests.max_tokens)
-    return observe(engine, [p.prompt for p in tests.problems], params, progress)
+    return observe(engine, tests.prompts(engine), params, progress)
 
 
 def fit(
@@ -45,7 +45,7 @@ def calibrate(
     calibration = fit(engine, tests, samples, window)
     bench = Bench(
         engine,
-        [p.prompt for p in tests.problems],
+        tests.prompts(engine),
         SamplingParams(max_tokens=tests.max_tokens),
         lambda i, text: tests.is_correct(tests.problems[i], text),
     )

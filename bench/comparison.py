@@ -12,6 +12,7 @@ from bench.rows import RowWriter
 from bench.stats import paired_difference
 from bench.table import again_notes, policies_table, trace_lines
 from engine import Calibration, Engine, SteerError
+from engine.conversation import Conversation
 from engine.routing.names import is_calibrated, make_policy
 
 _NOTES = """\
@@ -37,6 +38,7 @@ class Comparison:
         self.calibration: Calibration | None = None
         self.evaluations: dict[str, Evaluation] = {}
         self._rows = rows
+        self._limit = 0  # tokens of an answer
 
     def prepare(self, tests: TestSet) -> None:
         """Load or fit the calibration."""
@@ -56,6 +58,7 @@ class Comparison:
         policy = make_policy(name, self.calibration, share, price)
         folder = self.options.save_traces
         trace = folder / f"{name.replace(':', '-')}.jsonl" if folder else None
+        self._limit = tests.max_tokens
         done = evaluate(self.engine, policy, tests, name, progress=True, trace=trace)
         if name == "large" and done.ended("error"):
             raise SteerError(
@@ -77,6 +80,7 @@ class Comparison:
             "fingerprint": self.engine.fingerprint,
             "dtype": self.options.dtype,
             "problems": self._problems(),
+            **Conversation.of(self.options).settings(),
         }
 
     def _problems(self) -> str:
@@ -97,15 +101,22 @@ class Comparison:
         return "\n".join(parts)
 
     def _troubles(self) -> list[str]:
-        return [
-            f"{name}: {found.ended(reason)} of {len(found.correct)} answers {what}"
-            for name, found in self.evaluations.items()
-            for reason, what in (
-                ("error", "ended in an error (unusable logits)"),
-                ("length", "were cut off at the token limit"),
-            )
-            if found.ended(reason)
-        ]
+        """A line for each policy of which answers broke off, and for what reason."""
+        limit = f"--max-tokens {self._limit}" if self.options.dataset else f"{self._limit} tokens"
+        lines = []
+        for name, found in self.evaluations.items():
+            count = len(found.correct)
+            if broken := found.ended("error"):
+                lines.append(
+                    f"{broken} of {count} answers of policy {name} ended in an error "
+                    "(unusable logits)"
+                )
+            if found.cut_off:
+                lines.append(
+                    f"{found.cut_off} of {count} answers of policy {name} were cut off at {limit} "
+                    "and count as they stand"
+                )
+        return lines
 
     def _ordered(self) -> list[str]:
         asked = dict.fromkeys([*named(self.options), "large"])

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from engine.answers import final_answer, matches
+from engine.answers import expected_number, final_answer, marked_answer, matches
 from engine.errors import SteerError
 from engine.files import read_text
 
@@ -65,8 +65,19 @@ def _parse(where: str, line: str) -> FileProblem:
 
 
 def is_correct(problem: FileProblem, text: str) -> bool:
-    """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says."""
-    return matches(problem.answer, text) or _verified(problem.answer, final_answer(text))
+    """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says.
+
+    Where a number is expected, ``math-verify`` is asked about what the text marks only: an unmarked
+    one is read once, as ``engine.answers`` says, or "7:30" would be 30.
+    """
+    if matches(problem.answer, text):
+        return True
+    if expected_number(problem.answer) is None:
+        return _verified(problem.answer, final_answer(text))
+    given = marked_answer(text)
+    if given is None and "####" in text:
+        given = final_answer(text)
+    return given is not None and _verified(problem.answer, given)
 
 
 def _verified(expected: str, given: str) -> bool:

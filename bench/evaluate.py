@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from bench.stats import paired_difference, wilson
 from bench.tasks import registry
 from engine import Completion, Engine, Policy, SamplingParams
+from engine.conversation import Asked, Conversation
 from engine.ledger import Usage
 from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 
@@ -26,13 +27,18 @@ class HasPrompt(Protocol):
 
 @dataclass(frozen=True)
 class TestSet:
-    """Problems, their checker and how long an answer may be."""
+    """Problems, their checker, how long an answer may be, and what stands around each prompt."""
 
     problems: Sequence[Any]
     is_correct: Callable[[Any, str], bool]
     max_tokens: int
+    conversation: Conversation = field(default_factory=Conversation)
 
     __test__ = False  # not a test class
+
+    def prompts(self, engine: Engine) -> list[Asked]:
+        """What the engine is given for each problem."""
+        return self.conversation.prompts(engine, [p.prompt for p in self.problems])
 
 
 def task_tests(
@@ -77,6 +83,11 @@ class Evaluation:
         """How many answers ended for this reason."""
         return sum(c.finish_reason == reason for c in self.completions)
 
+    @property
+    def cut_off(self) -> int:
+        """How many answers were cut off, by the token limit or a deadline."""
+        return self.ended("length") + self.ended("deadline")
+
     def row(self, baseline: Evaluation) -> dict[str, Any]:
         """The result row; FLOPs and differences relative to ``baseline``, the large model alone."""
         low, high = wilson(sum(self.correct), len(self.correct))
@@ -92,7 +103,7 @@ class Evaluation:
             "minus_large_low": difference[1],
             "minus_large_high": difference[2],
             "errors": self.ended("error"),
-            "cut_off": self.ended("length"),
+            "cut_off": self.cut_off,
             "large_step_share": self.large_step_share,
             "recomputed_share": self.usage.recomputed_share,
             **relative,
@@ -120,10 +131,11 @@ def evaluate(
 
     With ``count_spared`` costs are as if nothing had been found in the engine's prefix cache.
     """
+    asked = tests.prompts(engine)
     before = engine.scheduler.counters()["ticks"]
     started = time.perf_counter()
     completions = engine.generate(
-        [p.prompt for p in tests.problems],
+        asked,
         SamplingParams(max_tokens=tests.max_tokens, token_signals=token_signals, audit=audit),
         policy,
         progress=progress,

@@ -24,7 +24,8 @@ from bench.rows import RowWriter
 from bench.table import again_notes
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
-from engine import Engine, EngineConfig, SteerError
+from engine import Engine, EngineConfig, SteerError, conversation
+from engine.conversation import Conversation, length
 from engine.files import check_output
 from engine.pairs import NAMED_PAIRS, Pair
 from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
@@ -86,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         "of its tasks (NAME,setting=value,... sets it up); the first fifth calibrates",
     )
     add("--max-tokens", type=int, metavar="N", help="per answer, with --dataset (default: 1024)")
+    conversation.add_flags(parser)
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add(
         "--arena-tokens",
@@ -186,14 +188,19 @@ def _cut(
         raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
     cut = max(1, len(problems) // 5)
     dataset.check_disjoint(problems[:cut], problems[cut:])
-    return TestSet(problems[:cut], check, limit), TestSet(problems[cut:], check, limit)
+    talk = Conversation.of(options)
+    calibration, tests = (
+        TestSet(part, check, limit, talk) for part in (problems[:cut], problems[cut:])
+    )
+    return calibration, tests
 
 
 def _check_lengths(engine: Engine, tests: TestSet) -> None:
     """SteerError for the first problem that can never run: said before any of them does."""
+    tests.conversation.check(engine)
     for problem in tests.problems:
         try:
-            tokens = len(engine.tokenizer.encode(problem.prompt))
+            tokens = length(engine, tests.conversation.prompt(engine, problem.prompt))
         except SteerError as error:
             raise SteerError(f"{problem.where}: {error}") from None
         if tokens + tests.max_tokens > engine.max_context:
@@ -272,6 +279,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
+        if not options.dataset:
+            _refuse(options, ("chat", "system", "instruction"), "goes with --dataset")
         if options.all or options.report:
             return report.write_report(options)
         pair = Pair.named(options.model_pair, options.small, options.large)

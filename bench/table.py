@@ -27,9 +27,10 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def policies_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The main table, from result rows."""
+    """The main table, from result rows; with a column for answers cut off where any was."""
+    cut = any(r.get("cut_off") for r in rows)  # older rows may lack it
     header = (
-        "policy", "accuracy", "95% interval", "large steps",
+        "policy", "accuracy", "95% interval", *["cut off"] * cut, "large steps",
         "FLOPs decode", "with catch-up", "re-prefill", "computed again", "seconds", "tokens/s",
     )  # fmt: skip
     return render(
@@ -39,6 +40,7 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
                 r["policy"],
                 f"{r['accuracy']:.3f}",
                 f"{r['ci_low']:.3f} - {r['ci_high']:.3f}",
+                *[f"{r.get('cut_off', 0) / r['n']:.1%}"] * cut,
                 f"{r['large_step_share']:.1%}",
                 *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
                 f"{r['recomputed_share']:.1%}",

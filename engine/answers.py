@@ -5,7 +5,21 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from engine.numerals import numerals, plain_number, starts_with_number
+
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_HASHES = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
+_SAID = re.compile(
+    r"\banswer\b(?:\s+(?:to|for)\s[^\n.:=\d]{0,80}?)?[\s*_]*(?:\bis\b|\bequals\b|:|=)(?!\s*not\b)"
+    r"(?P<gap>[\s*_:]*)(?=(?P<rest>[^\n]{0,200}))",
+    re.IGNORECASE,
+)
+_SPACES = re.compile(r"\s{2,}|\t")
+_BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
+_LISTED = re.compile(r"[\s*_]*\d+[.)][*_]*\s+(?=\S)")  # the number of an item
+_CLAUSE_ENDS = re.compile(
+    r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—|\s(?:because|since|which|as|so|but)\b"
+)
 
 
 def final_answer(text: str) -> str:
@@ -16,6 +30,69 @@ def final_answer(text: str) -> str:
     numbers = _NUMBER.findall(text)
     lines = text.strip().splitlines()
     return str(numbers[-1]) if numbers else lines[-1] if lines else ""
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number that a text gives as its answer; None where it gives none.
+
+    What the text marks counts, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
+    (both must hold one number: behind the last = if there is one), ``#### X``, "answer is X" or
+    "answer: X", bold in the last line that holds a number. Without a mark it is the last number of
+    that line: "18 of 20" is 20. The number of a list's item is none. How numbers are written is
+    said at ``engine.numerals``.
+    """
+    # Long runs of spaces would be tried from each of their places.
+    text = "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
+    if (given := marked_answer(text)) is not None:
+        return _only(given)
+    for clauses in (_after_hashes(text), _said(text)):
+        for clause in reversed(clauses):
+            if (value := _named(clause)) is not None:
+                return value
+    lines = map(_without_item, reversed(text.splitlines()))
+    last = next(filter(numerals, lines), "")
+    for span in reversed(_BOLD.findall(last)):
+        if (value := _named("".join(span))) is not None:
+            return value
+    return (numerals(last) or [None])[-1]
+
+
+def marked_answer(text: str) -> str | None:
+    """What stands in the last answer tags, else in the last box; of tags with a box, in that."""
+    end = text.rfind("</answer>")
+    begin = text.rfind("<answer>", 0, max(end, 0))
+    if begin < 0:
+        return _boxed(text) or None
+    tagged = text[begin + len("<answer>") : end]
+    return _boxed(tagged) or tagged
+
+
+def _only(text: str) -> Fraction | None:
+    """The one number of a text, behind its last =; None where there are several."""
+    found = numerals(text.rpartition("=")[2])
+    return found[0] if len(found) == 1 else None
+
+
+def _named(clause: str) -> Fraction | None:
+    """The number that a clause opens with, if it is the only one up to a comma or the like."""
+    return _only(_CLAUSE_ENDS.split(clause, 1)[0]) if starts_with_number(clause) else None
+
+
+def _after_hashes(text: str) -> list[str]:
+    """What follows each #### on its line, but for headings that count."""
+    return [line for line in _HASHES.findall(text) if not _LISTED.match(line)]
+
+
+def _said(text: str) -> list[str]:
+    """What follows each "answer is"; the first item of a list below it is no answer."""
+    found = [(said["gap"], said["rest"]) for said in _SAID.finditer(text)]
+    return [rest for gap, rest in found if "\n" not in gap or not _LISTED.match(rest)]
+
+
+def _without_item(line: str) -> str:
+    """A line less the number of a list's item."""
+    item = _LISTED.match(line)
+    return line[item.end() :] if item else line
 
 
 def _boxed(text: str) -> str:
@@ -30,14 +107,27 @@ def _boxed(text: str) -> str:
     return ""
 
 
-def matches(expected: str, text: str) -> bool:
-    """Whether a text's answer equals ``expected`` as a number, or as text but for case and marks.
+def expected_number(expected: str) -> Fraction | None:
+    """The value of an expected answer that is a plain number, also boxed or behind ####."""
+    return plain_number(_wanted(expected))
 
-    What is expected is read like the text if it is boxed or follows ####. Words are also right as
-    the last word of the text.
-    """
+
+def _wanted(expected: str) -> str:
     marked = "\\boxed{" in expected or "####" in expected
-    wanted = _plain(final_answer(expected) if marked else expected)
+    return final_answer(expected) if marked else expected
+
+
+def matches(expected: str, text: str) -> bool:
+    """Whether a text's answer is the expected one.
+
+    A number is compared with :func:`final_number` of the text; other answers with
+    :func:`final_answer`, as text but for case and marks, or with the last word. What is expected is
+    read like a text if it is boxed or follows ####.
+    """
+    number = expected_number(expected)
+    if number is not None:
+        return final_number(text) == number
+    wanted = _plain(_wanted(expected))
     given = _plain(final_answer(text))
     if given == wanted:
         return True
@@ -46,6 +136,14 @@ def matches(expected: str, text: str) -> bool:
     except (ValueError, ZeroDivisionError):
         words = text.split()
         return bool(words) and _plain(words[-1]) == wanted
+
+
+def agree(first: str, second: str) -> bool:
+    """Whether two texts give the same answer: as a number where both give one."""
+    one, two = final_number(first), final_number(second)
+    if one is None or two is None:
+        return final_answer(first) == final_answer(second)
+    return one == two
 
 
 def _plain(answer: str) -> str:

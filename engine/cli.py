@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from engine import conversation
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import SteerError
@@ -14,7 +15,6 @@ from engine.files import check_output
 from engine.named_models import NAMED_MODELS
 from engine.pairs import NAMED_PAIRS
 from engine.params import SamplingParams
-from engine.relay import Prompt
 from engine.replay import command as replaying
 from engine.request import Completion
 from engine.routing.calibration import Calibration
@@ -38,8 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = generate.add_argument
     add("prompts", nargs="+", metavar="PROMPT")
-    add("--chat", action="store_true", help="prompts are a user's messages: use the chat template")
-    add("--system", metavar="TEXT", help="with --chat: the system's message")
+    conversation.add_flags(generate)
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
     add("--small", type=Path, metavar="DIR", help="weights of the small model")
     add("--large", type=Path, metavar="DIR", help="weights of the large model")
@@ -131,8 +130,7 @@ def run_generate(options: argparse.Namespace) -> int:
         think_end=options.think_end,
         max_large_share=options.max_large_share,
     )
-    if options.system and not options.chat:
-        raise SteerError("--system goes with --chat")
+    talk = conversation.Conversation.of(options)
     check_output(options.trace, "--trace")
     bar = sys.stderr.isatty() and options.pair != "tiny"
     engine = Engine(
@@ -148,7 +146,7 @@ def run_generate(options: argparse.Namespace) -> int:
     policy = engine.policy(options.policy, calibration)
     if options.answer_policy:
         policy = AfterThinking(policy, engine.policy(options.answer_policy, calibration))
-    asked = [_chat(engine, p, options.system) for p in prompts] if options.chat else prompts
+    asked = talk.prompts(engine, prompts)
     completions = engine.generate(asked, params, policy, trace=options.trace)
     for i, completion in enumerate(completions):
         print(f"{prompts[i // options.n].strip()}\n{show(completion)}")
@@ -171,12 +169,6 @@ def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingPa
     """How to draw is the checkpoint's to say where the command line does not."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return replace(params, **{name: getattr(defaults, name) for name in names})
-
-
-def _chat(engine: Engine, text: str, system: str | None) -> list[int] | Prompt:
-    """The prompt of a user's message."""
-    before = [{"role": "system", "content": system}] if system else []
-    return engine.chat([*before, {"role": "user", "content": text}])
 
 
 def run_pairs(options: argparse.Namespace) -> int:

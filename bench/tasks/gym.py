@@ -12,9 +12,11 @@ import ast
 import random
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from bench.tasks import planning
+from engine.answers import expected_number, final_number
 from engine.errors import SteerError
 
 PREFIX = "reasoning-gym:"
@@ -33,8 +35,30 @@ class GymProblem:
     names: dict[str, str] | None = None  # labels by town, where the prompt is in the pair's words
 
     def score(self, text: str) -> float:
-        """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it."""
-        return max(float(self.dataset.score_answer(a, self.entry)) for a in self._readings(text))
+        """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it.
+
+        Where a plain number is expected there is one reading, the number that the text gives as its
+        answer: right if it is equal, else the scorer says whether it is near enough.
+        """
+        wanted = None if self.names else expected_number(str(self.entry["answer"]))
+        if wanted is not None:
+            return self._score_number(final_number(text), wanted)
+        return max(map(self._scored, self._readings(text)))
+
+    def _scored(self, answer: str) -> float:
+        try:
+            return float(self.dataset.score_answer(answer, self.entry))
+        except (ValueError, TypeError, ArithmeticError, LookupError):
+            return 0.0  # some scorers raise on an answer of another form
+
+    def _score_number(self, given: Fraction | None, wanted: Fraction) -> float:
+        """Some scorers take the first number of any text, and overlook its sign."""
+        if given is None or (given < 0) != (wanted < 0):
+            return 0.0
+        if given == wanted:
+            return 1.0
+        written = str(given) if given.denominator == 1 else str(float(given))
+        return self._scored(written)
 
     def _readings(self, text: str) -> list[str]:
         if self.names is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.conversation import Asked
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.params import SamplingParams
@@ -34,7 +35,7 @@ class ReadStep:
 
 
 def read_steps(
-    engine: Engine, prompts: Sequence[str], params: SamplingParams, window: Window, seed: int = 0
+    engine: Engine, prompts: Sequence[Asked], params: SamplingParams, window: Window, seed: int = 0
 ) -> list[ReadStep]:
     """Runs both models once: random handoffs, each catch-up scored."""
     wanted = replace(params, token_signals=True, audit="score")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from engine import conversation
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import SteerError
@@ -60,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help=f"per answer (default: {MOST_TOKENS}, or what the context leaves)",
     )
+    conversation.add_flags(parser)
     add("--limit", type=int, metavar="N", help="use the first N prompts")
     add(
         "--delimiter",
@@ -94,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
             "the small one's own tokens; aim at accuracy, loss, share or flops"
         )
     _check(options)
+    talk = conversation.Conversation.of(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
     config = EngineConfig(prefix_cache=False, retokenize=options.retokenize)
     if options.delimiter:
@@ -102,17 +105,18 @@ def run(options: argparse.Namespace) -> int:
     engine = Engine(
         options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
     )
-    params = SamplingParams(max_tokens=_tokens(options.max_tokens, engine, prompts.texts))
-    samples = observe(engine, prompts.texts, params, progress=sys.stderr.isatty())
+    asked = talk.prompts(engine, prompts.texts)
+    params = SamplingParams(max_tokens=_tokens(options.max_tokens, engine, asked))
+    samples = observe(engine, asked, params, progress=sys.stderr.isatty())
     chosen, findings = _choose(options, samples)
     calibration = fitted(engine, samples, chosen, prompts.texts)
     right = _right(samples, prompts.is_right)
     if aim and aim.kind == "agreement":
-        read = read_steps(engine, prompts.texts, params, Window.parse(calibration.window))
+        read = read_steps(engine, asked, params, Window.parse(calibration.window))
         taus = ladder(calibration, samples)
         calibration = tau_for_agreement(calibration, read, taus, aim.value)
     elif aim:
-        bench = Bench(engine, prompts.texts, params, prompts.is_right)
+        bench = Bench(engine, asked, params, prompts.is_right)
         calibration = choose_tau(calibration, samples, aim, bench)
         right = _right(samples, bench.is_right)
     print(_table(findings, chosen))
@@ -134,11 +138,11 @@ def _check(options: argparse.Namespace) -> None:
         check_output(path, "--output")
 
 
-def _tokens(asked: int | None, engine: Engine, texts: Sequence[str]) -> int:
+def _tokens(wanted: int | None, engine: Engine, prompts: Sequence[conversation.Asked]) -> int:
     """Of an answer: as many as wanted, or as the longest prompt leaves room for."""
-    if asked is not None:
-        return asked
-    longest = max(len(engine.tokenizer.encode(text, special=True)) for text in texts)
+    if wanted is not None:
+        return wanted
+    longest = max(conversation.length(engine, prompt) for prompt in prompts)
     return max(1, min(MOST_TOKENS, engine.max_context - longest))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.conversation import Asked
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.params import SamplingParams
@@ -54,7 +55,7 @@ def doubt(tokens: Tokens) -> float:
 
 def observe(
     engine: Engine,
-    prompts: Sequence[str],
+    prompts: Sequence[Asked],
     params: SamplingParams,
     progress: bool = False,
 ) -> list[Sample]:

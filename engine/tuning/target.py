@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.answers import final_answer
+from engine.answers import agree
+from engine.conversation import Asked
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.ledger import Usage
@@ -95,14 +96,14 @@ class Bench:
     def __init__(
         self,
         engine: Engine,
-        prompts: Sequence[str],
+        prompts: Sequence[Asked],
         params: SamplingParams,
         is_right: IsRight | None = None,
     ) -> None:
         self._engine, self._prompts, self._params = engine, prompts, params
         alone = engine.generate(prompts, params, "large")
-        aims = [final_answer(c.text) for c in alone]
-        self.is_right: IsRight = is_right or (lambda i, text: final_answer(text) == aims[i])
+        aims = [c.text for c in alone]
+        self.is_right: IsRight = is_right or (lambda i, text: agree(text, aims[i]))
         self.reference = "the answers" if is_right else "the large model's answers"
         self.large = self._judge(alone)
 

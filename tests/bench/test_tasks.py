@@ -86,6 +86,17 @@ def test_tokenizer_round_trip():
         ("\\boxed{\\sqrt{19}}", "3\\sqrt{2}", False),
         ("\\boxed{\\frac{36}{2}}", "18", True),
         ("\\boxed{(2, 1)}", "(1, 2)", False),
+        ("Liam has **$1,234** left.", "1234", True),
+        ("\\boxed{2^5}", "32", True),
+        ("\\boxed{3\\sqrt{16}}", "12", True),
+        ("#### 2^5", "32", True),
+        ("\\boxed{18\\text{ of }20}", "18", False),
+        ("\\boxed{3, 4}", "4", False),
+        ("\\boxed{7:30}", "30", False),
+        ("\\boxed{1,23}", "123", False),
+        ("at 7:30", "30", False),
+        ("it is 1,23", "123", False),
+        ("#### 18 of 20", "18", False),
     ],
 )
 def test_answers_from_free_text(text: str, answer: str, right: bool):

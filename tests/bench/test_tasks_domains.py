@@ -143,6 +143,50 @@ def test_reasoning_gym_tasks_as_they_are():
 
 
 @pytest.mark.parametrize(
+    ("form", "right"),
+    [
+        ("We start with 3 facts.\n\nTherefore, Liam has **${}** left.", True),
+        ("\\boxed{{{}}}", True),
+        ("#### {}", True),
+        ("The answer is {} dollars.", True),
+        ("<answer>£{}</answer>", True),
+        ("{} km/h", True),
+        ("{}.00", True),
+        ("<answer>1</answer>\n{}", False),
+        ("{} of 20", False),
+        ("{} at first.\n\nIn the end: 20", False),
+        ("-{}", False),
+        ("{}:30", False),
+        ("{} million", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["gsm_symbolic", "gcd", "products", "prime_factorization"])
+def test_a_gym_answer_that_is_a_number_is_read_as_one(name: str, form: str, right: bool):
+    """Thousands commas too; some scorers alone would take the first number of the text."""
+    for problem in gym.read_problems(f"reasoning-gym:{name}", 20):
+        answer = problem.entry["answer"]
+        if answer.isdigit() and answer not in ("0", "1", "20"):
+            assert gym.is_correct(problem, form.format(f"{int(answer):,}")) is right
+
+
+def test_a_scorer_decides_what_is_near_enough():
+    problem = gym.read_problems("reasoning-gym:power_function", 1)[0]
+    exact = float(problem.entry["answer"])
+    assert gym.is_correct(problem, f"so it is about **{exact:.2e}**")
+    assert not gym.is_correct(problem, f"so it is about **{2 * exact:.2e}**")
+
+
+def test_an_answer_that_a_scorer_fails_on_is_wrong():
+    """The factors of a number, answered in words."""
+    problems = gym.read_problems("reasoning-gym:prime_factorization", 20)
+    problem = next(p for p in problems if not p.entry["answer"].isdigit())
+    assert gym.is_correct(problem, problem.entry["answer"])
+    assert gym.is_correct(problem, f"In short:\n\n{problem.entry['answer']}")
+    assert not gym.is_correct(problem, "I do not know")
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("reasoning-gym:chain_some", "reasoning-gym has no task 'chain_some'"),

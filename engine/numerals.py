@@ -1,0 +1,118 @@
+"""Numbers as people and models write them: 1,234, $18.50, **18**, 12 apples, 18km/h, 3/4, 1e3."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[AC])?[$€£¥₹])"
+_VALUE = (
+    r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?"  # 1,234.5  .5  1e3
+    r"(?:(?<=\d)/\d+)?"  # 3/4
+)
+_PLAIN = re.compile(rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})\s?{_CURRENCY}?")
+# A unit that is written to the number: letters and signs, no digit but that of a power.
+_NUMERAL = re.compile(
+    rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})"
+    r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_])[^\s\d]*(?:\^-?\d)?)?"
+)
+_STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
+_BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
+_AFTER = re.compile(r"(?:[^\w%°$€£¥₹²³]|_)+$")
+_BETWEEN = re.compile(
+    r"[\s=≈→~|;<>]+|(?<=\D):"  # between words
+    r"|(?<=\d)[+*\u00d7·](?=[\d.])|(?<=\d)-(?=\d)(?!\d+-\d)(?<!-\d-)(?<!-\d\d-)"  # 9-7, but no date
+)
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+           "trillion": 10**12, "k": 10**3, "M": 10**6, "bn": 10**9}  # fmt: skip
+# LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
+_REWRITTEN = [
+    (re.compile(pattern), sign)
+    for pattern, sign in (
+        (r"[\u2212\u2013]", "-"),
+        (r"(?<=\d)(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
+        (r"</?[A-Za-z][^<>]*>", " "),
+        (r"\\([$%])", r"\1"),
+        (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}(?!\s*\^)", r" \1 "),
+        (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}\s*", r" \1"),  # a unit's power
+        (r"(-?)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),
+        (r"\\[dt]?frac\s*\{\s*-\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" -\1/\2 "),
+        (r"(=|\bis)\s*-\s+(?=[$\d])", r"\1 -"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", "°"),
+        (
+            r"(?<=\d)\s*(?:\\times|\\cdot|[\u00d7·*x])\s*10\s*(?:\^|\*\*)\s*\{?([-+]?\d{1,3})\}?",
+            r"e\1",
+        ),
+        (r"\\[()\[\],;:! ]", " "),
+        (r"(?<=\d)\*\*(?=\d)", "^"),
+        (r"\*\*|__|`", ""),
+    )
+]
+
+
+def plain_number(text: str) -> Fraction | None:
+    """The value of a text that is nothing but a number, currency marks aside; None of any other."""
+    found = _PLAIN.fullmatch(text.strip().rstrip("."))
+    return _value(found[1], found[2]) if found else None
+
+
+def numerals(text: str) -> list[Fraction | None]:
+    """The numbers of a text in their order; None stands for a word that only starts like one.
+
+    A sign, thousands commas, decimals, fractions, mixed numbers and exponents count; currency
+    marks, emphasis and units do not; million and its kin multiply. A comma that stands before other
+    than three digits, a time and a date make no number. Words with a letter first (``m2``) and
+    numbers in words are passed over.
+    """
+    found: list[Fraction | None] = []
+    before: Fraction | None = None  # the word before, where it is a number without a unit
+    for word in _words(text):
+        if word in _SCALES and before is not None:
+            found[-1], before = before * _SCALES[word], None
+        elif _STARTS.match(word):
+            value, bare = _numeral(word)
+            if before is not None and value is not None and _completes(before, value, word):
+                found[-1], before = before + (value if before > 0 else -value), None
+            else:
+                found.append(value)
+                before = value if bare else None
+        else:
+            before = None
+    return found
+
+
+def _completes(whole: Fraction, part: Fraction, word: str) -> bool:
+    """Whether a word is the fraction of a mixed number, as in 3 1/2."""
+    return bool(whole) and whole.denominator == 1 and "/" in word and 0 < part < 1
+
+
+def starts_with_number(text: str) -> bool:
+    """Whether the first word is a number, or starts like one."""
+    words = _words(text)
+    return bool(words) and bool(_STARTS.match(words[0]))
+
+
+def _words(text: str) -> list[str]:
+    for pattern, sign in _REWRITTEN:
+        text = pattern.sub(sign, text)
+    words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
+    return [word for word in words if word]
+
+
+def _numeral(word: str) -> tuple[Fraction | None, bool]:
+    """A word's value, and whether it has no unit."""
+    found = _NUMERAL.fullmatch(word)
+    if not found:
+        return None, False
+    value, unit = _value(found[1], found[2]), found[3] or ""
+    if value is not None and unit in _SCALES:
+        return value * _SCALES[unit], True
+    return value, not unit
+
+
+def _value(sign: str, digits: str) -> Fraction | None:
+    above, _, below = digits.replace(",", "").partition("/")
+    try:
+        return Fraction(sign + above) / Fraction(below or 1)
+    except (ValueError, ZeroDivisionError):  # too many digits, or a division by nothing
+        return None
