@@ -81,6 +81,8 @@ def _trouble(said: str, package: Package) -> str:
     """What pip said, as half a line."""
     if got := re.search(r"Got\s+([0-9a-f]{64})", said):
         return f"wrong SHA-256: expected {package.sha256}, found {got[1]}"
+    if "Retrying (" in said:  # pip then says that there is no such package, which it cannot know
+        return "pip cannot reach its package index; check the network, then run this again"
     if "No matching distribution found" in said:
         return "the package index has no such wheel"
     errors = [line for line in said.splitlines() if line.startswith("ERROR:")]

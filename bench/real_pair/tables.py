@@ -93,6 +93,9 @@ def report(policies: Sequence[Row], latency: Sequence[Row]) -> str:
                 f"{row['policy']}: fitted on {row['calibration_problems']} other problems, "
                 f"no answers needed; {row['signal']} over {row['window']}, tau {row['tau']:g}"
             )
+        if row.get("errors"):
+            failed = f"{row['errors']} of {row['n']} answers"
+            parts.append(f"{row['policy']}: {failed} ended in an error (unusable logits)")
     again = again_notes(policies, "free some memory, or ask for fewer problems (--problems)")
     parts += [*again, NOTES] if policies else []
     if latency:

