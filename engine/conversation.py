@@ -73,8 +73,8 @@ class Conversation:
             return
         if template is None:
             raise SteerError(
-                f"--chat: pair {engine.pair.name} brings no chat template: leave --chat out, or "
-                "take checkpoints that were trained on chats"
+                f"pair {engine.pair.name} brings no chat template (--chat): take checkpoints that "
+                "were trained on chats, or plain prompts"
             )
         if self.system is not None:
             try:

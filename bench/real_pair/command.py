@@ -98,7 +98,8 @@ def _flops_options(options: argparse.Namespace, paths: Sequence[Path]) -> argpar
     small, large = map(str, paths)
     said = ["--model-pair=custom", f"--small={small}", f"--large={large}", "--dtype=bfloat16"]
     said += [f"--policies={options.policies}", f"--max-tokens={problems.MAX_TOKENS}"]
-    said.append(f"--dataset={problems.SOURCE}, seed {problems.SEED}, chat: {problems.INSTRUCTION}")
+    said += [f"--dataset={problems.SOURCE}, seed {problems.SEED}", "--chat"]
+    said.append(f"--instruction={problems.INSTRUCTION}")
     for name in ("calibration", "save_calibration"):
         if value := getattr(options, name):
             said.append(f"--{name.replace('_', '-')}={value}")
@@ -117,7 +118,8 @@ def _report(
     engine = Engine(
         "custom", small=small, large=large, config=config, dtype="bfloat16", progress=True
     )
-    tests, calibration = (problems.as_chat(part, engine.tokenizer) for part in drawn)
+    tests, calibration = map(problems.as_chat, drawn)
+    tests.conversation.check(engine)
     names = {"small": small.name, "large": large.name}
     code = 0
     with RowWriter(options.json, models=names) as rows:

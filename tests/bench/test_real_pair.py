@@ -309,13 +309,13 @@ def test_who_is_right(text: str, right: bool):
     """Only the final answer counts, whatever numbers stand before it."""
     ((problem,), _) = problems.draw(1, 1)
     assert problem.entry["answer"] == "405"
-    assert problems.is_right(problem, text) is right
+    assert problems.as_chat([problem]).is_correct(problem, text) is right
 
 
 def test_a_thousand_may_be_written_with_a_comma():
     (tests, others) = problems.draw(2, 2)
     assert tests[1].entry["answer"] == "1090"
-    assert problems.is_right(tests[1], "He placed 1,090 pieces.")
+    assert problems.as_chat(tests).is_correct(tests[1], "He placed 1,090 pieces.")
     assert not {p.prompt for p in tests} & {p.prompt for p in others}
 
 
@@ -376,7 +376,7 @@ def test_a_pair_without_a_chat_template(tmp_path: Path, capsys):
     for folder in (small, large):
         (folder / "tokenizer_config.json").unlink()
     flags = ["--problems=1", f"--small={small}", f"--large={large}"]
-    assert "bring no chat template" in refused(main(flags, []), capsys)
+    assert "pair custom brings no chat template" in refused(main(flags, []), capsys)
 
 
 def test_the_page_s_example_runs(tmp_path: Path, capsys):

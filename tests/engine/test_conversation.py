@@ -99,7 +99,7 @@ def test_calibrate_takes_them(tmp_path: Path):
 @pytest.mark.parametrize(
     ("template", "flags", "message"),
     [
-        (None, ["--chat"], "--chat: pair custom brings no chat template: leave --chat out"),
+        (None, ["--chat"], "pair custom brings no chat template (--chat): take"),
         (TEMPLATE, ["--system=x"], "--system goes with --chat"),
         (TEMPLATE, ["--system="], "--system goes with --chat"),
         (TEMPLATE, ["--instruction= "], "--instruction is empty"),
@@ -123,6 +123,6 @@ def test_bad_settings_get_one_line(
 
 def test_the_embedded_pair_has_no_template():
     engine = Engine("tiny")
-    with pytest.raises(SteerError, match="--chat: pair tiny brings no chat template"):
+    with pytest.raises(SteerError, match="pair tiny brings no chat template"):
         Conversation(chat=True).prompts(engine, ["4+3?"])
     Conversation(instruction="x").check(engine)
