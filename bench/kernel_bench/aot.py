@@ -23,13 +23,14 @@ _VARIANTS: list[Variant] = []  # of a worker: kernels cannot be pickled, forks i
 def model_shapes(pairs: Sequence[str] = ()) -> list[ModelShape]:
     """The models of the named pairs, each once; of all pairs without any. SteerError if unknown."""
     named = [Pair.named(pair) for pair in pairs or [name for name in NAMED_PAIRS if "/" in name]]
-    wanted = {c for pair in named for c in pair.shapes}
+    # By name: a Coder has the shape of its plain model.
+    wanted = {n for pair in named for n, _ in zip(pair.name.split("/"), pair.shapes, strict=True)}
     return [
         ModelShape(
             name, c.hidden_size, c.intermediate_size, c.heads, c.kv_heads, c.head_dim, c.vocab_size
         )
         for name, c in NAMED_MODELS.items()
-        if c in wanted
+        if name in wanted
     ]
 
 
