@@ -44,12 +44,39 @@ def definition_difference(small: Definition, large: Definition) -> str | None:
 
 
 def _differences(small: Definition, large: Definition) -> Iterator[str]:
-    mine, theirs = ({t["id"]: t for t in side["added_tokens"]} for side in (small, large))
-    for index in sorted({*mine, *theirs}):
-        yield from _of_added(index, mine.get(index), theirs.get(index))
+    added, others = ({t["id"]: t for t in side["added_tokens"]} for side in (small, large))
+    for index in sorted({*added, *others}):
+        yield from _of_added(index, added.get(index), others.get(index))
     for part in _PARTS:
-        for path, values in _leaves(small.get(part), large.get(part), ""):
+        mine, theirs = (_effective(side.get(part), part) for side in (small, large))
+        for path, values in _leaves(mine, theirs, ""):
             yield f"their {part} differs: {path or 'it'} is {_both(*values)}"
+
+
+def _effective(value: Any, part: str) -> Any:
+    """A part less what changes neither ids nor text; exporters differ in it.
+
+    Byte-level steps carry settings of each other's, and one that follows the model moves offsets
+    only. Of templates that mark a text's ends, the one for pairs of texts is never used.
+    """
+    if isinstance(value, list):
+        return [_effective(each, part) for each in value]
+    if not isinstance(value, dict):
+        return None if value == "" else value
+    kind = value.get("type")
+    if kind == "ByteLevel" and part == "post_processor":
+        return None
+    if kind == "Sequence" and part == "post_processor":
+        steps = [s for each in value["processors"] if (s := _effective(each, part)) is not None]
+        return steps[0] if len(steps) == 1 else steps or None
+    dropped = {"trim_offsets"}
+    if kind == "ByteLevel" and part == "decoder":
+        dropped |= {"add_prefix_space", "use_regex"}
+    if kind == "TemplateProcessing":
+        dropped |= {"pair"}
+    if kind in ("BPE", "WordLevel"):  # large, and plain: nothing to look into but its settings
+        return {k: None if v == "" else v for k, v in value.items()}
+    return {k: _effective(v, part) for k, v in value.items() if k not in dropped}
 
 
 def _of_added(index: int, small: Any, large: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,34 @@ def test_a_beginning_that_is_no_token(tmp_path: Path):
     path = write(tmp_path / "m.gguf", change=lambda writer: writer.add_add_bos_token(True))
     with pytest.raises(SteerError, match="add_bos_token is set, but there is no bos_token"):
         Tokenizer(path)
+
+
+def test_a_file_and_a_published_folder_are_a_pair(tmp_path: Path):
+    """tokenizer.json of Qwen2.5 and of Llama 3 say the same in other words, and still say it."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+             "use_regex": False}  # fmt: skip
+    for pre in ("qwen2", "llama-bpe"):
+        file = Tokenizer(
+            write(tmp_path / "m.gguf", pre, lambda w: w.add_bos_token_id(TOKENS.index(SPECIAL[0])))
+        )
+        published = json.loads(file._tokenizer.to_str())
+        published["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+        published["decoder"] = level
+        if mark := published["post_processor"]:
+            mark = mark | {"pair": [*mark["single"], {"Sequence": {"id": "B", "type_id": 1}}]}
+            published["post_processor"] = {"type": "Sequence", "processors": [level, mark]}
+        else:
+            published["post_processor"] = level
+        (tmp_path / "tokenizer.json").write_text(json.dumps(published))
+        folder = Tokenizer(tmp_path / "tokenizer.json")
+        assert file.difference(folder) is None and folder.difference(file) is None, pre
+        published["post_processor"] = level
+        (tmp_path / "tokenizer.json").write_text(json.dumps(published))
+        marks = file.difference(Tokenizer(tmp_path / "tokenizer.json"))
+        assert (marks is None) == (pre == "qwen2"), marks
+        published["pre_tokenizer"]["pretokenizers"][0]["invert"] = True
+        (tmp_path / "tokenizer.json").write_text(json.dumps(published))
+        assert "differs" in str(file.difference(Tokenizer(tmp_path / "tokenizer.json")))
 
 
 def test_a_tokenizer_is_what_the_library_can_keep(tmp_path: Path):

@@ -33,6 +33,15 @@ def flagged(flag: str, value: bool):
     return lambda added: [t | {flag: value} if t["content"] == "<think>" else t for t in added]
 
 
+_TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+MARKED = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<end>", "type_id": 0}}, _TEXT],
+    "pair": [_TEXT, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"<end>": {"id": "<end>", "ids": [258], "tokens": ["<end>"]}},
+}
+
+
 def swapped_merges(model: dict) -> dict:
     first, second, *rest = model["merges"]
     return model | {"merges": [second, first, *rest]}
@@ -48,8 +57,8 @@ def swapped_merges(model: dict) -> dict:
         ({"added_tokens": flagged("lstrip", True)}, r"'<think>' \(id \d+\): lstrip is False in"),
         ({"added_tokens": flagged("single_word", True)}, r"single_word is False in the small"),
         (
-            {"post_processor": lambda _: {"type": "Sequence", "processors": []}},
-            r"their post_processor differs: it is None in the small model, \{'type': 'Sequence'",
+            {"post_processor": lambda _: MARKED},
+            r"their post_processor differs: it is None in the small model, \{'type': 'Template",
         ),
         (
             {"model": swapped_merges},
