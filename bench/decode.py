@@ -4,7 +4,7 @@
                                             a CPU: a pair that was scaled down
     python -m bench.decode --quick          a few seconds, to see that it works
     python -m bench.decode --pair qwen-1.5b/qwen-7b --batch 1,4,16 --context 1024
-    python -m bench.decode --load-format safetensors --small DIR --large DIR
+    python -m bench.decode --load-format safetensors --small PATH --large PATH
 
 A tick gives each of BATCH sequences one token at CONTEXT keys: it is planned, run and committed by
 the engine's own lane, ahead: planned and launched while the tick before it runs. Its time is the

@@ -2,7 +2,7 @@
 
 python -m bench.flops                                    the embedded pair, 500 problems
 python -m bench.flops --model-pair qwen-1.5b/qwen-32b    prices a stored trace, runs nothing
-python -m bench.flops --model-pair qwen-1.5b/qwen-7b --small DIR --large DIR --dataset F.jsonl
+python -m bench.flops --model-pair qwen-1.5b/qwen-7b --small A --large B --dataset F.jsonl
 python -m bench.flops --all --report DIR                 every domain and rival, into a folder
 """
 
@@ -78,8 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="boundary",
         help=f"what steer's calibration is fitted on: {FORMS} (default: boundary)",
     )
-    add("--small", type=Path, metavar="DIR", help="weights of the small model")
-    add("--large", type=Path, metavar="DIR", help="weights of the large model")
+    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
+    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
     add(
         "--dataset",
         metavar="FILE",
@@ -253,7 +253,7 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
         "dataset", "calibration", "save_calibration", "save_traces", "plot", "task", "mix", "seed",
         "style",
     )  # fmt: skip
-    _refuse(options, needy, "needs weights: pass --small DIR and --large DIR")
+    _refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
     _check(options)
     beside = alone.read_names(options.beside)
     rows = price_trace(pair, options.trace, options.problems, beside)

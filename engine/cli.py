@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("prompts", nargs="+", metavar="PROMPT")
     conversation.add_flags(generate)
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
-    add("--small", type=Path, metavar="DIR", help="weights of the small model")
-    add("--large", type=Path, metavar="DIR", help="weights of the large model")
+    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
+    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
     add(
         "--policy",
         default="steer",

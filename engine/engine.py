@@ -69,7 +69,8 @@ class Engine:
 
         Args:
             pair: a named pair, or a Pair. ``"tiny"`` comes with its weights.
-            small: Hugging Face folder of the small model, for the pairs that have no weights here.
+            small: Hugging Face folder or GGUF file of the small model, for pairs without weights
+                here.
             large: likewise.
             config: settings; the defaults suit the embedded pair.
             dtype: of KV and of weights that are not quantised, "float32", "bfloat16", or

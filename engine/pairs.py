@@ -12,7 +12,7 @@ from engine.named_models import NAMED_MODELS
 
 NAMED_PAIRS: tuple[str, ...] = (
     "tiny",
-    "custom",  # any two folders
+    "custom",  # any two checkpoints
     "qwen-0.5b/qwen-1.5b",
     "qwen-0.5b/qwen-7b",
     "qwen-1.5b/qwen-7b",
@@ -47,7 +47,7 @@ class Pair:
     def named(
         cls, name: str, small: str | Path | None = None, large: str | Path | None = None
     ) -> Pair:
-        """A named pair; ``small`` and ``large`` are folders of weights (tiny has its own)."""
+        """A named pair; ``small`` and ``large`` are folders or GGUF files (tiny has its own)."""
         refuse_mixtures(name)
         if name not in NAMED_PAIRS:
             raise SteerError(f"unknown pair {name!r}; known: {', '.join(NAMED_PAIRS)}")
@@ -55,9 +55,11 @@ class Pair:
             small, large = small or TINY / "small", large or TINY / "large"
         if (small is None) != (large is None):
             missing = "small" if small is None else "large"
-            raise SteerError(f"pair {name}: the folder of the {missing} model is missing")
+            raise SteerError(
+                f"pair {name}: the {missing} model is missing: pass its folder or GGUF file"
+            )
         if name == "custom" and small is None:
-            raise SteerError("pair custom: pass the folders of both models")
+            raise SteerError("pair custom: pass both models, each a folder or a GGUF file")
         return cls(name, Path(small) if small else None, Path(large) if large else None)
 
     @property
@@ -71,7 +73,7 @@ class Pair:
         return NAMED_MODELS[small], NAMED_MODELS[large]
 
     def check_shapes(self, found: tuple[ModelConfig, ModelConfig]) -> None:
-        """SteerError if folders do not hold what the pair's name says."""
+        """SteerError if checkpoints do not hold what the pair's name says."""
         if "/" not in self.name:
             return
         for name, shape, named in zip(self.name.split("/"), found, self.shapes, strict=True):

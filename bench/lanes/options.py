@@ -86,8 +86,8 @@ class Options:
 
     def _add_common(self) -> None:
         self.add("--pair", f"one of {', '.join(DUMMY_PAIRS)}; with folders any name", "PAIR")
-        self.add_path("--small", "folder of the small model, for --load-format safetensors", "DIR")
-        self.add_path("--large", "folder of the large one", "DIR")
+        self.add_path("--small", "of the small model, with --load-format safetensors", "PATH")
+        self.add_path("--large", "of the large one", "PATH")
         self._parser.add_argument(
             "--load-format",
             default="dummy",
@@ -197,7 +197,7 @@ class Options:
                     raise SteerError(f"--{flag} goes with made-up weights, not with folders")
             return Pair.named(self._given.pair or "custom", *folders)
         if self.load_format != "dummy":
-            raise SteerError("--load-format safetensors needs --small DIR and --large DIR")
+            raise SteerError("--load-format safetensors needs --small PATH and --large PATH")
         layers = None if self.layers is None else self.whole("layers")
         return dummy_pair(self.pair, layers, self.quantise)
 

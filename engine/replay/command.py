@@ -35,8 +35,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="tiny",
         help="whose shapes price the rows; one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)",
     )
-    add("--small", type=Path, metavar="DIR", help="folder of the small model (its config.json)")
-    add("--large", type=Path, metavar="DIR", help="folder of the large model")
+    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
+    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
 
 
 def run(options: argparse.Namespace) -> int:

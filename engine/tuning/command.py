@@ -52,8 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add("prompts", type=Path, metavar="FILE", help='{"prompt": ...} a line; "answer" is optional')
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
-    add("--small", type=Path, metavar="DIR", help="weights of the small model")
-    add("--large", type=Path, metavar="DIR", help="weights of the large model")
+    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
+    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add(
         "--max-tokens",

@@ -182,7 +182,7 @@ def test_a_device_for_each_model(tmp_path: Path):
         (["--layers=0"], "--layers: expected a whole number from 1 on, got '0'"),
         (["--repeats=1"], "--repeats: expected a whole number from 2 on, got '1'"),
         (["--load-format=gguf"], "--load-format: unknown 'gguf'; known: safetensors, dummy"),
-        (["--load-format=safetensors"], "needs --small DIR and --large DIR"),
+        (["--load-format=safetensors"], "needs --small PATH and --large PATH"),
         (["--small=a", "--large=b", "--layers=2"], "--layers goes with made-up weights"),
         (["--quantise=int3"], "--quantise: unknown 'int3'; known: int4, fp8"),
         (["--small=a", "--large=b", "--quantise=fp8"], "--quantise goes with made-up weights"),

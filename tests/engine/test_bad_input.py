@@ -58,7 +58,9 @@ def test_pair_without_weights():
 
 
 def test_pair_with_one_folder_only():
-    with pytest.raises(SteerError, match="the folder of the large model is missing"):
+    with pytest.raises(
+        SteerError, match="the large model is missing: pass its folder or GGUF file"
+    ):
         Pair.named("qwen-1.5b/qwen-32b", small="somewhere")
 
 
