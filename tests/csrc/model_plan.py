@@ -129,7 +129,8 @@ class Judge:
         return rows - first - part, part if rows == last else 0
 
     def follows(self, s: SequenceModel) -> bool:
-        """A sample waits for an earlier one that computes the prompt that they share."""
+        """A sample waits for an earlier one that computes the prompt that they share; not for one
+        that was stopped."""
         last = s.prompt - 1
         if s.id == s.group or self.have[s] >= last:
             return False
@@ -138,7 +139,7 @@ class Judge:
             o.group == s.group
             and o.active == self.lane
             and self.have[o] < last
-            and (o in self.runnable or o.flying[self.lane] > 0)
+            and ((o in self.runnable and not self.stopped_here(o)) or o.flying[self.lane] > 0)
             for o in before
         )
 
@@ -171,8 +172,7 @@ class Judge:
                 left -= rows
             if rows:
                 self.planned.append(s)
-        # Where more is needed than is free, who was stopped may be the one who went without.
-        assert self.view.short == self.starved or self.need > self.free, "short of memory"
+        assert self.view.short == self.starved, "short of memory"
 
     def stopped_here(self, s: SequenceModel) -> bool:
         return self.view.after[s.id].suspended and not s.suspended

@@ -138,7 +138,7 @@ class SchedulerModel:
         leader = self.leader()
         if leader is not None:
             assert not after[leader.id].suspended, "the first to go on was stopped"
-            leader.suspended = False
+            self.go_on(leader)
         line = [s for s in self.running if s.suspended] + self.waiting
         room = self.room(free)
         for s in sorted(line, key=lambda s: s.order):
@@ -157,12 +157,17 @@ class SchedulerModel:
             if active:
                 assert len(active) < limit, "more at once than the guard allows"
                 assert self.shape.prefix_cache or room[s.active] >= 0, "admitted without room"
-            s.suspended = False
+            self.go_on(s)
             if s in self.waiting:
                 s.phase = RUNNING
                 self.waiting.remove(s)
                 self.running = sorted([*self.running, s], key=lambda s: s.order)
                 self.admitted += 1
+
+    def go_on(self, s: SequenceModel) -> None:
+        if s.suspended:
+            s.suspended = False
+            self.turns.changed()
 
     def room(self, free: list[int]) -> list[int]:
         """Blocks of each model beside the next row of all that run; what those hold that were
