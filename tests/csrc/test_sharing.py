@@ -113,6 +113,21 @@ def test_who_lost_its_blocks_reads_what_the_first_copy_read(make_scheduler: Make
     scheduler.check_integrity()
 
 
+def test_nobody_waits_for_a_sample_that_is_stopped(make_scheduler: Make):
+    """The first takes the block of the second; the third asks for one itself, and there is none."""
+    scheduler = make_scheduler(slabs=3, slots=(1, 1), max_context=12)
+    ids = samples(scheduler, 3, 3)
+    assert tick(scheduler, SMALL) == {ids[0]: 3}
+    assert tick(scheduler, SMALL) == dict.fromkeys(ids, 1)
+    scheduler.preempt(ids[2])
+    assert tick(scheduler, SMALL) == dict.fromkeys(ids[:2], 1)
+    for _ in range(4):
+        assert tick(scheduler, SMALL) == {ids[0]: 1}
+    assert [scheduler.sequence(id).suspended for id in ids] == [False, True, False]
+    assert scheduler.sequence(ids[1]).computed == [0, 0]
+    assert scheduler.buffers(SMALL).short_of_memory
+
+
 def test_admission_counts_a_shared_prompt_once(make_scheduler: Make):
     """Four blocks of a prompt and one more for each sample: room for three, not for one only."""
     scheduler = make_scheduler(slabs=8, slots=(1, 1), max_context=32)
