@@ -12,7 +12,7 @@ from engine.conversation import Conversation
 SOURCE = f"{gym.PREFIX}gsm_symbolic"
 SEED = 11
 INSTRUCTION = "Separate steps by blank lines."  # a boundary is where a step ends
-MAX_TOKENS = 192
+MAX_TOKENS = 320
 
 
 def draw(tests: int, calibration: int) -> tuple[list[GymProblem], list[GymProblem]]:
