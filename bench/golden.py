@@ -101,7 +101,9 @@ def _requests() -> dict[str, Any]:
     prompts = [p.prompt for p in arithmetic.problems("test", 6, seed=3)]
     found = {}
     for name, (policy, settings) in REQUESTS.items():
-        done = engine.generate(prompts, SamplingParams(max_tokens=48, **{"seed": 1} | settings), policy)
+        done = engine.generate(
+            prompts, SamplingParams(max_tokens=48, **{"seed": 1} | settings), policy
+        )
         found[name] = [_completion(each) for each in done]
     return found
 

@@ -28,7 +28,7 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         try:
             self._template = _environment().from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise SteerError(f"the chat template is malformed: {error}") from None
 
     def __repr__(self) -> str:

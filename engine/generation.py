@@ -10,6 +10,7 @@ from typing import Any
 from engine.errors import SteerError
 from engine.files import read_json
 from engine.models.gguf.file import GgufFile, opened
+from engine.models.gguf.shape import shortest
 from engine.params import SamplingParams
 
 # Their names in the file, and ours. Those of the first line count only where ``do_sample`` is true.
@@ -29,8 +30,11 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
 _IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
 }  # fmt: skip
-# Of a GGUF file's keys those that are called otherwise.
-_GGUF = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
+# Their names in a GGUF file.
+_GGUF = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -54,11 +58,16 @@ def _of_gguf(file: GgufFile) -> dict[str, Any]:
 
     Without a temperature they say nothing here: what they leave open is up to their reader.
     """
-    prefix = "general.sampling."
-    found = {
-        _GGUF.get(name := key.removeprefix(prefix), name): file.get(key, (bool, int, float, str))
-        for key in file.keys(prefix)
-    }
+    prefix, found, ignored = "general.sampling.", dict[str, Any](), list[str]()
+    for key in file.keys(prefix):
+        name = _GGUF.get(key.removeprefix(prefix))
+        if name is None:
+            ignored.append(key)
+        else:
+            value = file.get(key, (int, float))
+            found[name] = shortest(value) if isinstance(value, float) else value
+    if ignored:
+        _log.warning("%s: not done here, so it is ignored: %s", file, ", ".join(ignored))
     return found | {"do_sample": found["temperature"] > 0} if "temperature" in found else {}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 Definition = Mapping[str, Any]
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 _PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model: none, or empty
 _SIDES = "{} in the small model, {} in the large"
 _LONGEST = 60  # characters of a value in a message
 
@@ -47,10 +48,26 @@ def _differences(small: Definition, large: Definition) -> Iterator[str]:
     added, others = ({t["id"]: t for t in side["added_tokens"]} for side in (small, large))
     for index in sorted({*added, *others}):
         yield from _of_added(index, added.get(index), others.get(index))
+    # Text never reaches the model of what is added on both sides: some list it there, too.
+    both = {
+        added[index]["content"]
+        for index in {*added, *others}
+        if index in added and index in others and not added[index]["single_word"]
+    }
     for part in _PARTS:
         mine, theirs = (_effective(side.get(part), part) for side in (small, large))
+        if part == "model":
+            mine, theirs = (_less(model, both) for model in (mine, theirs))
         for path, values in _leaves(mine, theirs, ""):
             yield f"their {part} differs: {path or 'it'} is {_both(*values)}"
+
+
+def _less(model: Any, tokens: set[str]) -> Any:
+    """A model's definition without these tokens in its vocabulary."""
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict):
+        return model
+    return model | {"vocab": {t: i for t, i in vocab.items() if t not in tokens}}
 
 
 def _effective(value: Any, part: str) -> Any:
@@ -62,7 +79,7 @@ def _effective(value: Any, part: str) -> Any:
     if isinstance(value, list):
         return [_effective(each, part) for each in value]
     if not isinstance(value, dict):
-        return None if value == "" else value
+        return value
     kind = value.get("type")
     if kind == "ByteLevel" and part == "post_processor":
         return None
@@ -74,8 +91,8 @@ def _effective(value: Any, part: str) -> Any:
         dropped |= {"add_prefix_space", "use_regex"}
     if kind == "TemplateProcessing":
         dropped |= {"pair"}
-    if kind in ("BPE", "WordLevel"):  # large, and plain: nothing to look into but its settings
-        return {k: None if v == "" else v for k, v in value.items()}
+    if part == "model":
+        return {k: None if v == "" and k in _AFFIXES else v for k, v in value.items()}
     return {k: _effective(v, part) for k, v in value.items() if k not in dropped}
 
 

@@ -53,6 +53,9 @@ def _folder_config(folder: Path) -> ModelConfig:
         raise SteerError(
             f"{folder}: {what}; expected a Hugging Face checkpoint folder or a .gguf file"
         )
+    files = sorted(folder.glob("*.gguf"))
+    if files and not (folder / "config.json").is_file():
+        raise SteerError(f"{folder}: a folder of GGUF files; pass one of them, as {files[0]}")
     raw = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     if generation.is_file():

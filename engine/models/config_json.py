@@ -87,6 +87,8 @@ def _rope(fields: _Fields) -> tuple[RopeScaling, float]:
     """The scaling, and the base of the frequencies."""
     inner = fields.inner(("rope_scaling", "rope_parameters"))
     theta = fields.number("rope_theta", inner.number("rope_theta", 10000.0))
+    if theta <= 1:
+        raise SteerError(f"{fields.where}: rope_theta must be above 1, got {theta:g}")
     kind = inner.raw.get("rope_type") or inner.raw.get("type") or "default"
     if kind not in ROPE_KINDS:
         raise SteerError(

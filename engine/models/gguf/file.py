@@ -9,13 +9,15 @@ from typing import Any
 from engine.errors import SteerError
 from engine.models.gguf.header import Header, TensorEntry, read_header
 
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_SPLIT = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE
+)
 
 
 class GgufFile:
     """The metadata of a checkpoint and the places of its tensors; nothing is kept open.
 
-    path: as given, of the first file where there are several.
+    path: as given, of any of the parts where there are several.
     tensors: by the file's own names.
     """
 
@@ -38,14 +40,14 @@ class GgufFile:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             right = " or ".join(each.__name__ for each in kinds)
-            raise SteerError(f"{self.path}: {key} must be {right}, got {_short(value)}")
+            raise SteerError(f"{self.path}: {key} must be {right}, got {short(value)}")
         return value
 
     def texts(self, key: str) -> list[str]:
         """A list of texts; SteerError where there is none."""
         found = self.get(key, list)
         if not found or not all(isinstance(text, str) for text in found):
-            raise SteerError(f"{self.path}: {key} must be a list of texts, got {_short(found)}")
+            raise SteerError(f"{self.path}: {key} must be a list of texts, got {short(found)}")
         return list(found)
 
     def __str__(self) -> str:
@@ -58,10 +60,12 @@ class GgufFile:
 
 def opened(source: Path | GgufFile) -> Path | GgufFile:
     """A path that names a GGUF file, by its ending, as such a file; any other path as it is."""
-    return GgufFile(source) if isinstance(source, Path) and source.suffix == ".gguf" else source
+    gguf = isinstance(source, Path) and source.suffix.lower() == ".gguf"
+    return GgufFile(source) if gguf and isinstance(source, Path) else source
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in a message: one line, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -70,8 +74,10 @@ def _paths(path: Path) -> list[Path]:
     """Of all parts, the first one first. SteerError for the first that is missing."""
     parts = _SPLIT.fullmatch(path.name)
     count = int(parts["count"]) if parts else 1
+    if parts and not 1 <= int(parts["number"]) <= count:
+        raise SteerError(f"{path}: there is no part {int(parts['number'])} of {count}")
     names = (
-        [f"{parts['stem']}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1)]
+        [f"{parts['stem']}-{n:05}-of-{count:05}{parts['end']}" for n in range(1, count + 1)]
         if parts
         else [path.name]
     )
@@ -102,9 +108,10 @@ def _check_split(path: Path, headers: list[Header]) -> None:
         place = header.fields.get("split.no", 0)
         if (count or 1, place) != (len(headers), number):
             named = f"part {number + 1} of {len(headers)}" if len(headers) > 1 else "a whole file"
+            part = place + 1 if isinstance(place, int) else short(place)
             raise SteerError(
-                f"{header.path}: is part {place + 1 if isinstance(place, int) else place} of "
-                f"{count} by its metadata, {named} by its name"
+                f"{header.path}: is part {part} of {short(count)} by its metadata, {named} by its "
+                "name"
             )
     total = headers[0].fields.get("split.tensors.count")
     found = sum(len(header.tensors) for header in headers)

@@ -26,6 +26,8 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11:
 _DIMENSIONS = 4
 _ALIGNMENT = 32
 _LONGEST = 2**16  # bytes of a name
+_LONGEST_HEADER = 100_000_000  # bytes, as of safetensors
+_MOST = 2**24  # entries of an array
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).header()
+    except SteerError:  # which is a ValueError too
+        raise
     except OSError as error:
         raise SteerError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, UnicodeDecodeError) as error:  # an empty file cannot be mapped
@@ -100,7 +104,7 @@ class _Reader:
         try:
             return key, self._value(self._number("I"))
         except ValueError as error:
-            raise ValueError(f"key {key}: {error}") from None
+            raise ValueError(f"key {key!r}: {error}") from None
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -114,6 +118,8 @@ class _Reader:
         return self._number(_NUMBERS[kind])
 
     def _array(self, kind: int, count: int) -> list[Any]:
+        if count > _MOST:
+            raise ValueError(f"an array of {count} entries, {_MOST} are the most")
         if kind == _STRING:
             return [self._text() for _ in range(count)]
         if kind != _BOOL and kind not in _NUMBERS:
@@ -133,6 +139,8 @@ class _Reader:
         try:
             format = format_of(self._number("I"))
             size = format.bytes(shape)
+        except SteerError:
+            raise
         except ValueError as error:
             raise ValueError(f"tensor {name}: {error}") from None
         return name, (shape, format.name, self._number("Q"), size)
@@ -145,7 +153,10 @@ class _Reader:
         for name, (shape, format, offset, size) in sorted(entries.items(), key=lambda e: e[1][2]):
             begin = first + offset
             if offset % alignment or begin < end:
-                raise ValueError(f"tensor {name} begins at byte {begin}, inside another or askew")
+                raise ValueError(
+                    f"tensor {name} begins at byte {begin}: inside another, or not at a multiple "
+                    f"of {alignment} from the first"
+                )
             end = begin + size
             if end > len(self._data):
                 raise ValueError(
@@ -168,6 +179,8 @@ class _Reader:
         end = self._place + size
         if end > len(self._data):
             raise ValueError(f"the file is cut off at byte {len(self._data)}, within its header")
+        if end > _LONGEST_HEADER:
+            raise ValueError(f"its header is longer than {_LONGEST_HEADER} bytes")
         found = self._data[self._place : end]
         self._place = end
         return found

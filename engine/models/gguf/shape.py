@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from engine.config import ModelConfig
 from engine.errors import SteerError
 from engine.models.config_json import parse_config
-from engine.models.gguf.file import GgufFile
+from engine.models.gguf.file import GgufFile, short
 from engine.models.gguf.tensors import ROPE_FACTORS, dequantised_tensor
 from engine.models.gguf.tokenizer import end_ids
 
@@ -21,6 +22,10 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
 }
 _NUMBER = (int, float)
+_NEEDED = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "attention.head_count", "attention.layer_norm_rms_epsilon",
+)  # fmt: skip
 # Keys that are read, and those that change nothing. Any other could: it is refused.
 _READ = {
     "block_count", "context_length", "embedding_length", "feed_forward_length",
@@ -28,14 +33,14 @@ _READ = {
     "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
     "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
     "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
 }  # fmt: skip
 _NO_MATTER = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
 # Keys that are fine as long as they switch nothing on.
 _OFF: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
     "use_parallel_residual": (False,), "pooling_type": (0,),
-    "rope.scaling.yarn_log_multiplier": (0,), "rope.scaling.yarn_ext_factor": (1, -1),
+    "rope.scaling.yarn_log_multiplier": (0,),
 }  # fmt: skip
 
 
@@ -44,7 +49,7 @@ def model_config(file: GgufFile) -> ModelConfig:
     name = file.get("general.architecture", str)
     if name not in ARCHITECTURES:
         raise SteerError(
-            f"{file.path}: architecture {name or 'none named'} is not supported; "
+            f"{file.path}: architecture {short(name)} is not supported; "
             f"supported: {', '.join(ARCHITECTURES)}"
         )
     _check_keys(file, name)
@@ -53,25 +58,34 @@ def model_config(file: GgufFile) -> ModelConfig:
         return config
     if config.rope.kind != "default":
         raise SteerError(f"{file.path}: {ROPE_FACTORS} beside rope type {config.rope.kind!r}")
-    entry = file.tensors[ROPE_FACTORS]
-    factors = dequantised_tensor(entry).flatten()
-    if len(factors) != config.head_dim // 2 or not bool((factors > 0).all()):
+    entry, wanted = file.tensors[ROPE_FACTORS], (config.head_dim // 2,)
+    if entry.shape != wanted:
         raise SteerError(
-            f"{file.path}: tensor {ROPE_FACTORS} has shape {entry.shape}; expected "
-            f"({config.head_dim // 2},), all above 0"
+            f"{file.path}: tensor {ROPE_FACTORS} has shape {entry.shape}, expected {wanted}"
         )
-    return replace(config, rope_factors=tuple(_shortest(factor.item()) for factor in factors))
+    factors = dequantised_tensor(entry)
+    if not bool((factors > 0).all()):
+        raise SteerError(f"{file.path}: tensor {ROPE_FACTORS}: factors must be above 0")
+    return replace(config, rope_factors=tuple(shortest(factor.item()) for factor in factors))
 
 
 def _check_keys(file: GgufFile, name: str) -> None:
+    for key in _NEEDED:
+        if file.get(f"{name}.{key}", _NUMBER) is None:
+            raise SteerError(f"{file.path}: key {name}.{key} is missing")
+    layers = file.get(f"{name}.block_count", int)
+    if layers > len(file.tensors):
+        raise SteerError(f"{file.path}: {layers} layers, but {len(file.tensors)} tensors")
     for key in file.keys(f"{name}."):
-        short = key.removeprefix(f"{name}.")
-        if short in _OFF:
+        rest = key.removeprefix(f"{name}.")
+        if rest in _OFF:
             value = file.get(key, (bool, *_NUMBER))
-            if value not in _OFF[short]:
+            if value not in _OFF[rest]:
                 raise SteerError(f"{file.path}: {key} {value} is not supported")
-        elif short not in _READ | _NO_MATTER:
-            raise SteerError(f"{file.path}: {key} is not known here, and may change the model")
+        elif rest not in _READ | _NO_MATTER:
+            raise SteerError(
+                f"{file.path}: key {short(key)} is not known, and may change the model"
+            )
 
 
 def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
@@ -98,6 +112,7 @@ def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
     for key in ("hidden_size", "num_attention_heads"):
         if raw.get(key, 1) < 1:
             raise SteerError(f"{file.path}: {key} must be at least 1, got {raw[key]}")
+    _check_heads(file, name, raw)
     return raw | {
         "architectures": [ARCHITECTURES[name]],
         "vocab_size": embedding.shape[0],
@@ -106,48 +121,50 @@ def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         "use_sliding_window": bool(raw.get("sliding_window")),
         "eos_token_id": end_ids(file),
-        "partial_rotary_factor": _rotated_share(file, name, raw),
         "rope_scaling": _rope_scaling(file, name),
     }
 
 
-def _rotated_share(file: GgufFile, name: str, raw: dict[str, Any]) -> float:
-    """Of a head; heads of values are as wide as those of keys, or it is refused."""
-    width = raw.get("head_dim")
-    if width is None and {"hidden_size", "num_attention_heads"} <= raw.keys():
-        width = raw["hidden_size"] // raw["num_attention_heads"]
-    values = file.get(f"{name}.attention.value_length", int, width)
-    if values != width:
-        raise SteerError(f"{file.path}: heads of {width} for keys and {values} for values")
-    rotated: int = file.get(f"{name}.rope.dimension_count", int, width)
-    return rotated / width if width else 1.0
+def _check_heads(file: GgufFile, name: str, raw: dict[str, Any]) -> None:
+    """SteerError unless values are as wide as keys, and all of a head is rotated."""
+    width = raw.get("head_dim", raw["hidden_size"] // raw["num_attention_heads"])
+    for key in ("attention.value_length", "rope.dimension_count"):
+        found = file.get(f"{name}.{key}", int, width)
+        if found != width:
+            raise SteerError(
+                f"{file.path}: {name}.{key} {found} is not supported: a head has {width}"
+            )
 
 
 def _rope_scaling(file: GgufFile, name: str) -> dict[str, Any] | None:
-    kind = file.get(f"{name}.rope.scaling.type", str, "none")
-    factor = file.get(f"{name}.rope.scaling.factor", _NUMBER)
-    linear = file.get(f"{name}.rope.scale_linear", _NUMBER)  # of old files
-    if kind == "none" and linear not in (None, 1):
-        kind, factor = "linear", linear
-    if kind == "none":
+    """As llama.cpp reads it: linear where there is no type, by 1 where there is no factor."""
+    prefix = f"{name}.rope.scaling."
+
+    def number(key: str) -> Any:
+        return _plain(file.get(f"{prefix}{key}", _NUMBER))
+
+    kind = file.get(f"{prefix}type", str, "linear")
+    factor = number("factor") or _plain(file.get(f"{name}.rope.scale_linear", _NUMBER)) or 1.0
+    extended, times = number("yarn_ext_factor"), number("attn_factor") or 1.0
+    if (kind != "yarn" and times != 1) or extended not in (None, -1, int(kind == "yarn")):
+        raise SteerError(f"{file.path}: rope.scaling of type {short(kind)} with YaRN's factors")
+    if kind == "none" or (kind == "linear" and factor == 1):
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": _plain(factor)}
-    original = file.get(f"{name}.rope.scaling.original_context_length", int)
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     extra = {
-        "original_max_position_embeddings": original,
-        "beta_fast": file.get(f"{name}.rope.scaling.yarn_beta_fast", _NUMBER),
-        "beta_slow": file.get(f"{name}.rope.scaling.yarn_beta_slow", _NUMBER),
+        "original_max_position_embeddings": file.get(f"{prefix}original_context_length", int),
+        "beta_fast": number("yarn_beta_fast"),
+        "beta_slow": number("yarn_beta_slow"),
     }
-    times = _plain(file.get(f"{name}.rope.scaling.attn_factor", _NUMBER, 1.0))
-    if times != 1 and factor:  # on top of what YaRN itself asks for
-        extra["attention_factor"] = times * (0.1 * float(np.log(factor)) + 1)
-    return scaling | {key: _plain(value) for key, value in extra.items() if value is not None}
+    if times != 1:  # on top of what YaRN itself asks for
+        extra["attention_factor"] = times * (0.1 * math.log(max(factor, 1.0)) + 1)
+    return scaling | {key: value for key, value in extra.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
-    return _shortest(value) if isinstance(value, float) else value
+    return shortest(value) if isinstance(value, float) else value
 
 
-def _shortest(value: Any) -> float:
+def shortest(value: Any) -> float:
     """The shortest decimal with the same fp32: 1e-06, not 9.999999974752427e-07."""
     return float(str(np.float32(value)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import SteerError
-from engine.models.gguf.file import GgufFile
+from engine.models.gguf.file import GgufFile, short
 from engine.models.gguf.formats import dequantised
 from engine.models.gguf.header import TensorEntry
 
@@ -33,18 +33,18 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<kind>weight|bias)")
+_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<stem>\w+)\.(?P<kind>weight|bias)")
 _PIECE = 2**24  # numbers that are dequantised at once
 
 
-def folder_name(name: str) -> str:
-    """A tensor's name in a checkpoint folder; one that has none there keeps its own."""
+def folder_name(name: str) -> str | None:
+    """A tensor's name in a checkpoint folder; None where it has none."""
     found = _NAME.fullmatch(name)
     if not found:
-        return name
+        return None
     known = _TOP if found["layer"] is None else _LAYER
     if found["stem"] not in known:
-        return name
+        return None
     prefix = "" if found["layer"] is None else f"model.layers.{found['layer']}."
     return f"{prefix}{known[found['stem']]}.{found['kind']}"
 
@@ -60,8 +60,13 @@ class GgufTensors:
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         """``config``: of the same file."""
         self.folder = file.path
-        entries = {name: e for name, e in file.tensors.items() if name != ROPE_FACTORS}
-        self._entries = {folder_name(name): entry for name, entry in entries.items()}
+        self._entries = dict[str, TensorEntry]()
+        for name, entry in file.tensors.items():
+            if name == ROPE_FACTORS:
+                continue
+            if folder_name(name) is None:
+                raise SteerError(f"{entry.path}: unexpected tensor {short(name)}")
+            self._entries[str(folder_name(name))] = entry
         self._heads: dict[str, int] = {}
         if file.get("general.architecture", str) == "llama":
             self._heads = {"q_proj": config.heads, "k_proj": config.kv_heads}

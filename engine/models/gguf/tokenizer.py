@@ -18,7 +18,7 @@ from tokenizers import (
 )
 
 from engine.errors import SteerError
-from engine.models.gguf.file import GgufFile
+from engine.models.gguf.file import GgufFile, short
 from engine.spm import SentencePieceModel
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
@@ -31,6 +31,11 @@ _KEYS = {
 }
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Files name one end; of these, checkpoints' generation_config.json lists the others.
+# llama.cpp's converter takes whatever looks so for a control token; in Qwen's own files these are
+# words that have a text.
+_WORDS = {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+          "<|file_sep|>"}  # fmt: skip
+_LONGEST_PIECE = 1000  # characters: all cuts of each piece are tried
 _END_TEXTS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 
 
@@ -103,7 +108,8 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
         tokenizer, marks = _sentencepiece(file, vocabulary), True
     else:
         raise SteerError(
-            f"{file.path}: tokenizer.ggml.model {kind!r} is not supported; supported: gpt2, llama"
+            f"{file.path}: tokenizer.ggml.model {short(kind)} is not supported; "
+            "supported: gpt2, llama"
         )
     vocabulary.check_ids(tokenizer)
     special = {
@@ -112,7 +118,7 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
         if file.get(f"tokenizer.ggml.{ours}", int) is not None
     }
     ends = (("bos_token", "add_bos_token", marks), ("eos_token", "add_eos_token", False))
-    _mark(tokenizer, [_end(file, special, *each) for each in ends])
+    _mark(file, tokenizer, [_end(file, special, *each) for each in ends])
     return GgufTokenizer(tokenizer, file.get("tokenizer.chat_template", str), special)
 
 
@@ -135,10 +141,14 @@ class _Vocabulary:
         self._file = file
         self.tokens = file.texts("tokenizer.ggml.tokens")
         self.kinds = file.get("tokenizer.ggml.token_type", list, [_NORMAL] * len(self.tokens))
-        if len(self.kinds) != len(self.tokens):
+        if len(self.kinds) != len(self.tokens) or not all(isinstance(k, int) for k in self.kinds):
             raise SteerError(
-                f"{file.path}: {len(self.tokens)} tokens, but {len(self.kinds)} types of tokens"
+                f"{file.path}: tokenizer.ggml.token_type must have a whole number for each of "
+                f"{len(self.tokens)} tokens, got {len(self.kinds)} of {short(self.kinds[:1])}"
             )
+        if file.get("tokenizer.ggml.pre", str) == "qwen2":
+            pairs = zip(self.tokens, self.kinds, strict=True)
+            self.kinds = [_USER_DEFINED if t in _WORDS else k for t, k in pairs]
 
     def text(self, key: str) -> str:
         """The token that a key names by its id."""
@@ -185,7 +195,7 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> tuple[Tokenizer, boo
     name = file.get("tokenizer.ggml.pre", str)
     if name not in _SPLITTERS:
         raise SteerError(
-            f"{file.path}: tokenizer.ggml.pre {name!r} is not supported; "
+            f"{file.path}: tokenizer.ggml.pre {short(name)} is not supported; "
             f"supported: {', '.join(_SPLITTERS)}"
         )
     splitter = _SPLITTERS[name]
@@ -215,8 +225,11 @@ def _merges(file: GgufFile) -> list[tuple[str, str]]:
 
 def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> Tokenizer:
     scores = file.get("tokenizer.ggml.scores", list)
-    if not scores or len(scores) != len(vocabulary.tokens):
+    numbers = bool(scores) and all(isinstance(score, float) for score in scores)
+    if not numbers or len(scores) != len(vocabulary.tokens):
         raise SteerError(f"{file.path}: tokenizer.ggml.scores must have one number for each token")
+    if max(map(len, vocabulary.tokens)) > _LONGEST_PIECE:
+        raise SteerError(f"{file.path}: a token is longer than {_LONGEST_PIECE} characters")
     vocabulary.ids()  # refuses doubled tokens
     pieces = list(zip(vocabulary.tokens, scores, vocabulary.kinds, strict=True))
     model = SentencePieceModel(
@@ -237,9 +250,12 @@ def _end(
     return special.get(token) if (default if wanted is None else wanted) else None
 
 
-def _mark(tokenizer: Tokenizer, ends: list[str | None]) -> None:
+def _mark(file: GgufFile, tokenizer: Tokenizer, ends: list[str | None]) -> None:
     """Puts tokens around each text that is to be encoded with special tokens."""
     first, last = ends
+    for token in filter(None, ends):  # the library reads these marks in a language of its own
+        if tokenizer.token_to_id(token) is None or token[0] == "$" or set(token) & set(": "):
+            raise SteerError(f"{file.path}: {short(token)} cannot mark an end of a text")
     parts = [f"{first}:0"] * bool(first) + ["$A:0"] + [f"{last}:0"] * bool(last)
     ids: list[Any] = [(t, tokenizer.token_to_id(t)) for t in dict.fromkeys(ends) if t]
     if ids:
