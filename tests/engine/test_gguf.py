@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,10 @@ def test_splits(tmp_path: Path):
     parts[1].unlink()
     with pytest.raises(SteerError, match=r"part-00002-of-00003\.gguf: no such GGUF file, part of"):
         load_config(parts[0])
+    with pytest.raises(SteerError, match="there is no part 4 of 3"):
+        load_config(tmp_path / "part-00004-of-00003.gguf")
+    with pytest.raises(SteerError, match="there is no part 0 of 0"):
+        load_config(tmp_path / "part-00000-of-00000.gguf")
     parts[1].write_bytes(data)
     parts[0].rename(tmp_path / "alone.gguf")
     with pytest.raises(
@@ -202,22 +208,46 @@ def test_yarn_and_linear_scaling(tmp_path: Path):
     assert (rope.rope.kind, rope.rope.factor, rope.max_position) == ("yarn", 4.0, 2048)
     assert rope.rope.attention_factor == pytest.approx(0.1 * np.log(4) + 1)
 
-    def linear(writer: GGUFWriter) -> None:
-        writer.add_float32("qwen2.rope.scale_linear", 2.0)
 
-    rope = load_config(write_gguf(tmp_path / "l.gguf", model, change=linear))
-    assert (rope.rope.kind, rope.rope.factor) == ("linear", 2.0)
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({"rope.scale_linear": 2.0}, 2.0),
+        ({"rope.scaling.factor": 2.0}, 2.0),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, 2.0),
+        ({"rope.scaling.type": "linear", "rope.scale_linear": 2.0}, 2.0),
+        ({"rope.scaling.type": "linear"}, None),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 2.0}, None),
+        ({"rope.scaling.type": "none", "rope.scale_linear": 2.0}, None),
+        ({"rope.scaling.factor": 1.0}, None),
+    ],
+)
+def test_linear_scaling_as_llama_cpp_reads_it(
+    keys: dict[str, Any], factor: float | None, tmp_path: Path
+):
+    """Linear where there is no type; the newer key first."""
+
+    def change(writer: GGUFWriter) -> None:
+        for key, value in keys.items():
+            _key(f"qwen2.{key}", value)(writer)
+
+    rope = load_config(write_gguf(tmp_path / "m.gguf", random_model("qwen2"), change=change)).rope
+    expected = ("default", 1.0) if factor is None else ("linear", factor)
+    assert (rope.kind, rope.factor) == expected
 
 
-def test_recommended_sampling(tmp_path: Path):
+def test_recommended_sampling(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def add(writer: GGUFWriter) -> None:
-        writer.add_float32("general.sampling.temp", 0.5)
+        writer.add_float32("general.sampling.temp", 0.7)
         writer.add_int32("general.sampling.top_k", 20)
+        writer.add_int32("general.sampling.mirostat", 2)
 
     model = random_model("qwen2")
     path = write_gguf(tmp_path / "m.gguf", model, change=add)
-    found = Engine("custom", small=path, large=path, config=CONFIG).default_params
-    assert found == SamplingParams(temperature=0.5, top_k=20)
+    with caplog.at_level("WARNING", "engine.generation"):
+        found = Engine("custom", small=path, large=path, config=CONFIG).default_params
+    assert found == SamplingParams(temperature=0.7, top_k=20)
+    assert "ignored: general.sampling.mirostat" in caplog.text
     path = write_gguf(tmp_path / "n.gguf", model)
     found = Engine("custom", small=path, large=path, config=CONFIG).default_params
     assert found == SamplingParams()
@@ -241,14 +271,30 @@ def _tensor(name: str, *shape: int) -> Callable[[GGUFWriter], None]:
 
 REFUSED: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {
     "experts": (_key("qwen2.expert_count", 8), r"qwen2\.expert_count 8 is not supported"),
-    "an unknown key": (_key("qwen2.attention.scale", 0.5), r"attention\.scale is not known here"),
+    "an unknown key": (
+        _key("qwen2.attention.scale", 0.5),
+        r"key .qwen2\.attention\.scale. is not known, and may",
+    ),
     "not causal": (_key("qwen2.attention.causal", False), r"attention\.causal False is not"),
-    "part of a head": (_key("qwen2.rope.dimension_count", 16), "partial_rotary_factor other"),
+    "part of a head": (
+        _key("qwen2.rope.dimension_count", 16),
+        r"rope\.dimension_count 16 is not supported: a head has 64",
+    ),
     "odd rope": (_key("qwen2.rope.scaling.type", "longrope"), "rope type 'longrope' is not"),
     "a wrong type": (_key("qwen2.attention.sliding_window", "wide"), "must be int, got 'wide'"),
-    "an extra tensor": (_tensor("blk.0.attn_sinks.weight", 4), "unexpected tensor blk.0.attn_sink"),
+    "an extra tensor": (
+        _tensor("blk.0.attn_sinks.weight", 4),
+        "unexpected tensor .blk.0.attn_sinks.weight",
+    ),
     "an extra layer": (_tensor("blk.7.attn_norm.weight", 256), "unexpected tensor model.layers.7"),
-    "odd factors": (_tensor("rope_freqs.weight", 5), r"rope_freqs\.weight has shape \(5,\)"),
+    "a folder's name": (_tensor("model.layers.0.input_layernorm.weight", 256), "unexpected tensor"),
+    "a scale": (_tensor("blk.0.attn_q.input_scale", 1), "unexpected tensor .blk.0.attn_q.input_"),
+    "YaRN's factor without YaRN": (
+        _key("qwen2.rope.scaling.attn_factor", 2.0),
+        "rope.scaling of type 'linear' with YaRN's factors",
+    ),
+    "sampling in words": (_key("general.sampling.temp", "hot"), "temp must be int or float, got"),
+    "odd factors": (_tensor("rope_freqs.weight", 5), r"shape \(5,\), expected \(32,\)"),
 }
 
 
@@ -267,7 +313,9 @@ def test_other_architectures_are_named(tmp_path: Path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(SteerError, match="architecture gemma3 is not supported; supported: qwen2"):
+    with pytest.raises(
+        SteerError, match=r"architecture .gemma3. is not supported; supported: qwen2"
+    ):
         load_config(tmp_path / "m.gguf")
 
 
@@ -322,7 +370,10 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "format 77 is unknown",
     ),
     "inside another": (lambda d: _at(d, _tensor_info(d, NAME) + 16, "Q", 32), "inside another"),
-    "askew": (lambda d: _at(d, _tensor_info(d, NAME) + 16, "Q", 33), "inside another or askew"),
+    "askew": (
+        lambda d: _at(d, _tensor_info(d, NAME) + 16, "Q", 33),
+        "inside another, or not at a multiple of 32",
+    ),
     "twice": (
         lambda d: d.replace(b"blk.0.attn_norm.weight", b"blk.1.attn_norm.weight"),
         r"tensor blk\.1\.attn_norm\.weight appears twice",
@@ -346,6 +397,37 @@ def test_hostile_files(case: str, sound: bytes, tmp_path: Path):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_claims_cost_nothing(tmp_path: Path):
+    """Headers of many gigabytes, in a file that has them (as a hole): refused within a second."""
+    path = tmp_path / "m.gguf"
+    begin = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a"
+    for kind, count in ((8, 2**23), (0, 2**40), (0, 2**24), (8, 2**62)):
+        path.write_bytes(begin + struct.pack("<IIQ", 9, kind, count))
+        with path.open("r+b") as file:
+            file.truncate(2**36)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(SteerError, match=r"an array of|longer than|not known|is missing|None"):
+            load_config(path)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+def test_more_layers_than_tensors(sound: bytes, tmp_path: Path):
+    key = b"qwen2.block_count"
+    path = tmp_path / "m.gguf"
+    path.write_bytes(_at(sound, sound.index(key) + len(key) + 4, "I", 2**31 - 1))
+    with pytest.raises(SteerError, match="2147483647 layers, but 27 tensors"):
+        load_config(path)
+
+
+def test_without_the_package(sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "m.gguf").write_bytes(sound)
+    monkeypatch.setitem(sys.modules, "gguf.constants", None)
+    with pytest.raises(
+        SteerError, match=r"^reading GGUF files needs the gguf package: pip install"
+    ):
+        load_config(tmp_path / "m.gguf")
+
+
 def test_every_cut_is_refused(sound: bytes, tmp_path: Path):
     """Wherever a download stopped."""
     path = tmp_path / "m.gguf"
@@ -365,6 +447,12 @@ def test_missing_files(tmp_path: Path):
     ):
         with pytest.raises(SteerError, match=message):
             Engine("custom", small=path, large=path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.gguf").write_bytes(b"")
+    with pytest.raises(
+        SteerError, match=r"files: a folder of GGUF files; pass one of them, as .*a\.g"
+    ):
+        load_config(tmp_path / "files")
     (tmp_path / "folder.gguf").mkdir()
     with pytest.raises(SteerError, match="is a folder, expected a GGUF file"):
         load_config(tmp_path / "folder.gguf")

@@ -17,7 +17,7 @@ from bench import smollm2
 from engine import SteerError
 from engine.tokenizer import Tokenizer
 
-from .gguf_files import END, KINDS, NORMAL, SPECIAL, TEMPLATE, TOKENS, add_tokenizer
+from .gguf_files import CONTROL, END, KINDS, NORMAL, SPECIAL, TEMPLATE, TOKENS, add_tokenizer
 from .hard_text import HARD
 
 ARCHITECTURES = {"qwen2": "qwen2", "llama-bpe": "llama", "gpt-2": "qwen2"}
@@ -84,15 +84,26 @@ def test_how_text_is_cut(pre: str, tmp_path: Path):
     text = "it's 123 don't!!\n\n   x"
     cut = [text[first:last] for _, (first, last) in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
     assert cut == PIECES[pre]
+    camel = [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str("fooBar")]
+    assert camel == (["foo", "Bar"] if pre == "tekken" else ["fooBar"])
 
 
 def test_whole_tokens_win_over_merges_where_the_family_says_so(tmp_path: Path):
-    """ "999" is a token that no merges make; Llama 3 keeps three digits together."""
-    tokens = [t if t != "<tool>" else "999" for t in TOKENS]
-    kinds = [NORMAL if t == "999" else k for t, k in zip(tokens, KINDS, strict=True)]
-    for pre, whole in (("llama-bpe", True), ("tekken", False), ("gpt-2", False)):
+    """ "fox" is a token that no merges make."""
+    tokens = [t if t != "<tool>" else "fox" for t in TOKENS]
+    kinds = [NORMAL if t == "fox" else k for t, k in zip(tokens, KINDS, strict=True)]
+    for pre, whole in (("llama-bpe", True), ("tekken", True), ("qwen2", False), ("gpt-2", False)):
         tokenizer = Tokenizer(write(tmp_path / f"{pre}.gguf", pre, tokens=tokens, kinds=kinds))
-        assert (tokenizer.encode("999") == [tokens.index("999")]) == whole, pre
+        assert (tokenizer.encode("fox") == [tokens.index("fox")]) == whole, pre
+
+
+def test_words_of_qwen_that_look_like_control_tokens(tmp_path: Path):
+    """llama.cpp's converter takes them for such; Qwen's files give them a text."""
+    tokens = [t if t != "<tool>" else "<|repo_name|>" for t in TOKENS]
+    kinds = [CONTROL if t == "<|repo_name|>" else k for t, k in zip(tokens, KINDS, strict=True)]
+    for pre, text in (("qwen2", b"<|repo_name|>"), ("llama-bpe", b"")):
+        tokenizer = Tokenizer(write(tmp_path / "m.gguf", pre, tokens=tokens, kinds=kinds))
+        assert tokenizer.bytes[tokens.index("<|repo_name|>")] == text
 
 
 def test_a_beginning_is_marked_where_the_file_or_the_family_says_so(tmp_path: Path):
@@ -121,6 +132,9 @@ def test_a_real_file_is_its_converted_folder():
         pytest.skip(missing)
     mine, folder = Tokenizer(smollm2.source()), Tokenizer(smollm2.folder())
     assert mine.size == folder.size
+    # As transformers had it when the file was first converted, by other code.
+    ids = [19556, 905, 28, 357, 506, 216, 33, 34, 35, 36, 17, 1116, 1, 3546, 46494]
+    assert mine.encode("Hello world, it's 1234!\n\n<|im_start|>na\u00efve") == ids
     for text in HARD:
         assert mine.encode(text) == folder.encode(text), text
     assert mine.bytes == folder.bytes
@@ -133,11 +147,11 @@ SPM = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{b:02X}>", 
        ("th", -5.0, 1), ("he", -4.5, 1), ("the", -6.0, 1), ("▁the", -6.5, 1)]  # fmt: skip
 
 
-def write_sentencepiece(path: Path, scores: bool = True) -> Path:
+def write_sentencepiece(path: Path, scores: bool = True, longest: int = 1) -> Path:
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([t for t, _, _ in SPM])
+    writer.add_token_list([t if t != "h" else "h" * longest for t, _, _ in SPM])
     writer.add_token_types([k for _, _, k in SPM])
     if scores:
         writer.add_token_scores([s for _, s, _ in SPM])
@@ -183,9 +197,14 @@ REFUSED: dict[str, tuple[Callable[[GGUFWriter], None], str]] = {
     "no merges": (_drop("ggml.merges"), r"ggml\.merges must be a list of texts"),
     "half a merge": (_set("ggml.merges", ["h e", "the"]), "must be of two tokens, got 'the'"),
     "a merge of no tokens": (_set("ggml.merges", ["h e", "xx yy"]), "not a usable tokenizer"),
-    "fewer types": (_set("ggml.token_type", KINDS[:-1]), r"266 tokens, but 265 types"),
+    "fewer types": (_set("ggml.token_type", KINDS[:-1]), r"each of 266 tokens, got 265"),
     "the same token twice": (_set("ggml.tokens", ["!", "!", *TOKENS[2:]]), "'!' has two ids"),
     "an end out of range": (_set("ggml.eos_token_id", 999), r"eos_token_id is 999, there are 266"),
+    "types in words": (
+        _set("ggml.token_type", ["a"] * len(KINDS)),
+        "a whole number for each of 266",
+    ),
+    "a template without end": (_set("chat_template", "{{" + "(" * 20000), "template is malformed"),
     "a template that is none": (_set("chat_template", "{% if %}"), "chat template is malformed"),
 }
 
@@ -199,9 +218,12 @@ def test_what_is_not_supported_is_named(case: str, tmp_path: Path):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_scores_are_needed(tmp_path: Path):
+def test_scores_are_needed_and_pieces_short(tmp_path: Path):
     path = write_sentencepiece(tmp_path / "m.gguf", scores=False)
     with pytest.raises(SteerError, match="scores must have one number for each token"):
+        Tokenizer(path)
+    path = write_sentencepiece(tmp_path / "n.gguf", longest=1001)
+    with pytest.raises(SteerError, match="a token is longer than 1000 characters"):
         Tokenizer(path)
 
 
@@ -222,6 +244,8 @@ def test_a_file_and_a_published_folder_are_a_pair(tmp_path: Path):
         published = json.loads(file._tokenizer.to_str())
         published["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
         published["decoder"] = level
+        for token in published["added_tokens"]:  # listed there only
+            del published["model"]["vocab"][token["content"]]
         if mark := published["post_processor"]:
             mark = mark | {"pair": [*mark["single"], {"Sequence": {"id": "B", "type_id": 1}}]}
             published["post_processor"] = {"type": "Sequence", "processors": [level, mark]}
@@ -237,6 +261,24 @@ def test_a_file_and_a_published_folder_are_a_pair(tmp_path: Path):
         published["pre_tokenizer"]["pretokenizers"][0]["invert"] = True
         (tmp_path / "tokenizer.json").write_text(json.dumps(published))
         assert "differs" in str(file.difference(Tokenizer(tmp_path / "tokenizer.json")))
+
+
+def test_marks_that_the_library_cannot_write(tmp_path: Path):
+    """A beginning that is out of use, or that it would read as something else."""
+
+    def marked(token: str, kind: int) -> Path:
+        tokens = [t if t != "<tool>" else token for t in TOKENS]
+        kinds = [kind if t == token else k for t, k in zip(tokens, KINDS, strict=True)]
+
+        def change(writer: GGUFWriter) -> None:
+            writer.add_bos_token_id(tokens.index(token))
+            writer.add_add_bos_token(True)
+
+        return write(tmp_path / "m.gguf", change=change, tokens=tokens, kinds=kinds)
+
+    for token, kind in (("gone", 5), ("$A", CONTROL), ("a:b", CONTROL), ("a b", CONTROL)):
+        with pytest.raises(SteerError, match="cannot mark an end of a text"):
+            Tokenizer(marked(token, kind))
 
 
 def test_a_tokenizer_is_what_the_library_can_keep(tmp_path: Path):
