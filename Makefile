@@ -18,7 +18,7 @@ STAGE ?= all
 OUT ?= out/gpu-quick
 FLAGS ?=
 
-.PHONY: help demo test smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
+.PHONY: help demo test quick smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
   gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair \
   real-pair clean
 
@@ -35,6 +35,17 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest -n auto --dist loadgroup
 	$(MAKE) --no-print-directory simulated-gpu
+
+# A few files of each part: what most mistakes break.
+QUICK := $(addprefix tests/, \
+  test_library.py test_package.py \
+  $(addprefix csrc/test_, block_pool.py scheduler.py admission.py sharing.py parking.py) \
+  $(addprefix engine/test_, engine.py bad_input.py ledger.py replay.py gguf_formats.py \
+    tokenizers.py chat_templates.py) \
+  kernels/test_cpu.py $(addprefix bench/test_, golden.py stats.py tasks.py))
+
+quick: setup ## the tests that most mistakes break, within a minute; before make test
+	python -m pytest -n auto --dist loadgroup $(QUICK)
 
 simulated-gpu: setup ## the engine's tests that need a GPU, on a simulated one
 	python -m pytest -n auto -p tests.card.plugin -m gpu tests/engine --ignore tests/engine/test_soak.py
