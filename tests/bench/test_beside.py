@@ -174,14 +174,41 @@ def test_open_loops_and_fp8_have_models_beside(tmp_path: Path):
     ("flags", "message"),
     [
         ("--beside=gpt-9", "--beside: unknown model 'gpt-9'; known: qwen-0.5b, "),
-        ("--beside=qwen-7b --memory=11 --model-pair=qwen-1.5b/qwen-32b --prompt=1e6", "context is"),
-        ("--beside=qwen-72b --weights=fp8 --memory=9", "--memory 9: 7.3 GiB left beside qwen-72b"),
+        (
+            "--beside=qwen-7b --memory=11 --model-pair=qwen-1.5b/qwen-32b --prompt=1e6",
+            "error: a request of 1.00051e+06 tokens, the context is 32768",
+        ),
+        (
+            "--beside=qwen-72b --weights=fp8 --memory=9",
+            "--beside qwen-72b: --memory 9: its weights le",
+        ),
+        (
+            "--model-pair=llama-1b/llama-8b --prompt=42000 --answer=1500 --spread=0 "
+            "--beside=qwen3-8b,qwen3-30b-a3b",
+            "--beside qwen3-8b: a request of 43500 tokens, the context is 40960: lower --prompt",
+        ),
+        (
+            "--model-pair=llama-1b/llama-8b --prompt=38000 --answer=1500 --requests=64 "
+            "--beside=qwen3-30b-a3b",
+            "--beside qwen3-30b-a3b: a request of ",
+        ),
     ],
 )
 def test_bad_flags_of_the_simulator(flags: str, message: str, capsys):
     assert simulate(flags.split()) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_lane_policies_are_told_apart_where_there_are_several(capsys):
+    loads = ("--requests=8", "--prompt=40", "--answer=40", "--handoff=0.2", "--concurrency=4")
+    pair = "qwen-1.5b/qwen-32b, 20% handed over"
+    for lanes in (["latency"], ["latency", "throughput"]):
+        assert simulate([*loads, f"--lanes={','.join(lanes)}", "--beside=qwen-7b"]) == 0
+        out = capsys.readouterr().out.splitlines()
+        names = [line.split("  ")[0] for line in out if line.startswith(pair)]
+        assert names == ([f"{pair}, {each} lanes" for each in lanes] if lanes[1:] else [pair])
+        assert sum(line.startswith("qwen-7b alone") for line in out) == 1
 
 
 def test_a_table_is_of_the_pair_alone(tmp_path: Path, capsys):
