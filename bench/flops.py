@@ -18,10 +18,9 @@ from bench import alone, dataset
 from bench.comparison import Comparison, named
 from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
-from bench.pricing import beside_notes, price_trace, priced_table
+from bench.pricing import price_trace, priced_notes, priced_table
 from bench.report import run as report
 from bench.rows import RowWriter
-from bench.table import again_notes
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError, conversation
@@ -255,19 +254,16 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     )  # fmt: skip
     _refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
     _check(options)
-    beside = alone.read_names(options.beside)
-    rows = price_trace(pair, options.trace, options.problems, beside)
+    rows = price_trace(pair, options.trace, options.problems, alone.read_names(options.beside))
     what = options.trace or "a stored trace of the embedded pair"
     print(f"Nothing was run and accuracy is not measured: {pair.name} is priced from {what}.")
-    print(f"{rows[0]['n']} requests, {rows[-1]['trace']}.\n")
-    print(priced_table(rows))
+    print(f"{rows[0]['n']} requests, {rows[0]['trace']}.\n\n{priced_table(rows)}")
     tokens, steps = rows[0]["tokens"], max(1, rows[0]["steps"])
     print(
         "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: it\n"
         f"has {tokens / rows[0]['n']:.1f} tokens a request and {tokens / steps:.1f} a step."
     )
-    notes = again_notes(rows[:3], "record the trace with a larger arena")
-    for note in (*notes, *beside_notes(rows)):
+    for note in priced_notes(rows):
         print(note)
     with RowWriter(options.json) as writer:
         for row in rows:
@@ -286,10 +282,9 @@ def main(arguments: list[str] | None = None) -> int:
         pair = Pair.named(options.model_pair, options.small, options.large)
         if pair.small is None:
             return price_pair(options, pair)
-        if options.trace:
-            raise SteerError("--trace prices a pair without weights; this pair can be run")
-        if options.beside is not None:
-            raise SteerError("--beside prices a pair without weights; this pair can be run")
+        for name in ("trace", "beside"):
+            if getattr(options, name) is not None:
+                raise SteerError(f"--{name} prices a pair without weights; this pair can be run")
         if pair.name != "tiny" and not options.dataset and not options.style:
             raise SteerError(f"pair {pair.name} needs problems: pass --dataset FILE.jsonl")
         return run_pair(options, pair)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.alone import Alone
-from bench.table import render
+from bench.table import again_notes, render
 from engine.config import ROLES, TINY
 from engine.errors import SteerError
 from engine.ledger import Usage
@@ -91,15 +91,21 @@ def _weight_fields(model: Alone) -> dict[str, Any]:
     }
 
 
-def beside_notes(rows: list[dict[str, Any]]) -> list[str]:
-    """A line on the weights of each model beside the pair."""
-    return [
+def priced_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What to know of the rows of :func:`price_trace`.
+
+    A line for each policy of the pair that computed much again, and one on the weights of each
+    model beside it.
+    """
+    of_pair = [row for row in rows if "parameters" not in row]
+    weights = [
         f"{row['policy']}: {row['parameters'] / 1e9:.1f} billion parameters, "
-        f"{row['weight_bytes'] / 1e9:.1f} GB of weights in {row['weights']}, "
+        f"{row['weight_bytes'] / 1e9:.1f} GB of weights ({row['weights']}), "
         f"{'less' if row['fits_80_gb'] else 'more'} than a card of 80 GB holds"
         for row in rows
-        if "weight_bytes" in row
+        if "parameters" in row
     ]
+    return again_notes(of_pair, "record the trace with a larger arena") + weights
 
 
 def priced_table(rows: list[dict[str, Any]]) -> str:

@@ -174,7 +174,7 @@ def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingPa
 def run_pairs(options: argparse.Namespace) -> int:
     """``steer pairs``."""
     print("tiny: the embedded pair, weights included")
-    print("custom: any two folders")
+    print("custom: any two folders or GGUF files")
     for name in NAMED_PAIRS[2:]:
         small, _, large = name.partition("/")
         parts = [

@@ -186,11 +186,9 @@ class EngineConfig:
         of the folders' shapes, or of the pair's named ones where it has no folders.
     graphs: whether ticks are recorded and replayed: "on", "off", or "auto", on GPUs only. Ticks of
         decodes alone always, others up to ``graph_rows``.
-    graph_rows: rows of the largest tick with a span (a catch-up, a short prefill) that is recorded;
-        0 records decodes only.
+    graph_rows: rows of the largest recorded tick with a span (catch-up, short prefill); 0: none.
     memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
-    cpu_kernels: run passes on a CPU through the compiled kernels where they take the model;
-        without, through PyTorch's operators, one by one.
+    cpu_kernels: whether a CPU runs the compiled kernels where they take the model; if not, PyTorch.
     retokenize: take pairs whose tokenizers differ: text crosses at step boundaries, encoded again.
         Where they agree nothing changes.
     """
@@ -244,7 +242,6 @@ class EngineConfig:
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "
                 f"max_sequences ({self.max_sequences})"
             )
-
         self._check_host()
 
     def _check_host(self) -> None:

@@ -114,7 +114,7 @@ class RealPairRun(Comparison):
             "accuracy": right / len(done),
             "ci_low": low,
             "ci_high": high,
-            "cut_off": sum(each.ended("length") for each in done),
+            "cut_off": sum(each.cut_off for each in done),
             "tokens": tokens,
             "large_tokens": written,
             "large_token_share": written / max(1, tokens),

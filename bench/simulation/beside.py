@@ -41,6 +41,9 @@ class Beside:
         Args:
             wanted_gib: of the arena; all that is left on the card where it is None.
             max_tokens: what each request asks for, as of :class:`Workload`.
+
+        Raises:
+            SteerError: names the model, where it could never run a request of the pair's grid.
         """
         held = model.resident_bytes(WEIGHTS[fields["weights"]])
         left = free_gib(fields["card"], held)
@@ -57,13 +60,13 @@ class Beside:
         }
         if left <= 0:
             return cls(model, alone, own | {"memory_gib": 0.0, "slabs": 0, "slots": None})
-        if wanted_gib is not None and wanted_gib > left:
-            raise SteerError(f"--memory {wanted_gib:g}: {left:.1f} GiB left beside {model.name}")
-        setting = _alone(model, setting, fields, left if wanted_gib is None else wanted_gib)
-        means = Means(*(fields[n] for n in ("prompt", "answer", "step", "spread", "shift")))
-        check_fits(setting, means.prompt, means.answer)
-        workload = Workload(fields["requests"], means, fields["seed"], setting.most, max_tokens)
-        check_fits(setting, max(workload.prompts), 1)
+        try:
+            if wanted_gib is not None and wanted_gib > left:
+                raise SteerError(f"--memory {wanted_gib:g}: its weights leave {left:.1f} GiB")
+            setting = _alone(model, setting, fields, left if wanted_gib is None else wanted_gib)
+            workload = _workload(setting, fields, max_tokens)
+        except SteerError as error:
+            raise SteerError(f"--beside {model.name}: {error}") from None
         own |= arena_fields(setting.geometry) | {"max_tokens": max(workload.limits)}
         return cls(model, alone, own, setting, workload)
 
@@ -89,13 +92,23 @@ def _alone(model: Alone, setting: Setting, fields: Row, gib: float) -> Setting:
     return replace(setting, shapes=shapes, geometry=arena_of(shapes, int(gib * GIB)), times=times)
 
 
+def _workload(setting: Setting, fields: Row, max_tokens: int | None) -> Workload:
+    """The pair's, within the context of the model alone. SteerError if a request never fits."""
+    means = Means(*(fields[n] for n in ("prompt", "answer", "step", "spread", "shift")))
+    check_fits(setting, means.prompt, means.answer)
+    workload = Workload(fields["requests"], means, fields["seed"], setting.most, max_tokens)
+    check_fits(setting, max(workload.prompts), 1)
+    return workload
+
+
 def compare(rows: list[Row]) -> str:
     """Pair and models side by side, by load; rows of both kinds."""
     header = (
         "who writes", "load", "tokens/s", "tpot ms", "latency s", "weights", "weights GiB",
         "KV GiB", "experts read in a decode tick",
     )  # fmt: skip
-    return render(header, [_line(row) for row in rows])
+    several = len({row["lanes"] for row in rows if not row.get("alone")}) > 1
+    return render(header, [(_who(row, several), *_figures(row)) for row in rows])
 
 
 def load(row: Row) -> str:
@@ -103,15 +116,19 @@ def load(row: Row) -> str:
     return f"{row['rate']:g}/s" if row["rate"] else f"{row['concurrency']} at once"
 
 
-def _line(row: Row) -> tuple[str, ...]:
-    name = row.get("alone")
-    who = f"{name} alone" if name else f"{row['pair']}, {row['handoff']:.0%} handed over"
+def _who(row: Row, several_lanes: bool) -> str:
+    if name := row.get("alone"):
+        return f"{name} alone"
+    lanes = f", {row['lanes']} lanes" if several_lanes else ""
+    return f"{row['pair']}, {row['handoff']:.0%} handed over{lanes}"
+
+
+def _figures(row: Row) -> tuple[str, ...]:
     held = f"{row['weights_gib']:.1f}"
     if not row.get("fits", True):
-        return who, "-", "does not fit", "-", "-", row["weights"], held, "-", "-"
+        return "-", "does not fit", "-", "-", row["weights"], held, "-", "-"
     covered = row.get("experts_read")
     return (
-        who,
         load(row),
         f"{row['tokens_per_second']:.0f}",
         f"{1e3 * row['tpot_p50']:.1f}" if row["tpot_p50"] is not None else "-",

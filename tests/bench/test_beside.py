@@ -18,6 +18,7 @@ from bench.simulation.ticktimes import AloneRoofline, Roofline
 from engine.expert_mixtures import NAMED_MIXTURES
 from engine.pairs import Pair
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("--requests=8", "--prompt=40", "--answer=40", "--handoff=0.2,1", "--concurrency=1,4")
 
 
@@ -57,7 +58,7 @@ def test_a_mixture_by_hand():
 def test_experts_of_4_bits_stay_so_whatever_the_others_are_in():
     model = Alone.named("gpt-oss-120b")
     assert model.resident_bytes(2) == model.resident_bytes(1) == pytest.approx(65.2e9, rel=0.01)
-    assert model.weights("fp8") == model.weights("bf16") == "mxfp4 experts, bf16"
+    assert model.weights("fp8") == model.weights("bf16") == "4-bit experts, else bf16"
     active = model.price.row / 2 + model.price.head / 2
     assert active == pytest.approx(5.13e9, rel=0.01)  # as its makers count
 
@@ -109,7 +110,7 @@ def test_priced_beside_a_pair(tmp_path: Path, capsys):
     assert little["weight_bytes"] == 2 * 30_532_122_624 and little["fits_80_gb"] is True
     assert big["fits_80_gb"] is False and big["large_step_share"] is None
     out = capsys.readouterr().out
-    assert "qwen3-30b-a3b alone: 30.5 billion parameters, 61.1 GB of weights in bf16, less" in out
+    assert "qwen3-30b-a3b alone: 30.5 billion parameters, 61.1 GB of weights (bf16), less" in out
     assert "more than a card of 80 GB holds" in out
 
 
@@ -167,15 +168,31 @@ def test_open_loops_and_fp8_have_models_beside(tmp_path: Path):
     assert [(r["alone"], r["rate"]) for r in alone] == [
         (name, rate) for name in ("qwen3-30b-a3b", "gpt-oss-20b") for rate in (1, 2)
     ]
-    assert [r["weights"] for r in alone] == ["fp8"] * 2 + ["mxfp4 experts, bf16"] * 2
+    assert [r["weights"] for r in alone] == ["fp8"] * 2 + ["4-bit experts, else bf16"] * 2
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ("--beside=gpt-9", "--beside: unknown model 'gpt-9'; known: qwen-0.5b, "),
-        ("--beside=qwen-7b --memory=11 --model-pair=qwen-1.5b/qwen-32b --prompt=1e6", "context is"),
-        ("--beside=qwen-72b --weights=fp8 --memory=9", "--memory 9: 7.3 GiB left beside qwen-72b"),
+        (
+            "--beside=qwen-7b --memory=11 --model-pair=qwen-1.5b/qwen-32b --prompt=1e6",
+            "error: a request of 1.00051e+06 tokens, the context is 32768",
+        ),
+        (
+            "--beside=qwen-72b --weights=fp8 --memory=9",
+            "--beside qwen-72b: --memory 9: its weights le",
+        ),
+        (
+            "--model-pair=llama-1b/llama-8b --prompt=42000 --answer=1500 --spread=0 "
+            "--beside=qwen3-8b,qwen3-30b-a3b",
+            "--beside qwen3-8b: a request of 43500 tokens, the context is 40960: lower --prompt",
+        ),
+        (
+            "--model-pair=llama-1b/llama-8b --prompt=38000 --answer=1500 --requests=64 "
+            "--beside=qwen3-30b-a3b",
+            "--beside qwen3-30b-a3b: a request of ",
+        ),
     ],
 )
 def test_bad_flags_of_the_simulator(flags: str, message: str, capsys):
@@ -184,9 +201,50 @@ def test_bad_flags_of_the_simulator(flags: str, message: str, capsys):
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_lane_policies_are_told_apart_where_there_are_several(capsys):
+    loads = ("--requests=8", "--prompt=40", "--answer=40", "--handoff=0.2", "--concurrency=4")
+    pair = "qwen-1.5b/qwen-32b, 20% handed over"
+    for lanes in (["latency"], ["latency", "throughput"]):
+        assert simulate([*loads, f"--lanes={','.join(lanes)}", "--beside=qwen-7b"]) == 0
+        out = capsys.readouterr().out.splitlines()
+        names = [line.split("  ")[0] for line in out if line.startswith(pair)]
+        assert names == ([f"{pair}, {each} lanes" for each in lanes] if lanes[1:] else [pair])
+        assert sum(line.startswith("qwen-7b alone") for line in out) == 1
+
+
 def test_a_table_is_of_the_pair_alone(tmp_path: Path, capsys):
     table = tmp_path / "times.csv"
     assert simulate([*QUICK, f"--save-table={table}"]) == 0
     capsys.readouterr()
     assert simulate([f"--table={table}", "--beside=qwen-7b"]) == 2
     assert "--beside goes with the roofline, not with --table" in capsys.readouterr().err
+
+
+# The documented comparison
+
+
+def test_the_documented_table_is_of_the_rows():
+    """Every figure of it, and every model's weights."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    section = page.split("# Why not just one mixture of experts?")[1].split("\n# ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    rows = {
+        (weights, r.get("alone") or r["handoff"], r.get("concurrency")): r
+        for weights in ("bf16", "fp8")
+        for r in read(ROOT / "bench" / "results" / f"simulate-beside-{weights}.jsonl")
+    }
+    shares = {"the pair, 10% of steps handed over": 0.1, "the pair, 20%": 0.2}
+    shares["qwen3-32b, alone beside qwen3-0.6b"] = 1
+    seen = 0
+    for who, weights, size, *figures in lines:
+        who = shares.get(who, who.removesuffix(" alone"))
+        formats = weights.split(" / ") if weights[0] != "4" else ["bf16", "fp8"]
+        for form, gb in zip(formats, (size.split(" / ") * 2), strict=False):
+            loads = (1, 8, 32, 128) if figures[0] != "does not fit" else (None,)
+            for load, figure in zip(loads, figures, strict=False):
+                row = rows[form, who, load]
+                assert f"{row['weights_gib'] * 2**30 / 1e9:.1f}" == gb, (form, who)
+                told = "does not fit" if load is None else f"{row['tokens_per_second']:,.0f}"
+                assert told == figure, (form, who, load)
+                seen += 1
+    assert seen == len(rows)

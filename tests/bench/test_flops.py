@@ -104,12 +104,15 @@ def again(trace: Path, rows: int) -> None:
 def test_a_trace_with_rows_computed_again_is_noted(tmp_path: Path, capsys, rows: int, noted: bool):
     """Above 5%, with what would have mended it."""
     again(tmp_path / "t.jsonl", rows)
-    arguments = ["--model-pair=qwen-1.5b/qwen-32b", "--problems=1"]
+    arguments = ["--model-pair=qwen-1.5b/qwen-32b", "--problems=1", "--beside=qwen-7b,gpt-oss-20b"]
     arguments += [f"--trace={tmp_path / 't.jsonl'}", f"--json={tmp_path / 'rows.jsonl'}"]
     assert main(arguments) == 0
     share = read(tmp_path / "rows.jsonl")["steer"]["recomputed_share"]
     note = f"steer: {share:.1%} of its rows were computed again, as memory for KV was short: record"
-    assert (note in capsys.readouterr().out) == noted == (share > 0.05)
+    out = capsys.readouterr().out
+    assert (note in out) == noted == (share > 0.05)
+    assert out.count("were computed again") == noted  # not of the models beside the pair
+    assert "13.8 GB of weights (4-bit experts, else bf16), less than" in out
     assert (share > 0) == (rows > 0)
 
 

@@ -108,6 +108,13 @@ def test_dummy_weights_of_the_families(name: str):
     assert answer.usage.count("large", "sampled") == 12
 
 
+def test_steer_pairs_names_them_all(capsys):
+    assert steer(["pairs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "custom: any two folders or GGUF files"
+    assert [line.split(": ")[0] for line in lines] == list(NAMED_PAIRS)
+
+
 @pytest.mark.parametrize("name", [*NAMED_MIXTURES, "qwen3-0.6b/qwen3-30b-a3b"])
 def test_a_mixture_of_experts_is_refused_in_one_line(name: str, capsys):
     refused = f"{name.split('/')[-1]} is a mixture of experts, which this engine does not run"
