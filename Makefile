@@ -38,7 +38,7 @@ test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core unde
 
 # A few files of each part: what most mistakes break.
 QUICK := $(addprefix tests/, \
-  test_library.py test_package.py \
+  test_library.py \
   $(addprefix csrc/test_, block_pool.py scheduler.py admission.py sharing.py parking.py) \
   $(addprefix engine/test_, engine.py bad_input.py ledger.py replay.py gguf_formats.py \
     tokenizers.py chat_templates.py) \

@@ -10,6 +10,7 @@ import pytest
 
 from bench import golden
 
+pytestmark = pytest.mark.xdist_group("golden")  # the record is made once
 STORED = Path(__file__).parents[1] / "data" / "golden"
 
 
