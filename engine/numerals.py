@@ -18,7 +18,8 @@ _NUMERAL = re.compile(
 )
 _STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
 _BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
-_AFTER = re.compile(r"(?:[^\w%°$€£¥₹²³]|_)+$")
+# Only where a run of marks begins, or a long run would be tried from each of its places.
+_AFTER = re.compile(r"(?<![^\w%°$€£¥₹²³])(?<!_)(?:[^\w%°$€£¥₹²³]|_)+$")
 _BETWEEN = re.compile(
     r"[\s=≈→~|;<>]+|(?<=\D):"  # between words
     r"|(?<=\d)[+*\u00d7·](?=[\d.])|(?<=\d)-(?=\d)(?!\d+-\d)(?<!-\d-)(?<!-\d\d-)"  # 9-7, but no date
