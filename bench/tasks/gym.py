@@ -60,7 +60,10 @@ class GymProblem:
             return 0.0
         if given == wanted:
             return 1.0
-        written = str(given) if given.denominator == 1 else str(float(given))
+        try:
+            written = str(given) if given.denominator == 1 else str(float(given))
+        except (ValueError, OverflowError):
+            return 0.0  # too many digits to be written
         return self._scored(written)
 
     def _readings(self, text: str) -> list[str]:

@@ -180,6 +180,12 @@ def test_a_fraction_that_is_not_simplified_is_wrong():
         assert not gym.is_correct(problem, f"<answer>{asked}</answer>")
 
 
+@pytest.mark.parametrize("text", ["7" * 400 + ".5", "7" * 400 + "/3", "9" * 4200 + "e200"])
+def test_a_number_too_long_to_be_written_is_wrong(text: str):
+    (problem,) = gym.read_problems("reasoning-gym:gsm_symbolic", 1)  # the answer is positive
+    assert not gym.is_correct(problem, text)
+
+
 def test_a_scorer_decides_what_is_near_enough():
     problem = gym.read_problems("reasoning-gym:power_function", 1)[0]
     exact = float(problem.entry["answer"])
