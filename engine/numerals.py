@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 _CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[AC])?[$€£¥₹])"
@@ -14,7 +15,7 @@ _PLAIN = re.compile(rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})\s?{_CURRENCY}?"
 # A unit that is written to the number: letters and signs, no digit but that of a power.
 _NUMERAL = re.compile(
     rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})"
-    r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_])[^\s\d]*(?:\^-?\d)?)?"
+    r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_\u2080-\u2089])[^\s\d]*(?:\^-?\d)?)?"
 )
 _STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
 _BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
@@ -26,6 +27,8 @@ _BETWEEN = re.compile(
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
            "trillion": 10**12, "k": 10**3, "M": 10**6, "bn": 10**9}  # fmt: skip
+_SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
+_SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
 _REWRITTEN = [
     (re.compile(pattern), sign)
@@ -94,10 +97,19 @@ def starts_with_number(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
+    text = _SMALL_POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+    text = _SMALL_FRACTION.sub(_written_out, text)
     for pattern, sign in _REWRITTEN:
         text = pattern.sub(sign, text)
     words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
     return [word for word in words if word]
+
+
+def _written_out(found: re.Match[str]) -> str:
+    """½ as 1/2; that of 1½ as a word of its own."""
+    behind_digit = found.string[max(found.start() - 1, 0) : found.start()].isdigit()
+    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
+    return f"{' ' * behind_digit}{above}/{below}"
 
 
 def _numeral(word: str) -> tuple[Fraction | None, bool]:
