@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from engine.numerals import numerals, plain_number, starts_with_number
+from engine.numerals import numerals, plain_number, starts_with_number, words_beside
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _HASHES = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
@@ -16,7 +16,7 @@ _SAID = re.compile(
 )
 _SPACES = re.compile(r"\s{2,}|\t")
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
-_LISTED = re.compile(r"[\s*_]*\d+[.)][*_]*\s+(?=\S)")  # the number of an item
+_LISTED = re.compile(r"[\s*_]*\d+[.):][*_]*\s+(?=\S)")  # the number of an item
 _CLAUSE_ENDS = re.compile(
     r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—|\s(?:because|since|which|as|so|but)\b"
 )
@@ -36,8 +36,8 @@ def final_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer; None where it gives none.
 
     What the text marks counts, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
-    (both must hold one number: behind the last = if there is one), ``#### X``, "answer is X" or
-    "answer: X", bold in the last line that holds a number. Without a mark it is the last number of
+    (both must hold one number: behind the last = if there is one), ``#### X`` (X is a number with
+    at most a unit), "answer is X" or "answer: X", bold in the last line that holds a number. Without a mark it is the last number of
     that line: "18 of 20" is 20. The number of a list's item is none. How numbers are written is
     said at ``engine.numerals``.
     """
@@ -79,8 +79,18 @@ def _named(clause: str) -> Fraction | None:
 
 
 def _after_hashes(text: str) -> list[str]:
-    """What follows each #### on its line, but for headings that count."""
-    return [line for line in _HASHES.findall(text) if not _LISTED.match(line)]
+    """The lines behind #### that hold a number with at most a unit; any other is a heading.
+
+    A unit that is a word of its own makes a heading too ("2 children") if a number comes after it.
+    """
+    last_digit = max(map(text.rfind, "0123456789"))
+    found = []
+    for hashes in _HASHES.finditer(text):
+        line = hashes[1]
+        most = int(last_digit < hashes.end())
+        if starts_with_number(line) and not _LISTED.match(line) and words_beside(line) <= most:
+            found.append(line)
+    return found
 
 
 def _said(text: str) -> list[str]:

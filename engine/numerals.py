@@ -96,6 +96,11 @@ def starts_with_number(text: str) -> bool:
     return bool(words) and bool(_STARTS.match(words[0]))
 
 
+def words_beside(text: str) -> int:
+    """How many words of a text are no part of a number: 1 of "18 apples"."""
+    return sum(not _STARTS.match(word) and word not in _SCALES for word in _words(text))
+
+
 def _words(text: str) -> list[str]:
     text = _SMALL_POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
     text = _SMALL_FRACTION.sub(_written_out, text)
