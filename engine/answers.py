@@ -41,8 +41,7 @@ def final_number(text: str) -> Fraction | None:
     that line: "18 of 20" is 20. The number of a list's item is none. How numbers are written is
     said at ``engine.numerals``.
     """
-    # Long runs of spaces would be tried from each of their places.
-    text = "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
+    text = _squeezed(text)
     if (given := marked_answer(text)) is not None:
         return _only(given)
     for clauses in (_after_hashes(text), _said(text)):
@@ -65,6 +64,17 @@ def marked_answer(text: str) -> str | None:
         return _boxed(text) or None
     tagged = text[begin + len("<answer>") : end]
     return _boxed(tagged) or tagged
+
+
+def hashed_answer(text: str) -> str | None:
+    """The last line behind #### that is read as a number; None where there is none."""
+    found = _after_hashes(_squeezed(text))
+    return found[-1] if found else None
+
+
+def _squeezed(text: str) -> str:
+    """A text less its empty lines and long runs of spaces, which would be slow to search."""
+    return "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
 
 
 def _only(text: str) -> Fraction | None:
