@@ -18,7 +18,8 @@ _SPACES = re.compile(r"\s{2,}|\t")
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
 _LISTED = re.compile(r"[\s*_]*\d+[.):][*_]*\s+(?=\S)")  # the number of an item
 _CLAUSE_ENDS = re.compile(
-    r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—|\s(?:because|since|which|as|so|but)\b"
+    r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—"
+    r"|\s(?:because|since|which|as|so|but|for|in|on|per|after|from)\b"
 )
 
 
@@ -51,7 +52,8 @@ def final_number(text: str) -> Fraction | None:
     lines = map(_without_item, reversed(text.splitlines()))
     last = next(filter(numerals, lines), "")
     for span in reversed(_BOLD.findall(last)):
-        if (value := _named("".join(span))) is not None:
+        said = "".join(span)
+        if (value := _named(said)) is not None or (value := _told(said)) is not None:
             return value
     return (numerals(last) or [None])[-1]
 
@@ -86,6 +88,13 @@ def _only(text: str) -> Fraction | None:
 def _named(clause: str) -> Fraction | None:
     """The number that a clause opens with, if it is the only one up to a comma or the like."""
     return _only(_CLAUSE_ENDS.split(clause, 1)[0]) if starts_with_number(clause) else None
+
+
+def _told(sentence: str) -> Fraction | None:
+    """The one number of a text that ends with a sum of money: "Tom spent $18", not "Step 3"."""
+    last = sentence.split()[-1:]
+    money = any(set(word) & set("$€£¥₹") and starts_with_number(word) for word in last)
+    return _only(sentence) if money else None
 
 
 def _after_hashes(text: str) -> list[str]:

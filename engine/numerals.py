@@ -18,6 +18,7 @@ _NUMERAL = re.compile(
     r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_\u2080-\u2089])[^\s\d]*(?:\^-?\d)?)?"
 )
 _STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
+_ORDINAL = re.compile(r"\d[\d,]*(?:st|nd|rd|th)(?![^\W\d_])", re.IGNORECASE)  # 1st, but not 1/3rd
 _BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
 # Only where a run of marks begins, or a long run would be tried from each of its places.
 _AFTER = re.compile(r"(?<![^\w%°$€£¥₹²³])(?<!_)(?:[^\w%°$€£¥₹²³]|_)+$")
@@ -33,13 +34,13 @@ _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 _REWRITTEN = [
     (re.compile(pattern), sign)
     for pattern, sign in (
-        (r"[\u2212\u2013]", "-"),
+        (r"[\u2010-\u2013\u2212]", "-"),
         (r"(?<=\d)(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
         (r"</?[A-Za-z][^<>]*>", " "),
         (r"\\([$%])", r"\1"),
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}(?!\s*\^)", r" \1 "),
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}\s*", r" \1"),  # a unit's power
-        (r"(-?)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),
+        (r"(-?)\$?\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),
         (r"\\[dt]?frac\s*\{\s*-\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" -\1/\2 "),
         (r"(=|\bis)\s*-\s+(?=[$\d])", r"\1 -"),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", "°"),
@@ -65,15 +66,15 @@ def numerals(text: str) -> list[Fraction | None]:
 
     A sign, thousands commas, decimals, fractions, mixed numbers and exponents count; currency
     marks, emphasis and units do not; million and its kin multiply. A comma that stands before other
-    than three digits, a time and a date make no number. Words with a letter first (``m2``) and
-    numbers in words are passed over.
+    than three digits, a time and a date make no number. Words with a letter first (``m2``),
+    numbers in words and ordinals (``1st``) are passed over.
     """
     found: list[Fraction | None] = []
     before: Fraction | None = None  # the word before, where it is a number without a unit
     for word in _words(text):
         if word in _SCALES and before is not None:
             found[-1], before = before * _SCALES[word], None
-        elif _STARTS.match(word):
+        elif _starts(word):
             value, bare = _numeral(word)
             if before is not None and value is not None and _completes(before, value, word):
                 found[-1], before = before + (value if before > 0 else -value), None
@@ -93,12 +94,16 @@ def _completes(whole: Fraction, part: Fraction, word: str) -> bool:
 def starts_with_number(text: str) -> bool:
     """Whether the first word is a number, or starts like one."""
     words = _words(text)
-    return bool(words) and bool(_STARTS.match(words[0]))
+    return bool(words) and _starts(words[0])
+
+
+def _starts(word: str) -> bool:
+    return bool(_STARTS.match(word)) and not _ORDINAL.match(word)
 
 
 def words_beside(text: str) -> int:
     """How many words of a text are no part of a number: 1 of "18 apples"."""
-    return sum(not _STARTS.match(word) and word not in _SCALES for word in _words(text))
+    return sum(not _starts(word) and word not in _SCALES for word in _words(text))
 
 
 def _words(text: str) -> list[str]:
@@ -107,7 +112,7 @@ def _words(text: str) -> list[str]:
     for pattern, sign in _REWRITTEN:
         text = pattern.sub(sign, text)
     words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
-    return [word for word in words if word]
+    return [word for word in words if word.strip("$")]  # a $ alone begins or ends a formula
 
 
 def _written_out(found: re.Match[str]) -> str:
