@@ -27,7 +27,10 @@ _BETWEEN = re.compile(
     r"|(?<=\d)[+*\u00d7·](?=[\d.])|(?<=\d)-(?=\d)(?!\d+-\d)(?<!-\d-)(?<!-\d\d-)"  # 9-7, but no date
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-           "trillion": 10**12, "k": 10**3, "M": 10**6, "bn": 10**9}  # fmt: skip
+           "trillion": 10**12, "bn": 10**9}  # fmt: skip
+_LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
+_OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
+_MONEY = re.compile(rf"[-+]?{_CURRENCY}")
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
@@ -70,12 +73,14 @@ def numerals(text: str) -> list[Fraction | None]:
     numbers in words and ordinals (``1st``) are passed over.
     """
     found: list[Fraction | None] = []
+    money = False  # whether a currency mark stands before the last number
     before: Fraction | None = None  # the word before, where it is a number without a unit
     for word in _words(text):
-        if word in _SCALES and before is not None:
-            found[-1], before = before * _SCALES[word], None
+        if before is not None and (scale := _scale(word, money)):
+            found[-1], before = before * scale, None
         elif _starts(word):
             value, bare = _numeral(word)
+            money = bool(_MONEY.match(word))
             if before is not None and value is not None and _completes(before, value, word):
                 found[-1], before = before + (value if before > 0 else -value), None
             else:
@@ -103,7 +108,7 @@ def _starts(word: str) -> bool:
 
 def words_beside(text: str) -> int:
     """How many words of a text are no part of a number: 1 of "18 apples"."""
-    return sum(not _starts(word) and word not in _SCALES for word in _words(text))
+    return sum(not _starts(word) and not _scale(word) for word in _words(text))
 
 
 def _words(text: str) -> list[str]:
@@ -113,6 +118,13 @@ def _words(text: str) -> list[str]:
         text = pattern.sub(sign, text)
     words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
     return [word for word in words if word.strip("$")]  # a $ alone begins or ends a formula
+
+
+def _scale(word: str, money: bool = False) -> int | None:
+    """What a word like million multiplies by; None of any other word."""
+    if money and word.casefold() in _OF_MONEY:
+        return _OF_MONEY[word.casefold()]
+    return _LETTERS.get(word) or _SCALES.get(word.casefold())
 
 
 def _written_out(found: re.Match[str]) -> str:
@@ -128,8 +140,9 @@ def _numeral(word: str) -> tuple[Fraction | None, bool]:
     if not found:
         return None, False
     value, unit = _value(found[1], found[2]), found[3] or ""
-    if value is not None and unit in _SCALES:
-        return value * _SCALES[unit], True
+    scale = _scale(unit.removeprefix("-"), bool(_MONEY.match(word)))
+    if value is not None and scale:
+        return value * scale, True
     return value, not unit
 
 
