@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from engine.numerals import numerals, plain_number, starts_with_number, words_beside
+from engine.numerals import (
+    is_formula,
+    numerals,
+    plain_number,
+    starts_with_number,
+    words_beside,
+)
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _HASHES = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
@@ -14,6 +20,7 @@ _SAID = re.compile(
     r"(?P<gap>[\s*_:]*)(?=(?P<rest>[^\n]{0,200}))",
     re.IGNORECASE,
 )
+_COMMA = re.compile(r"(?<![\\{])[,;](?!\d{3}(?!\d))")  # no thousands comma, no space of LaTeX
 _SPACES = re.compile(r"\s{2,}|\t")
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
 _LISTED = re.compile(r"[\s*_]*\d+[.):][*_]*\s+(?=\S)")  # the number of an item
@@ -44,7 +51,7 @@ def final_number(text: str) -> Fraction | None:
     """
     text = _squeezed(text)
     if (given := marked_answer(text)) is not None:
-        return _only(given)
+        return None if is_formula(given.rpartition("=")[2]) else _only(given)
     for clauses in (_after_hashes(text), _said(text)):
         for clause in reversed(clauses):
             if (value := _named(clause)) is not None:
@@ -80,7 +87,13 @@ def _squeezed(text: str) -> str:
 
 
 def _only(text: str) -> Fraction | None:
-    """The one number of a text, behind its last =; None where there are several."""
+    """The one number of a text, behind its last =; None where there are several.
+
+    So there are in x = 3, y = 4, where a comma stands before a further =.
+    """
+    comma = _COMMA.search(text)
+    if comma and "=" in text[comma.end() :]:
+        return None
     found = numerals(text.rpartition("=")[2])
     return found[0] if len(found) == 1 else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from fractions import Fraction
+from itertools import chain, pairwise
 
 _CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[AC])?[$€£¥₹])"
 _VALUE = (
@@ -31,6 +32,16 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
 _MONEY = re.compile(rf"[-+]?{_CURRENCY}")
+_UNITS = set(
+    "ACFGHJKLMNTVWdghklmst€£¥₹Ω"
+)  # of one letter; a letter of any other kind is a variable
+_POWER = re.compile(r"(?:\^-?\d|[²³])$")
+_FUNCTION = re.compile(r"\\([A-Za-z]+)")
+# What stands in LaTeX by a number without changing its value.
+_NO_FUNCTIONS = set(
+    "approx sim left right big Big quad qquad displaystyle degree circ mu Omega pounds euro"
+    " text textit textrm mbox mathrm".split()
+)
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
@@ -112,12 +123,16 @@ def words_beside(text: str) -> int:
 
 
 def _words(text: str) -> list[str]:
+    words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(_rewritten(text)))
+    return [word for word in words if word.strip("$")]  # a $ alone begins or ends a formula
+
+
+def _rewritten(text: str) -> str:
     text = _SMALL_POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
     text = _SMALL_FRACTION.sub(_written_out, text)
     for pattern, sign in _REWRITTEN:
         text = pattern.sub(sign, text)
-    words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
-    return [word for word in words if word.strip("$")]  # a $ alone begins or ends a formula
+    return text
 
 
 def _scale(word: str, money: bool = False) -> int | None:
@@ -125,6 +140,22 @@ def _scale(word: str, money: bool = False) -> int | None:
     if money and word.casefold() in _OF_MONEY:
         return _OF_MONEY[word.casefold()]
     return _LETTERS.get(word) or _SCALES.get(word.casefold())
+
+
+def is_formula(text: str) -> bool:
+    """Whether a number stands in a formula: 3x, 2π, \\sqrt 4, \\log_2 8."""
+    text = _rewritten(text)
+    if any(found[1] not in _NO_FUNCTIONS for found in _FUNCTION.finditer(text)):
+        return True
+    words = _words(text)
+    attached = (found[3] for word in words if (found := _NUMERAL.fullmatch(word)) and found[3])
+    apart = (after for word, after in pairwise(words) if _starts(word) and after != "a")
+    return any(map(_is_variable, chain(attached, apart)))
+
+
+def _is_variable(unit: str) -> bool:
+    letter = _POWER.sub("", unit)
+    return len(letter) == 1 and letter.isalpha() and letter not in _UNITS
 
 
 def _written_out(found: re.Match[str]) -> str:
