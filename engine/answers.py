@@ -44,10 +44,10 @@ def final_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer; None where it gives none.
 
     What the text marks counts, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
-    (both must hold one number: behind the last = if there is one), ``#### X`` (X is a number with
-    at most a unit), "answer is X" or "answer: X", bold in the last line that holds a number. Without a mark it is the last number of
-    that line: "18 of 20" is 20. The number of a list's item is none. How numbers are written is
-    said at ``engine.numerals``.
+    (both must hold one number, behind the last = if there is one, and no formula: 3x), ``#### X``
+    (X is a number with at most a unit), "answer is X" or "answer: X", bold in the last line that
+    holds a number. Without a mark it is the last number of that line: "18 of 20" is 20. The number
+    of a list's item is none. How numbers are written is said at ``engine.numerals``.
     """
     text = _squeezed(text)
     if (given := marked_answer(text)) is not None:

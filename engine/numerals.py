@@ -32,16 +32,13 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
 _MONEY = re.compile(rf"[-+]?{_CURRENCY}")
-_UNITS = set(
-    "ACFGHJKLMNTVWdghklmst€£¥₹Ω"
-)  # of one letter; a letter of any other kind is a variable
+_UNITS = set("ACFGHJKLMNTVWdghklmst€£¥₹Ω")  # of one letter; any other letter is a variable
 _POWER = re.compile(r"(?:\^-?\d|[²³])$")
 _FUNCTION = re.compile(r"\\([A-Za-z]+)")
 # What stands in LaTeX by a number without changing its value.
-_NO_FUNCTIONS = set(
-    "approx sim left right big Big quad qquad displaystyle degree circ mu Omega pounds euro"
-    " text textit textrm mbox mathrm".split()
-)
+_NO_FUNCTIONS = {"approx", "sim", "left", "right", "quad", "qquad", "displaystyle", "degree",
+                 "circ", "mu", "Omega", "pounds", "euro", "text", "textit", "textrm", "mbox",
+                 "mathrm"}  # fmt: skip
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
@@ -149,7 +146,7 @@ def is_formula(text: str) -> bool:
         return True
     words = _words(text)
     attached = (found[3] for word in words if (found := _NUMERAL.fullmatch(word)) and found[3])
-    apart = (after for word, after in pairwise(words) if _starts(word) and after != "a")
+    apart = (after for word, after in pairwise(words) if _starts(word) and after not in ("a", "I"))
     return any(map(_is_variable, chain(attached, apart)))
 
 
