@@ -32,7 +32,7 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
 _MONEY = re.compile(rf"[-+]?{_CURRENCY}")
-_UNITS = set("ACFGHJKLMNTVWdghklmst€£¥₹Ω")  # of one letter; any other letter is a variable
+_UNITS = set("ABCFGHJKLMNTVWdghklmst€£¥₹Ω")  # of one letter; any other letter is a variable
 _POWER = re.compile(r"(?:\^-?\d|[²³])$")
 _FUNCTION = re.compile(r"\\([A-Za-z]+)")
 # What stands in LaTeX by a number without changing its value.
@@ -41,6 +41,7 @@ _NO_FUNCTIONS = {"approx", "sim", "left", "right", "quad", "qquad", "displaystyl
                  "mathrm"}  # fmt: skip
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
+_UPRIGHT = r"\\(?:text|mathrm)\s*\{[^{}]*\}"
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
 _REWRITTEN = [
     (re.compile(pattern), sign)
@@ -49,6 +50,7 @@ _REWRITTEN = [
         (r"(?<=\d)(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
         (r"</?[A-Za-z][^<>]*>", " "),
         (r"\\([$%])", r"\1"),
+        (rf"\\[dt]?frac\s*\{{\s*({_UPRIGHT})\s*\}}\s*\{{\s*({_UPRIGHT})\s*\}}", r"\1/\2"),  # km/h
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}(?!\s*\^)", r" \1 "),
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}\s*", r" \1"),  # a unit's power
         (r"(-?)\$?\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),

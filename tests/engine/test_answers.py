@@ -72,6 +72,8 @@ RIGHT = [
     ("18", "\\boxed{18\\ \\mathrm{m/s}}"),
     ("18", "\\boxed{\\approx 18 \\quad \\textit{apples}}"),
     ("18", "\\boxed{18^\\circ}"),
+    ("1500000000", "\\boxed{\\$1.5B}"),
+    ("18", "\\boxed{18 \\, \\frac{\\text{km}}{\\text{h}}}"),
     ("18", "\\boxed{\\$18}"),
     ("18", "<answer>18 a day</answer>"),
     ("18", "3*6\n#### 18"),
