@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from engine.answers import expected_number, final_answer, marked_answer, matches
+from engine.answers import expected_number, final_answer, hashed_answer, marked_answer, matches
 from engine.errors import SteerError
 from engine.files import read_text
 
@@ -75,8 +75,8 @@ def is_correct(problem: FileProblem, text: str) -> bool:
     if expected_number(problem.answer) is None:
         return _verified(problem.answer, final_answer(text))
     given = marked_answer(text)
-    if given is None and "####" in text:
-        given = final_answer(text)
+    if given is None:
+        given = hashed_answer(text)
     return given is not None and _verified(problem.answer, given)
 
 

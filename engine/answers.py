@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from engine.numerals import numerals, plain_number, starts_with_number
+from engine.numerals import (
+    is_formula,
+    numerals,
+    plain_number,
+    starts_with_number,
+    words_beside,
+)
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _HASHES = re.compile(r"^[ \t]*####(?!#)(.*)$", re.MULTILINE)
@@ -14,11 +20,13 @@ _SAID = re.compile(
     r"(?P<gap>[\s*_:]*)(?=(?P<rest>[^\n]{0,200}))",
     re.IGNORECASE,
 )
+_COMMA = re.compile(r"(?<![\\{])[,;](?!\d{3}(?!\d))")  # no thousands comma, no space of LaTeX
 _SPACES = re.compile(r"\s{2,}|\t")
 _BOLD = re.compile(r"\*\*(.+?)\*\*|__(.+?)__")
-_LISTED = re.compile(r"[\s*_]*\d+[.)][*_]*\s+(?=\S)")  # the number of an item
+_LISTED = re.compile(r"[\s*_]*\d+[.):][*_]*\s+(?=\S)")  # the number of an item
 _CLAUSE_ENDS = re.compile(
-    r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—|\s(?:because|since|which|as|so|but)\b"
+    r"[.,;](?=[\s*_]|$)|(?<=[\w*_%$]) ?\((?=\w)|—"
+    r"|\s(?:because|since|which|as|so|but|for|in|on|per|after|from)\b"
 )
 
 
@@ -36,15 +44,14 @@ def final_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer; None where it gives none.
 
     What the text marks counts, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
-    (both must hold one number: behind the last = if there is one), ``#### X``, "answer is X" or
-    "answer: X", bold in the last line that holds a number. Without a mark it is the last number of
-    that line: "18 of 20" is 20. The number of a list's item is none. How numbers are written is
-    said at ``engine.numerals``.
+    (both must hold one number, behind the last = if there is one, and no formula: 3x), ``#### X``
+    (X is a number with at most a unit), "answer is X" or "answer: X", bold in the last line that
+    holds a number. Without a mark it is the last number of that line: "18 of 20" is 20. The number
+    of a list's item is none. How numbers are written is said at ``engine.numerals``.
     """
-    # Long runs of spaces would be tried from each of their places.
-    text = "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
+    text = _squeezed(text)
     if (given := marked_answer(text)) is not None:
-        return _only(given)
+        return None if is_formula(given.rpartition("=")[2]) else _only(given)
     for clauses in (_after_hashes(text), _said(text)):
         for clause in reversed(clauses):
             if (value := _named(clause)) is not None:
@@ -52,7 +59,8 @@ def final_number(text: str) -> Fraction | None:
     lines = map(_without_item, reversed(text.splitlines()))
     last = next(filter(numerals, lines), "")
     for span in reversed(_BOLD.findall(last)):
-        if (value := _named("".join(span))) is not None:
+        said = "".join(span)
+        if (value := _named(said)) is not None or (value := _told(said)) is not None:
             return value
     return (numerals(last) or [None])[-1]
 
@@ -67,8 +75,25 @@ def marked_answer(text: str) -> str | None:
     return _boxed(tagged) or tagged
 
 
+def hashed_answer(text: str) -> str | None:
+    """The last line behind #### that is read as a number; None where there is none."""
+    found = _after_hashes(_squeezed(text))
+    return found[-1] if found else None
+
+
+def _squeezed(text: str) -> str:
+    """A text less its empty lines and long runs of spaces, which would be slow to search."""
+    return "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
+
+
 def _only(text: str) -> Fraction | None:
-    """The one number of a text, behind its last =; None where there are several."""
+    """The one number of a text, behind its last =; None where there are several.
+
+    So there are in x = 3, y = 4, where a comma stands before a further =.
+    """
+    comma = _COMMA.search(text)
+    if comma and "=" in text[comma.end() :]:
+        return None
     found = numerals(text.rpartition("=")[2])
     return found[0] if len(found) == 1 else None
 
@@ -78,9 +103,26 @@ def _named(clause: str) -> Fraction | None:
     return _only(_CLAUSE_ENDS.split(clause, 1)[0]) if starts_with_number(clause) else None
 
 
+def _told(sentence: str) -> Fraction | None:
+    """The one number of a text that ends with a sum of money: "Tom spent $18", not "Step 3"."""
+    last = sentence.split()[-1:]
+    money = any(set(word) & set("$€£¥₹") and starts_with_number(word) for word in last)
+    return _only(sentence) if money else None
+
+
 def _after_hashes(text: str) -> list[str]:
-    """What follows each #### on its line, but for headings that count."""
-    return [line for line in _HASHES.findall(text) if not _LISTED.match(line)]
+    """The lines behind #### that hold a number with at most a unit; any other is a heading.
+
+    A unit that is a word of its own makes a heading too ("2 children") if a number comes after it.
+    """
+    last_digit = max(map(text.rfind, "0123456789"))
+    found = []
+    for hashes in _HASHES.finditer(text):
+        line = hashes[1]
+        most = int(last_digit < hashes.end())
+        if starts_with_number(line) and not _LISTED.match(line) and words_beside(line) <= most:
+            found.append(line)
+    return found
 
 
 def _said(text: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
+from itertools import chain, pairwise
 
 _CURRENCY = r"(?:(?:US|CA|AU|NZ|HK|[AC])?[$€£¥₹])"
 _VALUE = (
@@ -14,28 +16,44 @@ _PLAIN = re.compile(rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})\s?{_CURRENCY}?"
 # A unit that is written to the number: letters and signs, no digit but that of a power.
 _NUMERAL = re.compile(
     rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})"
-    r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_])[^\s\d]*(?:\^-?\d)?)?"
+    r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_\u2080-\u2089])[^\s\d]*(?:\^-?\d)?)?"
 )
 _STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
+_ORDINAL = re.compile(r"\d[\d,]*(?:st|nd|rd|th)(?![^\W\d_])", re.IGNORECASE)  # 1st, but not 1/3rd
 _BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
-_AFTER = re.compile(r"(?:[^\w%°$€£¥₹²³]|_)+$")
+# Only where a run of marks begins, or a long run would be tried from each of its places.
+_AFTER = re.compile(r"(?<![^\w%°$€£¥₹²³])(?<!_)(?:[^\w%°$€£¥₹²³]|_)+$")
 _BETWEEN = re.compile(
     r"[\s=≈→~|;<>]+|(?<=\D):"  # between words
     r"|(?<=\d)[+*\u00d7·](?=[\d.])|(?<=\d)-(?=\d)(?!\d+-\d)(?<!-\d-)(?<!-\d\d-)"  # 9-7, but no date
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-           "trillion": 10**12, "k": 10**3, "M": 10**6, "bn": 10**9}  # fmt: skip
+           "trillion": 10**12, "bn": 10**9}  # fmt: skip
+_LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
+_OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
+_MONEY = re.compile(rf"[-+]?{_CURRENCY}")
+_UNITS = set("ABCFGHJKLMNTVWdghklmst€£¥₹Ω")  # of one letter; any other letter is a variable
+_POWER = re.compile(r"(?:\^-?\d|[²³])$")
+_FUNCTION = re.compile(r"\\([A-Za-z]+)")
+# What stands in LaTeX by a number without changing its value.
+_NO_FUNCTIONS = {"approx", "sim", "left", "right", "quad", "qquad", "displaystyle", "degree",
+                 "circ", "mu", "Omega", "pounds", "euro", "text", "textit", "textrm", "mbox",
+                 "mathrm"}  # fmt: skip
+_SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
+_SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
+_UPRIGHT = r"\\(?:text|mathrm)\s*\{[^{}]*\}"
 # LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
 _REWRITTEN = [
     (re.compile(pattern), sign)
     for pattern, sign in (
-        (r"[\u2212\u2013]", "-"),
+        (r"[\u2010-\u2013\u2212]", "-"),
         (r"(?<=\d)(?:\{,\}|\\[,!]|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))", ","),
         (r"</?[A-Za-z][^<>]*>", " "),
         (r"\\([$%])", r"\1"),
+        (rf"\\[dt]?frac\s*\{{\s*({_UPRIGHT})\s*\}}\s*\{{\s*({_UPRIGHT})\s*\}}", r"\1/\2"),  # km/h
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}(?!\s*\^)", r" \1 "),
         (r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}\s*", r" \1"),  # a unit's power
-        (r"(-?)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),
+        (r"(-?)\$?\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1\2/\3 "),
         (r"\\[dt]?frac\s*\{\s*-\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" -\1/\2 "),
         (r"(=|\bis)\s*-\s+(?=[$\d])", r"\1 -"),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", "°"),
@@ -61,16 +79,18 @@ def numerals(text: str) -> list[Fraction | None]:
 
     A sign, thousands commas, decimals, fractions, mixed numbers and exponents count; currency
     marks, emphasis and units do not; million and its kin multiply. A comma that stands before other
-    than three digits, a time and a date make no number. Words with a letter first (``m2``) and
-    numbers in words are passed over.
+    than three digits, a time and a date make no number. Words with a letter first (``m2``),
+    numbers in words and ordinals (``1st``) are passed over.
     """
     found: list[Fraction | None] = []
+    money = False  # whether a currency mark stands before the last number
     before: Fraction | None = None  # the word before, where it is a number without a unit
     for word in _words(text):
-        if word in _SCALES and before is not None:
-            found[-1], before = before * _SCALES[word], None
-        elif _STARTS.match(word):
+        if before is not None and (scale := _scale(word, money)):
+            found[-1], before = before * scale, None
+        elif _starts(word):
             value, bare = _numeral(word)
+            money = bool(_MONEY.match(word))
             if before is not None and value is not None and _completes(before, value, word):
                 found[-1], before = before + (value if before > 0 else -value), None
             else:
@@ -89,14 +109,59 @@ def _completes(whole: Fraction, part: Fraction, word: str) -> bool:
 def starts_with_number(text: str) -> bool:
     """Whether the first word is a number, or starts like one."""
     words = _words(text)
-    return bool(words) and bool(_STARTS.match(words[0]))
+    return bool(words) and _starts(words[0])
+
+
+def _starts(word: str) -> bool:
+    return bool(_STARTS.match(word)) and not _ORDINAL.match(word)
+
+
+def words_beside(text: str) -> int:
+    """How many words of a text are no part of a number: 1 of "18 apples"."""
+    return sum(not _starts(word) and not _scale(word) for word in _words(text))
 
 
 def _words(text: str) -> list[str]:
+    words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(_rewritten(text)))
+    return [word for word in words if word.strip("$")]  # a $ alone begins or ends a formula
+
+
+def _rewritten(text: str) -> str:
+    text = _SMALL_POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+    text = _SMALL_FRACTION.sub(_written_out, text)
     for pattern, sign in _REWRITTEN:
         text = pattern.sub(sign, text)
-    words = (_AFTER.sub("", _BEFORE.sub("", word)) for word in _BETWEEN.split(text))
-    return [word for word in words if word]
+    return text
+
+
+def _scale(word: str, money: bool = False) -> int | None:
+    """What a word like million multiplies by; None of any other word."""
+    if money and word.casefold() in _OF_MONEY:
+        return _OF_MONEY[word.casefold()]
+    return _LETTERS.get(word) or _SCALES.get(word.casefold())
+
+
+def is_formula(text: str) -> bool:
+    """Whether a number stands in a formula: 3x, 2π, \\sqrt 4, \\log_2 8."""
+    text = _rewritten(text)
+    if any(found[1] not in _NO_FUNCTIONS for found in _FUNCTION.finditer(text)):
+        return True
+    words = _words(text)
+    attached = (found[3] for word in words if (found := _NUMERAL.fullmatch(word)) and found[3])
+    apart = (after for word, after in pairwise(words) if _starts(word) and after not in ("a", "I"))
+    return any(map(_is_variable, chain(attached, apart)))
+
+
+def _is_variable(unit: str) -> bool:
+    letter = _POWER.sub("", unit)
+    return len(letter) == 1 and letter.isalpha() and letter not in _UNITS
+
+
+def _written_out(found: re.Match[str]) -> str:
+    """½ as 1/2; that of 1½ as a word of its own."""
+    behind_digit = found.string[max(found.start() - 1, 0) : found.start()].isdigit()
+    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
+    return f"{' ' * behind_digit}{above}/{below}"
 
 
 def _numeral(word: str) -> tuple[Fraction | None, bool]:
@@ -105,8 +170,9 @@ def _numeral(word: str) -> tuple[Fraction | None, bool]:
     if not found:
         return None, False
     value, unit = _value(found[1], found[2]), found[3] or ""
-    if value is not None and unit in _SCALES:
-        return value * _SCALES[unit], True
+    scale = _scale(unit.removeprefix("-"), bool(_MONEY.match(word)))
+    if value is not None and scale:
+        return value * scale, True
     return value, not unit
 
 

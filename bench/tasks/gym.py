@@ -38,9 +38,12 @@ class GymProblem:
         """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it.
 
         Where a plain number is expected there is one reading, the number that the text gives as its
-        answer: right if it is equal, else the scorer says whether it is near enough.
+        answer: right if it is equal, else the scorer says whether it is near enough. Not so where a
+        fraction is expected: its form may count (3/4, not 6/8).
         """
-        wanted = None if self.names else expected_number(str(self.entry["answer"]))
+        expected = str(self.entry["answer"])
+        by_form = self.names is not None or "/" in expected
+        wanted = None if by_form else expected_number(expected)
         if wanted is not None:
             return self._score_number(final_number(text), wanted)
         return max(map(self._scored, self._readings(text)))
@@ -57,7 +60,10 @@ class GymProblem:
             return 0.0
         if given == wanted:
             return 1.0
-        written = str(given) if given.denominator == 1 else str(float(given))
+        try:
+            written = str(given) if given.denominator == 1 else str(float(given))
+        except (ValueError, OverflowError):
+            return 0.0  # too many digits to be written
         return self._scored(written)
 
     def _readings(self, text: str) -> list[str]:

@@ -97,6 +97,9 @@ def test_tokenizer_round_trip():
         ("at 7:30", "30", False),
         ("it is 1,23", "123", False),
         ("#### 18 of 20", "18", False),
+        ("#### Conclusion\nShe leaves at 7:30.", "7", False),
+        ("#### Conclusion\nShe leaves at 7:30.", "30", False),
+        ("#### 2^5\nThat is all.", "32", True),
     ],
 )
 def test_answers_from_free_text(text: str, answer: str, right: bool):

@@ -170,6 +170,22 @@ def test_a_gym_answer_that_is_a_number_is_read_as_one(name: str, form: str, righ
             assert gym.is_correct(problem, form.format(f"{int(answer):,}")) is right
 
 
+def test_a_fraction_that_is_not_simplified_is_wrong():
+    source = "reasoning-gym:fraction_simplification,min_factor=2"
+    for problem in gym.read_problems(source, 20):
+        asked = problem.prompt.removeprefix("Simplify the fraction ").partition(" to its ")[0]
+        answer = problem.entry["answer"]
+        assert gym.is_correct(problem, answer) and not gym.is_correct(problem, asked)
+        assert gym.is_correct(problem, f"I divide by the greatest factor.\n\n{answer}")
+        assert not gym.is_correct(problem, f"<answer>{asked}</answer>")
+
+
+@pytest.mark.parametrize("text", ["7" * 400 + ".5", "7" * 400 + "/3", "9" * 4200 + "e200"])
+def test_a_number_too_long_to_be_written_is_wrong(text: str):
+    (problem,) = gym.read_problems("reasoning-gym:gsm_symbolic", 1)  # the answer is positive
+    assert not gym.is_correct(problem, text)
+
+
 def test_a_scorer_decides_what_is_near_enough():
     problem = gym.read_problems("reasoning-gym:power_function", 1)[0]
     exact = float(problem.entry["answer"])
