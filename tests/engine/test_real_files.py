@@ -32,7 +32,10 @@ PROMPTS, TOKENS = 10, 48
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not all(map(Path.is_file, PATHS)), reason="needs the 1.6 GB of files that `make real-pair` fetches"),
+    pytest.mark.skipif(
+        not all(map(Path.is_file, PATHS)),
+        reason="needs the 1.6 GB of files that `make real-pair` fetches",
+    ),
 ]
 
 
