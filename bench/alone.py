@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from bench import expert_mixtures
 from engine.config import ModelConfig
+from engine.config.expert_mixtures import NAMED_MIXTURES, ExpertMixture
+from engine.config.named_models import NAMED_MODELS
 from engine.errors import SteerError
-from engine.expert_mixtures import NAMED_MIXTURES, ExpertMixture
 from engine.models.footprint import stored_bytes
-from engine.named_models import NAMED_MODELS
 from engine.pricing import Price, weight_bytes
 
 NAMES = (*NAMED_MODELS, *NAMED_MIXTURES)

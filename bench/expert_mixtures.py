@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.expert_mixtures import ExpertMixture
+from engine.config.expert_mixtures import ExpertMixture
 from engine.models import footprint
 from engine.pricing import Price
 

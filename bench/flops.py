@@ -24,9 +24,9 @@ from bench.rows import RowWriter
 from bench.tasks import arithmetic, gym
 from bench.tasks.registry import ALL, TASKS
 from engine import Engine, EngineConfig, SteerError, conversation
+from engine.config.pairs import NAMED_PAIRS, Pair
 from engine.conversation import Conversation, length
 from engine.files import check_output
-from engine.pairs import NAMED_PAIRS, Pair
 from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
 

@@ -9,9 +9,9 @@ from typing import Any
 from bench.alone import Alone
 from bench.table import again_notes, render
 from engine.config import ROLES, TINY
+from engine.config.pairs import Pair
 from engine.errors import SteerError
 from engine.ledger import Usage
-from engine.pairs import Pair
 from engine.pricing import ACCOUNTINGS, pair_flops, useful_flops
 from engine.trace import Trace
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.aio import AsyncEngine
     from engine.config import EngineConfig
+    from engine.config.pairs import Pair
     from engine.engine import Engine
     from engine.errors import QueueFullError, SteerError
     from engine.ledger import Usage
-    from engine.pairs import Pair
     from engine.params import SamplingParams
     from engine.relay import Prompt
     from engine.request import Completion, Retracted, Step, TokenLogprobs
@@ -44,7 +44,7 @@ else:
         "engine": ("Engine",),
         "errors": ("QueueFullError", "SteerError"),
         "ledger": ("Usage",),
-        "pairs": ("Pair",),
+        "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
         "relay": ("Prompt",),
         "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from engine import conversation
 from engine.config import EngineConfig
+from engine.config.named_models import NAMED_MODELS
+from engine.config.pairs import NAMED_PAIRS
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.named_models import NAMED_MODELS
-from engine.pairs import NAMED_PAIRS
 from engine.params import SamplingParams
 from engine.replay import command as replaying
 from engine.request import Completion

@@ -12,6 +12,7 @@ from engine import _core
 from engine.card import CardRoom
 from engine.chat import Message
 from engine.config import ROLES, TINY, EngineConfig
+from engine.config.pairs import Pair
 from engine.device import choose_devices, choose_dtype, make_queue
 from engine.driver import Driver
 from engine.errors import SteerError
@@ -23,7 +24,6 @@ from engine.lane import Lane
 from engine.loading import load_pair
 from engine.memory import KVArena
 from engine.models.decoder import Decoder
-from engine.pairs import Pair
 from engine.params import SamplingParams
 from engine.parking import HostStore
 from engine.pricing import Executed, Price

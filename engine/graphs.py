@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.out_of_memory import is_shortage
 from engine.queue import CudaQueue
-from engine.shortage import is_shortage
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import _core
+from engine.out_of_memory import is_shortage
 from engine.pending import Pending, TickResult
 from engine.routing.signals import Signals
 from engine.runner import ModelRunner
 from engine.sampler import Draw
-from engine.shortage import is_shortage
 
 _SMALL = 0
 

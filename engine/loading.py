@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from engine.config import DUMMY, EngineConfig, ModelConfig
+from engine.config.pairs import Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.errors import SteerError
 from engine.generation import default_params
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.models.gguf.file import GgufFile, opened
-from engine.pairs import Pair
 from engine.params import SamplingParams
 from engine.tokenizer import Tokenizer
 from kernels.ops import Weight

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.config import ARENA_TOKENS, EngineConfig, ModelConfig
 from engine.errors import SteerError
-from engine.shortage import is_shortage
+from engine.out_of_memory import is_shortage
 from kernels.ops import KVLayout
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine import _core
 from engine.errors import SteerError
 from engine.memory import KVArena
-from engine.shortage import is_shortage
+from engine.out_of_memory import is_shortage
 
 _LARGE = 1
 # Bytes allocated at once: Torch pins a power of two, up to twice what it is asked for.

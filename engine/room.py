@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import ROWS_AT_ONCE, EngineConfig, ModelConfig
 from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
-from engine.sampler import ROWS_AT_ONCE
 from kernels.attention_config import FULL, HALF, Splits, query_blocks
 from kernels.ops import WORKSPACE
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine import _core
 from engine.auditing import AuditLog
+from engine.config import ROWS_AT_ONCE
 from engine.logprobs import DrawLog, Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
@@ -21,7 +22,6 @@ from engine.routing.signals import Signals
 from kernels import ops
 
 Int32 = npt.NDArray[np.int32]
-ROWS_AT_ONCE = 16  # that are penalised or sorted, in fp64: each takes many times its logits' room
 
 
 class Draw(Protocol):

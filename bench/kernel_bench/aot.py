@@ -11,8 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.table import render
-from engine.named_models import NAMED_MODELS
-from engine.pairs import NAMED_PAIRS, Pair
+from engine.config.named_models import NAMED_MODELS
+from engine.config.pairs import NAMED_PAIRS, Pair
 from kernels import registry
 from kernels.variant import ModelShape, Variant, compile_variant
 

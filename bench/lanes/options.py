@@ -18,11 +18,11 @@ from bench.simulation.grid import each, real, whole
 from bench.simulation.setting import BLOCK_TOKENS
 from engine import Engine, EngineConfig
 from engine.config import LOAD_FORMATS, ModelConfig
+from engine.config.pairs import Pair
 from engine.device import DTYPES
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.models.checkpoint import load_config
-from engine.pairs import Pair
 
 Defaults = dict[str, dict[str, str]]
 SCALES = ("quick", "cpu", "cuda")

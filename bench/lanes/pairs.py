@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.config import ModelConfig, Quantisation
+from engine.config.expert_mixtures import refuse_mixtures
+from engine.config.pairs import NAMED_PAIRS, Pair
 from engine.errors import SteerError
-from engine.expert_mixtures import refuse_mixtures
-from engine.pairs import NAMED_PAIRS, Pair
 
 # Two sizes: one for CI, one whose large model does not fit a CPU's cache.
 SCALED: dict[str, tuple[ModelConfig, ModelConfig]] = {

@@ -11,8 +11,8 @@ from typing import Any
 from bench.evaluate import TestSet, task_tests
 from bench.tasks.problem import STYLES
 from bench.tasks.registry import TASKS
+from engine.config.pairs import Pair
 from engine.errors import SteerError
-from engine.pairs import Pair
 from engine.tokenizer import Tokenizer
 
 CALIBRATION_PROBLEMS = 400

@@ -26,11 +26,11 @@ from bench.simulation.table import read_table
 from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload
 from engine.config import ModelConfig
+from engine.config.expert_mixtures import refuse_mixtures
+from engine.config.pairs import Pair
 from engine.errors import SteerError
-from engine.expert_mixtures import refuse_mixtures
 from engine.files import check_output
 from engine.memory import ArenaGeometry
-from engine.pairs import Pair
 
 _T = TypeVar("_T")
 Shapes = tuple[ModelConfig, ModelConfig]

@@ -11,8 +11,8 @@ from bench.simulation.cards import CARDS, RESERVE_GIB, WEIGHTS
 from bench.simulation.table import COLUMNS
 from bench.simulation.workload import LONGEST
 from engine.config import LANE_POLICIES, EngineConfig
+from engine.config.pairs import NAMED_PAIRS
 from engine.errors import SteerError
-from engine.pairs import NAMED_PAIRS
 
 EFFICIENCY = 0.7  # assumed, as is the overhead
 OVERHEAD_US = 200.0

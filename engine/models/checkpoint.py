@@ -27,8 +27,8 @@ from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
 from engine.models.shards import Shards, holds_weights
 from engine.models.weight_memory import WeightMemory
+from engine.out_of_memory import is_shortage
 from engine.progress import progress_bar
-from engine.shortage import is_shortage
 from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from engine.config import TINY, ModelConfig
+from engine.config.pairs import NAMED_PAIRS, Pair
 from engine.errors import SteerError
 from engine.ledger import Usage
 from engine.models.checkpoint import load_config
-from engine.pairs import NAMED_PAIRS, Pair
 from engine.pricing import ACCOUNTINGS, Price, pair_flops
 from engine.replay.replay import LIMITS, Replayed, replay
 from engine.routing.calibration import Calibration

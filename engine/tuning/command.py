@@ -12,10 +12,10 @@ from pathlib import Path
 
 from engine import conversation
 from engine.config import EngineConfig
+from engine.config.pairs import NAMED_PAIRS
 from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.pairs import NAMED_PAIRS
 from engine.params import SamplingParams
 from engine.routing.calibration import Calibration
 from engine.routing.signals import check_signal

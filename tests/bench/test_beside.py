@@ -15,8 +15,8 @@ from bench.flops import main as flops
 from bench.simulate import main as simulate
 from bench.simulation.cards import CARDS
 from bench.simulation.ticktimes import AloneRoofline, Roofline
-from engine.expert_mixtures import NAMED_MIXTURES
-from engine.pairs import Pair
+from engine.config.expert_mixtures import NAMED_MIXTURES
+from engine.config.pairs import Pair
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--requests=8", "--prompt=40", "--answer=40", "--handoff=0.2,1", "--concurrency=1,4")

@@ -41,7 +41,7 @@ from bench.lanes.options import COMMON, Options
 from bench.lanes.puppet import Puppet
 from engine import Engine
 from engine.config import ModelConfig
-from engine.pairs import Pair
+from engine.config.pairs import Pair
 from kernels import norm, ops, registry
 from tests.card.simulated import GIB, simulated_card
 

@@ -23,8 +23,8 @@ from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload
 from engine import SteerError
 from engine.config import LANE_POLICIES, EngineConfig
+from engine.config.pairs import Pair
 from engine.memory import ArenaGeometry
-from engine.pairs import Pair
 
 SMALL, LARGE = range(2)
 SHAPES = Pair.named("qwen-1.5b/qwen-32b").shapes

@@ -14,9 +14,9 @@ from bench.evaluate import task_tests
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.arena_size import default_slabs, log_shortage, slabs_for
 from engine.config import ARENA_TOKENS
+from engine.config.named_models import NAMED_MODELS
 from engine.guard_log import GuardLog
 from engine.memory import ArenaGeometry
-from engine.named_models import NAMED_MODELS
 from engine.routing.policies import Call
 
 GIB = 2**30

@@ -9,11 +9,11 @@ import torch
 
 from engine import Calibration, Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import ModelConfig, Quantisation
+from engine.config.named_models import NAMED_MODELS
+from engine.config.pairs import Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.models.footprint import stored_bytes
 from engine.models.layout import fused_shapes
-from engine.named_models import NAMED_MODELS
-from engine.pairs import Pair
 
 SMALL = ModelConfig(300, 32, 64, 2, 4, 2, 8, tied=True)
 LARGE = ModelConfig(320, 64, 96, 3, 4, 2, 16)

@@ -10,9 +10,9 @@ import pytest
 from bench.tasks import arithmetic
 from engine import Boundary, Engine, EngineConfig, Random, SamplingParams
 from engine.config import ModelConfig
+from engine.config.named_models import NAMED_MODELS
 from engine.ledger import Usage
 from engine.memory import ArenaGeometry
-from engine.named_models import NAMED_MODELS
 from engine.trace import Trace
 
 PARAMS = SamplingParams(max_tokens=80)

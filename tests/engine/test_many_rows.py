@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import EngineConfig, SamplingParams, sampler
-from engine.named_models import NAMED_MODELS
+from engine.config.named_models import NAMED_MODELS
 from engine.room import workspace_room
 from engine.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
 from kernels import ops

@@ -12,11 +12,11 @@ from bench.simulate import main as simulate
 from engine import Engine, EngineConfig, Pair, SamplingParams, SteerError
 from engine.cli import main as steer
 from engine.config import ModelConfig
-from engine.expert_mixtures import NAMED_MIXTURES
+from engine.config.expert_mixtures import NAMED_MIXTURES
+from engine.config.named_models import NAMED_MODELS
+from engine.config.pairs import NAMED_PAIRS
 from engine.models.config_json import parse_config
 from engine.models.footprint import stored_bytes
-from engine.named_models import NAMED_MODELS
-from engine.pairs import NAMED_PAIRS
 
 # As the repositories count them; a head that repeats a tied embedding is not counted.
 PUBLISHED = {

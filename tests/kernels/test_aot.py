@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.named_models import NAMED_MODELS
+from engine.config.named_models import NAMED_MODELS
 from kernels import registry
 
 ROOT = Path(__file__).parents[2]

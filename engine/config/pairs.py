@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import TINY, ModelConfig
+from engine.config.expert_mixtures import refuse_mixtures
+from engine.config.named_models import NAMED_MODELS
 from engine.errors import SteerError
-from engine.expert_mixtures import refuse_mixtures
-from engine.named_models import NAMED_MODELS
 
 NAMED_PAIRS: tuple[str, ...] = (
     "tiny",
