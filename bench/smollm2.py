@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from engine.models.gguf.file import GgufFile
-from engine.models.gguf.shape import model_config
-from engine.models.gguf.tensors import GgufTensors
-from engine.models.gguf.tokenizer import read_tokenizer
+from engine.gguf.file import GgufFile
+from engine.models.gguf_shape import model_config
+from engine.models.gguf_tensors import GgufTensors
+from engine.text.gguf_tokenizer import read_tokenizer
 
 CACHE = Path(__file__).resolve().parents[1] / "build" / "smollm2-135m-instruct"
 

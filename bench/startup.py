@@ -44,7 +44,7 @@ from pathlib import Path
 from engine.device import DTYPES
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 def bytes_of(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine.routing.steer import CostAware, Steer
     from engine.routing.windows import Window
     from engine.stream import StreamEvent
-    from engine.tokenizer import Tokenizer
+    from engine.text.tokenizer import Tokenizer
 else:
     _HOMES = {
         "aio": ("AsyncEngine",),
@@ -65,7 +65,7 @@ else:
         "routing.steer": ("CostAware", "Steer"),
         "routing.windows": ("Window",),
         "stream": ("StreamEvent",),
-        "tokenizer": ("Tokenizer",),
+        "text.tokenizer": ("Tokenizer",),
     }
     _HOME_OF = {name: f"engine.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.chat import Message
 from engine.errors import SteerError
 from engine.relay import Prompt
+from engine.text.chat import Message
 
 if TYPE_CHECKING:
     from engine.engine import Engine

@@ -18,7 +18,7 @@ from engine.params import SamplingParams
 from engine.pricing import pair_flops
 from engine.request import Completion
 from engine.routing.policies import Always, reader_of
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 _DECIDE = 0

@@ -19,7 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
 from engine.models.layout import Linear, fused_shapes, model_parts
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from kernels.ops import Fp8Weight, IntWeight, Weight
 
 _BYTES = 256

@@ -10,7 +10,6 @@ from typing import Any
 
 from engine import _core
 from engine.card import CardRoom
-from engine.chat import Message
 from engine.config import ROLES, TINY, EngineConfig
 from engine.config.pairs import Pair
 from engine.device import choose_devices, choose_dtype, make_queue
@@ -37,6 +36,7 @@ from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
+from engine.text.chat import Message
 from engine.trace import TraceWriter
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]

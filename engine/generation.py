@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.errors import SteerError
 from engine.files import read_json
-from engine.models.gguf.file import GgufFile, opened
-from engine.models.gguf.shape import shortest
+from engine.gguf.file import GgufFile, opened
+from engine.models.gguf_shape import shortest
 from engine.params import SamplingParams
 
 # Their names in the file, and ours. Those of the first line count only where ``do_sample`` is true.

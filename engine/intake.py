@@ -15,7 +15,7 @@ from engine.params import THINK_END, SamplingParams
 from engine.relay import Prompt, Relay, Vocabularies, check_relayed
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 _NOBODY = -1
 

@@ -20,7 +20,7 @@ from engine.routing.budget import Budget
 from engine.routing.policies import Always, Boundary, Decision, Policy, reader_of, window_of
 from engine.routing.signals import Signals
 from engine.routing.windows import Window
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 

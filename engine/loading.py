@@ -16,11 +16,11 @@ from engine.config.pairs import Pair
 from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.errors import SteerError
 from engine.generation import default_params
+from engine.gguf.file import GgufFile, opened
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
-from engine.models.gguf.file import GgufFile, opened
 from engine.params import SamplingParams
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from kernels.ops import Weight
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from engine.params import SamplingParams
 from engine.request import FINISH_REASONS
 from engine.routing.audit import Audit
 from engine.routing.policies import Policy, reader_of
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 _NONE, _STOP, _LENGTH, _REPETITION = map(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from engine import _core
 from engine.config import ROLES
 from engine.request import Completion
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

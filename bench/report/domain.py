@@ -13,7 +13,7 @@ from bench.tasks.problem import STYLES
 from bench.tasks.registry import TASKS
 from engine.config.pairs import Pair
 from engine.errors import SteerError
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 CALIBRATION_PROBLEMS = 400
 _RIGID = Path(__file__).resolve().parents[2] / "tests" / "data" / "rigid"

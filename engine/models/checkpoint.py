@@ -18,10 +18,10 @@ from torch import Tensor
 from engine.config import ModelConfig, Quantisation
 from engine.errors import SteerError
 from engine.files import read_json
+from engine.gguf.file import GgufFile, opened
 from engine.models.config_json import parse_config
-from engine.models.gguf.file import GgufFile, opened
-from engine.models.gguf.shape import model_config
-from engine.models.gguf.tensors import GgufTensors
+from engine.models.gguf_shape import model_config
+from engine.models.gguf_tensors import GgufTensors
 from engine.models.layout import Linear, Part, Table, expected_shapes, model_parts
 from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors

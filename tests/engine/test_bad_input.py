@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from engine import Engine, EngineConfig, Random, SamplingParams, SteerError, Threshold
 from engine.config import TINY
 from engine.config.pairs import Pair
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 PROMPT = "47+36*7-15?\n\n"
 

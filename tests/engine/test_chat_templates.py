@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from engine import SteerError
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 from .plain_bpe import write_plain_bpe
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.gguf.header import read_header
 from engine.models.checkpoint import load_config, load_weights
-from engine.models.gguf.header import read_header
 from engine.models.rope import frequencies
 
 from .gguf_files import END, SHAPE, TOKENS, random_model, write_gguf

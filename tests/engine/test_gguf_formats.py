@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from engine.models.gguf.formats import FORMATS, dequantised, format_of
+from engine.gguf.formats import FORMATS, dequantised, format_of
 
 from .gguf_files import SCALES, random_blocks
 

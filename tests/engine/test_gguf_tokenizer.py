@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from bench import smollm2
 from engine import SteerError
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 from .gguf_files import CONTROL, END, KINDS, NORMAL, SPECIAL, TEMPLATE, TOKENS, add_tokenizer
 from .hard_text import HARD

@@ -22,7 +22,7 @@ from bench.real_pair.command import FOLDER
 from bench.real_pair.sources import pair_sources
 from engine import Completion, Engine, EngineConfig, SamplingParams
 from engine.conversation import Conversation
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 from .conftest import ROLES, TIE, Ties
 from .hard_text import HARD

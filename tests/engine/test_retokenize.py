@@ -32,7 +32,7 @@ from engine import (
 from engine.cli import main
 from engine.config import TINY
 from engine.routing.policies import Always, Call, Threshold
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 from engine.trace import Trace
 
 from .conftest import DELIMITERS, LARGE, SMALL, TIE, TOKENS, Oracle, random_model, save

@@ -11,7 +11,7 @@ import pytest
 
 from engine import Engine, SteerError
 from engine.config import TINY
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 from .plain_bpe import write_plain_bpe
 

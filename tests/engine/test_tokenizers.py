@@ -16,7 +16,7 @@ from bench import smollm2
 from engine import Engine, SamplingParams, SteerError
 from engine.cli import main
 from engine.config import TINY
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 from .hard_text import HARD
 

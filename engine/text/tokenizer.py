@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine.chat import Message
 from engine.errors import SteerError
-from engine.models.gguf.file import GgufFile
-from engine.tokenizer_difference import definition_difference, vocabulary_difference
-from engine.tokenizer_files import read_tokenizer
+from engine.gguf.file import GgufFile
+from engine.text.chat import Message
+from engine.text.tokenizer_difference import definition_difference, vocabulary_difference
+from engine.text.tokenizer_files import read_tokenizer
 
 _ANCHOR = "\n"  # before a text, takes the space that some tokenizers put there
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")

@@ -10,10 +10,10 @@ import numpy as np
 
 from engine.config import ModelConfig
 from engine.errors import SteerError
+from engine.gguf.file import GgufFile, short
 from engine.models.config_json import parse_config
-from engine.models.gguf.file import GgufFile, short
-from engine.models.gguf.tensors import ROPE_FACTORS, dequantised_tensor
-from engine.models.gguf.tokenizer import end_ids
+from engine.models.gguf_tensors import ROPE_FACTORS, dequantised_tensor
+from engine.text.gguf_tokenizer import end_ids
 
 # llama.cpp's name for an architecture, and transformers'. Mistral's files say "llama".
 ARCHITECTURES = {

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import SteerError
-from engine.models.gguf.formats import format_of
+from engine.gguf.formats import format_of
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _BOOL, _STRING, _ARRAY = 7, 8, 9

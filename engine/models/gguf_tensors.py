@@ -14,9 +14,9 @@ from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import SteerError
-from engine.models.gguf.file import GgufFile, short
-from engine.models.gguf.formats import dequantised
-from engine.models.gguf.header import TensorEntry
+from engine.gguf.file import GgufFile, short
+from engine.gguf.formats import dequantised
+from engine.gguf.header import TensorEntry
 
 ROPE_FACTORS = "rope_freqs.weight"  # what Llama 3.1 divides its frequencies by: read with the shape
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
-from engine.models.gguf.header import Header, TensorEntry, read_header
+from engine.gguf.header import Header, TensorEntry, read_header
 
 _SPLIT = re.compile(
     r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.IGNORECASE

@@ -18,8 +18,8 @@ from tokenizers import (
 )
 
 from engine.errors import SteerError
-from engine.models.gguf.file import GgufFile, short
-from engine.spm import SentencePieceModel
+from engine.gguf.file import GgufFile, short
+from engine.text.sentencepiece_model import SentencePieceModel
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _KEYS = {

@@ -9,12 +9,12 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
-from engine.chat import ChatTemplate
 from engine.errors import SteerError
 from engine.files import read_json, read_text
-from engine.models.gguf.file import GgufFile, opened
-from engine.models.gguf.tokenizer import read_tokenizer as read_gguf_tokenizer
-from engine.spm import SentencePieceModel
+from engine.gguf.file import GgufFile, opened
+from engine.text.chat import ChatTemplate
+from engine.text.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
+from engine.text.sentencepiece_model import SentencePieceModel
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
             "mask_token")  # fmt: skip

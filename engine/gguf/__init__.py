@@ -1,0 +1,1 @@
+"""GGUF files: what one holds, whatever it is used for."""
