@@ -13,12 +13,12 @@ import torch
 
 from engine.config import DUMMY, EngineConfig, ModelConfig
 from engine.config.pairs import Pair
-from engine.dummy import DummyWeights, dummy_tokenizer
 from engine.errors import SteerError
 from engine.generation import default_params
 from engine.gguf.file import GgufFile, opened
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
+from engine.models.dummy_weights import DummyWeights, dummy_tokenizer
 from engine.params import SamplingParams
 from engine.text.tokenizer import Tokenizer
 from kernels.ops import Weight

@@ -11,8 +11,8 @@ from typing import Any
 from engine.config import DUMMY
 from engine.errors import SteerError
 from engine.files import read_text
+from engine.routing.answer_shape import AnswerShape
 from engine.routing.mixture import Mixture, fit_mixture
-from engine.routing.shape import AnswerShape
 from engine.routing.signals import Signals, check_signal, confidence_scale
 from engine.routing.windows import Window
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
-from engine.routing.outlook import Outlook
 from engine.routing.policies import NOTHING_TO_JUDGE, Boundary, Decision, read_signals
+from engine.routing.value_function import Outlook
 from engine.routing.windows import Window
 
 

@@ -11,7 +11,7 @@ from engine.engine import Engine
 from engine.errors import SteerError
 from engine.params import SamplingParams
 from engine.request import Completion
-from engine.routing.shape import AnswerShape
+from engine.routing.answer_shape import AnswerShape
 from engine.routing.signals import Signals
 from engine.routing.windows import Window
 

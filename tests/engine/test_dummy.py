@@ -11,7 +11,7 @@ from engine import Calibration, Engine, EngineConfig, SamplingParams, SteerError
 from engine.config import ModelConfig, Quantisation
 from engine.config.named_models import NAMED_MODELS
 from engine.config.pairs import Pair
-from engine.dummy import DummyWeights, dummy_tokenizer
+from engine.models.dummy_weights import DummyWeights, dummy_tokenizer
 from engine.models.footprint import stored_bytes
 from engine.models.layout import fused_shapes
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from engine.routing.shape import AnswerShape
+from engine.routing.answer_shape import AnswerShape
 
 Values = npt.NDArray[np.float64]
 _CHANCES = np.linspace(0, 1, 33)  # grid of the chance that all is right
