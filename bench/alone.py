@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench import expert_mixtures
+from engine.accounting.pricing import Price, weight_bytes
 from engine.config import ModelConfig
 from engine.config.expert_mixtures import NAMED_MIXTURES, ExpertMixture
 from engine.config.named_models import NAMED_MODELS
 from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
-from engine.pricing import Price, weight_bytes
 
 NAMES = (*NAMED_MODELS, *NAMED_MIXTURES)
 HELP = "comma-separated, of " + ", ".join(NAMES)

@@ -42,7 +42,7 @@ from bench.rows import RowWriter, versions
 from bench.stats import percentiles
 from bench.table import render
 from engine.config import ROLES, ModelConfig
-from engine.device import DTYPES
+from engine.device.devices import DTYPES
 
 Row = dict[str, Any]
 Cell = tuple[int, int]

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from bench.stats import paired_difference, wilson
 from bench.tasks import registry
 from engine import Completion, Engine, Policy, SamplingParams
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 from engine.conversation import Asked, Conversation
-from engine.ledger import Usage
-from engine.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 
 
 class HasPrompt(Protocol):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.accounting.pricing import Price
 from engine.config.expert_mixtures import ExpertMixture
 from engine.models import footprint
-from engine.pricing import Price
 
 PUBLISHED = 2  # bytes of an element outside of the experts where these have a format of their own
 

@@ -40,11 +40,11 @@ from bench.rivals.runtimes import RUNTIMES, Ids, MissingError, Task
 from bench.rows import RowWriter
 from bench.stats import percentiles
 from bench.table import render
+from engine.accounting.pricing import weight_bytes
 from engine.config import ModelConfig
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.models.checkpoint import load_config
-from engine.pricing import weight_bytes
 
 Row = dict[str, Any]
 Cell = tuple[int, int, int]  # batch, prompt ids of each, tokens to write

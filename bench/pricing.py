@@ -8,12 +8,12 @@ from typing import Any
 
 from bench.alone import Alone
 from bench.table import again_notes, render
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, pair_flops, useful_flops
 from engine.config import ROLES, TINY
 from engine.config.pairs import Pair
 from engine.errors import SteerError
-from engine.ledger import Usage
-from engine.pricing import ACCOUNTINGS, pair_flops, useful_flops
-from engine.trace import Trace
+from engine.replay.trace import Trace
 
 STORED = TINY / "trace.jsonl"
 _BF16 = 2  # bytes

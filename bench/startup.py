@@ -41,7 +41,7 @@ print(json.dumps({"torch": middle - begin, "import": end - begin, "cpu": time.pr
 _LOAD = """
 import json, re, sys, time
 from pathlib import Path
-from engine.device import DTYPES
+from engine.device.devices import DTYPES
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.text.tokenizer import Tokenizer

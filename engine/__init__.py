@@ -10,12 +10,12 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.accounting.ledger import Usage
     from engine.aio import AsyncEngine
     from engine.config import EngineConfig
     from engine.config.pairs import Pair
     from engine.engine import Engine
     from engine.errors import QueueFullError, SteerError
-    from engine.ledger import Usage
     from engine.params import SamplingParams
     from engine.relay import Prompt
     from engine.request import Completion, Retracted, Step, TokenLogprobs
@@ -43,7 +43,7 @@ else:
         "config": ("EngineConfig",),
         "engine": ("Engine",),
         "errors": ("QueueFullError", "SteerError"),
-        "ledger": ("Usage",),
+        "accounting.ledger": ("Usage",),
         "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
         "relay": ("Prompt",),

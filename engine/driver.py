@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from engine import _core
+from engine.accounting.ledger import ROW_KINDS, span_counts
+from engine.accounting.pricing import pair_flops
 from engine.config import ROLES, ModelConfig
 from engine.guard_log import GuardLog
 from engine.lane import Lane
-from engine.ledger import ROW_KINDS, span_counts
 from engine.live import LiveRequest
 from engine.params import SamplingParams
-from engine.pricing import pair_flops
 from engine.request import Completion
 from engine.routing.policies import Always, reader_of
 from engine.text.tokenizer import Tokenizer

@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from engine import _core
-from engine.card import CardRoom
+from engine.accounting.pricing import Executed, Price
 from engine.config import ROLES, TINY, EngineConfig
 from engine.config.pairs import Pair
-from engine.device import choose_devices, choose_dtype, make_queue
+from engine.device.device_queue import CudaQueue
+from engine.device.devices import choose_devices, choose_dtype, make_queue
+from engine.device.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
+from engine.device.host_offload import HostStore
+from engine.device.kv_arena import KVArena
+from engine.device.memory_plan import CardRoom
 from engine.driver import Driver
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
 from engine.inputs import TickLimits
 from engine.intake import Intake
 from engine.lane import Lane
 from engine.loading import load_pair
-from engine.memory import KVArena
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
-from engine.parking import HostStore
-from engine.pricing import Executed, Price
 from engine.progress import progress_bar
-from engine.queue import CudaQueue
 from engine.relay import Prompt, Vocabularies
+from engine.replay.trace import TraceWriter
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
@@ -37,7 +38,6 @@ from engine.runner import ModelRunner
 from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.text.chat import Message
-from engine.trace import TraceWriter
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 

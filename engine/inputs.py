@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine import _core
-from engine.queue import Ticket
+from engine.device.device_queue import Ticket
 from engine.scoring import Scored
 
 _UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from engine import _core
+from engine.accounting.ledger import Usage
 from engine.auditing import FORESEEN, AuditLog
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.ledger import Usage
 from engine.logprobs import DrawLog
 from engine.params import SamplingParams
 from engine.relay import Relay

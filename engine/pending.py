@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from engine.device.device_queue import Ticket
 from engine.logprobs import Drawn
-from engine.queue import Ticket
 from engine.routing.signals import Signals
 from engine.scoring import Scored
 from kernels import ops

@@ -13,8 +13,8 @@ from operator import index
 import numpy as np
 
 from engine import _core
+from engine.accounting.ledger import Usage
 from engine.errors import SteerError
-from engine.ledger import Usage
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS
 from engine.routing.audit import Audit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.ledger import Usage
+from engine.accounting.ledger import Usage
 from engine.routing.signals import Signals
 
 FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline", "repetition")

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from engine import _core
-from engine.graphs import Graphs, Outputs
+from engine.accounting.pricing import Executed
+from engine.device.device_queue import DeviceQueue
+from engine.device.graphs import Graphs, Outputs
+from engine.device.host_offload import HostStore, Parcel
 from engine.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.models.decoder import Batch, Decoder
-from engine.parking import HostStore, Parcel
 from engine.pending import STATISTICS, Pending, TickResult
-from engine.pricing import Executed
-from engine.queue import DeviceQueue
 from engine.sampler import Draw, SampledRows, Sampler
 from engine.scoring import Scored, scored_rows
 from kernels import ops

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bench.lanes.options import COMMON, Options
 from bench.lanes.pairs import SMALLER, dummy_pair
-from engine.card import CardRoom
-from engine.device import choose_devices
+from engine.device.devices import choose_devices
+from engine.device.memory_plan import CardRoom
 from engine.errors import SteerError
 
 DEFAULT = COMMON["pair"]["cuda"]

@@ -21,7 +21,7 @@ from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
 from bench.simulation.ticktimes import TickTimes
 from engine import Engine
-from engine.ledger import ROW_KINDS
+from engine.accounting.ledger import ROW_KINDS
 
 Row = dict[str, Any]
 FIRST = "latency"  # the lane policy that splits the time equally; ticks are measured under it

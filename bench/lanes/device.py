@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench.rows import machine
-from engine.device import Devices, choose_devices
+from engine.device.devices import Devices, choose_devices
 from engine.errors import SteerError
 
 KINDS = ("cpu", "cuda")

@@ -19,7 +19,7 @@ from bench.simulation.setting import BLOCK_TOKENS
 from engine import Engine, EngineConfig
 from engine.config import LOAD_FORMATS, ModelConfig
 from engine.config.pairs import Pair
-from engine.device import DTYPES
+from engine.device.devices import DTYPES
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.models.checkpoint import load_config

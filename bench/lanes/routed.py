@@ -11,8 +11,8 @@ import numpy as np
 from bench.lanes.device import Device
 from bench.lanes.schedule import Job
 from engine import Completion, Engine
+from engine.accounting.ledger import Usage
 from engine.config import ROLES
-from engine.ledger import Usage
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench.lanes.puppet import Tick
+from engine.accounting.pricing import weight_bytes
 from engine.config import ModelConfig
-from engine.pricing import weight_bytes
 
 
 def tick_bytes(shape: ModelConfig, element: int, keys: float, rows: float) -> float:

@@ -12,10 +12,10 @@ import numpy as np
 from bench.lanes.device import Device
 from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import weight_bytes
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.ledger import Usage
-from engine.pricing import weight_bytes
 
 _WARM = 2  # tokens of each request before the window opens
 _MARGIN = 4  # tokens before its end at which a request counts as ending

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from bench.evaluate import Evaluation
 from bench.report.point import Floats, Point, flops_of
+from engine.accounting.ledger import ROW_KINDS, Usage, span_counts
 from engine.config import ModelConfig
-from engine.ledger import ROW_KINDS, Usage, span_counts
 from engine.routing.windows import Window
 from engine.tuning.samples import Sample
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.evaluate import Evaluation
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, pair_flops
 from engine.config import ModelConfig
-from engine.ledger import Usage
-from engine.pricing import ACCOUNTINGS, pair_flops
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from bench.report.frontier import Difference, Frontiers, difference
 from bench.report.measure import Measured
 from bench.report.point import Point
 from bench.stats import paired_difference, wilson
-from engine.pricing import ACCOUNTINGS
+from engine.accounting.pricing import ACCOUNTINGS
 
 OURS = ("steer", "steer-cost")
 COUNTED = ("decode", "catchup")  # the two accountings of plots and frontiers

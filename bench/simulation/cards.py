@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.accounting.pricing import weight_bytes
 from engine.config import ModelConfig
 from engine.errors import SteerError
-from engine.pricing import weight_bytes
 
 GIB = 2**30
 RESERVE_GIB = 4.0  # assumed: activations, graphs, the driver's context, fragmentation

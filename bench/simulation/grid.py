@@ -28,9 +28,9 @@ from bench.simulation.workload import Means, Workload
 from engine.config import ModelConfig
 from engine.config.expert_mixtures import refuse_mixtures
 from engine.config.pairs import Pair
+from engine.device.kv_arena import ArenaGeometry
 from engine.errors import SteerError
 from engine.files import check_output
-from engine.memory import ArenaGeometry
 
 _T = TypeVar("_T")
 Shapes = tuple[ModelConfig, ModelConfig]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine import _core
+from engine.accounting.ledger import ROW_KINDS, Usage
 from engine.config import ROLES
-from engine.ledger import ROW_KINDS, Usage
 
 PERCENTILES = (50, 90, 99)
 _POINTS = 4096  # of a history, at most

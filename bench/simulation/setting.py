@@ -9,10 +9,10 @@ from bench.simulation.cards import GIB, KV_BYTES
 from bench.simulation.ticktimes import TickTimes
 from bench.simulation.workload import DELIMITERS, TOKEN_BYTES
 from engine import _core
+from engine.accounting.pricing import Price
 from engine.config import LANE_POLICIES, EngineConfig, ModelConfig
+from engine.device.kv_arena import ArenaGeometry
 from engine.errors import SteerError
-from engine.memory import ArenaGeometry
-from engine.pricing import Price
 
 BLOCK_TOKENS = 64  # as on a GPU
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from bench.alone import Alone
 from bench.simulation.cards import KV_BYTES, WEIGHTS, Card
+from engine.accounting.pricing import Price, weight_bytes
 from engine.config import ModelConfig
-from engine.pricing import Price, weight_bytes
 
 
 class TickTimes(Protocol):

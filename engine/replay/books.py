@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.accounting.ledger import ROW_KINDS, Usage, span_counts
 from engine.config import ROLES
-from engine.ledger import ROW_KINDS, Usage, span_counts
 
 _SMALL, _LARGE = range(2)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, Price, pair_flops
 from engine.config import TINY, ModelConfig
 from engine.config.pairs import NAMED_PAIRS, Pair
 from engine.errors import SteerError
-from engine.ledger import Usage
 from engine.models.checkpoint import load_config
-from engine.pricing import ACCOUNTINGS, Price, pair_flops
 from engine.replay.replay import LIMITS, Replayed, replay
+from engine.replay.trace import Trace
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP, is_calibrated, make_policy
-from engine.trace import Trace
 
 Shapes = tuple[ModelConfig, ModelConfig]
 

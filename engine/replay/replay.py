@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from engine.accounting.ledger import Usage
 from engine.errors import SteerError
-from engine.ledger import Usage
 from engine.replay.books import Books
+from engine.replay.trace import Trace, TracedRequest, TracedStep
 from engine.routing.policies import Boundary, Decision, Policy, window_of
-from engine.trace import Trace, TracedRequest, TracedStep
 
 LIMITS = """\
 A replay keeps the text of the trace. It is exact up to the first decision of a request that

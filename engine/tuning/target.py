@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, pair_flops
 from engine.answers import agree
 from engine.conversation import Asked
 from engine.engine import Engine
 from engine.errors import SteerError
-from engine.ledger import Usage
 from engine.params import SamplingParams
-from engine.pricing import ACCOUNTINGS, pair_flops
 from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.policies import Policy

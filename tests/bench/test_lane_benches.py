@@ -16,9 +16,9 @@ from bench.lanes.options import Options
 from bench.lanes.switches import flipped, turned
 from bench.simulation.table import read_table
 from engine import EngineConfig, SteerError
-from engine.device import DTYPES
-from engine.memory import ArenaGeometry
-from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
+from engine.device.devices import DTYPES
+from engine.device.kv_arena import ArenaGeometry
+from engine.device.memory_budget import CardMemory, arena_slabs, weight_room, workspace_room
 
 SMALLEST = ("--quick", "--device=cpu", "--layers=1", "--repeats=2")
 BENCHES = (decode, handoff, overlap, pair)

@@ -24,7 +24,7 @@ from bench.simulation.workload import Means, Workload
 from engine import SteerError
 from engine.config import LANE_POLICIES, EngineConfig
 from engine.config.pairs import Pair
-from engine.memory import ArenaGeometry
+from engine.device.kv_arena import ArenaGeometry
 
 SMALL, LARGE = range(2)
 SHAPES = Pair.named("qwen-1.5b/qwen-32b").shapes

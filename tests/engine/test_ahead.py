@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
-from engine.ledger import ROW_KINDS
-from engine.queue import Ticket
+from engine.accounting.ledger import ROW_KINDS
+from engine.device.device_queue import Ticket
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 from tests.engine.test_lanes import ROOMS, schedule

@@ -12,17 +12,18 @@ import pytest
 
 from bench.evaluate import task_tests
 from engine import Engine, EngineConfig, SamplingParams, SteerError
-from engine.arena_size import default_slabs, log_shortage, slabs_for
 from engine.config import ARENA_TOKENS
 from engine.config.named_models import NAMED_MODELS
+from engine.device.arena_size import default_slabs, log_shortage, slabs_for
+from engine.device.kv_arena import ArenaGeometry
 from engine.guard_log import GuardLog
-from engine.memory import ArenaGeometry
 from engine.routing.policies import Call
 
 GIB = 2**30
 QWEN = NAMED_MODELS["qwen-0.5b"], NAMED_MODELS["qwen-1.5b"]
 CONTEXT = 32768
 PLENTY = 2**50
+NAME = "engine.device.arena_size"  # of the logger
 
 
 def of(shapes=QWEN, **config) -> tuple[ArenaGeometry, EngineConfig]:
@@ -118,7 +119,7 @@ def test_too_little_for_any_use():
 def test_a_host_with_little_memory(monkeypatch):
     """The engine starts, and says of a request whether it fits; or does not start."""
     free = 6 * 2**20
-    monkeypatch.setattr("engine.card.available", lambda: free)
+    monkeypatch.setattr("engine.device.memory_plan.available", lambda: free)
     engine = tiny()
     assert 2**21 < engine.arena.bytes <= 2 * 2**21
     assert engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32))[0].text
@@ -129,7 +130,7 @@ def test_a_host_with_little_memory(monkeypatch):
 
 
 def test_a_system_that_does_not_say(monkeypatch):
-    monkeypatch.setattr("engine.card.available", lambda: None)
+    monkeypatch.setattr("engine.device.memory_plan.available", lambda: None)
     arena = tiny().arena.geometry
     assert arena.slabs * arena.slots[1] * 16 == ARENA_TOKENS
 
@@ -158,7 +159,7 @@ def logged(caplog, geometry: ArenaGeometry, config: EngineConfig, context: int) 
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="engine"):
         log_shortage(geometry, config, context)
-    return [(r.levelno, r.getMessage()) for r in caplog.records if r.name == "engine.arena_size"]
+    return [(r.levelno, r.getMessage()) for r in caplog.records if r.name == NAME]
 
 
 def test_the_log_says_how_many_it_holds(caplog):
@@ -179,10 +180,10 @@ def test_the_log_says_how_many_it_holds(caplog):
 def test_an_engine_logs_it_once_as_it_starts(caplog):
     with caplog.at_level(logging.INFO, logger="engine"):
         tiny()
-        assert not [r for r in caplog.records if r.name == "engine.arena_size"]
+        assert not [r for r in caplog.records if r.name == NAME]
         engine = tiny(arena_tokens=256)
         engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32))
-    (record,) = (r for r in caplog.records if r.name == "engine.arena_size")
+    (record,) = (r for r in caplog.records if r.name == NAME)
     assert record.levelno == logging.WARNING
 
 

@@ -10,13 +10,13 @@ import torch
 
 from bench.evaluate import evaluate, task_tests
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import Price, pair_flops
 from engine.auditing import FORESEEN
-from engine.ledger import Usage
 from engine.models.decoder import Batch
-from engine.pricing import Price, pair_flops
 from engine.replay.replay import replay
+from engine.replay.trace import Trace
 from engine.routing.audit import Audit, step_score
-from engine.trace import Trace
 from kernels import ops
 
 TESTS = task_tests("test", 40, seed=9)

@@ -16,11 +16,11 @@ import torch
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.cli import main
-from engine.device import choose_devices, choose_dtype
-from engine.graphs import GraphCounts, Graphs
+from engine.device.device_queue import HostQueue
+from engine.device.devices import choose_devices, choose_dtype
+from engine.device.graphs import GraphCounts, Graphs
+from engine.device.memory_budget import CardMemory, arena_slabs, weight_room, workspace_room
 from engine.models.decoder import Batch
-from engine.queue import HostQueue
-from engine.room import CardMemory, arena_slabs, weight_room, workspace_room
 from engine.routing.policies import Call
 from kernels import ops
 

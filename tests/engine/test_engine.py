@@ -9,11 +9,11 @@ import pytest
 
 from bench.tasks import arithmetic
 from engine import Boundary, Engine, EngineConfig, Random, SamplingParams
+from engine.accounting.ledger import Usage
 from engine.config import ModelConfig
 from engine.config.named_models import NAMED_MODELS
-from engine.ledger import Usage
-from engine.memory import ArenaGeometry
-from engine.trace import Trace
+from engine.device.kv_arena import ArenaGeometry
+from engine.replay.trace import Trace
 
 PARAMS = SamplingParams(max_tokens=80)
 PROBLEMS = arithmetic.problems("test", 24, seed=5)

@@ -9,7 +9,7 @@ import pytest
 
 from engine import SamplingParams
 from engine.config import LANE_POLICIES, ROLES
-from engine.graphs import Graphs
+from engine.device.graphs import Graphs
 from engine.inputs import Extent, TickLimits
 from engine.routing.policies import Call
 from engine.routing.windows import Window

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.host_memory import available
+from engine.device.host_memory import available
 
 KIB, GIB = 2**10, 2**30
 MEMINFO = (

@@ -14,8 +14,8 @@ import torch
 
 from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.accounting.ledger import ROW_KINDS, Usage
 from engine.config import LANE_POLICIES
-from engine.ledger import ROW_KINDS, Usage
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 

@@ -12,12 +12,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from engine import SamplingParams
+from engine.accounting.ledger import ROW_KINDS, Usage
+from engine.accounting.pricing import (
+    ACCOUNTINGS,
+    Price,
+    bytes_moved,
+    pair_flops,
+    useful_flops,
+    weight_bytes,
+)
 from engine.cli import show
 from engine.config import ModelConfig
-from engine.ledger import ROW_KINDS, Usage
-from engine.pricing import ACCOUNTINGS, Price, bytes_moved, pair_flops, useful_flops, weight_bytes
+from engine.replay.trace import Trace, TraceWriter
 from engine.routing.policies import Call
-from engine.trace import Trace, TraceWriter
 
 ROLES = ("small", "large")
 AB = [2, 3]  # the ring pair goes on: c, double newline, a, b, c, double newline, ...

@@ -8,8 +8,8 @@ import pytest
 
 from bench.tasks import arithmetic
 from engine import AfterThinking, Engine, EngineConfig, SamplingParams, SteerError, Threshold
-from engine.ledger import Usage
-from engine.pricing import pair_flops
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import pair_flops
 from engine.routing.budget import Budget
 from engine.routing.policies import Always, Boundary, Call, Decision, Query
 from engine.routing.windows import Window

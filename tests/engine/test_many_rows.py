@@ -11,7 +11,7 @@ import torch
 
 from engine import EngineConfig, SamplingParams, sampler
 from engine.config.named_models import NAMED_MODELS
-from engine.room import workspace_room
+from engine.device.memory_budget import workspace_room
 from engine.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
 from kernels import ops
 

@@ -7,10 +7,11 @@ from itertools import cycle
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams, SteerError, parking
-from engine.ledger import Usage
-from engine.memory import ArenaGeometry, KVArena
-from engine.parking import HostStore
+from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.accounting.ledger import Usage
+from engine.device import host_offload
+from engine.device.host_offload import HostStore
+from engine.device.kv_arena import ArenaGeometry, KVArena
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 from tests.engine.test_ahead import delay
@@ -108,9 +109,9 @@ def test_a_launch_that_is_repeated_saves_nothing_twice(pair, delimiters, prompts
     assert engine.scheduler.counters()["restored"] > 0
 
 
-@pytest.mark.parametrize("piece", [1, 47, parking.PIECE])  # a slot or all slots at a time
+@pytest.mark.parametrize("piece", [1, 47, host_offload.PIECE])  # a slot or all slots at a time
 def test_a_slot_holds_what_its_block_held(piece: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parking, "PIECE", piece)
+    monkeypatch.setattr(host_offload, "PIECE", piece)
     geometry = ArenaGeometry(slabs=3, slab_bytes=64, block_bytes=(12, 24))
     arena = KVArena(geometry, torch.float32)
     store = HostStore(arena, 2)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
+from engine.accounting.pricing import weight_bytes
+from engine.device.memory_budget import workspace_room
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.models.footprint import stored_bytes
-from engine.pricing import weight_bytes
-from engine.room import workspace_room
 from kernels import ops
 
 from .conftest import TOKENS, build_tokenizer

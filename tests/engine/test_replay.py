@@ -10,12 +10,12 @@ import pytest
 
 from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, SamplingParams
+from engine.accounting.ledger import Usage
 from engine.cli import main
 from engine.config import TINY
-from engine.ledger import Usage
 from engine.replay.replay import replay
+from engine.replay.trace import Trace
 from engine.routing.names import make_policy
-from engine.trace import Trace
 
 PARAMS = SamplingParams(max_tokens=80)
 PROMPTS = [p.prompt for p in arithmetic.problems("test", 40, seed=3)]

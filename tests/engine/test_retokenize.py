@@ -31,9 +31,9 @@ from engine import (
 )
 from engine.cli import main
 from engine.config import TINY
+from engine.replay.trace import Trace
 from engine.routing.policies import Always, Call, Threshold
 from engine.text.tokenizer import Tokenizer
-from engine.trace import Trace
 
 from .conftest import DELIMITERS, LARGE, SMALL, TIE, TOKENS, Oracle, random_model, save
 from .hard_text import HARD

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from engine import SamplingParams
-from engine.graphs import Graphs, HostRecorder
+from engine.device.device_queue import HostQueue
+from engine.device.graphs import Graphs, HostRecorder
 from engine.out_of_memory import is_shortage
-from engine.queue import HostQueue
 from engine.routing.policies import Call
 from tests.engine.test_ahead import EVERYTHING, LateQueue, answers
 from tests.engine.test_lanes import schedule

@@ -22,7 +22,7 @@ from engine import (
     Threshold,
     Window,
 )
-from engine.ledger import Usage
+from engine.accounting.ledger import Usage
 from engine.routing.names import make_policy
 from engine.routing.policies import Call
 

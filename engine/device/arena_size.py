@@ -7,9 +7,9 @@ import math
 from bisect import bisect_right
 
 from engine.config import EngineConfig
+from engine.device.kv_arena import ArenaGeometry
+from engine.device.memory_budget import LEAST_TOKENS
 from engine.errors import SteerError
-from engine.memory import ArenaGeometry
-from engine.room import LEAST_TOKENS
 
 _SHARE = 0.5  # of the memory that is free: passes, other engines and other programs need some, too
 _MOST = 0.75  # of it, where half does not hold one request

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from engine.arena_size import default_slabs, log_shortage
 from engine.config import EngineConfig, ModelConfig
-from engine.device import card_memory, check_shapes
-from engine.host_memory import available
-from engine.memory import ArenaGeometry
-from engine.room import arena_slabs, weight_room, workspace_room
+from engine.device.arena_size import default_slabs, log_shortage
+from engine.device.devices import card_memory, check_shapes
+from engine.device.host_memory import available
+from engine.device.kv_arena import ArenaGeometry
+from engine.device.memory_budget import arena_slabs, weight_room, workspace_room
 
 Shapes = tuple[ModelConfig, ModelConfig]
 

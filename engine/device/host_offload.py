@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine.device.kv_arena import KVArena
 from engine.errors import SteerError
-from engine.memory import KVArena
 from engine.out_of_memory import is_shortage
 
 _LARGE = 1

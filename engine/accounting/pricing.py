@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.accounting.ledger import ROW_KINDS, Usage
 from engine.config import ROLES, ModelConfig
-from engine.ledger import ROW_KINDS, Usage
 from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")

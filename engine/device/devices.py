@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from engine.config import ROLES, EngineConfig, ModelConfig
+from engine.device.device_queue import CudaQueue, DeviceQueue, HostQueue
+from engine.device.memory_budget import CardMemory
 from engine.errors import SteerError
-from engine.queue import CudaQueue, DeviceQueue, HostQueue
-from engine.room import CardMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]

@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.device.device_queue import CudaQueue
 from engine.out_of_memory import is_shortage
-from engine.queue import CudaQueue
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.files import JsonLines, read_text
-from engine.ledger import Usage
 from engine.request import Completion
 from engine.routing.signals import SIGNAL_NAMES, Signals
 

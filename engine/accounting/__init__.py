@@ -1,0 +1,1 @@
+"""Counts: what was computed, why, and what it cost."""

@@ -1,0 +1,1 @@
+"""From checkpoints and settings to the parts of an engine."""

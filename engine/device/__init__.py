@@ -1,0 +1,1 @@
+"""Bytes, queues and graphs of a device. Knows no request."""
