@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine import _core
-from engine.logprobs import Drawn
+from engine.execution.logprobs import Drawn
 from engine.request import Retracted
 from engine.routing.audit import Audit, step_score
 

@@ -20,8 +20,10 @@ from engine.device.kv_arena import KVArena
 from engine.device.memory_plan import CardRoom
 from engine.driver import Driver
 from engine.errors import SteerError
+from engine.execution.inputs import TickLimits
+from engine.execution.runner import ModelRunner
+from engine.execution.sampler import Sampler
 from engine.files import check_output
-from engine.inputs import TickLimits
 from engine.intake import Intake
 from engine.lane import Lane
 from engine.loading import load_pair
@@ -34,8 +36,6 @@ from engine.request import Completion
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
-from engine.runner import ModelRunner
-from engine.sampler import Sampler
 from engine.stream import StreamedText, StreamEvent
 from engine.text.chat import Message
 

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import _core
+from engine.execution.in_flight import Pending, TickResult
+from engine.execution.runner import ModelRunner
+from engine.execution.sampler import Draw
 from engine.out_of_memory import is_shortage
-from engine.pending import Pending, TickResult
 from engine.routing.signals import Signals
-from engine.runner import ModelRunner
-from engine.sampler import Draw
 
 _SMALL = 0
 

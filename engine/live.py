@@ -11,7 +11,7 @@ from engine.accounting.ledger import Usage
 from engine.auditing import FORESEEN, AuditLog
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.logprobs import DrawLog
+from engine.execution.logprobs import DrawLog
 from engine.params import SamplingParams
 from engine.relay import Relay
 from engine.request import FINISH_REASONS, Completion, Step

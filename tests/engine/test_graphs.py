@@ -10,7 +10,7 @@ import pytest
 from engine import SamplingParams
 from engine.config import LANE_POLICIES, ROLES
 from engine.device.graphs import Graphs
-from engine.inputs import Extent, TickLimits
+from engine.execution.inputs import Extent, TickLimits
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 from tests.engine.test_lanes import schedule

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import Calibration, SamplingParams, Steer, Threshold, TokenLogprobs
-from engine.logprobs import DrawLog, Drawn
+from engine.execution.logprobs import DrawLog, Drawn
 from engine.request import Step
 from engine.routing.policies import Call
 from kernels import ops

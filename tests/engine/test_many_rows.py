@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine import EngineConfig, SamplingParams, sampler
+from engine import EngineConfig, SamplingParams
 from engine.config.named_models import NAMED_MODELS
 from engine.device.memory_budget import workspace_room
-from engine.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
+from engine.execution import sampler
+from engine.execution.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
 from kernels import ops
 
 VOCABULARY = 38

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import _core
 from engine.device.device_queue import Ticket
-from engine.scoring import Scored
+from engine.execution.scoring import Scored
 
 _UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
 _NONE = np.empty(0, np.int32)

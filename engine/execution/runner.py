@@ -15,11 +15,11 @@ from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
 from engine.device.host_offload import HostStore, Parcel
-from engine.inputs import Extent, Staged, TickInputs, TickLimits
+from engine.execution.in_flight import STATISTICS, Pending, TickResult
+from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
+from engine.execution.sampler import Draw, SampledRows, Sampler
+from engine.execution.scoring import Scored, scored_rows
 from engine.models.decoder import Batch, Decoder
-from engine.pending import STATISTICS, Pending, TickResult
-from engine.sampler import Draw, SampledRows, Sampler
-from engine.scoring import Scored, scored_rows
 from kernels import ops
 
 

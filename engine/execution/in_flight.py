@@ -10,9 +10,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from engine.device.device_queue import Ticket
-from engine.logprobs import Drawn
+from engine.execution.logprobs import Drawn
+from engine.execution.scoring import Scored
 from engine.routing.signals import Signals
-from engine.scoring import Scored
 from kernels import ops
 
 # Rows of the packed result, fp32; then the token's int32 bits.

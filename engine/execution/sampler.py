@@ -15,7 +15,7 @@ from torch import Tensor
 from engine import _core
 from engine.auditing import AuditLog
 from engine.config import ROWS_AT_ONCE
-from engine.logprobs import DrawLog, Drawn
+from engine.execution.logprobs import DrawLog, Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
 from engine.routing.signals import Signals

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import _core
-from engine.sampler import Draw
+from engine.execution.sampler import Draw
 
 Int32 = npt.NDArray[np.int32]
 
