@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.errors import QueueFullError, SteerError
     from engine.params import SamplingParams
-    from engine.relay import Prompt
     from engine.request import Completion, Retracted, Step, TokenLogprobs
+    from engine.requests.retokenize import Prompt
+    from engine.requests.stream import StreamEvent
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
     from engine.routing.judges import AuditOnly, Judge
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from engine.routing.signals import Signals
     from engine.routing.steer import CostAware, Steer
     from engine.routing.windows import Window
-    from engine.stream import StreamEvent
     from engine.text.tokenizer import Tokenizer
 else:
     _HOMES = {
@@ -46,7 +46,7 @@ else:
         "accounting.ledger": ("Usage",),
         "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
-        "relay": ("Prompt",),
+        "requests.retokenize": ("Prompt",),
         "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
@@ -64,7 +64,7 @@ else:
         "routing.signals": ("Signals",),
         "routing.steer": ("CostAware", "Steer"),
         "routing.windows": ("Window",),
-        "stream": ("StreamEvent",),
+        "requests.stream": ("StreamEvent",),
         "text.tokenizer": ("Tokenizer",),
     }
     _HOME_OF = {name: f"engine.{home}" for home, names in _HOMES.items() for name in names}

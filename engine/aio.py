@@ -10,9 +10,9 @@ from typing import Any
 
 from engine.engine import AnyPolicy, Engine
 from engine.params import SamplingParams
-from engine.relay import Prompt
 from engine.request import Completion
-from engine.stream import StreamedText, StreamEvent
+from engine.requests.retokenize import Prompt
+from engine.requests.stream import StreamedText, StreamEvent
 
 _log = logging.getLogger(__name__)
 _Queue = asyncio.Queue[StreamEvent | Exception]

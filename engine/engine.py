@@ -18,25 +18,25 @@ from engine.device.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder
 from engine.device.host_offload import HostStore
 from engine.device.kv_arena import KVArena
 from engine.device.memory_plan import CardRoom
-from engine.driver import Driver
 from engine.errors import SteerError
 from engine.execution.inputs import TickLimits
 from engine.execution.runner import ModelRunner
 from engine.execution.sampler import Sampler
 from engine.files import check_output
-from engine.intake import Intake
-from engine.lane import Lane
 from engine.loading import load_pair
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.progress import progress_bar
-from engine.relay import Prompt, Vocabularies
 from engine.replay.trace import TraceWriter
 from engine.request import Completion
+from engine.requests.driver import Driver
+from engine.requests.input_processor import Intake
+from engine.requests.lane import Lane
+from engine.requests.retokenize import Prompt, Vocabularies
+from engine.requests.stream import StreamedText, StreamEvent
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
-from engine.stream import StreamedText, StreamEvent
 from engine.text.chat import Message
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]

@@ -23,8 +23,8 @@ from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.lane import Lane
-from engine.live import LiveRequest
+from engine.requests.lane import Lane
+from engine.requests.request_state import LiveRequest
 from engine.routing.policies import Always
 
 _DECIDE = 0

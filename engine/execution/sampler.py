@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from engine import _core
-from engine.auditing import AuditLog
 from engine.config import ROWS_AT_ONCE
 from engine.execution.logprobs import DrawLog, Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
+from engine.requests.audit_log import AuditLog
 from engine.routing.signals import Signals
 from kernels import ops
 

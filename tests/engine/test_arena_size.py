@@ -16,7 +16,7 @@ from engine.config import ARENA_TOKENS
 from engine.config.named_models import NAMED_MODELS
 from engine.device.arena_size import default_slabs, log_shortage, slabs_for
 from engine.device.kv_arena import ArenaGeometry
-from engine.guard_log import GuardLog
+from engine.requests.guard_log import GuardLog
 from engine.routing.policies import Call
 
 GIB = 2**30
@@ -206,9 +206,9 @@ def test_an_engine_says_when_its_guard_acts(caplog):
     engine = tiny(arena_tokens=256, prefix_cache=False, eager_admission=True)
     tests, rounds = task_tests("test", 60), 0
     while engine.scheduler.limit == 256 and rounds < 12:
-        assert not [r for r in caplog.records if r.name == "engine.guard_log"]
+        assert not [r for r in caplog.records if r.name == "engine.requests.guard_log"]
         params = SamplingParams(max_tokens=tests.max_tokens)
         engine.generate([p.prompt for p in tests.problems], params, "random:0.5")
         rounds += 1
-    (record,) = (r for r in caplog.records if r.name == "engine.guard_log")
+    (record,) = (r for r in caplog.records if r.name == "engine.requests.guard_log")
     assert record.levelno == logging.WARNING and "max_sequences is 256" in record.getMessage()

@@ -12,10 +12,10 @@ from bench.evaluate import evaluate, task_tests
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import Price, pair_flops
-from engine.auditing import FORESEEN
 from engine.models.decoder import Batch
 from engine.replay.replay import replay
 from engine.replay.trace import Trace
+from engine.requests.audit_log import FORESEEN
 from engine.routing.audit import Audit, step_score
 from kernels import ops
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import SamplingParams
-from engine.live import LiveRequest
+from engine.requests.request_state import LiveRequest
 from engine.routing.policies import Always, Call
 
 ROLES = ("small", "large")

@@ -12,11 +12,11 @@ from engine import _core
 from engine.accounting.ledger import ROW_KINDS, span_counts
 from engine.accounting.pricing import pair_flops
 from engine.config import ROLES, ModelConfig
-from engine.guard_log import GuardLog
-from engine.lane import Lane
-from engine.live import LiveRequest
 from engine.params import SamplingParams
 from engine.request import Completion
+from engine.requests.guard_log import GuardLog
+from engine.requests.lane import Lane
+from engine.requests.request_state import LiveRequest
 from engine.routing.policies import Always, reader_of
 from engine.text.tokenizer import Tokenizer
 

@@ -8,11 +8,11 @@ from operator import index
 
 from engine import _core
 from engine.config import ROLES
-from engine.driver import Driver
 from engine.errors import QueueFullError, SteerError
-from engine.live import LiveRequest
 from engine.params import THINK_END, SamplingParams
-from engine.relay import Prompt, Relay, Vocabularies, check_relayed
+from engine.requests.driver import Driver
+from engine.requests.request_state import LiveRequest
+from engine.requests.retokenize import Prompt, Relay, Vocabularies, check_relayed
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.text.tokenizer import Tokenizer

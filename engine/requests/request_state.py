@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from engine import _core
 from engine.accounting.ledger import Usage
-from engine.auditing import FORESEEN, AuditLog
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.execution.logprobs import DrawLog
 from engine.params import SamplingParams
-from engine.relay import Relay
 from engine.request import FINISH_REASONS, Completion, Step
+from engine.requests.audit_log import FORESEEN, AuditLog
+from engine.requests.retokenize import Relay
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
 from engine.routing.policies import Always, Boundary, Decision, Policy, reader_of, window_of
