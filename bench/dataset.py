@@ -9,9 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from engine.answers import expected_number, final_answer, hashed_answer, marked_answer, matches
 from engine.errors import SteerError
 from engine.files import read_text
+from engine.tuning.answers import (
+    expected_number,
+    final_answer,
+    hashed_answer,
+    marked_answer,
+    matches,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def is_correct(problem: FileProblem, text: str) -> bool:
     """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says.
 
     Where a number is expected, ``math-verify`` is asked about what the text marks only: an unmarked
-    one is read once, as ``engine.answers`` says, or "7:30" would be 30.
+    one is read once, as ``engine.tuning.answers`` says, or "7:30" would be 30.
     """
     if matches(problem.answer, text):
         return True

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine import _core
 from engine.accounting.pricing import Executed, Price
+from engine.assembly.loading import load_pair
 from engine.config import ROLES, TINY, EngineConfig
 from engine.config.pairs import Pair
 from engine.device.device_queue import CudaQueue
@@ -23,7 +24,6 @@ from engine.execution.inputs import TickLimits
 from engine.execution.runner import ModelRunner
 from engine.execution.sampler import Sampler
 from engine.files import check_output
-from engine.loading import load_pair
 from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.progress import progress_bar

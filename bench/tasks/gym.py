@@ -16,8 +16,8 @@ from fractions import Fraction
 from typing import Any
 
 from bench.tasks import planning
-from engine.answers import expected_number, final_number
 from engine.errors import SteerError
+from engine.tuning.answers import expected_number, final_number
 
 PREFIX = "reasoning-gym:"
 _PATIENCE = 20  # problems drawn for each distinct one before the task counts as exhausted

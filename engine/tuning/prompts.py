@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.answers import matches
 from engine.errors import SteerError
 from engine.files import read_text
+from engine.tuning.answers import matches
 
 IsRight = Callable[[int, str], bool]  # number of the prompt and a text -> whether it is right
 

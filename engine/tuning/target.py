@@ -10,7 +10,6 @@ import numpy as np
 
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import ACCOUNTINGS, pair_flops
-from engine.answers import agree
 from engine.conversation import Asked
 from engine.engine import Engine
 from engine.errors import SteerError
@@ -20,6 +19,7 @@ from engine.routing.calibration import Calibration
 from engine.routing.policies import Policy
 from engine.routing.steer import Steer
 from engine.routing.windows import Window
+from engine.tuning.answers import agree
 from engine.tuning.fitting import BAYES
 from engine.tuning.prompts import IsRight
 from engine.tuning.samples import Sample

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from engine.answers import agree, final_number, matches
+from engine.tuning.answers import agree, final_number, matches
 
 RIGHT = [
     # units

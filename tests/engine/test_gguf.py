@@ -244,7 +244,7 @@ def test_recommended_sampling(tmp_path: Path, caplog: pytest.LogCaptureFixture):
 
     model = random_model("qwen2")
     path = write_gguf(tmp_path / "m.gguf", model, change=add)
-    with caplog.at_level("WARNING", "engine.generation"):
+    with caplog.at_level("WARNING", "engine.assembly.generation_defaults"):
         found = Engine("custom", small=path, large=path, config=CONFIG).default_params
     assert found == SamplingParams(temperature=0.7, top_k=20)
     assert "ignored: general.sampling.mirostat" in caplog.text

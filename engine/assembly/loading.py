@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from engine.assembly.generation_defaults import default_params
 from engine.config import DUMMY, EngineConfig, ModelConfig
 from engine.config.pairs import Pair
 from engine.errors import SteerError
-from engine.generation import default_params
 from engine.gguf.file import GgufFile, opened
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from engine.numerals import (
+from engine.tuning.numerals import (
     is_formula,
     numerals,
     plain_number,
@@ -47,7 +47,7 @@ def final_number(text: str) -> Fraction | None:
     (both must hold one number, behind the last = if there is one, and no formula: 3x), ``#### X``
     (X is a number with at most a unit), "answer is X" or "answer: X", bold in the last line that
     holds a number. Without a mark it is the last number of that line: "18 of 20" is 20. The number
-    of a list's item is none. How numbers are written is said at ``engine.numerals``.
+    of a list's item is none. How numbers are written is said at ``engine.tuning.numerals``.
     """
     text = _squeezed(text)
     if (given := marked_answer(text)) is not None:
