@@ -34,8 +34,8 @@ from tqdm import tqdm
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.peers import Peer, check_gpt_fast, peers_of, said, time_step
 from bench.lanes.plots import line_plot
-from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
+from bench.lanes.scripted_engine import NoRoomError, ScriptedEngine
 from bench.lanes.shared import Shared
 from bench.lanes.traffic import tick_bytes
 from bench.rows import RowWriter, versions
@@ -71,20 +71,20 @@ class Bench:
     def engine_rows(self) -> Iterator[Row]:
         """Of the engine."""
         engine = self._setup.engine(max(batch for batch, _ in self._cells))
-        puppet = Puppet(engine, self._setup.device)
+        scripted = ScriptedEngine(engine, self._setup.device)
         for model, (batch, context) in product((0, 1), self._cells):
             recorded = Recorded(engine)
             try:
-                ticks = puppet.decode_ahead(model, batch, context, self._repeats)
-                in_turn = puppet.decode(model, batch, context, self._repeats)
+                ticks = scripted.decode_ahead(model, batch, context, self._repeats)
+                in_turn = scripted.decode(model, batch, context, self._repeats)
             except NoRoomError as error:
-                puppet.clear()
+                scripted.clear()
                 tqdm.write(f"skipped: {ROLES[model]}, {batch} x {context}: {error}", sys.stderr)
                 continue
             keys = batch * fmean(tick.context for tick in ticks)
             busy = None
             if batch == 1 and self._setup.device.on_gpu:
-                busy = puppet.busy_share(model, context, self._repeats)
+                busy = scripted.busy_share(model, context, self._repeats)
             row = self._row(
                 model, engine.shapes[model], (batch, context), keys, [t.seconds for t in ticks]
             )
@@ -93,7 +93,7 @@ class Bench:
                 "compiled": None,
                 "busy_share": busy,
                 "in_turn_p50_ms": 1e3 * median(tick.seconds for tick in in_turn),
-                "engine_plans_ahead": puppet.plans_ahead(model),
+                "engine_plans_ahead": scripted.plans_ahead(model),
                 **recorded.fields,
             }
             yield {**row, **steer, **own}

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from bench.lanes.options import Defaults, Options, Setup, guarded
 from bench.lanes.plots import line_plot
-from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
+from bench.lanes.scripted_engine import NoRoomError, ScriptedEngine
 from bench.lanes.shared import Shared
 from bench.rows import RowWriter
 from bench.simulation.grid import whole
@@ -59,23 +59,26 @@ class Bench:
     def rows(self, eager: int, contexts: list[int], backlogs: list[int]) -> Iterator[Row]:
         """With an engine that reads along after ``eager`` tokens; 0: not at all."""
         engine = self._setup.engine(eager_backlog=eager, read_along=eager)
-        puppet = Puppet(engine, self._setup.device)
+        scripted = ScriptedEngine(engine, self._setup.device)
         for to in (1, 0):
             for context in contexts:
                 for backlog in backlogs:
                     try:
-                        yield self._row(puppet, to, context, backlog, eager)
+                        yield self._row(scripted, to, context, backlog, eager)
                     except NoRoomError as error:
-                        puppet.clear()
+                        scripted.clear()
                         cell = f"to {ROLES[to]}, {context} + {backlog}"
                         tqdm.write(f"skipped: {cell}: {error}", sys.stderr)
 
-    def _row(self, puppet: Puppet, to: int, context: int, backlog: int, eager: int) -> Row:
-        recorded = Recorded(puppet.engine)
-        runs = [puppet.handoff(to, context, backlog) for _ in range(self._repeats + _WARM)][_WARM:]
+    def _row(
+        self, scripted: ScriptedEngine, to: int, context: int, backlog: int, eager: int
+    ) -> Row:
+        recorded = Recorded(scripted.engine)
+        runs = [scripted.handoff(to, context, backlog) for _ in range(self._repeats + _WARM)]
+        runs = runs[_WARM:]
         p20, p50, p80 = percentiles([sum(tick.seconds for tick in run) for run in runs])
         at = round(runs[0][-1].context)
-        decode = median(t.seconds for t in puppet.decode_as_engine(to, 1, at, self._repeats))
+        decode = median(t.seconds for t in scripted.decode_as_engine(to, 1, at, self._repeats))
         left = sum(tick.rows for tick in runs[0])
         return {
             "bench": "handoff",
@@ -90,7 +93,7 @@ class Bench:
             "p50_ms": 1e3 * p50,
             "p80_ms": 1e3 * p80,
             "decode_ms": 1e3 * decode,
-            "decode_ahead": puppet.plans_ahead(to),
+            "decode_ahead": scripted.plans_ahead(to),
             "over_decode": p50 / decode,
             **recorded.fields,
             **self._setup.fields,

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from engine.errors import QueueFullError, SteerError
     from engine.params import SamplingParams
-    from engine.request import Completion, Retracted, Step, TokenLogprobs
-    from engine.requests.retokenize import Prompt
+    from engine.request import Completion, Prompt, Retracted, Step, TokenLogprobs
     from engine.requests.stream import StreamEvent
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
@@ -46,8 +45,7 @@ else:
         "accounting.ledger": ("Usage",),
         "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
-        "requests.retokenize": ("Prompt",),
-        "request": ("Completion", "Retracted", "Step", "TokenLogprobs"),
+        "request": ("Completion", "Prompt", "Retracted", "Step", "TokenLogprobs"),
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),

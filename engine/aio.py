@@ -10,8 +10,7 @@ from typing import Any
 
 from engine.engine import AnyPolicy, Engine
 from engine.params import SamplingParams
-from engine.request import Completion
-from engine.requests.retokenize import Prompt
+from engine.request import Completion, Prompt
 from engine.requests.stream import StreamedText, StreamEvent
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import SteerError
-from engine.requests.retokenize import Prompt
+from engine.request import Prompt
 from engine.text.chat import Message
 
 if TYPE_CHECKING:

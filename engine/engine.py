@@ -16,9 +16,9 @@ from engine.config.pairs import Pair
 from engine.device.device_queue import CudaQueue
 from engine.device.devices import choose_devices, choose_dtype, make_queue
 from engine.device.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
-from engine.device.host_offload import HostStore
+from engine.device.host_offload import HostKVStore
 from engine.device.kv_arena import KVArena
-from engine.device.memory_plan import CardRoom
+from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
 from engine.execution.inputs import TickLimits
 from engine.execution.runner import ModelRunner
@@ -28,11 +28,11 @@ from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.progress import progress_bar
 from engine.replay.trace import TraceWriter
-from engine.request import Completion
+from engine.request import Completion, Prompt
 from engine.requests.driver import Driver
-from engine.requests.input_processor import Intake
+from engine.requests.input_processor import InputProcessor
 from engine.requests.lane import Lane
-from engine.requests.retokenize import Prompt, Vocabularies
+from engine.requests.retokenize import TokenizerBridge
 from engine.requests.stream import StreamedText, StreamEvent
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
@@ -86,7 +86,7 @@ class Engine:
         self.dtype = choose_dtype(dtype, self.devices)
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
-        room = CardRoom(self.devices, self.config, self.dtype.itemsize)
+        room = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
         loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
@@ -96,7 +96,7 @@ class Engine:
         self.default_params = loaded.default_params
         self.arena = KVArena(room.geometry(self.shapes, self.max_context), self.dtype, self.devices)
         self.scheduler = self._build_scheduler()
-        host = HostStore(self.arena, self.config.host_blocks) if self.config.host_blocks else None
+        host = HostKVStore(self.arena, self.config.host_blocks) if self.config.host_blocks else None
         small_runner, large_runner = (
             self._build_runner(model, decoder, host)
             for model, decoder in enumerate(loaded.decoders)
@@ -108,14 +108,14 @@ class Engine:
             self.config.overlap,
         )  # fmt: skip
         small_ends, large_ends = self.shapes[0].eos_ids, self.shapes[1].eos_ids
-        self._vocabularies: Vocabularies | None = None
+        self._bridge: TokenizerBridge | None = None
         if loaded.large_tokenizer:
             known = tuple(i for i in large_ends if i < loaded.large_tokenizer.size)
-            self._vocabularies = Vocabularies(self._tokenizers, (small_ends, known))
+            self._bridge = TokenizerBridge(self._tokenizers, (small_ends, known))
             large_ends = ()
-        self._intake = Intake(
+        self._inputs = InputProcessor(
             self.scheduler, self.tokenizer, self._driver, small_ends + large_ends,
-            self.default_params, self._vocabularies,
+            self.default_params, self._bridge,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -147,7 +147,7 @@ class Engine:
             large_token_bytes=self._tokenizers[1].bytes,
         )
 
-    def _build_runner(self, model: int, decoder: Decoder, host: HostStore | None) -> ModelRunner:
+    def _build_runner(self, model: int, decoder: Decoder, host: HostKVStore | None) -> ModelRunner:
         layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
         rows = self.arena.rows(decoder.config, model)
         scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
@@ -270,7 +270,7 @@ class Engine:
         settle_at_once: bool = True,
     ) -> list[int]:
         """As :meth:`submit`, for ``params.n`` answers to one prompt: all are queued, or none."""
-        requests = self._intake.queue(
+        requests = self._inputs.queue(
             prompt, params, self.policy(policy), priority, timeout, settle_at_once
         )
         self._submitted.update(requests)
@@ -287,9 +287,9 @@ class Engine:
         different tokens each one's own template counts."""
         found = [
             tokenizer.chat(messages, tools, add_generation_prompt, **variables)
-            for tokenizer in (self._tokenizers if self._vocabularies else self._tokenizers[:1])
+            for tokenizer in (self._tokenizers if self._bridge else self._tokenizers[:1])
         ]
-        return Prompt(*map(tuple, found)) if self._vocabularies else found[0]
+        return Prompt(*map(tuple, found)) if self._bridge else found[0]
 
     def abort(self, request: int) -> None:
         """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""
@@ -341,7 +341,7 @@ class Engine:
         if trace:
             check_output(Path(trace), "trace")
         chosen = self.policy(policy)
-        waiting = deque(self._intake.prompt_ids(prompt) for prompt in prompts)
+        waiting = deque(self._inputs.prompt_ids(prompt) for prompt in prompts)
         count = (params or self.default_params).n
         order: dict[int, None] = {}  # a set that remembers the order
         done: dict[int, Completion] = {}
@@ -352,7 +352,7 @@ class Engine:
             try:
                 while len(done) < count * len(prompts):
                     while waiting and self._has_room(count):
-                        queued = self._intake.queue(waiting[0], params, chosen, timeout=timeout)
+                        queued = self._inputs.queue(waiting[0], params, chosen, timeout=timeout)
                         order |= dict.fromkeys(queued)
                         waiting.popleft()
                     self._driver.advance()
@@ -386,7 +386,7 @@ class Engine:
         """
         if params and params.n > 1:
             raise SteerError(f"a stream is one answer, not n={params.n}")
-        request = self._intake.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
+        request = self._inputs.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
         text = StreamedText(self.tokenizer)
         finished = self._driver.finished
         try:

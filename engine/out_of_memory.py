@@ -8,7 +8,7 @@ import torch
 _PHRASES = ("out of memory", "_alloc_failed", "can't allocate memory")
 
 
-def is_shortage(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether memory of a device or of the host was short; the same may succeed later.
 
     ``torch.OutOfMemoryError`` comes from PyTorch's allocator alone. What a library allocates

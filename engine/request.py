@@ -1,4 +1,4 @@
-"""What comes back: the answer, its steps, its log-probabilities."""
+"""What goes in and comes back: a prompt; the answer, its steps, its log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from engine.accounting.ledger import Usage
 from engine.routing.signals import Signals
 
 FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline", "repetition")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in the tokens of each model, for a pair whose tokenizers differ.
+
+    Only what follows crosses as text, so the two may differ in special tokens.
+    """
+
+    small: tuple[int, ...]
+    large: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from kernels.arena import FLOATS, check_layout
 from kernels.attention_config import (
-    FULL,
-    HALF,
+    TILES_16BIT,
+    TILES_32BIT,
     Split,
     Splits,
     Tile,
@@ -121,7 +121,7 @@ class _Batch:
         layout, (sequences, width) = self.layout, self.table.shape
         rows, heads, head_dim = self.query.shape
         half = self.query.dtype.itemsize == 2
-        tile = (HALF if half else FULL)[kind]
+        tile = (TILES_16BIT if half else TILES_32BIT)[kind]
         group = heads // layout.kv_heads
         constants = shared_constants(kind, group, head_dim, sequences, tile)
         block_q = constants["block_q"]
@@ -209,7 +209,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     signature |= dict.fromkeys(("stats", "parts"), "*fp32") | dict.fromkeys(layout, "i32")
     signature["scale"] = "fp32"
     found = []
-    for suffix, dtype, tiles in (("", "*bf16", HALF), ("_fp32", "*fp32", FULL)):
+    for suffix, dtype, tiles in (("", "*bf16", TILES_16BIT), ("_fp32", "*fp32", TILES_32BIT)):
         types = signature | dict.fromkeys(("query", "arena", "out"), dtype)
         for kind, tile in tiles.items():
             products, merges = _variants_of(kind, tile, shape, types)
@@ -229,7 +229,7 @@ def _variants_of(
     tiles = {"page": 64, "block_m": tile.rows, "block_n": tile.keys, "upcast": False}
     limits = {
         "elements": 2 * tile.keys * shape.head_dim,
-        "budget": _BUDGET[kind] if tile is HALF[kind] else 0,
+        "budget": _BUDGET[kind] if tile is TILES_16BIT[kind] else 0,
     }
     options = {"warps": tile.warps, "stages": tile.stages}
     if kind == "long":

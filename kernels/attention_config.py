@@ -118,8 +118,16 @@ class Tile:
 
 # fp32 is for tests. It takes twice the shared memory a step and more registers, as each product is
 # made of three: with 32 rows and more, accumulators of head size 128 would spill.
-HALF = {"decode": Tile(16, 64, 4, 3), "short": Tile(64, 64, 4, 3), "long": Tile(128, 64, 8, 3)}
-FULL = {"decode": Tile(16, 32, 4, 2), "short": Tile(16, 32, 8, 2), "long": Tile(16, 32, 8, 2)}
+TILES_16BIT = {
+    "decode": Tile(16, 64, 4, 3),
+    "short": Tile(64, 64, 4, 3),
+    "long": Tile(128, 64, 8, 3),
+}
+TILES_32BIT = {
+    "decode": Tile(16, 32, 4, 2),
+    "short": Tile(16, 32, 8, 2),
+    "long": Tile(16, 32, 8, 2),
+}
 
 
 def query_blocks(bound: int, rows: int, block_q: int) -> int:
@@ -151,3 +159,21 @@ def check_splits(splits: Splits) -> None:
             )
         if split.most < 1 or split.most & (split.most - 1):
             raise ValueError(f"splits.{name}.most must be a power of two, got {split.most}")
+
+
+def split_attention_bytes(
+    rows: int, sequences: int, heads: int, kv_heads: int, head_dim: int, element_bytes: int
+) -> int:
+    """Bytes of the partial results, fp32, of one layer's attention, whatever the spans are.
+
+    Args:
+        rows: of a tick, spread over at most so many ``sequences``.
+        heads: query heads, shared by ``kv_heads``.
+        element_bytes: of the query's dtype.
+    """
+    splits = Splits.of_lane(sequences, kv_heads)
+    tile = (TILES_16BIT if element_bytes == 2 else TILES_32BIT)["short"]
+    block = max(1, tile.rows // (heads // kv_heads))
+    short = block * query_blocks(min(sequences, rows // 2), rows, block)
+    most = max(sequences * splits.decode.most, short * splits.short.most)
+    return 4 * most * heads * (head_dim + 2)

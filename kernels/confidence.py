@@ -28,7 +28,7 @@ from kernels.merge import (
     LOWEST,
     MERGE_WARPS,
     PLANES,
-    Scored,
+    ScoredRows,
     inverse_temperature,
     merge,
     merge_rows,
@@ -95,7 +95,7 @@ def score_targets(
 
 def confidence(
     logits: Tensor, vocabulary: int, draw: DrawRows | None = None, source: Tensor | None = None
-) -> Scored:
+) -> ScoredRows:
     """Statistics of each row at temperature 1, and a token of each row.
 
     Args:

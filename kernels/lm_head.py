@@ -28,7 +28,7 @@ from kernels.merge import (
     LOGITS,
     LOWEST,
     MERGE_WARPS,
-    Scored,
+    ScoredRows,
     inverse_temperature,
     merge,
     merge_rows,
@@ -131,7 +131,7 @@ def head_statistics(
 def lm_head(
     hidden: Tensor, weight: Tensor, vocabulary: int, draw: DrawRows | None = None,
     store: torch.dtype | None = None,
-) -> tuple[Scored, Tensor | None]:  # fmt: skip
+) -> tuple[ScoredRows, Tensor | None]:  # fmt: skip
     """Statistics and a token of each row, and its logits [M, head_rows] if they are wanted.
 
     Args:

@@ -32,7 +32,7 @@ MOST_LOG_ODDS = tl.constexpr(87.0)  # as in kernels.reference.confidence
 BELOW_ONE = tl.constexpr(1 - 2.0**-53)
 
 
-class Scored(NamedTuple):
+class ScoredRows(NamedTuple):
     """Per row, [rows]: ``Confidence``'s fields, then what was drawn. Natural logarithms.
 
     fp32, but ``argmax`` and ``token`` int64 and ``valid`` bool. In a row that is not valid every
@@ -204,7 +204,7 @@ def merge_rows(
 def merge(
     logits: Tensor, partials: Tensor, firsts: Tensor | None, vocabulary: int, block: int,
     draw: DrawRows | None, source: Tensor | None,
-) -> Scored:  # fmt: skip
+) -> ScoredRows:  # fmt: skip
     """Launch ``merge_rows`` on the partials of all rows.
 
     Args:
@@ -231,7 +231,7 @@ def merge(
             num_warps=MERGE_WARPS,
         )  # fmt: skip
     entropy, prob, odds, margin, top, total, logprob = values
-    return Scored(
+    return ScoredRows(
         entropy, prob, odds, margin, top, total, argmax, valid.view(torch.bool), token, logprob
     )
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels import cpu
-from kernels.attention_config import Splits, Work
+from kernels.attention_config import Splits, Work, split_attention_bytes
 from kernels.cpu import ForwardPass
 from kernels.draws import LEAST, DrawRows
 from kernels.reference import attention as _attention
@@ -52,6 +52,7 @@ __all__ = [
     "DrawRows",
     "ForwardPass",
     "Fp8Weight",
+    "GpuLimits",
     "IntWeight",
     "KVLayout",
     "LogProbs",
@@ -69,6 +70,7 @@ __all__ = [
     "copy_blocks",
     "editable",
     "forward_pass",
+    "gpu_limits",
     "interpreted",
     "linear",
     "lm_head",
@@ -81,6 +83,7 @@ __all__ = [
     "sample",
     "score",
     "silu_mul",
+    "split_attention_bytes",
     "stack",
     "token_logprobs",
     "weight_tensors",
@@ -131,6 +134,22 @@ def _tuned(x: Tensor) -> bool:
     from kernels import skinny_gemm
 
     return skinny_gemm.hopper(x.device)
+
+
+class GpuLimits(NamedTuple):
+    """What the kernels for a GPU were built for."""
+
+    block_tokens: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    widest_group: int  # query heads that share a key head
+
+
+def gpu_limits() -> GpuLimits:
+    """Imports Triton, so it is for machines with a GPU."""
+    from kernels.arena import PAGES
+    from kernels.attention import HEAD_DIMS, WIDEST_GROUP
+
+    return GpuLimits(PAGES, HEAD_DIMS, WIDEST_GROUP)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -215,13 +234,13 @@ def paged_attention(arena: Tensor, plan: AttentionPlan, layer: int, query: Tenso
     return _attention.paged_attention(arena, plan, layer, query)
 
 
-def attended(plan: AttentionPlan, cells: int) -> int:
+def attended(plan: AttentionPlan, attention_pairs: int) -> int:
     """Pairs of query and key that attention really works on, padding included.
 
-    ``cells``: queries times keys of all sequences, which is what the kernels come close to.
+    ``attention_pairs``: queries times keys of all sequences; the kernels come close to it.
     """
     if _fused(plan.slots):
-        return cells
+        return attention_pairs
     return sum(group.queries.numel() * group.keys.shape[-1] for group in plan.groups)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels import candidates
 from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_of
 from kernels.draws import DrawRows
-from kernels.merge import LOWEST, Scored, inverse_temperature, load_logits
+from kernels.merge import LOWEST, ScoredRows, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
 from kernels.variant import ModelShape, Variant
 
@@ -200,7 +200,7 @@ def draw_filtered_rows(
 
 
 def draw_filtered(
-    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: Scored,
+    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: ScoredRows,
     partials: Tensor,
 ) -> None:  # fmt: skip
     """Draw again in rows with filters; rewrites their ``token`` and ``logprob`` in ``found``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.lanes.options import COMMON, Options
 from bench.lanes.pairs import SMALLER, dummy_pair
 from engine.device.devices import choose_devices
-from engine.device.memory_plan import CardRoom
+from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
 
 DEFAULT = COMMON["pair"]["cuda"]
@@ -15,7 +15,7 @@ def fitting_pair() -> str | None:
     """The first that fits of the default and the smaller ones; None if none does."""
     options = Options("gpu_quick", None, {})
     options.parse(["--device", "cuda"])
-    room = CardRoom(choose_devices("cuda"), options.config(), element_bytes=2)
+    room = MemoryPlan(choose_devices("cuda"), options.config(), element_bytes=2)
     for name in (DEFAULT, *SMALLER):
         try:
             room.check(dummy_pair(name).shapes)

@@ -13,7 +13,7 @@ from bench.kernel_bench import case
 from bench.kernel_bench.case import DTYPE, Case
 from kernels import confidence, lm_head
 from kernels.draws import DrawRows
-from kernels.merge import Scored
+from kernels.merge import ScoredRows
 from kernels.reference import confidence as reference
 from kernels.reference import layers
 from kernels.reference.sampling import philox_uniform
@@ -91,7 +91,7 @@ def _draw_inputs(batch: int, vocabulary: int, dtype: torch.dtype = DTYPE) -> tup
 
 def _drawn(
     logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
-) -> Scored:
+) -> ScoredRows:
     draw = DrawRows(temperature, seed, counter)
     return confidence.confidence(logits, logits.shape[1], draw)
 
@@ -120,7 +120,7 @@ def _filter_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
 def _filtered(
     logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor,
     top_k: Tensor, top_p: Tensor,
-) -> Scored:  # fmt: skip
+) -> ScoredRows:  # fmt: skip
     draw = DrawRows(temperature, seed, counter, top_k, top_p)
     return confidence.confidence(logits, logits.shape[1], draw)
 

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from bench.lanes.ideal import bound_seconds, ideal_seconds, walks
 from bench.lanes.options import Setup
-from bench.lanes.puppet import Puppet
 from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import Ran, run_jobs
 from bench.lanes.schedule import Load, large_share
+from bench.lanes.scripted_engine import ScriptedEngine
 from bench.lanes.switches import OF_DRAWS, flipped, turned
 from bench.lanes.ticktable import clipped, measure_table, powers, spread
 from bench.rows import RowWriter
@@ -57,7 +57,7 @@ class Contest:
         longest = load.prompt + load.answer
         spans = {1, 4, load.step, load.step + 1, 4 * load.step, load.prompt, longest}
         return measure_table(
-            Puppet(engine, self.setup.device),
+            ScriptedEngine(engine, self.setup.device),
             batches=powers(most),
             contexts=spread(load.prompt, longest, 3),
             spans=clipped(sorted(spans), min(rows, longest)),

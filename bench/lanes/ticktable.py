@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.lanes.puppet import Puppet
 from bench.lanes.recorded import Recorded
 from bench.lanes.schedule import LARGE, SMALL
+from bench.lanes.scripted_engine import ScriptedEngine
 from bench.simulation.table import Point, TableTimes
 from engine.config import ROLES
 from engine.errors import SteerError
@@ -25,7 +25,7 @@ def powers(most: int) -> list[int]:
 
 
 def measure_table(
-    puppet: Puppet,
+    scripted: ScriptedEngine,
     batches: Sequence[int],
     contexts: Sequence[int],
     spans: Sequence[int],
@@ -43,26 +43,28 @@ def measure_table(
     rows = []
     cells = list(product((SMALL, LARGE), spans, contexts, batches))
     for model, span, context, batch in tqdm(cells, "tick times"):
-        held = max((b for b in batches if b * span <= puppet.most_rows), default=0)
+        held = max((b for b in batches if b * span <= scripted.most_rows), default=0)
         if not held:
             raise SteerError(f"a span of {span} rows exceeds a tick: raise --max-tick-tokens")
-        extended, recorded = batch > held, Recorded(puppet.engine)
+        extended, recorded = batch > held, Recorded(scripted.engine)
         if extended:
             us = times[model][held, context, span] * batch / held
         else:
-            us = _MICRO * _time(puppet, model, batch, context, span, repeats)
+            us = _MICRO * _time(scripted, model, batch, context, span, repeats)
         times[model][batch, context, span] = us
         place = {"model": ROLES[model], "batch": batch, "context": context, "span": span}
-        ahead = span == 1 and puppet.plans_ahead(model)
+        ahead = span == 1 and scripted.plans_ahead(model)
         rows.append({**place, "us": us, "extended": extended, "ahead": ahead, **recorded.fields})
     return TableTimes(times, "measured in this run"), rows
 
 
-def _time(puppet: Puppet, model: int, batch: int, context: int, span: int, repeats: int) -> float:
+def _time(
+    scripted: ScriptedEngine, model: int, batch: int, context: int, span: int, repeats: int
+) -> float:
     if span == 1:
-        ticks = puppet.decode_as_engine(model, batch, context, repeats)
+        ticks = scripted.decode_as_engine(model, batch, context, repeats)
     else:
-        ticks = puppet.catch_up(model, batch, context, span, repeats)
+        ticks = scripted.catch_up(model, batch, context, span, repeats)
     return median(tick.seconds for tick in ticks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.lanes.puppet import Tick
+from bench.lanes.scripted_engine import Tick
 from engine.accounting.pricing import weight_bytes
 from engine.config import ModelConfig
 

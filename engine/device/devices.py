@@ -10,6 +10,7 @@ from engine.config import ROLES, EngineConfig, ModelConfig
 from engine.device.device_queue import CudaQueue, DeviceQueue, HostQueue
 from engine.device.memory_budget import CardMemory
 from engine.errors import SteerError
+from kernels.ops import gpu_limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]
@@ -80,20 +81,19 @@ def card_memory(device: torch.device, fraction: float) -> CardMemory:
 
 def check_shapes(shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig) -> None:
     """SteerError on what the kernels for GPUs were not built for."""
-    from kernels.arena import PAGES  # Triton
-    from kernels.attention import HEAD_DIMS, WIDEST_GROUP
-
-    if config.block_tokens not in PAGES:
-        known = ", ".join(map(str, PAGES))
+    limits = gpu_limits()
+    if config.block_tokens not in limits.block_tokens:
+        known = ", ".join(map(str, limits.block_tokens))
         raise SteerError(f"block_tokens must be one of {known} on a GPU, not {config.block_tokens}")
     for role, shape in zip(ROLES, shapes, strict=True):
-        if shape.head_dim not in HEAD_DIMS:
-            known = ", ".join(map(str, HEAD_DIMS))
+        if shape.head_dim not in limits.head_dims:
+            known = ", ".join(map(str, limits.head_dims))
             raise SteerError(
                 f"the {role} model has heads of {shape.head_dim}; on a GPU one of {known}"
             )
-        if shape.heads // shape.kv_heads > WIDEST_GROUP:
+        group = shape.heads // shape.kv_heads
+        if group > limits.widest_group:
             raise SteerError(
-                f"the {role} model has {shape.heads // shape.kv_heads} query heads a key head; on "
-                f"a GPU at most {WIDEST_GROUP}"
+                f"the {role} model has {group} query heads a key head; on a GPU at most "
+                f"{limits.widest_group}"
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.device.device_queue import CudaQueue
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
 
 Outputs = tuple[Tensor, ...]
 Work = Callable[[], Outputs]
@@ -148,7 +148,7 @@ class Graphs:
         try:
             work()
         except RuntimeError as error:  # when such a tick comes there may be room
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             self.counts.refused += 1
             return
@@ -168,7 +168,7 @@ class Graphs:
         try:
             outputs = replay()
         except RuntimeError as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             self.counts.refused += 1
             self._replays[key] = None
@@ -181,7 +181,7 @@ class Graphs:
         try:
             replay = self._recorder.record(work)
         except RuntimeError as error:  # a recording that breaks off hides why behind its own error
-            if not is_shortage(error) and not is_shortage(error.__context__):
+            if not is_out_of_memory(error) and not is_out_of_memory(error.__context__):
                 raise
             self.counts.refused += 1
             return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine import _core
 from engine.device.kv_arena import KVArena
 from engine.errors import SteerError
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
 
 _LARGE = 1
 # Bytes allocated at once: Torch pins a power of two, up to twice what it is asked for.
@@ -18,7 +18,7 @@ PIECE = 2**30
 Pairs = npt.NDArray[np.int32]  # [copies, 2]
 
 
-class Parcel:
+class OffloadCopies:
     """What a plan copies to host memory and back, taken over from the scheduler's buffers.
 
     saves: (block, slot). restores: (slot, block).
@@ -30,7 +30,7 @@ class Parcel:
         self.restores: Pairs = plan.restores[: plan.restored].copy()
 
 
-class HostStore:
+class HostKVStore:
     """Slots of one block each. Pinned for a GPU, so that copies need not wait for anybody.
 
     Which slot holds what is the scheduler's business. Copies run on the queue of the lane whose
@@ -58,7 +58,7 @@ class HostStore:
                 for first in range(0, slots, self._each)
             ]
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             raise SteerError(
                 f"no host memory for {slots * block / 2**30:.1f} GiB of KV; lower host_kv_tokens"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.config import ARENA_TOKENS, EngineConfig, ModelConfig
 from engine.errors import SteerError
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
 from kernels.ops import KVLayout
 
 
@@ -69,7 +69,7 @@ class KVArena:
                 for device in dict.fromkeys(self._devices)
             }
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             raise lacking from None
         self._dtype = dtype

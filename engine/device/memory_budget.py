@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from engine.config import ROWS_AT_ONCE, EngineConfig, ModelConfig
 from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
-from kernels.attention_config import FULL, HALF, Splits, query_blocks
-from kernels.ops import WORKSPACE
+from kernels.ops import WORKSPACE, split_attention_bytes
 
 LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
 _EDITED = 80  # bytes of a logit while it is penalised, or sorted, or scored by an audit
@@ -31,12 +30,12 @@ class CardMemory:
         return max(0, self.free - math.ceil((1 - self.fraction) * self.total))
 
 
-def weight_room(shape: ModelConfig, element_bytes: int) -> int:
+def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
     """Bytes of a model's weights; ``element_bytes`` are those of what is not quantised."""
     return stored_bytes(shape, element_bytes)
 
 
-def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
+def workspace_bytes(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
     """Bytes beside weights and arena that one lane's biggest tick takes, and its graphs' pool.
 
     Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed
@@ -51,19 +50,15 @@ def workspace_room(shape: ModelConfig, config: EngineConfig, element_bytes: int)
     logits = (6 * 4 * sequences + _EDITED * ROWS_AT_ONCE) * shape.vocab_size
     if not config.fused_sampling:
         logits += _SORTED * sequences * shape.vocab_size
-    partials = sum(_partials(shape, sequences, n, element_bytes) for n in (rows, recorded) if n)
+    partials = sum(
+        split_attention_bytes(
+            n, sequences, shape.heads, shape.kv_heads, shape.head_dim, element_bytes
+        )
+        for n in (rows, recorded)
+        if n
+    )
     dequantised = WORKSPACE if shape.quantisation else 0
     return (rows + recorded) * wide * element_bytes + logits + partials + dequantised
-
-
-def _partials(shape: ModelConfig, sequences: int, rows: int, element_bytes: int) -> int:
-    """Bytes of the partial results of a layer's attention, fp32, whatever the spans are."""
-    splits = Splits.of_lane(sequences, shape.kv_heads)
-    tile = (HALF if element_bytes == 2 else FULL)["short"]
-    block = max(1, tile.rows // (shape.heads // shape.kv_heads))
-    short = block * query_blocks(min(sequences, rows // 2), rows, block)
-    most = max(sequences * splits.decode.most, short * splits.short.most)
-    return 4 * most * shape.heads * (shape.head_dim + 2)
 
 
 def arena_slabs(

@@ -11,12 +11,12 @@ from engine.device.arena_size import default_slabs, log_shortage
 from engine.device.devices import card_memory, check_shapes
 from engine.device.host_memory import available
 from engine.device.kv_arena import ArenaGeometry
-from engine.device.memory_budget import arena_slabs, weight_room, workspace_room
+from engine.device.memory_budget import arena_slabs, weight_bytes, workspace_bytes
 
 Shapes = tuple[ModelConfig, ModelConfig]
 
 
-class CardRoom:
+class MemoryPlan:
     """The memory of the devices of one engine. On a CPU all weights are taken to fit."""
 
     def __init__(
@@ -55,8 +55,8 @@ class CardRoom:
         for device in dict.fromkeys(self._devices):
             here = [shape for shape, d in zip(shapes, self._devices, strict=True) if d == device]
             needed = {
-                "weights": 0 if loaded else sum(weight_room(s, size) for s in here),
-                "workspaces": sum(workspace_room(s, config, size) for s in here),
+                "weights": 0 if loaded else sum(weight_bytes(s, size) for s in here),
+                "workspaces": sum(workspace_bytes(s, config, size) for s in here),
             }
             card = card_memory(device, config.memory_fraction)
             asked = geometry.slabs if config.arena_tokens else 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.device.device_queue import Ticket
 from engine.execution.logprobs import Drawn
-from engine.execution.scoring import Scored
+from engine.execution.scoring import AuditRows
 from engine.routing.signals import Signals
 from kernels import ops
 
@@ -46,7 +46,7 @@ class TickResult:
         return Signals(**dict(zip(STATISTICS, values, strict=True)))
 
 
-class Pending:
+class InFlightTick:
     """A tick that was launched. Ticks of a lane end in the order in which they were launched."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Pending:
         wanted: npt.NDArray[np.intp],
         columns: npt.NDArray[np.intp],
         drawn: Callable[[list[int], ops.LogProbs | None], dict[int, Drawn]],
-        scored: Scored | None = None,
+        scored: AuditRows | None = None,
     ) -> None:
         """
         Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import _core
 from engine.device.device_queue import Ticket
-from engine.execution.scoring import Scored
+from engine.execution.scoring import AuditRows
 
 _UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
 _NONE = np.empty(0, np.int32)
@@ -137,7 +137,7 @@ class TickInputs:
         plan: _core.Plan,
         extent: Extent,
         wanted: npt.NDArray[np.intp],
-        scored: Scored | None = None,
+        scored: AuditRows | None = None,
     ) -> Staged:
         """Write a plan into the next host buffer; waits if the device has not read it yet."""
         memory = self._next()

@@ -14,11 +14,11 @@ from engine import _core
 from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
-from engine.device.host_offload import HostStore, Parcel
-from engine.execution.in_flight import STATISTICS, Pending, TickResult
+from engine.device.host_offload import HostKVStore, OffloadCopies
+from engine.execution.in_flight import STATISTICS, InFlightTick, TickResult
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
-from engine.execution.sampler import Draw, SampledRows, Sampler
-from engine.execution.scoring import Scored, scored_rows
+from engine.execution.sampler import SampledRows, Sampler, SamplingSpec
+from engine.execution.scoring import AuditRows, scored_rows
 from engine.models.decoder import Batch, Decoder
 from kernels import ops
 
@@ -30,10 +30,10 @@ class _Tick:
     staged: Staged
     rows: SampledRows
     work: ops.Work
-    cells: int
+    attention_pairs: int
     resolves: bool
     audits: bool
-    parcel: Parcel | None
+    parcel: OffloadCopies | None
 
     @property
     def plain(self) -> bool:
@@ -64,7 +64,7 @@ class ModelRunner:
         limits: TickLimits,
         padded: bool,
         fused_head: bool = True,
-        host: HostStore | None = None,
+        host: HostKVStore | None = None,
     ) -> None:
         """
         Args:
@@ -93,17 +93,20 @@ class ModelRunner:
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
         self._logits: Tensor | None = None
         self._splits = ops.Splits.of_lane(limits.sequences, layout.kv_heads)
-        self._latest: Pending | None = None
+        self._latest: InFlightTick | None = None
         self._torn = False  # whether ``_drawn`` may hold draws of a tick that then failed
         queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
-    def execute(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> TickResult:
+    def execute(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> TickResult:
         """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""
         return self.launch(plan, requests).result()
 
     def launch(
-        self, plan: _core.Plan, requests: Mapping[int, Draw], previous: Pending | None = None
-    ) -> Pending:
+        self,
+        plan: _core.Plan,
+        requests: Mapping[int, SamplingSpec],
+        previous: InFlightTick | None = None,
+    ) -> InFlightTick:
         """Start one plan, without waiting for the device. The plan's buffers are free afterwards.
 
         A plan that was made one tick ahead names tokens that nobody knows yet: one below 0 is what
@@ -117,13 +120,13 @@ class ModelRunner:
         scored = self._scored(plan, requests)
         extent = self._extent(plan, len(wanted), scored)
         rows = self._sampler.rows(plan, wanted, requests)
-        work, cells = self._bounds(plan, extent)
+        work, attention_pairs = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted, scored)
-        parcel = Parcel(plan) if self._host else None
-        tick = _Tick(staged, rows, work, cells, resolves, scored is not None, parcel)
+        parcel = OffloadCopies(plan) if self._host else None
+        tick = _Tick(staged, rows, work, attention_pairs, resolves, scored is not None, parcel)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
-        pending = Pending(n, wanted, columns, drawn, scored)
+        pending = InFlightTick(n, wanted, columns, drawn, scored)
         if resolves and previous is not None and self._torn:
             self._restore(previous)
         self._torn = True
@@ -133,7 +136,7 @@ class ModelRunner:
         self._latest = pending
         return pending
 
-    def _restore(self, previous: Pending) -> None:
+    def _restore(self, previous: InFlightTick) -> None:
         """Keep again what ``previous`` drew: a tick that broke off may have written over it."""
         drawn = torch.from_numpy(previous.result().tokens)
         self.queue.submit(lambda: self._keep(drawn))
@@ -142,7 +145,7 @@ class ModelRunner:
     def _keep(self, drawn: Tensor) -> None:
         self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
 
-    def _scored(self, plan: _core.Plan, requests: Mapping[int, Draw]) -> Scored | None:
+    def _scored(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> AuditRows | None:
         if self.model == 0:  # what the small model reads is not audited
             return None
         return scored_rows(plan, requests, self._sampler.tokens_of)
@@ -177,7 +180,7 @@ class ModelRunner:
             work = partial(self._step, extent, self._most(extent), True, plain)
             self.graphs.prepare((extent, plain), work)
 
-    def _extent(self, plan: _core.Plan, drawn: int, scored: Scored | None) -> Extent:
+    def _extent(self, plan: _core.Plan, drawn: int, scored: AuditRows | None) -> Extent:
         n = plan.sequences
         if self._padded and scored is None:  # how many rows an audit scores, no size foretells
             filled = Extent.filled(n, plan.rows, self._limits)
@@ -187,12 +190,12 @@ class ModelRunner:
         return Extent(n, plan.rows, drawn + (len(scored.rows) if scored else 0), width)
 
     def _bounds(self, plan: _core.Plan, extent: Extent) -> tuple[ops.Work, int]:
-        """Of what attention has to do: in a padded tick the most of its size; and its cells."""
+        """Bounds of attention's work (of a padded tick those of its size), and its pairs."""
         n, contexts = plan.sequences, plan.contexts[: plan.sequences]
         spans = np.diff(plan.starts[: n + 1])
-        cells = int(spans.dot(contexts))
+        attention_pairs = int(spans.dot(contexts))
         work = self._most(extent) if extent.padded else ops.Work.counted(spans, contexts)
-        return work, cells
+        return work, attention_pairs
 
     def _most(self, extent: Extent) -> ops.Work:
         """Of attention in ticks of a padded size."""
@@ -200,7 +203,7 @@ class ModelRunner:
         return ops.Work.within(extent.sequences, extent.spans * extent.rows, reach)
 
     @torch.inference_mode()
-    def _run(self, tick: _Tick, pending: Pending) -> None:
+    def _run(self, tick: _Tick, pending: InFlightTick) -> None:
         """On the queue: everything between a plan's numbers and its results on the host."""
         staged = tick.staged
         self._inputs.upload(staged)
@@ -219,7 +222,7 @@ class ModelRunner:
             packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
 
-    def _park(self, host: HostStore, parcel: Parcel) -> None:
+    def _park(self, host: HostKVStore, parcel: OffloadCopies) -> None:
         """What the tick takes the room of goes to the host, then what it takes back comes here."""
         # A launch that was cut short is repeated, but has written where the blocks were.
         if parcel.tick != self._saved:
@@ -233,11 +236,12 @@ class ModelRunner:
         if extent.padded:
             # Tokens are always resolved here: one graph serves plans with and without.
             work = partial(self._step, extent, tick.work, True, plain)
-            self.executed.add(self.decoder.config, extent.rows, extent.sampled, [tick.cells])
+            pairs = [tick.attention_pairs]
+            self.executed.add(self.decoder.config, extent.rows, extent.sampled, pairs)
             return self.graphs.run((extent, plain), work)
         batch = self._batch(extent, tick.work, tick.resolves)
-        cells = self.decoder.attended(batch, tick.cells)
-        self.executed.add(self.decoder.config, extent.rows, extent.sampled, [cells])
+        attention_pairs = self.decoder.attended(batch, tick.attention_pairs)
+        self.executed.add(self.decoder.config, extent.rows, extent.sampled, [attention_pairs])
         targets = self._inputs.region(tick.staged.targets)
         return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, targets))
 
@@ -289,7 +293,7 @@ class ModelRunner:
 
     def _draw(
         self, tick: _Tick, confidence: ops.Confidence, logits: Tensor, last: Tensor,
-        wanted: Tensor, pending: Pending,
+        wanted: Tensor, pending: InFlightTick,
     ) -> Tensor:  # fmt: skip
         """As each request asks; packed results of the wanted rows."""
         if tick.extent.padded:

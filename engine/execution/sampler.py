@@ -14,29 +14,31 @@ from torch import Tensor
 
 from engine import _core
 from engine.config import ROWS_AT_ONCE
-from engine.execution.logprobs import DrawLog, Drawn
+from engine.execution.logprobs import Drawn
 from engine.params import SamplingParams
 from engine.request import TokenLogprobs
-from engine.requests.audit_log import AuditLog
-from engine.routing.signals import Signals
 from kernels import ops
 
 Int32 = npt.NDArray[np.int32]
 
 
-class Draw(Protocol):
-    """How a request samples, what keys its random draws, and what it keeps of them."""
+class SamplingSpec(Protocol):
+    """How a request samples, and what keys its random draws.
+
+    sample: counts the answers to one prompt from 0.
+    asks: of how many likely tokens it wants log-probabilities; None asks for none.
+    audited: whether the large model scores what the small one wrote.
+    """
 
     params: SamplingParams
     seed: int
     prompt_tokens: int
     stop_ids: tuple[int, ...]
     sample: int
-    drawn: DrawLog
     asks: int | None
-    collects: bool
-    audit: AuditLog | None
-    signals: dict[int, Signals]
+
+    @property
+    def audited(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class SampledRows:
     ids: npt.NDArray[np.int64]  # of sequences
     contexts: Int32  # tokens that a row has seen: the position of what it draws
     attempts: Int32
-    draws: list[Draw]
+    draws: list[SamplingSpec]
     histories: dict[int, History]  # by row, where penalties look back
 
     @cached_property
@@ -104,7 +106,7 @@ class Sampler:
         self.tokens_of = tokens_of
 
     def rows(
-        self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, Draw]
+        self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, SamplingSpec]
     ) -> SampledRows:
         """The ``wanted`` rows of a plan, whose buffers may be used again afterwards."""
         ids, contexts = plan.ids[wanted], plan.contexts[wanted]
@@ -179,7 +181,7 @@ class Sampler:
                 drawn[int(rows.ids[i])] = Drawn(place, self._model, tokens[i], entry)
         return drawn
 
-    def _history(self, draw: Draw, request: int, context: int) -> History:
+    def _history(self, draw: SamplingSpec, request: int, context: int) -> History:
         tokens = self.tokens_of(request)[:context]
         unread = len(tokens) < context
         return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import _core
-from engine.execution.sampler import Draw
+from engine.execution.sampler import SamplingSpec
 
 Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Scored:
+class AuditRows:
     """Rows of the large model that foretell a token which is there already.
 
     rows, targets: int32 [rows], rows of the plan and the tokens that follow them.
@@ -35,8 +35,8 @@ class Scored:
 
 
 def scored_rows(
-    plan: _core.Plan, requests: Mapping[int, Draw], tokens_of: Callable[[int], Int32]
-) -> Scored | None:
+    plan: _core.Plan, requests: Mapping[int, SamplingSpec], tokens_of: Callable[[int], Int32]
+) -> AuditRows | None:
     """The rows of spans whose requests have an audit; None without any.
 
     A row foretells the token behind it, if that belongs to the answer. The last row of a span that
@@ -47,7 +47,7 @@ def scored_rows(
     places: list[tuple[int, int]] = []
     for i, request in enumerate(plan.ids[: plan.sequences].tolist()):
         draw = requests[request]
-        if draw.audit is None:
+        if not draw.audited:
             continue
         first, last = int(plan.starts[i]), int(plan.starts[i + 1])
         if last - first == 1 and plan.samples[i]:
@@ -61,4 +61,4 @@ def scored_rows(
             places.append((i, position))
     if not rows:
         return None
-    return Scored(np.array(rows, np.int32), np.array(targets, np.int32), places)
+    return AuditRows(np.array(rows, np.int32), np.array(targets, np.int32), places)

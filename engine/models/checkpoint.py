@@ -27,7 +27,7 @@ from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
 from engine.models.shards import Shards, holds_weights
 from engine.models.weight_memory import WeightMemory
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
 from engine.progress import progress_bar
 from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
@@ -222,7 +222,7 @@ class _Loader:
         try:
             whole = self._memory.empty(shape, self._dtype)
         except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
             size = math.prod(shape) * self._dtype.itemsize / 2**30
             raise SteerError(f"no memory for {names[0]} ({size:.1f} GiB)") from None

@@ -189,10 +189,10 @@ class Decoder:
         logits, hidden = self._pass.split(*numbers, batch.attention, arena, len(targets))
         return ops.confidence(logits, vocabulary), logits, self.scores(hidden, targets, vocabulary)
 
-    def attended(self, batch: Batch, cells: int) -> int:
-        """Pairs of query and key that a pass works on; ``cells``: queries times keys."""
+    def attended(self, batch: Batch, attention_pairs: int) -> int:
+        """Pairs of query and key that a pass works on; ``attention_pairs``: queries times keys."""
         if self._pass is None or not ops.compiled(batch.tokens):
-            return ops.attended(batch.attention, cells)
+            return ops.attended(batch.attention, attention_pairs)
         return self._pass.attended(batch.attention)
 
     @torch.inference_mode()

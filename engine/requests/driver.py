@@ -16,7 +16,7 @@ from engine.params import SamplingParams
 from engine.request import Completion
 from engine.requests.guard_log import GuardLog
 from engine.requests.lane import Lane
-from engine.requests.request_state import LiveRequest
+from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, reader_of
 from engine.text.tokenizer import Tokenizer
 
@@ -25,12 +25,12 @@ _DECIDE = 0
 _POLL = 2e-5  # seconds between looks at two lanes that run
 
 
-class _Live(dict[int, LiveRequest]):
+class _Live(dict[int, RequestState]):
     """Requests by id. One that was queued by a call cut short before start() runs greedily until
     its first decision, where it is ended."""
 
-    def __missing__(self, request: int) -> LiveRequest:
-        return LiveRequest(SamplingParams(), 0, Always("small"))
+    def __missing__(self, request: int) -> RequestState:
+        return RequestState(SamplingParams(), 0, Always("small"))
 
 
 class Driver:
@@ -50,7 +50,7 @@ class Driver:
             check: ticks between proofs of the core's books, 0 only when idle.
             overlap: whether a lane may start while the other one runs.
         """
-        self.live: dict[int, LiveRequest] = _Live()
+        self.live: dict[int, RequestState] = _Live()
         self.finished: dict[int, Completion] = {}
         self._scheduler = scheduler
         self._lanes = lanes
@@ -66,7 +66,7 @@ class Driver:
         self._ended: set[int] = set()  # whose shadows have not
         self._deadlines: list[tuple[float, int]] = []
 
-    def start(self, request: int, live: LiveRequest, timeout: float | None) -> None:
+    def start(self, request: int, live: RequestState, timeout: float | None) -> None:
         """Take over a request that the scheduler has just queued."""
         self.live[request] = live
         if timeout is None:
@@ -108,7 +108,7 @@ class Driver:
         self._answer()  # before the next plan: it follows what was decided
         if self._overlap or not any(o.in_flight for o in self._lanes if o is not lane):
             moved |= lane.start(self.live)
-            if lane.short:
+            if lane.out_of_memory:
                 self._make_room(lane)
         moved |= lane.retire(self.live)  # on a CPU it is over at once
         self._answer()
@@ -170,7 +170,7 @@ class Driver:
 
     def _finish(self, request: int) -> None:
         live = self.live.get(request)
-        if live and live.relay and live.relay.open:
+        if live and live.retokenizer and live.retokenizer.open:
             self._ended.add(request)  # its shadow ends with it, and belongs into the books
             return
         sequence = self._scheduler.sequence(request)
@@ -183,17 +183,17 @@ class Driver:
 
     def _cross_back(self, request: int, ended: bool) -> None:
         """A shadow has written its step, or has ended."""
-        relay = self.live[request].relay
-        assert relay is not None
+        retokenizer = self.live[request].retokenizer
+        assert retokenizer is not None
         try:
             if self._scheduler.sequence(request).away:
-                relay.cross_back(request)
+                retokenizer.cross_back(request)
         except BaseException:
             self._scheduler.abort(request)
             raise
         finally:
             if ended:
-                relay.close(request)
+                retokenizer.close(request)
                 self.live.pop(-request, None)
         if ended and request in self._ended:
             self._ended.discard(request)
@@ -216,14 +216,14 @@ class Driver:
             )
             if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
                 model = ROLES.index(decision.model)
-                if live.relay and model == _LARGE:
-                    if not live.relay.opened:
+                if live.retokenizer and model == _LARGE:
+                    if not live.retokenizer.opened:
                         self.live[-request] = live.shadow()
-                    live.relay.cross(request, boundary.position, unread)
+                    live.retokenizer.cross(request, boundary.position, unread)
                 else:
                     self._scheduler.route(request, model, decision.rest, unread)
         except BaseException:
-            if live.relay and not live.relay.opened:
+            if live.retokenizer and not live.retokenizer.opened:
                 self.live.pop(-request, None)
             self._scheduler.abort(request)
             raise

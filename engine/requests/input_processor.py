@@ -10,9 +10,10 @@ from engine import _core
 from engine.config import ROLES
 from engine.errors import QueueFullError, SteerError
 from engine.params import THINK_END, SamplingParams
+from engine.request import Prompt
 from engine.requests.driver import Driver
-from engine.requests.request_state import LiveRequest
-from engine.requests.retokenize import Prompt, Relay, Vocabularies, check_relayed
+from engine.requests.request_state import RequestState
+from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.text.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ from engine.text.tokenizer import Tokenizer
 _NOBODY = -1
 
 
-class Intake:
+class InputProcessor:
     """Checks requests and queues them; SteerError in one line on what can never run."""
 
     def __init__(
@@ -30,7 +31,7 @@ class Intake:
         driver: Driver,
         eos_ids: Sequence[int],
         defaults: SamplingParams,
-        vocabularies: Vocabularies | None = None,
+        vocabularies: TokenizerBridge | None = None,
     ) -> None:
         """
         Args:
@@ -38,7 +39,7 @@ class Intake:
             defaults: for requests without parameters.
             vocabularies: where the models have different tokens; all else is the small one's.
         """
-        self._vocabularies = vocabularies
+        self._bridge = vocabularies
         self._defaults = defaults
         self._scheduler = scheduler
         self._tokenizer = tokenizer
@@ -68,23 +69,26 @@ class Intake:
         self.check_ids(params.logit_bias, "logit_bias: ")
         eos = () if params.ignore_eos else self._eos_ids
         stops = tuple(sorted({*params.stop_token_ids, *eos}))
-        relay = self._relay(asked, params, policy, stops) if isinstance(asked, Prompt) else None
-        first = self._add(ids, params, policy, priority, settle_at_once, stops, relay is not None)
+        retokenizer = None
+        if isinstance(asked, Prompt):
+            retokenizer = self._retokenizer(asked, params, policy, stops)
+        crosses = retokenizer is not None
+        first = self._add(ids, params, policy, priority, settle_at_once, stops, crosses)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         requests = range(first, first + params.n)
         for sample, request in enumerate(requests):
-            live = LiveRequest(params, seed, policy, len(ids), stops, sample, relay)
+            live = RequestState(params, seed, policy, len(ids), stops, sample, retokenizer)
             self._driver.start(request, live, timeout)
         return requests
 
-    def _relay(
+    def _retokenizer(
         self, prompt: Prompt, params: SamplingParams, policy: Policy, stops: tuple[int, ...]
-    ) -> Relay:
-        assert self._vocabularies is not None
-        tokenizer = self._vocabularies.tokenizers[1]
-        ends = stops, () if params.ignore_eos else self._vocabularies.eos_ids[1]
+    ) -> Retokenizer:
+        assert self._bridge is not None
+        tokenizer = self._bridge.tokenizers[1]
+        ends = stops, () if params.ignore_eos else self._bridge.eos_ids[1]
         think_end = self._think_end(params, policy, tokenizer)
-        return Relay(self._scheduler, self._vocabularies, prompt, ends, think_end)
+        return Retokenizer(self._scheduler, self._bridge, prompt, ends, think_end)
 
     def _add(
         self,
@@ -139,8 +143,8 @@ class Intake:
     def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
         """Token ids of a prompt; those of each model where they have different tokens."""
         try:
-            if self._vocabularies:
-                return self._vocabularies.prompt(prompt)
+            if self._bridge:
+                return self._bridge.prompt(prompt)
             if isinstance(prompt, str):
                 ids = self._tokenizer.encode(prompt, special=True)
             else:

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import _core
-from engine.execution.in_flight import Pending, TickResult
+from engine.execution.in_flight import InFlightTick, TickResult
 from engine.execution.runner import ModelRunner
-from engine.execution.sampler import Draw
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
+from engine.requests.request_state import RequestState
 from engine.routing.signals import Signals
 
 _SMALL = 0
@@ -22,7 +22,7 @@ class _Flight:
     """A plan that is not committed. ``pending``: None until its launch has succeeded."""
 
     plan: _core.Plan
-    pending: Pending | None = None
+    pending: InFlightTick | None = None
     failed: bool = False
 
 
@@ -41,10 +41,10 @@ class Lane:
         self._depth = 2 if ahead else 1
         self._plans = [scheduler.buffers(runner.model, index) for index in range(2)]
         self._flights: deque[_Flight] = deque()  # at most ``depth``, oldest first
-        self._latest: Pending | None = None  # of the tick that was launched last
+        self._latest: InFlightTick | None = None  # of the tick that was launched last
         self._result: TickResult | None = None
         self._running = False
-        self.short = False  # of memory, for what was to be launched last
+        self.out_of_memory = False  # for the last launch
 
     @property
     def ahead(self) -> bool:
@@ -56,17 +56,17 @@ class Lane:
         """Whether a tick runs whose end can be waited for."""
         return bool(self._flights) and self._flights[0].pending is not None
 
-    def start(self, requests: Mapping[int, Draw]) -> bool:
+    def start(self, requests: Mapping[int, RequestState]) -> bool:
         """Plan and launch what there is to do. False if that was nothing.
 
         A plan whose launch an exception cut short is launched again, behind those before it: it
         writes the same rows. If it fails twice its requests end with an error, and the exception
-        passes through again; but not where memory was short (``short``), which others' requests
-        need not hear of.
+        passes through again. Out of memory does not raise: it sets ``out_of_memory``, because other
+        requests are unaffected.
         """
         if self._running:  # called from within its own forward pass
             return False
-        moved = self.short = False
+        moved = self.out_of_memory = False
         while (flight := self._next()) is not None:
             moved = True
             if not self._launch(flight, requests):
@@ -95,15 +95,15 @@ class Lane:
         flights.extend(_Flight(p) for p in self._plans if p.in_flight and p not in known)
         return flights
 
-    def _launch(self, flight: _Flight, requests: Mapping[int, Draw]) -> bool:
+    def _launch(self, flight: _Flight, requests: Mapping[int, RequestState]) -> bool:
         self._running = True
         try:
             flight.pending = self.runner.launch(flight.plan, requests, self._latest)
         except Exception as error:
             self._give_up(flight)
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
-            self.short = True
+            self.out_of_memory = True
         finally:
             self._running = False
         if flight.pending is None:
@@ -124,7 +124,7 @@ class Lane:
         flights = self._tidied()
         return bool(flights) and (pending := flights[0].pending) is not None and pending.done()
 
-    def retire(self, requests: Mapping[int, Draw]) -> bool:
+    def retire(self, requests: Mapping[int, RequestState]) -> bool:
         """Commit the oldest tick if it is over. False if it is not."""
         if not self.ready():
             return False
@@ -138,7 +138,7 @@ class Lane:
             with suppress(Exception):  # it comes up with the result
                 pending.ticket.wait()
 
-    def _audit(self, request: int, scores: list[tuple[int, float]], draw: Draw) -> None:
+    def _audit(self, request: int, scores: list[tuple[int, float]], draw: RequestState) -> None:
         """Book what the large model read; cut at the first step that it doubts, settle the rest.
 
         Before the commit, so that what was drawn behind a doubted step is dropped with it.
@@ -159,7 +159,7 @@ class Lane:
         if not draw.params.stop and whole > sequence.settled and not sequence.closing:
             self._scheduler.settle(request, whole)
 
-    def land(self, requests: Mapping[int, Draw]) -> None:
+    def land(self, requests: Mapping[int, RequestState]) -> None:
         """Bring home what is in flight, and what an exception left unlaunched."""
         while self._tidied() and not self._running:
             flight = self._flights[0]
@@ -167,7 +167,7 @@ class Lane:
                 continue
             self._commit(requests)
 
-    def _commit(self, requests: Mapping[int, Draw]) -> None:
+    def _commit(self, requests: Mapping[int, RequestState]) -> None:
         """Waits. What fails on the device itself cannot be tried again: its requests end."""
         flight = self._flights[0]
         assert flight.pending is not None
@@ -178,7 +178,7 @@ class Lane:
             while self._flights:  # what ran behind it has read what it should have written
                 self._flights.popleft()
                 self._scheduler.fail(self.runner.model)
-            if not is_shortage(error):
+            if not is_out_of_memory(error):
                 raise
         if result is None:
             return self.runner.release()
@@ -188,7 +188,9 @@ class Lane:
         self._flights.popleft()
         return None
 
-    def _keep(self, plan: _core.Plan, result: TickResult, requests: Mapping[int, Draw]) -> None:
+    def _keep(
+        self, plan: _core.Plan, result: TickResult, requests: Mapping[int, RequestState]
+    ) -> None:
         """What requests want to know of their draws, before a commit can end them."""
         stands = self._scheduler.standing(self.runner.model) if self.ahead else None
         sampled = set(result.sampled)

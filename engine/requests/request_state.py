@@ -14,7 +14,7 @@ from engine.execution.logprobs import DrawLog
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Completion, Step
 from engine.requests.audit_log import FORESEEN, AuditLog
-from engine.requests.retokenize import Relay
+from engine.requests.retokenize import Retokenizer
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
 from engine.routing.policies import Always, Boundary, Decision, Policy, reader_of, window_of
@@ -26,7 +26,7 @@ _SMALL, _LARGE = range(2)
 
 
 @dataclass
-class LiveRequest:
+class RequestState:
     """What the engine keeps beside the core's sequence: the policy, its decisions, its signals."""
 
     params: SamplingParams
@@ -35,7 +35,7 @@ class LiveRequest:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
-    relay: Relay | None = None  # where the models have different tokens
+    retokenizer: Retokenizer | None = None  # where the models have different tokens
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
     signals: dict[int, Signals] = field(default_factory=dict)  # of small's tokens, by position
     _rest: tuple[Boundary, Decision] | None = None
@@ -55,17 +55,22 @@ class LiveRequest:
             math.inf if self.params.max_flops is None else self.params.max_flops,
         )
 
-    def shadow(self) -> LiveRequest:
+    @property
+    def audited(self) -> bool:
+        """Whether the large model scores what the small one wrote."""
+        return self.audit is not None
+
+    def shadow(self) -> RequestState:
         """How its shadow draws. Log-probabilities of other tokens would say nothing here."""
-        assert self.relay is not None
+        assert self.retokenizer is not None
         params = replace(self.params, logprobs=None)
-        prompt, stop_ids = len(self.relay.prompt), self.relay.stop_ids
-        return LiveRequest(params, self.seed, Always("large"), prompt, stop_ids)
+        prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
+        return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
 
     def behind(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
         """How far the large model has read, and how much it lacks to write at ``position``."""
-        if self.relay:
-            return self.relay.behind(sequence.id, position)
+        if self.retokenizer:
+            return self.retokenizer.behind(sequence.id, position)
         return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
 
     def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
@@ -118,14 +123,14 @@ class LiveRequest:
         decision = self._crossing(self._budget.cap(decision, boundary, flops), boundary)
         self.decisions[boundary.position] = (boundary, decision)
         audited = self.audit is not None and self.audit.rule.rolls_back
-        asked_again = boundary.thinking or not self._budget.unlimited or audited or self.relay
+        asked_again = boundary.thinking or not self._budget.unlimited or audited or self.retokenizer
         return replace(decision, rest=decision.rest and not asked_again), decision.rest
 
     def _crossing(self, decision: Decision, boundary: Boundary) -> Decision:
         """The small model with the reason, where the text cannot cross to the large one."""
-        if self.relay is None or decision.model != ROLES[_LARGE]:
+        if self.retokenizer is None or decision.model != ROLES[_LARGE]:
             return decision
-        why = self.relay.obstacle(boundary.request, boundary.position)
+        why = self.retokenizer.obstacle(boundary.request, boundary.position)
         if why is None:
             return decision
         return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
@@ -180,7 +185,7 @@ class LiveRequest:
     def usage(self, sequence: _core.Sequence) -> Usage:
         """What the request has cost so far."""
         own = replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
-        return own + self.relay.usage(sequence.id) if self.relay else own
+        return own + self.retokenizer.usage(sequence.id) if self.retokenizer else own
 
     def _pairs(self, position: int, end: int, model: str) -> tuple[tuple[float, float], ...]:
         if self.audit is None or model == ROLES[_LARGE]:

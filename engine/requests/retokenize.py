@@ -16,7 +16,7 @@ from engine import _core
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.request import FINISH_REASONS
+from engine.request import FINISH_REASONS, Prompt
 from engine.routing.audit import Audit
 from engine.routing.policies import Policy, reader_of
 from engine.text.tokenizer import Tokenizer
@@ -28,18 +28,7 @@ _NONE, _STOP, _LENGTH, _REPETITION = map(
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A prompt in the tokens of each model, for a pair whose tokenizers differ.
-
-    Only what follows crosses as text, so the two may differ in special tokens.
-    """
-
-    small: tuple[int, ...]
-    large: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Vocabularies:
+class TokenizerBridge:
     """What both models, small first, need to hand text over. ``eos_ids`` end a text."""
 
     tokenizers: tuple[Tokenizer, Tokenizer]
@@ -83,11 +72,11 @@ def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) 
             )
 
 
-class Relay:
+class Retokenizer:
     """One request between two vocabularies. ``prompt``, ``stop_ids`` are the large model's."""
 
     def __init__(
-        self, scheduler: _core.Scheduler, vocabularies: Vocabularies, prompt: Prompt,
+        self, scheduler: _core.Scheduler, vocabularies: TokenizerBridge, prompt: Prompt,
         stop_ids: tuple[tuple[int, ...], tuple[int, ...]], think_end: Sequence[int],
     ) -> None:  # fmt: skip
         """

@@ -9,7 +9,7 @@ from functools import cached_property
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.policies import NOTHING_TO_JUDGE, Boundary, Decision, read_signals
-from engine.routing.value_function import Outlook
+from engine.routing.value_function import ValueTable
 from engine.routing.windows import Window
 
 
@@ -50,9 +50,9 @@ class Steer:
 class CostAware:
     """The large model writes where that is worth what it costs.
 
-    Weighed are what it would read now, the expected step, what it costs the small model to read the
-    step instead of keeping what stands on trial, and, through an :class:`Outlook`, that reading now
-    makes later handoffs cheaper and that an answer which has probably gone wrong is worth less.
+    Compares the gain of a correct step with its cost: the catch-up now, the step itself, and the
+    discarded trial. Later handoffs enter through a :class:`ValueTable`: reading now makes them
+    cheaper, and an answer that has probably gone wrong is worth less.
 
     worth: of one right answer, in answers by the large model alone: at 1 a point of accuracy may
         cost 1% of what the large model alone costs.
@@ -89,11 +89,11 @@ class CostAware:
         return self.window.reads
 
     @cached_property
-    def _outlook(self) -> Outlook:
+    def _values(self) -> ValueTable:
         shape, found = self.calibration.shape, self.calibration
         assert shape is not None
         doubts = tuple(zip(found.mixture.weights, found.errors, strict=True))
-        return Outlook(shape, self.worth * shape.tokens, doubts)
+        return ValueTable(shape, self.worth * shape.tokens, doubts)
 
     def decide(self, boundary: Boundary) -> Decision:
         """Expected worth minus cost of either model."""
@@ -103,8 +103,8 @@ class CostAware:
         posterior = self.calibration.posterior(signals)
         doubt = self.calibration.error(signals)
         right, lag = 1 - boundary.risk, float(boundary.catch_up)
-        keep = self._outlook.keep(boundary.step, lag, right, doubt)
-        handed = self._outlook.hand_over(boundary.step, lag, right) - self.price * boundary.tried
+        keep = self._values.q_small(boundary.step, lag, right, doubt)
+        handed = self._values.q_large(boundary.step, lag, right) - self.price * boundary.tried
         what = f"doubt {doubt:.3f}, handing over {handed - keep:+.1f} tokens' worth"
         if handed > keep:
             return Decision("large", what, posterior)

@@ -1,8 +1,8 @@
 """What the rest of an answer is still worth, and what it will cost: solved from its end backwards.
 
 Three numbers are the state: the step, how far the large model lags behind, and the chance that
-nothing has gone wrong so far. The lag matters because reading up to here is paid once: whoever
-hands over now has the next handoff cheaper, and whoever never hands over pays nothing.
+nothing has gone wrong so far. The lag matters because reading up to here is paid once: a
+handoff now makes the next one cheaper, and an answer without any handoff pays nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STEPS = 256  # steps that are looked ahead at most
 
 
 @dataclass(frozen=True)
-class Outlook:
+class ValueTable:
     """Expected worth minus cost, in tokens that the large model reads or writes.
 
     shape: how long answers are.
@@ -34,7 +34,7 @@ class Outlook:
     worth: float
     doubts: tuple[tuple[float, float], ...]
 
-    def keep(self, step: int, lag: float, right: float, doubt: float) -> float:
+    def q_small(self, step: int, lag: float, right: float, doubt: float) -> float:
         """The small model writes this step.
 
         Args:
@@ -45,7 +45,7 @@ class Outlook:
         """
         return self._after(step, lag / self.shape.step_tokens + 1, right * (1 - doubt))
 
-    def hand_over(self, step: int, lag: float, right: float) -> float:
+    def q_large(self, step: int, lag: float, right: float) -> float:
         """The large model reads what it has not read, and writes this step without an error."""
         return self._after(step, 0.0, right) - lag - self.shape.step_tokens
 

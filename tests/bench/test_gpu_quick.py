@@ -38,7 +38,7 @@ from bench.gpu_quick.summary import screen
 from bench.gpu_quick.worker import run_part
 from bench.lanes.device import Device
 from bench.lanes.options import COMMON, Options
-from bench.lanes.puppet import Puppet
+from bench.lanes.scripted_engine import ScriptedEngine
 from engine import Engine
 from engine.config import ModelConfig
 from engine.config.pairs import Pair
@@ -572,7 +572,7 @@ def test_the_largest_batch_finds_room():
     small = ModelConfig(512, 16, 32, 1, 1, 1, 16, tied=True)
     pair = Pair("proportions", made_up=(small, ModelConfig(512, 144, 32, 1, 9, 9, 16)))
     engine = Engine(pair, config=options.config(), dtype="bfloat16", device="cpu")
-    puppet, repeats = Puppet(engine, Device("cpu")), int(decode.REPEATS)
+    scripted, repeats = ScriptedEngine(engine, Device("cpu")), int(decode.REPEATS)
     for model in (0, 1):
-        ticks = puppet.decode(model, int(decode.BATCHES[-1]), int(decode.CONTEXT), repeats)
+        ticks = scripted.decode(model, int(decode.BATCHES[-1]), int(decode.CONTEXT), repeats)
         assert len(ticks) == repeats

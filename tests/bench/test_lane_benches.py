@@ -18,7 +18,7 @@ from bench.simulation.table import read_table
 from engine import EngineConfig, SteerError
 from engine.device.devices import DTYPES
 from engine.device.kv_arena import ArenaGeometry
-from engine.device.memory_budget import CardMemory, arena_slabs, weight_room, workspace_room
+from engine.device.memory_budget import CardMemory, arena_slabs, weight_bytes, workspace_bytes
 
 SMALLEST = ("--quick", "--device=cpu", "--layers=1", "--repeats=2")
 BENCHES = (decode, handoff, overlap, pair)
@@ -250,8 +250,8 @@ def fit(options: Options, config: EngineConfig, total: float) -> None:
     shapes, size = options.pair_asked().shapes, DTYPES[options.dtype].itemsize
     geometry = ArenaGeometry.of(shapes, config, size)
     needed = {
-        "weights": sum(weight_room(shape, size) for shape in shapes),
-        "workspaces": sum(workspace_room(shape, config, size) for shape in shapes),
+        "weights": sum(weight_bytes(shape, size) for shape in shapes),
+        "workspaces": sum(workspace_bytes(shape, config, size) for shape in shapes),
     }
     free = int((total - 1) * GIB)
     card = CardMemory("a card", int(total * GIB), free, config.memory_fraction)

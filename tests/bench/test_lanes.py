@@ -17,11 +17,11 @@ from bench.lanes.device import Bandwidth, Device, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
 from bench.lanes.options import Setup
 from bench.lanes.pairs import SCALED, dummy_pair
-from bench.lanes.puppet import NoRoomError, Puppet
 from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
 from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
+from bench.lanes.scripted_engine import NoRoomError, ScriptedEngine
 from bench.lanes.shared import Shared
 from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import measure_table, powers, spread
@@ -61,8 +61,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def puppet(engine: Engine) -> Iterator[Puppet]:
-    yield Puppet(engine, CPU)
+def scripted(engine: Engine) -> Iterator[ScriptedEngine]:
+    yield ScriptedEngine(engine, CPU)
     assert engine.scheduler.running == engine.scheduler.waiting == 0
     engine.scheduler.check_integrity()
 
@@ -238,14 +238,14 @@ def test_a_run_cannot_beat_the_bound():
         assert bound < found["simulated_seconds"] < 6 * bound
 
 
-def test_ticks_are_what_was_asked_for(puppet: Puppet):
+def test_ticks_are_what_was_asked_for(scripted: ScriptedEngine):
     for model in (SMALL, LARGE):
-        ticks = puppet.decode(model, batch=3, context=100, count=4)
+        ticks = scripted.decode(model, batch=3, context=100, count=4)
         assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
         assert [t.context for t in ticks] == [103, 104, 105, 106]
-        (late,) = puppet.catch_up(model, batch=2, context=100, span=17, count=1)
+        (late,) = scripted.catch_up(model, batch=2, context=100, span=17, count=1)
         assert (late.sequences, late.rows, late.context, late.sampled) == (2, 34, 100, 2)
-        (early,) = puppet.catch_up(model, batch=2, context=20, span=17, count=1)
+        (early,) = scripted.catch_up(model, batch=2, context=20, span=17, count=1)
         assert (early.sequences, early.rows, early.context) == (2, 34, 17)
         assert all(tick.seconds > 0 for tick in (*ticks, late, early))
 
@@ -258,11 +258,11 @@ def late_lanes(**config: Any) -> tuple[Engine, tuple[LateQueue, LateQueue]]:
 
 def test_a_decode_ahead_is_launched_behind_the_one_that_runs():
     engine, queues = late_lanes()
-    puppet = Puppet(engine, CPU)
+    scripted = ScriptedEngine(engine, CPU)
     for model, queue in zip((SMALL, LARGE), queues, strict=True):
-        puppet.decode(model, batch=3, context=100, count=4)
+        scripted.decode(model, batch=3, context=100, count=4)
         assert queue.deepest == 1
-        ticks = puppet.decode_ahead(model, batch=3, context=100, count=4)
+        ticks = scripted.decode_ahead(model, batch=3, context=100, count=4)
         assert queue.deepest == 2
         assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
         assert [t.context for t in ticks] == [103, 104, 105, 106]
@@ -279,14 +279,14 @@ def test_what_is_recorded_while_a_row_is_measured_is_counted(at_once: int, late:
     engine = SETUP.engine(at_once, graphs="on")
     recorded = Recorded(engine)
     for batch in (2, 3):  # padded to 2 and 4
-        Puppet(engine, CPU).decode(SMALL, batch, context=100, count=2)
+        ScriptedEngine(engine, CPU).decode(SMALL, batch, context=100, count=2)
     assert recorded.fields == {"captures": late, "misses": late}
 
 
 def test_tick_times_are_those_of_the_engines_lanes():
     """Decodes ahead where a lane plans ahead; spans in turn, with nothing in flight before them."""
     engine, queues = late_lanes(plan_ahead="small")
-    _, rows = measure_table(Puppet(engine, CPU), [2], [70], [1, 4], repeats=2)
+    _, rows = measure_table(ScriptedEngine(engine, CPU), [2], [70], [1, 4], repeats=2)
     assert [queue.deepest for queue in queues] == [2, 1]
     ahead = {(r["model"], r["span"]): r["ahead"] for r in rows}
     assert ahead == {
@@ -294,30 +294,30 @@ def test_tick_times_are_those_of_the_engines_lanes():
     }  # fmt: skip
 
 
-def test_a_handoff_catches_up(puppet: Puppet):
-    assert [t.rows for t in puppet.handoff(LARGE, 40, 100)] == [101]
-    assert [t.rows for t in puppet.handoff(SMALL, 40, 100)] == [100]
-    assert [t.rows for t in puppet.handoff(LARGE, 40, 600)] == [512, 89]  # cut at 512 rows a tick
+def test_a_handoff_catches_up(scripted: ScriptedEngine):
+    assert [t.rows for t in scripted.handoff(LARGE, 40, 100)] == [101]
+    assert [t.rows for t in scripted.handoff(SMALL, 40, 100)] == [100]
+    assert [t.rows for t in scripted.handoff(LARGE, 40, 600)] == [512, 89]  # cut at 512 rows a tick
 
 
 def test_an_eager_handoff_has_less_to_catch_up():
-    eager = Puppet(SETUP.engine(eager_backlog=32, read_along=32), CPU)
+    eager = ScriptedEngine(SETUP.engine(eager_backlog=32, read_along=32), CPU)
     for to in (SMALL, LARGE):
         (tick,) = eager.handoff(to, 40, 100)
         assert tick.rows <= 34
 
 
-def test_what_does_not_fit_is_said(puppet: Puppet):
+def test_what_does_not_fit_is_said(scripted: ScriptedEngine):
     with pytest.raises(NoRoomError, match="slabs of the arena"):
-        puppet.decode(LARGE, batch=64, context=1000, count=2)
+        scripted.decode(LARGE, batch=64, context=1000, count=2)
     with pytest.raises(NoRoomError, match="exceed the context of 32768"):
-        puppet.decode(SMALL, batch=1, context=40000, count=2)
+        scripted.decode(SMALL, batch=1, context=40000, count=2)
     with pytest.raises(NoRoomError, match="64 spans of 17 rows exceed a tick of 512"):
-        puppet.catch_up(SMALL, batch=64, context=100, span=17, count=2)
+        scripted.catch_up(SMALL, batch=64, context=100, span=17, count=2)
 
 
-def test_a_measured_table_is_full(puppet: Puppet):
-    times, rows = measure_table(puppet, [1, 8], [70, 200], [1, 100], repeats=2)
+def test_a_measured_table_is_full(scripted: ScriptedEngine):
+    times, rows = measure_table(scripted, [1, 8], [70, 200], [1, 100], repeats=2)
     assert len(rows) == 16
     extended = [r for r in rows if r["extended"]]
     assert {(r["batch"], r["span"]) for r in extended} == {(8, 100)}

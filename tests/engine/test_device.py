@@ -19,7 +19,7 @@ from engine.cli import main
 from engine.device.device_queue import HostQueue
 from engine.device.devices import choose_devices, choose_dtype
 from engine.device.graphs import GraphCounts, Graphs
-from engine.device.memory_budget import CardMemory, arena_slabs, weight_room, workspace_room
+from engine.device.memory_budget import CardMemory, arena_slabs, weight_bytes, workspace_bytes
 from engine.models.decoder import Batch
 from engine.routing.policies import Call
 from kernels import ops
@@ -401,10 +401,10 @@ def test_rooms_of_a_pair(kit):
     engine = build(kit, WAYS[0].values[0])
     for lane, shape in zip(engine.lanes, engine.shapes, strict=True):
         tensors = {t.data_ptr(): t for t in lane.runner.decoder.tensors()}.values()
-        assert weight_room(shape, 4) == sum(t.numel() * 4 for t in tensors)
+        assert weight_bytes(shape, 4) == sum(t.numel() * 4 for t in tensors)
         config = EngineConfig(max_sequences=8, max_tick_tokens=64)
         rooms = [
-            workspace_room(shape, replace(config, **change), 2)
+            workspace_bytes(shape, replace(config, **change), 2)
             for change in ({}, {"max_tick_tokens": 4096}, {"max_sequences": 60})
         ]
         assert rooms[0] < min(rooms[1:])

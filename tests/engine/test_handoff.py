@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import SamplingParams
-from engine.requests.request_state import LiveRequest
+from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
 
 ROLES = ("small", "large")
@@ -199,7 +199,7 @@ def overlapped(engine, schedule, requests, reader, disturb, rng):
     """Lanes in flight over each other, run as late and retired in any order, disturbed between."""
     scheduler, finished, flying = engine.scheduler, {}, set()
     ids = [scheduler.add(p, max_tokens=48, reader=reader, settle_at_once=False) for p in requests]
-    draws = {i: LiveRequest(GREEDY, 0, Always("small")) for i in ids}
+    draws = {i: RequestState(GREEDY, 0, Always("small")) for i in ids}
     for _ in range(5000):
         route_all(scheduler, schedule, finished)
         if len(finished) == len(ids):

@@ -11,7 +11,7 @@ import torch
 
 from engine import EngineConfig, SamplingParams
 from engine.config.named_models import NAMED_MODELS
-from engine.device.memory_budget import workspace_room
+from engine.device.memory_budget import workspace_bytes
 from engine.execution import sampler
 from engine.execution.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
 from kernels import ops
@@ -87,14 +87,14 @@ SHAPE = NAMED_MODELS["qwen-1.5b"]
 )
 def test_what_takes_more_room(shape, less, more):
     base = replace(SHAPE, kv_heads=12)
-    small = workspace_room(base, EngineConfig(**less), 2)
-    assert small < workspace_room(replace(base, **shape), EngineConfig(**more), 2)
+    small = workspace_bytes(base, EngineConfig(**less), 2)
+    assert small < workspace_bytes(replace(base, **shape), EngineConfig(**more), 2)
 
 
 def test_a_row_of_a_larger_batch_takes_a_few_copies_of_its_logits():
     """Log-probabilities and penalties take what a few rows do, however many want them."""
     few, many = (
-        workspace_room(SHAPE, EngineConfig(max_sequences=n, max_tick_tokens=2048), 2)
+        workspace_bytes(SHAPE, EngineConfig(max_sequences=n, max_tick_tokens=2048), 2)
         for n in (64, 512)
     )
     assert (many - few) / 448 < 2 * 6 * 4 * SHAPE.vocab_size

@@ -10,7 +10,7 @@ import torch
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.accounting.ledger import Usage
 from engine.device import host_offload
-from engine.device.host_offload import HostStore
+from engine.device.host_offload import HostKVStore
 from engine.device.kv_arena import ArenaGeometry, KVArena
 from engine.routing.policies import Call
 from engine.routing.windows import Window
@@ -114,7 +114,7 @@ def test_a_slot_holds_what_its_block_held(piece: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(host_offload, "PIECE", piece)
     geometry = ArenaGeometry(slabs=3, slab_bytes=64, block_bytes=(12, 24))
     arena = KVArena(geometry, torch.float32)
-    store = HostStore(arena, 2)
+    store = HostKVStore(arena, 2)
     assert store.bytes == 48
     for block in range(6):  # two in a slab, which they do not fill
         arena.block(1, block).fill_(block)
@@ -152,11 +152,11 @@ def test_models_on_cards_of_their_own_have_no_tier():
     geometry = ArenaGeometry(slabs=1, slab_bytes=64, block_bytes=(12, 24))
     devices = torch.device("cpu"), torch.device("meta")
     with pytest.raises(SteerError, match="host_kv_tokens needs both models on one device"):
-        HostStore(KVArena(geometry, torch.float32, devices), 2)
+        HostKVStore(KVArena(geometry, torch.float32, devices), 2)
 
 
 def test_no_memory_for_the_tier():
     geometry = ArenaGeometry(slabs=1, slab_bytes=64, block_bytes=(12, 2**40))
     arena = KVArena(geometry, torch.float32)
     with pytest.raises(SteerError, match=r"no host memory for .* GiB of KV; lower host_kv_tokens"):
-        HostStore(arena, 2**20)
+        HostKVStore(arena, 2**20)

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.accounting.pricing import weight_bytes
-from engine.device.memory_budget import workspace_room
+from engine.device.memory_budget import workspace_bytes
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.models.footprint import stored_bytes
@@ -285,8 +285,8 @@ def test_a_folder_without_weights_has_a_shape(tmp_path: Path):
 def test_packed_weights_need_room_to_be_dequantised(tmp_path: Path):
     checkpoint("gptq", tmp_path)
     quantised, config = load_config(tmp_path), EngineConfig()
-    room = workspace_room(quantised, config, 2)
-    assert room == workspace_room(replace(quantised, quantisation=None), config, 2) + ops.WORKSPACE
+    room = workspace_bytes(quantised, config, 2)
+    assert room == workspace_bytes(replace(quantised, quantisation=None), config, 2) + ops.WORKSPACE
     assert ops.WORKSPACE < 2**28
 
 

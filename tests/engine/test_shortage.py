@@ -10,7 +10,7 @@ import torch
 from engine import SamplingParams
 from engine.device.device_queue import HostQueue
 from engine.device.graphs import Graphs, HostRecorder
-from engine.out_of_memory import is_shortage
+from engine.out_of_memory import is_out_of_memory
 from engine.routing.policies import Call
 from tests.engine.test_ahead import EVERYTHING, LateQueue, answers
 from tests.engine.test_lanes import schedule
@@ -36,7 +36,7 @@ POLICY = Call(lambda b: schedule(b.position))
 
 
 def test_what_counts_as_a_shortage():
-    assert all(map(is_shortage, SHORTAGES.values())) and not any(map(is_shortage, OTHERS))
+    assert all(map(is_out_of_memory, SHORTAGES.values())) and not any(map(is_out_of_memory, OTHERS))
 
 
 class ShortQueue(HostQueue):

@@ -163,7 +163,7 @@ def test_statistics(width):
     assert found.valid.tolist() == [True] * (len(z) - INVALID) + [False] * INVALID
     assert found.argmax[-INVALID:].tolist() == [0] * INVALID
     assert found.entropy[-INVALID:].isnan().all()
-    good = module.Scored(*(v[:-INVALID] for v in found))
+    good = module.ScoredRows(*(v[:-INVALID] for v in found))
     check(z[:-INVALID], good)
     assert torch.equal(good.token, good.argmax)
     torch.testing.assert_close(good.logprob, good.max_prob.log(), rtol=1e-5, atol=1e-6)
@@ -243,7 +243,7 @@ def test_a_row_alone_is_bitwise_the_row_in_a_batch():
     together = confidence(z, 5000, draw)
     for i in (0, 4, 7):
         alone = confidence(z[i : i + 1].clone(), 5000, part(draw, slice(i, i + 1)))
-        same_bits(alone, module.Scored(*(v[i : i + 1] for v in together)))
+        same_bits(alone, module.ScoredRows(*(v[i : i + 1] for v in together)))
 
 
 def test_uniforms_are_the_references():
@@ -458,7 +458,7 @@ def test_on_a_gpu_a_row_alone_is_bitwise_the_row_among_64(dtype, mark):
     check(z[:, :151665], together)
     for i in (0, 1, 31, 63):
         alone = confidence(z[i : i + 1].clone(), 151665, part(draw, slice(i, i + 1)))
-        same_bits(alone, module.Scored(*(v[i : i + 1] for v in together)))
+        same_bits(alone, module.ScoredRows(*(v[i : i + 1] for v in together)))
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])

@@ -11,7 +11,7 @@ from kernels import ops
 from kernels.confidence import confidence
 from kernels.draws import DrawRows
 from kernels.lm_head import CONFIGS, config_of, lm_head
-from kernels.merge import Scored
+from kernels.merge import ScoredRows
 
 INF = math.inf
 ON = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,7 +132,7 @@ def test_unusable_rows_are_flagged_and_alone():
     found, _ = lm_head(hidden, weight, 300)
     assert found.valid.tolist() == [True, False, True, True, False, True]
     keep = torch.tensor([0, 2, 3, 5], device=ON)
-    same_bits(Scored(*(v[keep] for v in found)), Scored(*(v[keep] for v in plain)))
+    same_bits(ScoredRows(*(v[keep] for v in found)), ScoredRows(*(v[keep] for v in plain)))
     hidden, weight = hidden[:1].abs() + 0.1, weight.abs()
     weight[:128], weight[200] = -INF, -INF
     found, _ = lm_head(hidden, weight, 300)
@@ -152,7 +152,7 @@ def test_a_row_alone_is_bitwise_the_row_in_a_batch(rows):
         row = slice(i, i + 1)
         one = DrawRows(draw.temperature[row], draw.seed[row], draw.counter[row])
         alone, mine = lm_head(hidden[row].clone(), weight, 300, one, torch.bfloat16)
-        same_bits(alone, Scored(*(v[row] for v in together)))
+        same_bits(alone, ScoredRows(*(v[row] for v in together)))
         assert torch.equal(mine, logits[row])
 
 
@@ -243,7 +243,7 @@ def test_on_a_gpu_at_real_shapes(rows, depth, head_rows):
     if rows == 16:
         for i in (0, 15):
             alone, _ = lm_head(hidden[i : i + 1].clone(), weight, 151665)
-            same_bits(alone, Scored(*(v[i : i + 1] for v in found)))
+            same_bits(alone, ScoredRows(*(v[i : i + 1] for v in found)))
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])

@@ -24,7 +24,7 @@ from engine import Engine, SamplingParams
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.requests.lane import Lane
-from engine.requests.request_state import LiveRequest
+from engine.requests.request_state import RequestState
 from engine.routing.policies import Always
 
 _DECIDE = 0
@@ -54,7 +54,7 @@ class Tick:
     sampled: int
 
 
-class Puppet:
+class ScriptedEngine:
     """One engine whose requests nobody but this drives."""
 
     def __init__(self, engine: Engine, device: Device) -> None:
@@ -63,7 +63,7 @@ class Puppet:
         self._scheduler = engine.scheduler
         self._plans = [engine.scheduler.buffers(model) for model in (SMALL, LARGE)]
         self._routes: dict[int, list[int]] = {}
-        self._live: dict[int, LiveRequest] = {}
+        self._live: dict[int, RequestState] = {}
         self._held: list[int] = []
         self._committed = 0.0
         for model in (SMALL, LARGE):  # memory as it comes may hold what is no number
@@ -249,7 +249,7 @@ class Puppet:
         )
         self._routes[number] = models
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
-        self._live[number] = LiveRequest(params, 0, Always(ROLES[models[-1]]), prompt)
+        self._live[number] = RequestState(params, 0, Always(ROLES[models[-1]]), prompt)
         self._answer()
         return number
 
