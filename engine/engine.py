@@ -8,31 +8,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from engine import _core
 from engine.accounting.pricing import Executed, Price
 from engine.assembly.loading import load_pair
+from engine.assembly.parts import assemble
 from engine.config import ROLES, TINY, EngineConfig
 from engine.config.pairs import Pair
-from engine.device.device_queue import CudaQueue
-from engine.device.devices import choose_devices, choose_dtype, make_queue
-from engine.device.graphs import CudaRecorder, GraphCounts, Graphs, HostRecorder, Recorder
-from engine.device.host_offload import HostKVStore
-from engine.device.kv_arena import KVArena
+from engine.device.devices import choose_devices, choose_dtype
+from engine.device.graphs import GraphCounts
 from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
-from engine.execution.inputs import TickLimits
-from engine.execution.runner import ModelRunner
-from engine.execution.sampler import Sampler
 from engine.files import check_output
-from engine.models.decoder import Decoder
 from engine.params import SamplingParams
 from engine.progress import progress_bar
 from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
-from engine.requests.driver import Driver
-from engine.requests.input_processor import InputProcessor
-from engine.requests.lane import Lane
-from engine.requests.retokenize import TokenizerBridge
 from engine.requests.stream import StreamedText, StreamEvent
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
@@ -86,96 +75,24 @@ class Engine:
         self.dtype = choose_dtype(dtype, self.devices)
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
-        room = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
-        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, room.check, progress)
+        memory = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
+        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, memory.check, progress)
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
-        self._tokenizers = loaded.tokenizer, loaded.large_tokenizer or loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
         self.default_params = loaded.default_params
-        self.arena = KVArena(room.geometry(self.shapes, self.max_context), self.dtype, self.devices)
-        self.scheduler = self._build_scheduler()
-        host = HostKVStore(self.arena, self.config.host_blocks) if self.config.host_blocks else None
-        small_runner, large_runner = (
-            self._build_runner(model, decoder, host)
-            for model, decoder in enumerate(loaded.decoders)
-        )
-        self.lanes = self._build_lane(small_runner), self._build_lane(large_runner)
+        geometry = memory.geometry(self.shapes, self.max_context)
+        parts = assemble(loaded, self.config, self.dtype, self.devices, geometry)
+        self.arena, self.scheduler, self.lanes = parts.arena, parts.scheduler, parts.lanes
+        self._driver, self._inputs = parts.driver, parts.inputs
+        # One where both models have the same tokens.
+        self._tokenizers = loaded.tokenizers if parts.bridge else loaded.tokenizers[:1]
         self._submitted: set[int] = set()  # whose completions step() returns
-        self._driver = Driver(
-            self.scheduler, self.lanes, self.tokenizer, self.shapes, self.config.check_every,
-            self.config.overlap,
-        )  # fmt: skip
-        small_ends, large_ends = self.shapes[0].eos_ids, self.shapes[1].eos_ids
-        self._bridge: TokenizerBridge | None = None
-        if loaded.large_tokenizer:
-            known = tuple(i for i in large_ends if i < loaded.large_tokenizer.size)
-            self._bridge = TokenizerBridge(self._tokenizers, (small_ends, known))
-            large_ends = ()
-        self._inputs = InputProcessor(
-            self.scheduler, self.tokenizer, self._driver, small_ends + large_ends,
-            self.default_params, self._bridge,
-        )  # fmt: skip
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
-
-    def _build_scheduler(self) -> _core.Scheduler:
-        config, geometry = self.config, self.arena.geometry
-        row = Price.of(self.shapes[0]).row, Price.of(self.shapes[1]).row
-        return _core.Scheduler(
-            slabs=geometry.slabs,
-            slots=geometry.slots,
-            block_tokens=config.block_tokens,
-            max_context=self.max_context,
-            max_sequences=config.max_sequences,
-            max_waiting=config.max_waiting,
-            max_tick_tokens=config.max_tick_tokens,
-            recompute_cost=row,
-            prefix_cache=config.prefix_cache,
-            background=(config.read_along, config.eager_backlog),
-            lane_policy=config.lane_policy,
-            gather=config.gather,
-            hold_ticks=config.hold_ticks,
-            host_blocks=config.host_blocks,
-            eager_admission=config.eager_admission,
-            tick_cost=row,  # a tick reads all weights, and a row multiplies by each
-            delimiters=[d.encode() for d in config.delimiters],
-            token_bytes=self._tokenizers[0].bytes,
-            large_token_bytes=self._tokenizers[1].bytes,
-        )
-
-    def _build_runner(self, model: int, decoder: Decoder, host: HostKVStore | None) -> ModelRunner:
-        layout = self.arena.layout(decoder.config, model, self.config.block_tokens)
-        rows = self.arena.rows(decoder.config, model)
-        scheduler = self.scheduler  # a closure over self would keep a dropped engine alive
-        config, queue = self.config, make_queue(model, self.devices[model])
-        sampler = Sampler(
-            model, self._tokenizers[model].size, lambda i: scheduler.sequence(i).tokens,
-            config.fused_sampling,
-        )  # fmt: skip
-        limits = TickLimits(
-            config.max_sequences, config.max_tick_tokens,
-            -(-self.max_context // config.block_tokens), config.graph_rows,
-        )  # fmt: skip
-        on_card = isinstance(queue, CudaQueue)
-        recorder: Recorder | None = None
-        if {"on": True, "off": False, "auto": on_card}[config.graphs]:
-            recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
-        # A GPU fills batches up without graphs too, so that they change no bit.
-        return ModelRunner(
-            model, decoder, rows, layout, sampler, queue, Graphs(recorder), limits,
-            padded=on_card or recorder is not None, fused_head=config.fused_head, host=host,
-        )  # fmt: skip
-
-    def _build_lane(self, runner: ModelRunner) -> Lane:
-        choice = self.config.plan_ahead
-        if choice == "auto":
-            choice = "small" if runner.queue.device.type == "cuda" else "off"
-        ahead = choice == "both" or choice == ROLES[runner.model]
-        return Lane(self.scheduler, runner, ahead)
 
     def warm_up(self, sequences: int | None = None) -> None:
         """Record the graphs of all decodes of up to so many sequences, and wait for it.
@@ -287,9 +204,9 @@ class Engine:
         different tokens each one's own template counts."""
         found = [
             tokenizer.chat(messages, tools, add_generation_prompt, **variables)
-            for tokenizer in (self._tokenizers if self._bridge else self._tokenizers[:1])
+            for tokenizer in self._tokenizers
         ]
-        return Prompt(*map(tuple, found)) if self._bridge else found[0]
+        return Prompt(*map(tuple, found)) if len(found) > 1 else found[0]
 
     def abort(self, request: int) -> None:
         """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""

@@ -44,6 +44,11 @@ class LoadedPair:
     large_tokenizer: Tokenizer | None = None
 
     @property
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """Of small and large; one and the same where they agree."""
+        return self.tokenizer, self.large_tokenizer or self.tokenizer
+
+    @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
         """Of small and large."""
         return self.decoders[0].config, self.decoders[1].config

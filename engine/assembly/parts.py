@@ -1,0 +1,155 @@
+"""Puts an engine together: arena, scheduler, lanes and the driver, from a loaded pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine import _core
+from engine.accounting.pricing import Price
+from engine.assembly.loading import LoadedPair
+from engine.config import ROLES, EngineConfig
+from engine.device.device_queue import CudaQueue
+from engine.device.devices import make_queue
+from engine.device.graphs import CudaRecorder, Graphs, HostRecorder, Recorder
+from engine.device.host_offload import HostKVStore
+from engine.device.kv_arena import ArenaGeometry, KVArena
+from engine.execution.inputs import TickLimits
+from engine.execution.runner import ModelRunner
+from engine.execution.sampler import Sampler
+from engine.requests.driver import Driver
+from engine.requests.input_processor import InputProcessor
+from engine.requests.lane import Lane
+from engine.requests.retokenize import TokenizerBridge
+
+Devices = tuple[torch.device, torch.device]
+
+
+@dataclass(frozen=True)
+class EngineParts:
+    """What one engine owns. ``bridge``: where the two models have different tokens."""
+
+    arena: KVArena
+    scheduler: _core.Scheduler
+    lanes: tuple[Lane, Lane]
+    driver: Driver
+    inputs: InputProcessor
+    bridge: TokenizerBridge | None
+
+
+def assemble(
+    loaded: LoadedPair,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    devices: Devices,
+    geometry: ArenaGeometry,
+) -> EngineParts:
+    """Allocate the arena and build what runs on it.
+
+    Raises:
+        SteerError: if there is no memory for the arena or for KV on the host.
+    """
+    arena = KVArena(geometry, dtype, devices)
+    scheduler = build_scheduler(loaded, config, geometry)
+    host = HostKVStore(arena, config.host_blocks) if config.host_blocks else None
+    small, large = (
+        build_runner(model, loaded, config, arena, scheduler.sequence, devices[model], host)
+        for model in range(2)
+    )
+    lanes = build_lane(small, config, scheduler), build_lane(large, config, scheduler)
+    driver = Driver(
+        scheduler, lanes, loaded.tokenizer, loaded.shapes, config.check_every, config.overlap
+    )
+    bridge, eos_ids = build_bridge(loaded)
+    inputs = InputProcessor(
+        scheduler, loaded.tokenizer, driver, eos_ids, loaded.default_params, bridge
+    )
+    return EngineParts(arena, scheduler, lanes, driver, inputs, bridge)
+
+
+def build_scheduler(
+    loaded: LoadedPair, config: EngineConfig, geometry: ArenaGeometry
+) -> _core.Scheduler:
+    """The core, for an arena of ``geometry``."""
+    row = Price.of(loaded.shapes[0]).row, Price.of(loaded.shapes[1]).row
+    return _core.Scheduler(
+        slabs=geometry.slabs,
+        slots=geometry.slots,
+        block_tokens=config.block_tokens,
+        max_context=loaded.max_context,
+        max_sequences=config.max_sequences,
+        max_waiting=config.max_waiting,
+        max_tick_tokens=config.max_tick_tokens,
+        recompute_cost=row,
+        prefix_cache=config.prefix_cache,
+        background=(config.read_along, config.eager_backlog),
+        lane_policy=config.lane_policy,
+        gather=config.gather,
+        hold_ticks=config.hold_ticks,
+        host_blocks=config.host_blocks,
+        eager_admission=config.eager_admission,
+        tick_cost=row,  # a tick reads all weights, and a row multiplies by each
+        delimiters=[d.encode() for d in config.delimiters],
+        token_bytes=loaded.tokenizers[0].bytes,
+        large_token_bytes=loaded.tokenizers[1].bytes,
+    )
+
+
+def build_runner(
+    model: int,
+    loaded: LoadedPair,
+    config: EngineConfig,
+    arena: KVArena,
+    sequence: Callable[[int], _core.Sequence],
+    device: torch.device,
+    host: HostKVStore | None,
+) -> ModelRunner:
+    """What computes the ticks of ``model``; ``sequence`` gives the core's, by id."""
+    decoder, queue = loaded.decoders[model], make_queue(model, device)
+
+    def tokens_of(request: int) -> npt.NDArray[np.int32]:
+        return sequence(request).tokens
+
+    size = loaded.tokenizers[model].size
+    sampler = Sampler(model, size, tokens_of, config.fused_sampling)
+    blocks = -(-loaded.max_context // config.block_tokens)
+    limits = TickLimits(config.max_sequences, config.max_tick_tokens, blocks, config.graph_rows)
+    on_gpu = isinstance(queue, CudaQueue)
+    recorder: Recorder | None = None
+    if {"on": True, "off": False, "auto": on_gpu}[config.graphs]:
+        recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
+    # A GPU fills batches up without graphs too, so that they change no bit.
+    return ModelRunner(
+        model,
+        decoder,
+        arena.rows(decoder.config, model),
+        arena.layout(decoder.config, model, config.block_tokens),
+        sampler,
+        queue,
+        Graphs(recorder),
+        limits,
+        padded=on_gpu or recorder is not None,
+        fused_head=config.fused_head,
+        host=host,
+    )
+
+
+def build_lane(runner: ModelRunner, config: EngineConfig, scheduler: _core.Scheduler) -> Lane:
+    """The lane that drives ``runner``."""
+    choice = config.plan_ahead
+    if choice == "auto":
+        choice = "small" if runner.queue.device.type == "cuda" else "off"
+    return Lane(scheduler, runner, choice in ("both", ROLES[runner.model]))
+
+
+def build_bridge(loaded: LoadedPair) -> tuple[TokenizerBridge | None, tuple[int, ...]]:
+    """What takes text between two vocabularies, if there are two, and what ends a text."""
+    small, large = (shape.eos_ids for shape in loaded.shapes)
+    if loaded.large_tokenizer is None:
+        return None, small + large
+    known = tuple(i for i in large if i < loaded.large_tokenizer.size)
+    return TokenizerBridge(loaded.tokenizers, (small, known)), small
