@@ -18,7 +18,7 @@ STAGE ?= all
 OUT ?= out/gpu-quick
 FLAGS ?=
 
-.PHONY: help demo test quick smollm2 bench-kernels bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
+.PHONY: help demo test quick smollm2 bench-kernels bench-commits bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
   gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair \
   real-pair clean
 
@@ -80,6 +80,13 @@ gpu-python: ## without a GPU: the core under Python 3.12 and the NumPy of such m
 	else \
 	  echo "$@: NOT RUN: no Python 3.12 found; name one: make $@ PYTHON312=/path/to/python3.12" >&2; \
 	fi
+
+# Of bench-commits: the commit to compare the last one with.
+BEFORE ?= HEAD~1
+
+bench-commits: setup ## is the last commit slower than BEFORE? both built, measured in turn
+	@mkdir -p out
+	python -m bench.commits $(BEFORE) --json out/commits.jsonl
 
 bench-lanes: setup ## both models, made-up weights, the smallest runs: to see that they work
 	@mkdir -p out
