@@ -40,7 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    _add_problems(parser.add_argument_group("what is answered, and by what"))
+    _add_checkpoints(parser.add_argument_group("checkpoints and their memory"))
+    conversation.add_flags(parser.add_argument_group("how a prompt is written"))
+    _add_outputs(parser.add_argument_group("traces, calibrations, output"))
+    report.add_flags(parser.add_argument_group("the whole report"))
+    return parser
+
+
+def _add_problems(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--model-pair",
         default="tiny",
@@ -77,8 +86,6 @@ def build_parser() -> argparse.ArgumentParser:
         default="boundary",
         help=f"what steer's calibration is fitted on: {FORMS} (default: boundary)",
     )
-    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
-    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
     add(
         "--dataset",
         metavar="FILE",
@@ -86,7 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
         "of its tasks (NAME,setting=value,... sets it up); the first fifth calibrates",
     )
     add("--max-tokens", type=int, metavar="N", help="per answer, with --dataset (default: 1024)")
-    conversation.add_flags(parser)
+
+
+def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
+    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add(
         "--arena-tokens",
@@ -103,6 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="answers at once; the rest waits (default: %(default)s)",
     )
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--calibration",
         type=Path,
@@ -119,8 +135,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
-    report.add_flags(parser)
-    return parser
 
 
 def _check(options: argparse.Namespace) -> list[str]:

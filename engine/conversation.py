@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Asked = str | list[int] | Prompt  # what Engine.generate() takes for one prompt
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse._ActionsContainer) -> None:
     """--chat, --system and --instruction."""
     add = parser.add_argument
     add(

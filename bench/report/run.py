@@ -35,7 +35,7 @@ resamples of the problems; a paired difference of two settings has Newcombe's in
 take the settings that look best on these very problems, for rivals as for ours."""
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse._ActionsContainer) -> None:
     """The report's own flags."""
     add = parser.add_argument
     add("--all", action="store_true", help="every policy on every domain; needs --report")

@@ -34,7 +34,9 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     )
     _add_card(parser.add_argument_group("the card"))
     _add_times(parser.add_argument_group("how long a tick takes"))
-    _add_load(parser.add_argument_group("the load; a LIST is comma-separated and makes a grid"))
+    load = parser.add_argument_group("the load; a LIST is comma-separated and makes a grid")
+    _add_load(load)
+    _add_lanes(load)
     _add_texts(parser.add_argument_group("the texts"))
     _add_run(parser.add_argument_group("the run"))
     return parser
@@ -137,6 +139,10 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "to the large model; the small model reads each, but at 1 the large one writes alone "
         "(default: %(default)s)",
     )
+
+
+def _add_lanes(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--lanes",
         default="latency",
