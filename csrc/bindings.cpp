@@ -195,13 +195,13 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::vector<Token> stop_ids, int reader, std::int32_t priority,
                        bool settle_at_once, std::vector<std::string> stop_strings,
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
-                       std::int32_t trial_tokens, std::vector<Token> think_end,
+                       std::int32_t trial_tokens, std::vector<Token> think_end, bool think_closed,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
                        bool ask_at_end, bool relay, bool audited, std::int32_t samples) {
   return self.add(
       {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
        std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
-       max_think_tokens, max_repeats, ahead, ask_at_end, relay, kSmall, audited},
+       think_closed, max_think_tokens, max_repeats, ahead, ask_at_end, relay, kSmall, audited},
       samples);
 }
 
@@ -260,9 +260,10 @@ void bind_scheduler(py::module_& m) {
            py::arg("priority") = 0, py::arg("settle_at_once") = true,
            py::arg("stop_strings") = std::vector<std::string>{}, py::arg("min_tokens") = 0,
            py::arg("max_step_tokens") = 0, py::arg("trial_tokens") = 0,
-           py::arg("think_end") = std::vector<Token>{}, py::arg("max_think_tokens") = 0,
-           py::arg("max_repeats") = 0, py::arg("ahead") = true, py::arg("ask_at_end") = false,
-           py::arg("relay") = false, py::arg("audited") = false, py::arg("samples") = 1)
+           py::arg("think_end") = std::vector<Token>{}, py::arg("think_closed") = false,
+           py::arg("max_think_tokens") = 0, py::arg("max_repeats") = 0, py::arg("ahead") = true,
+           py::arg("ask_at_end") = false, py::arg("relay") = false, py::arg("audited") = false,
+           py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

@@ -113,9 +113,9 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
     sequence->tokens.reserve(request.prompt.size() + request.max_tokens);
     sequence->settled = static_cast<std::int32_t>(request.prompt.size());
     sequence->stops = stops;
-    sequence->thinking = !request.think_end.empty();
     sequence->loops = LoopGuard(request.max_repeats);
     sequence->request = request;
+    begin_thinking(*sequence);
     insert_in_order(waiting_, sequence.get());
     reach_boundary(*sequence);
     sequences_.emplace(sequence->id, std::move(sequence));

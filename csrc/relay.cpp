@@ -51,6 +51,7 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   request.prompt = std::move(prompt);
   request.stop_ids = std::move(stop_ids);
   request.think_end = std::move(think_end);
+  request.think_closed = sequence.request.think_closed;
   request.stop_strings = sequence.request.stop_strings;
   request.priority = sequence.request.priority;
   request.max_repeats = sequence.request.max_repeats;
@@ -60,7 +61,7 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   shadow->tokens = request.prompt;
   shadow->settled = shadow->length();
   shadow->stops = sequence.stops;
-  shadow->thinking = !request.think_end.empty();
+  begin_thinking(*shadow);
   shadow->loops = LoopGuard(request.max_repeats);
   shadow->phase = Phase::running;
   insert_in_order(running_, shadow.get());

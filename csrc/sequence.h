@@ -38,7 +38,10 @@ struct Request {
   // Tokens that the reader writes, or to the step's end, before the decision keeps them or takes
   // them back; 0: it only reads. None of them settles before.
   std::int32_t trial_tokens = 0;
-  std::vector<Token> think_end = {};  // tokens that end the thinking part: a boundary follows
+  // Tokens of what ends the thinking part: a boundary follows. It is found as text, however a model
+  // splits it into tokens; by these ids where one of them has no text.
+  std::vector<Token> think_end = {};
+  bool think_closed = false;          // the prompt has ended the thinking part already
   std::int32_t max_think_tokens = 0;  // think_end is written after so many; 0: never
   std::int32_t max_repeats = 0;       // of a piece of text in a row that end it; 0: any number
   bool ahead = true;  // may be planned behind a token that only the device knows yet
@@ -113,10 +116,12 @@ struct Sequence {
   StepDetector::Cursor cursor;
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
-  std::int32_t cut_bytes = 0;        // of the text's end, from where a stop string began
-  Finish closing = Finish::none;     // the end that waits for its question's answer
-  Outcome trial;                     // how the trial ended, while the decision is out
-  bool thinking = false;             // think_end has not come yet
+  std::int32_t cut_bytes = 0;     // of the text's end, from where a stop string began
+  Finish closing = Finish::none;  // the end that waits for its question's answer
+  Outcome trial;                  // how the trial ended, while the decision is out
+  bool thinking = false;          // think_end has not come yet
+  std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
+  std::int32_t think_node = Automaton::kStart;
   std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
   LoopGuard loops;
   std::vector<Step> steps;

@@ -22,9 +22,7 @@ Outcome Scheduler::read(Sequence& sequence, Token token) {
   const auto written = text.subspan(request.prompt.size());
   const bool delimited = detector(sequence).feed(sequence.cursor, token);
   const bool loop = sequence.loops.feed(written);
-  const std::size_t marker = request.think_end.size();
-  const bool thought = sequence.thinking && written.size() >= marker &&
-                       std::ranges::equal(written.last(marker), request.think_end);
+  const bool thought = sequence.thinking && ends_thinking(sequence, written);
   if (thought) sequence.thinking = false, sequence.unread_from = -1;
   // A shadow reads before its first step.
   const std::int32_t opened =
@@ -84,6 +82,32 @@ bool Scheduler::must_stop_thinking(const Sequence& sequence) const {
   return sequence.thinking && limit > 0 && sequence.generated() >= limit;
 }
 
+// The thinking part begins, unless the prompt has ended it.
+void Scheduler::begin_thinking(Sequence& sequence) const {
+  const auto& ids = sequence.request.think_end;
+  sequence.thinking = !ids.empty() && !sequence.request.think_closed;
+  std::string marker;
+  for (const Token token : ids) {
+    const std::string& text = detector(sequence).text(token);
+    if (text.empty()) return;  // a special token: its id says more than its text
+    marker += text;
+  }
+  if (sequence.thinking)
+    sequence.think_marker = std::make_shared<const Automaton>(std::vector{std::move(marker)});
+}
+
+// Does the thinking part end in the last token of what is written?
+bool Scheduler::ends_thinking(Sequence& sequence, std::span<const Token> written) const {
+  const auto& ids = sequence.request.think_end;
+  if (!sequence.think_marker)
+    return written.size() >= ids.size() && std::ranges::equal(written.last(ids.size()), ids);
+  for (const unsigned char byte : detector(sequence).text(written.back())) {
+    sequence.think_node = sequence.think_marker->next(sequence.think_node, byte);
+    if (sequence.think_marker->match(sequence.think_node) > 0) return true;
+  }
+  return false;
+}
+
 // Writes the tokens that end the thinking part, until it has ended: what came before may be their
 // beginning. Boundaries within them do not count.
 Outcome Scheduler::end_thinking(Sequence& sequence) {
@@ -140,12 +164,14 @@ void Scheduler::settle_open(Sequence& sequence) {
 void Scheduler::read_again(Sequence& sequence) {
   const std::int32_t prompt = sequence.prompt_length();
   const auto written = std::span(sequence.tokens).subspan(prompt);
-  const auto& marker = sequence.request.think_end;
   sequence.cut_bytes = 0;
   sequence.stop_node = Automaton::kStart;
   for (const Token token : written) match_stop(sequence, token, true);
   sequence.loops.rewind(written);
-  sequence.thinking = !marker.empty() && std::ranges::search(written, marker).empty();
+  sequence.thinking = !sequence.request.think_end.empty() && !sequence.request.think_closed;
+  sequence.think_node = Automaton::kStart;
+  for (std::size_t n = 1; n <= written.size() && sequence.thinking; ++n)
+    sequence.thinking = !ends_thinking(sequence, written.first(n));
   std::erase_if(sequence.forced, [&](std::int32_t at) { return at >= sequence.length(); });
 }
 

@@ -182,6 +182,7 @@ class Scheduler:
         max_step_tokens: int = ...,
         trial_tokens: int = ...,
         think_end: list[int] = ...,
+        think_closed: bool = ...,
         max_think_tokens: int = ...,
         max_repeats: int = ...,
         ahead: bool = ...,

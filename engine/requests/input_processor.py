@@ -16,6 +16,7 @@ from engine.requests.request_state import RequestState
 from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
+from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
 _NOBODY = -1
@@ -87,7 +88,7 @@ class InputProcessor:
         assert self._bridge is not None
         tokenizer = self._bridge.tokenizers[1]
         ends = stops, () if params.ignore_eos else self._bridge.eos_ids[1]
-        think_end = self._think_end(params, policy, tokenizer)
+        think_end = self._think_end(think_marker(params, policy), tokenizer)
         return Retokenizer(self._scheduler, self._bridge, prompt, ends, think_end)
 
     def _add(
@@ -100,7 +101,7 @@ class InputProcessor:
         stops: tuple[int, ...],
         relay: bool,
     ) -> int:
-        window = window_of(policy)
+        window, marker = window_of(policy), think_marker(params, policy)
         audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
         if window.tokens > params.max_tokens:
             raise SteerError(
@@ -118,7 +119,8 @@ class InputProcessor:
                 min_tokens=params.min_tokens,
                 max_step_tokens=params.max_step_tokens,
                 trial_tokens=window.trial_tokens if policy.reads else 0,
-                think_end=self._think_end(params, policy, self._tokenizer),
+                think_end=self._think_end(marker, self._tokenizer),
+                think_closed=bool(marker) and closes_thinking(ids, marker, self._tokenizer),
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
                 ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
@@ -131,14 +133,12 @@ class InputProcessor:
         except ValueError as error:
             raise SteerError(str(error)) from None
 
-    def _think_end(self, params: SamplingParams, policy: Policy, tokenizer: Tokenizer) -> list[int]:
-        text = params.think_end
-        if not text and (params.max_think_tokens or isinstance(policy, AfterThinking)):
-            text = THINK_END
+    @staticmethod
+    def _think_end(marker: str, tokenizer: Tokenizer) -> list[int]:
         try:
-            return tokenizer.encode(text) if text else []
+            return tokenizer.encode(marker) if marker else []
         except SteerError as error:
-            raise SteerError(f"think_end {text!r}: {error}") from None
+            raise SteerError(f"think_end {marker!r}: {error}") from None
 
     def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
         """Token ids of a prompt; those of each model where they have different tokens."""
@@ -161,3 +161,9 @@ class InputProcessor:
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
             raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
+
+
+def think_marker(params: SamplingParams, policy: Policy) -> str:
+    """The text that ends the thinking part; empty where nothing depends on it."""
+    needed = params.max_think_tokens or isinstance(policy, AfterThinking)
+    return params.think_end or (THINK_END if needed else "")

@@ -89,6 +89,11 @@ class Tokenizer:
                 raise SteerError(f"the tokenizer does not know {text[begin:end]!r}")
         return list(encoding.ids)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its spelling; None if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and padding ids have none."""
         known = [i for i in ids if 0 <= i < self.size]

@@ -34,6 +34,7 @@ class Request:
     max_step_tokens: int = 0
     trial_tokens: int = 0
     think_end: Sequence[int] = ()
+    think_closed: bool = False
     max_think_tokens: int = 0
     max_repeats: int = 0
     ahead: bool = True
@@ -105,10 +106,14 @@ def repeats(times: int, written: Sequence[int]) -> bool:
 
 
 def thinks(request: Request, written: Sequence[int]) -> bool:
-    """Has the text not yet come to the tokens that end its thinking part?"""
+    """Has the text not yet come to what ends its thinking part? Tokens without text are ids."""
     mark, size = list(request.think_end), len(request.think_end)
+    if not mark or request.think_closed:
+        return False
+    if all(text_of([token]) for token in mark):
+        return text_of(mark) not in text_of(written)
     places = range(len(written) - size + 1)
-    return size > 0 and not any(list(written[i : i + size]) == mark for i in places)
+    return not any(list(written[i : i + size]) == mark for i in places)
 
 
 def verdict(request: Request, written: Sequence[int], opened: int) -> Verdict:

@@ -104,6 +104,7 @@ class Workload {
     if (request.reader != kNobody)
       request.trial_tokens = std::min(below(8) - 1, request.max_tokens);
     if (below(3) == 0) request.think_end = {0, 1}, request.max_think_tokens = below(3) * 4;
+    request.think_closed = below(6) == 0;
     if (below(3) == 0) request.max_repeats = 9;
     request.ahead = below(5) > 0;
     const int samples = below(4) == 0 ? 1 + below(3) : 1;

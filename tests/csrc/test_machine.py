@@ -109,6 +109,7 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
         max_step_tokens=dice.pick(0, 0, 1, 3, 5),
         trial_tokens=trial,
         think_end=think_end,
+        think_closed=dice.pick(False, False, False, True),
         max_think_tokens=dice.pick(0, 1, 3, 9) if think_end else 0,
         max_repeats=dice.pick(0, 0, 2, 9),
         ahead=dice.pick(True, True, True, False),
