@@ -25,7 +25,6 @@ from torch import Tensor
 from kernels.draws import LEAST, DrawRows
 from kernels.merge import LOWEST, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
-from kernels.variant import ModelShape, Variant
 
 MOST = 4096  # tokens in a list
 BLOCK, WARPS = 1024, 1
@@ -204,30 +203,3 @@ def filter_flags(draw: DrawRows) -> dict[str, bool]:
     """Constants of a launch: which filters are given."""
     given = {"TOP_K": draw.top_k, "TOP_P": draw.top_p, "MIN_P": draw.min_p}
     return {name: column is not None for name, column in given.items()}
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Both kernels with all filters, after the statistics' tiles, in bf16 and with penalties."""
-    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
-    rest = {
-        "partials": "*fp32", "temperatures": "*fp64", "top_ks": "*i64", "top_ps": "*fp64",
-        "min_ps": "*fp64", "valid": "*i8", "seeds": "*i64", "counters": "*i64",
-        "counts": "*i32", "masses": "*fp32", "values": "*fp32", "found": "*i32",
-        "sizes": "*i32", "totals": "*fp64",
-        **dict.fromkeys(("rows", "peaks", "width", "vocabulary", "stride"), "i32"),
-    }  # fmt: skip
-    constants = {"TOP_K": True, "TOP_P": True, "MIN_P": True, "PEAKS": 128, "BLOCK": BLOCK,
-                 "RUNGS": RUNGS, "TILES": tiles, "MOST": MOST}  # fmt: skip
-    made = []
-    for dtype in ("*bf16", "*fp32"):
-        for kernel, budget in ((count_rungs, 90), (gather_candidates, 90)):
-            names = kernel.arg_names
-            made.append(
-                Variant(
-                    "confidence", f"{kernel.__name__}-{dtype[1:]}", kernel,
-                    {k: v for k, v in ({"source": dtype} | rest).items() if k in names},
-                    {k: v for k, v in constants.items() if k in names},
-                    ("source", "width", "stride"), WARPS, elements=BLOCK, budget=budget,
-                )
-            )  # fmt: skip
-    return made

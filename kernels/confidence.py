@@ -11,8 +11,6 @@ distribution is the same, but a key draws another token.
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -20,29 +18,22 @@ from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
-from kernels.floor import Floor
 from kernels.merge import (
     FLOOR,
     LOG2E,
     LOGITS,
     LOWEST,
-    MERGE_WARPS,
     PLANES,
     ScoredRows,
     inverse_temperature,
     merge,
-    merge_rows,
-    merge_signature,
 )
 from kernels.sampling import draw_filtered
-from kernels.sampling import variants as sampling_variants
-from kernels.variant import ModelShape, Variant
 
 # One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
 # 100 KB are under way. Fixed: both decide the order of the sums.
 BLOCK, WARPS = 2048, 1
 SCORE_BLOCK = 1024
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
 @triton.jit(do_not_specialize=("rows", "vocabulary"))
@@ -166,59 +157,3 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
             STATISTICS=statistics, DRAW=drawing, num_warps=WARPS,
         )  # fmt: skip
     return partials
-
-
-def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
-    """Each logit read once; about ten operations on each."""
-    return Floor(rows * vocabulary * dtype.itemsize + 40 * rows, 10 * rows * vocabulary)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and a draw alone; merge, scores and filters."""
-    made = []
-    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
-    signature = {
-        "temperatures": "*fp64", "partials": "*fp32", "rows": "i32", "width": "i32",
-        "vocabulary": "i32", "stride": "i32",
-    }  # fmt: skip
-    for dtype, statistics, draw, budget in (
-        ("*bf16", True, False, 15), ("*bf16", True, True, 19), ("*fp32", True, False, 15),
-        ("*fp32", True, True, 19), ("*fp32", False, True, 15),
-    ):  # fmt: skip
-        parts = "-statistics" * statistics + "-draw" * draw
-        made.append(
-            Variant(
-                "confidence", f"tiles-{dtype[1:]}{parts}", tile_statistics,
-                {"logits": dtype, **signature},
-                {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
-                ("logits", "temperatures", "partials", "width", "stride"), WARPS,
-                elements=BLOCK, budget=budget, registers=112,
-            )
-        )  # fmt: skip
-    for dtype, draw in product(("*bf16", "*fp32"), (False, True)):
-        made.append(
-            Variant(
-                "confidence", f"merge-{dtype[1:]}" + "-draw" * draw, merge_rows,
-                merge_signature(dtype),
-                {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
-                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
-                budget=150 if draw else 60, wide=False, registers=168,
-            )
-        )  # fmt: skip
-    return [*made, *_score_variants(), *sampling_variants(shape)]
-
-
-def _score_variants() -> list[Variant]:
-    """Of the types that heads give. Targets lie anywhere: no load takes 16 bytes at once."""
-    return [
-        Variant(
-            "confidence", f"score-{dtype[1:]}", score_targets,
-            {"logits": dtype, "targets": "*i64", "peaks": "*fp32", "probs": "*fp32",
-             "out": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
-             "target_stride": "i32"},
-            {"BLOCK": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
-            elements=SCORE_BLOCK, budget=35, wide=False, registers=64,
-        )
-        for dtype in ("*bf16", "*fp32")
-    ]  # fmt: skip

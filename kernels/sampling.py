@@ -17,8 +17,6 @@ about 1e-7 of the edge between two tokens.
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -29,7 +27,6 @@ from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_
 from kernels.draws import DrawRows
 from kernels.merge import LOWEST, ScoredRows, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
-from kernels.variant import ModelShape, Variant
 
 CHUNK, WARPS = 8192, 16
 LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter
@@ -223,30 +220,3 @@ def draw_filtered(
             given.stride(0), **filter_flags(draw), SHIFT=SHIFTS[source.dtype], CHUNK=chunk,
             LISTED=in_list, num_warps=warps,
         )  # fmt: skip
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """All filters at once, over lists and over rows; of bf16 logits, and of fp32 with penalties."""
-    made = candidates.variants(shape)
-    for (dtype, shift), listed in product((("*bf16", 16), ("*fp32", 0)), (True, False)):
-        signature = {
-            "logits": dtype, "source": "*fp32" if listed else dtype, "temperatures": "*fp64",
-            "seeds": "*i64", "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64",
-            "min_ps": "*fp64", "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64",
-            "valid": "*i8", "token": "*i64", "logprob": "*fp32", "ids": "*i32", "sizes": "*i32",
-            "totals": "*fp64", "width": "i32", "vocabulary": "i32", "stride": "i32",
-            "source_stride": "i32",
-        }  # fmt: skip
-        constants = {
-            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "LISTED": listed,
-            "CHUNK": LIST_CHUNK if listed else CHUNK,
-        }  # fmt: skip
-        made.append(
-            Variant(
-                "confidence", f"filters-{dtype[1:]}" + "-list" * listed, draw_filtered_rows,
-                signature, constants, ("logits", "source", "width", "stride", "source_stride"),
-                LIST_WARPS if listed else WARPS, elements=LIST_CHUNK if listed else CHUNK,
-                budget=600 if listed else 330, registers=128,
-            )
-        )  # fmt: skip
-    return made

@@ -12,8 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
-from kernels.floor import Floor
-from kernels.variant import ModelShape, Variant
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 1024  # 8 columns a thread: one load of 16 bytes from either half in bf16
@@ -21,7 +19,7 @@ WARPS = 4
 
 
 @triton.jit
-def _silu_mul_kernel(  # type: ignore[no-untyped-def]
+def silu_mul_kernel(  # type: ignore[no-untyped-def]
     gate_up_ptr, out_ptr, width, row_stride, BLOCK: tl.constexpr
 ):
     # Grid: (tiles of columns, rows).
@@ -46,7 +44,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         [rows, width] of its type.
     """
     check_tensor("gate_up", gate_up, (None, None), FLOATS, contiguous=False)
-    check_device("gate_up", gate_up, _silu_mul_kernel)
+    check_device("gate_up", gate_up, silu_mul_kernel)
     rows, both = gate_up.shape
     if both % 2 or not both:
         raise ValueError(f"gate_up must have an even number of columns above 0, got {both}")
@@ -54,33 +52,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     for first in range(0, rows, 65535):  # the most that a grid's second dimension holds
         part, target = gate_up[first : first + 65535], out[first : first + 65535]
-        _silu_mul_kernel[(triton.cdiv(width, BLOCK), part.shape[0])](
+        silu_mul_kernel[(triton.cdiv(width, BLOCK), part.shape[0])](
             part, target, width, gate_up.stride(0), BLOCK=BLOCK, num_warps=WARPS
         )
     return out
-
-
-def floor(rows: int, width: int, element_bytes: int = 2) -> Floor:
-    """Reads both halves and writes one; about five operations an element."""
-    return Floor(3 * rows * width * element_bytes, 5 * rows * width)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """The kernel in bf16; it does not depend on the model as long as widths are aligned."""
-    assert shape.feed_forward % 16 == 0
-    return [
-        Variant(
-            op="silu_mul",
-            name="silu_mul",
-            kernel=_silu_mul_kernel,
-            signature={
-                "gate_up_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32", "row_stride": "i32"
-            },
-            constants={"BLOCK": BLOCK},
-            aligned=("gate_up_ptr", "out_ptr", "width", "row_stride"),
-            warps=WARPS,
-            elements=BLOCK,
-            budget=40,
-            registers=64,
-        )
-    ]  # fmt: skip

@@ -22,10 +22,8 @@ from torch import Tensor
 from triton import knobs
 
 from kernels.checks import check_device, check_tensor
-from kernels.floor import Floor
 from kernels.reference import layers
-from kernels.skinny_config import Plan, plan
-from kernels.variant import ModelShape, Variant
+from kernels.skinny_config import plan
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
@@ -34,7 +32,7 @@ MERGE_BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=("m_size",))
-def _skinny_kernel(  # type: ignore[no-untyped-def]
+def skinny_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
     w_ptr,
     scale_ptr,
@@ -92,7 +90,7 @@ def _skinny_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _merge_kernel(  # type: ignore[no-untyped-def]
+def merge_kernel(  # type: ignore[no-untyped-def]
     part_ptr,
     scale_ptr,
     bias_ptr,
@@ -155,7 +153,7 @@ def skinny_linear(
     out = torch.empty((chosen.splits, m, n), dtype=torch.float32, device=x.device) if split else y
     config = chosen.config
     scale_at, bias_at = (w if w is not None else y for w in (scale, bias))
-    _skinny_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
+    skinny_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
         x, weight, scale_at, bias_at, out, m, n, k, x.stride(0), chosen.blocks_per_split,
         SPLIT=split, SCALED=scale is not None and not split, BIASED=bias is not None and not split,
         EVEN_K=k % config.block_k == 0, UPCAST=bool(knobs.runtime.interpret), ROWS=ROWS,
@@ -170,7 +168,7 @@ def skinny_linear(
 def merge(parts: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
     """Adds partial sums [SPLITS, M, N] in order, then scale, bias and rounding, into y [M, N]."""
     (m, n), (scale_at, bias_at) = y.shape, (w if w is not None else y for w in (scale, bias))
-    _merge_kernel[(triton.cdiv(n, MERGE_BLOCK), m)](
+    merge_kernel[(triton.cdiv(n, MERGE_BLOCK), m)](
         parts, scale_at, bias_at, y, n, SPLITS=len(parts), SCALED=scale is not None,
         BIASED=bias is not None, BLOCK=MERGE_BLOCK, num_warps=4,
     )  # fmt: skip
@@ -178,7 +176,7 @@ def merge(parts: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None) -
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
     check_tensor("x", x, (None, None), FLOATS, contiguous=False)
-    check_device("x", x, _skinny_kernel)
+    check_device("x", x, skinny_kernel)
     m, k = x.shape
     if m > ROWS:
         raise ValueError(f"x must have at most {ROWS} rows, got {m}")
@@ -192,82 +190,3 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
         raise ValueError("scale must be given with fp8 weights, and only with them")
     if scale is not None:
         check_tensor("scale", scale, (n,), (torch.float32,), like=x)
-
-
-def floor(rows: int, n: int, k: int, weight_bytes: int = 2, element_bytes: int = 2) -> Floor:
-    """Reads the weights (and fp8's scales) once and x, writes y. Partial sums are no part of it."""
-    scales = 4 * n if weight_bytes == 1 else 0
-    return Floor(weight_bytes * n * k + scales + element_bytes * rows * (n + k), 2 * rows * n * k)
-
-
-def shapes(shape: ModelShape) -> dict[str, tuple[int, int]]:
-    """[N, K] of a model's linear layers."""
-    query = shape.heads * shape.head_dim
-    return {
-        "qkv": (query + 2 * shape.kv_heads * shape.head_dim, shape.hidden),
-        "output": (shape.hidden, query),
-        "gate_up": (2 * shape.feed_forward, shape.hidden),
-        "down": (shape.hidden, shape.feed_forward),
-        "head": (shape.head_rows, shape.hidden),
-    }
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Each linear layer with bf16 and with fp8 weights, and the merge where K is split."""
-    found = []
-    for layer, (n, k) in shapes(shape).items():
-        for kind, size in (("bf16", 2), ("fp8", 1)):
-            chosen = plan(n, k, size)
-            found.append(_product_variant(f"{layer}_{kind}", chosen, k, size, layer == "qkv"))
-            if chosen.splits > 1:
-                name = f"{layer}_{kind}_merge"
-                merged = merge_variant(
-                    "skinny_gemm", name, chosen.splits, size == 1, layer == "qkv"
-                )
-                found.append(merged)
-    return found
-
-
-def _product_variant(name: str, chosen: Plan, k: int, size: int, biased: bool) -> Variant:
-    config, split = chosen.config, chosen.splits > 1
-    return Variant(
-        op="skinny_gemm",
-        name=name,
-        kernel=_skinny_kernel,
-        signature={
-            "x_ptr": "*bf16", "w_ptr": "*fp8e4nv" if size == 1 else "*bf16", "scale_ptr": "*fp32",
-            "bias_ptr": "*bf16", "y_ptr": "*fp32" if split else "*bf16",
-            **dict.fromkeys(("m_size", "n_size", "k_size", "x_stride", "blocks_per_split"), "i32"),
-        },
-        constants={
-            "SPLIT": split, "SCALED": size == 1 and not split, "BIASED": biased and not split,
-            "EVEN_K": k % config.block_k == 0, "UPCAST": False, "ROWS": ROWS,
-            "BLOCK_N": config.block_n, "BLOCK_K": config.block_k,
-        },
-        aligned=(
-            "x_ptr", "w_ptr", "scale_ptr", "bias_ptr", "y_ptr", "n_size", "k_size", "x_stride",
-        ),
-        warps=config.warps,
-        stages=config.stages,
-        elements=config.block_n * config.block_k,
-        budget=config.budget,
-        registers=128,
-    )  # fmt: skip
-
-
-def merge_variant(op: str, name: str, splits: int, scaled: bool, biased: bool) -> Variant:
-    """The merge of an op's partial sums."""
-    return Variant(
-        op=op,
-        name=name,
-        kernel=_merge_kernel,
-        signature={
-            "part_ptr": "*fp32", "scale_ptr": "*fp32", "bias_ptr": "*bf16", "y_ptr": "*bf16",
-            "n_size": "i32",
-        },
-        constants={"SPLITS": splits, "SCALED": scaled, "BIASED": biased, "BLOCK": MERGE_BLOCK},
-        aligned=("part_ptr", "scale_ptr", "bias_ptr", "y_ptr", "n_size"),
-        elements=MERGE_BLOCK,
-        budget=20 + 4 * splits,
-        registers=128,
-    )  # fmt: skip
