@@ -22,37 +22,33 @@ WIDEST = 16384
 
 
 @triton.jit
-def norm_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    out_ptr,
-    hidden,
-    heads,
-    x_row_stride,
-    x_head_stride,
-    eps,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # Grid: (rows * heads,). With ADD, x and residual are contiguous.
+def norm_kernel(
+    x: tl.tensor, residual: tl.tensor, weight: tl.tensor, out: tl.tensor, hidden: tl.tensor,
+    heads: tl.tensor, x_row_stride: tl.tensor, x_head_stride: tl.tensor, eps: tl.tensor,
+    add: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    """One norm of ``hidden`` columns. Grid: (rows * heads,). See the head of this file.
+
+    add: to ``x`` the residual first; then both are contiguous. block: a power of two, at least
+    ``hidden``.
+    """
     program = tl.program_id(0).to(tl.int64)
     row, head = program // heads, program % heads
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, block)
     inside = columns < hidden
-    x_at = x_ptr + row * x_row_stride + head * x_head_stride + columns
-    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    element = x_ptr.dtype.element_ty
-    if ADD:
-        residual = tl.load(residual_ptr + program * hidden + columns, mask=inside, other=0.0)
+    x_at = x + row * x_row_stride + head * x_head_stride + columns
+    value = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    element = x.dtype.element_ty
+    if add:
+        added = tl.load(residual + program * hidden + columns, mask=inside, other=0.0)
         # The sum is rounded before its statistics, as if it had been stored and read again.
-        rounded = (x + residual.to(tl.float32)).to(element)
+        rounded = (value + added.to(tl.float32)).to(element)
         tl.store(x_at, rounded, mask=inside)
-        x = rounded.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
-    normed = (x * scale).to(element).to(tl.float32)
-    tl.store(out_ptr + program * hidden + columns, (normed * weight).to(element), mask=inside)
+        value = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / hidden + eps)
+    normed = (value * scale).to(element).to(tl.float32)
+    tl.store(out + program * hidden + columns, (normed * factor).to(element), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,5 +113,5 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps
     head_stride = x.stride(1) if x.ndim == 3 else 0
     norm_kernel[(programs,)](
         x, residual if residual is not None else x, weight, out, hidden, heads, x.stride(0),
-        head_stride, eps, ADD=residual is not None, BLOCK=block, num_warps=warps_of(block),
+        head_stride, eps, add=residual is not None, block=block, num_warps=warps_of(block),
     )  # fmt: skip

@@ -83,7 +83,7 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
         x, weight.codes, weight.scale, weight.scale if zero is None else zero,
         y if bias is None else bias, out, m, n, width, x.stride(0), packing.group, packing.rows,
         *strides, chosen.blocks_per_split, **constants_of(packing, chosen, width, bias is not None),
-        UPCAST=bool(knobs.runtime.interpret),
+        upcast=bool(knobs.runtime.interpret),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split:
@@ -94,10 +94,10 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
 def constants_of(packing: Packing, chosen: Plan, width: int, biased: bool) -> dict[str, int | bool]:
     config = chosen.config
     return {
-        "BITS": packing.bits, "MIDDLE": 0 if packing.eight else 1 << (packing.bits - 1),
-        "ZEROED": packing.zeros, "BIASED": biased and chosen.splits == 1,
-        "EVEN": width % config.block_k == 0, "ROWS": ROWS, "BLOCK_N": config.block_n,
-        "BLOCK": config.block_k,
+        "bits": packing.bits, "middle": 0 if packing.eight else 1 << (packing.bits - 1),
+        "zeroed": packing.zeros, "biased": biased and chosen.splits == 1,
+        "even_k": width % config.block_k == 0, "rows": ROWS, "block_n": config.block_n,
+        "block_k": config.block_k,
     }  # fmt: skip
 
 

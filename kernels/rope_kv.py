@@ -26,6 +26,7 @@ _ELEMENTS = 512  # of each half, a program of one warp: 16 a lane, in 16-byte lo
 
 @triton.jit
 def _both_halves(at: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """What lies at ``at`` and ``half`` elements further on, as fp32."""
     first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(at + half, mask=mask, other=0.0).to(tl.float32)
     return first, second

@@ -19,19 +19,20 @@ WARPS = 4
 
 
 @triton.jit
-def silu_mul_kernel(  # type: ignore[no-untyped-def]
-    gate_up_ptr, out_ptr, width, row_stride, BLOCK: tl.constexpr
-):
-    # Grid: (tiles of columns, rows).
+def silu_mul_kernel(
+    gate_up: tl.tensor, out: tl.tensor, width: tl.tensor, row_stride: tl.tensor,
+    block: tl.constexpr,
+) -> None:  # fmt: skip
+    """``block`` columns of one row of ``out``. Grid: (tiles of columns, rows)."""
     row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) * block + tl.arange(0, block)
     inside = columns < width
-    gate_at = gate_up_ptr + row * row_stride + columns
+    gate_at = gate_up + row * row_stride + columns
     gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_at + width, mask=inside, other=0.0).to(tl.float32)
     # exp overflows to inf for gates below -88: the quotient is then -0, as it should be.
     value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + row * width + columns, value.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + columns, value.to(out.dtype.element_ty), mask=inside)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -53,6 +54,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     for first in range(0, rows, 65535):  # the most that a grid's second dimension holds
         part, target = gate_up[first : first + 65535], out[first : first + 65535]
         silu_mul_kernel[(triton.cdiv(width, BLOCK), part.shape[0])](
-            part, target, width, gate_up.stride(0), BLOCK=BLOCK, num_warps=WARPS
+            part, target, width, gate_up.stride(0), block=BLOCK, num_warps=WARPS
         )
     return out

@@ -18,8 +18,8 @@ def variants(shape: ModelShape) -> list[Variant]:
         "sizes": "*i32", "totals": "*fp64",
         **dict.fromkeys(("rows", "peaks", "width", "vocabulary", "stride"), "i32"),
     }  # fmt: skip
-    constants = {"TOP_K": True, "TOP_P": True, "MIN_P": True, "PEAKS": 128, "BLOCK": BLOCK,
-                 "RUNGS": RUNGS, "TILES": tiles, "MOST": MOST}  # fmt: skip
+    constants = {"has_top_k": True, "has_top_p": True, "has_min_p": True, "peak_lanes": 128,
+                 "block": BLOCK, "rungs": RUNGS, "tile_lanes": tiles, "most": MOST}  # fmt: skip
     gates = []
     for dtype in ("*bf16", "*fp32"):
         for kernel, budget in ((count_rungs, 90), (gather_candidates, 90)):

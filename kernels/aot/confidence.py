@@ -37,7 +37,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "confidence", f"tiles-{dtype[1:]}{parts}", tile_statistics,
                 {"logits": dtype, **signature},
-                {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
+                {"block": BLOCK, "statistics": statistics, "draw": draw},
                 ("logits", "temperatures", "partials", "width", "stride"), WARPS,
                 elements=BLOCK, budget=budget, registers=112,
             )
@@ -47,7 +47,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "confidence", f"merge-{dtype[1:]}" + "-draw" * draw, merge_rows,
                 merge_signature(dtype),
-                {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
+                {"block": BLOCK, "tile_lanes": tiles, "head": False, "draw": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
                  "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
                 budget=150 if draw else 60, wide=False, registers=168,
@@ -64,7 +64,7 @@ def _score_variants() -> list[Variant]:
             {"logits": dtype, "targets": "*i64", "peaks": "*fp32", "probs": "*fp32",
              "out": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
              "target_stride": "i32"},
-            {"BLOCK": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
+            {"block": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
             elements=SCORE_BLOCK, budget=35, wide=False, registers=64,
         )
         for dtype in ("*bf16", "*fp32")

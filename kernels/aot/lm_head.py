@@ -35,9 +35,9 @@ def variants(shape: ModelShape) -> list[Variant]:
             "weight_stride": "i32",
         }  # fmt: skip
         constants = {
-            "BLOCK_M": c.rows, "BLOCK_N": BLOCK_N, "BLOCK_K": c.depth,
-            "EVEN_K": shape.hidden % c.depth == 0, "STORE": bool(store), "DRAW": draw,
-            "UPCAST": False,
+            "block_m": c.rows, "block_n": BLOCK_N, "block_k": c.depth,
+            "even_k": shape.hidden % c.depth == 0, "store": bool(store), "draw": draw,
+            "upcast": False,
         }  # fmt: skip
         gates.append(
             Variant(
@@ -56,7 +56,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             Variant(
                 "lm_head", "merge" + "-draw" * draw, merge_rows,
                 merge_signature("*bf16"),
-                {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
+                {"block": BLOCK_N, "tile_lanes": tiles, "head": True, "draw": draw},
                 ("logits", "source", "partials", "head_rows", "source_rows", "stride",
                  "source_stride"), MERGE_WARPS, elements=BLOCK_N + tiles,
                 budget=round(fixed / (BLOCK_N + tiles) + each, 1), wide=False,

@@ -24,13 +24,13 @@ def variants(shape: ModelShape) -> list[Variant]:
             name=name,
             kernel=norm_kernel,
             signature={
-                **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), "*bf16"),
+                **dict.fromkeys(("x", "residual", "weight", "out"), "*bf16"),
                 **dict.fromkeys(("hidden", "heads", "x_row_stride", "x_head_stride"), "i32"),
                 "eps": "fp32",
             },
-            constants={"ADD": add, "BLOCK": block},
+            constants={"add": add, "block": block},
             aligned=(
-                "x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "hidden", "x_row_stride",
+                "x", "residual", "weight", "out", "hidden", "x_row_stride",
                 "x_head_stride",
             ),
             warps=warps_of(block),

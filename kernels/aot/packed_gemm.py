@@ -56,7 +56,7 @@ def _product_variant(name: str, chosen: Plan, k: int, packing: Packing, biased: 
         "m_size", "n_size", "width", "x_stride", "group", "scale_rows", "row_stride",
         "group_stride", "blocks_per_split",
     )  # fmt: skip
-    constants = {**constants_of(packing, chosen, width, biased), "UPCAST": False}
+    constants = {**constants_of(packing, chosen, width, biased), "upcast": False}
     # What launches pass as 1 is a constant there.
     ones = {"group_stride": 1} if packing.eight else {"scale_rows": 1, "row_stride": 1}
     stride = "scale_rows" if packing.eight else "group_stride"
@@ -65,14 +65,14 @@ def _product_variant(name: str, chosen: Plan, k: int, packing: Packing, biased: 
         name=name,
         kernel=packed_kernel,
         signature={
-            "x_ptr": "*bf16", "codes_ptr": "*fp8e4nv" if packing.eight else "*u8",
-            "scale_ptr": "*fp32" if packing.eight else "*fp16", "zero_ptr": "*i16",
-            "bias_ptr": "*bf16", "y_ptr": "*fp32" if split else "*bf16",
+            "x": "*bf16", "codes": "*fp8e4nv" if packing.eight else "*u8",
+            "scale": "*fp32" if packing.eight else "*fp16", "zero": "*i16",
+            "bias": "*bf16", "y": "*fp32" if split else "*bf16",
             **dict.fromkeys(sizes, "i32"),
         },
         constants=constants | ones,
         aligned=(
-            "x_ptr", "codes_ptr", "scale_ptr", "zero_ptr", "bias_ptr", "y_ptr", "n_size", "width",
+            "x", "codes", "scale", "zero", "bias", "y", "n_size", "width",
             "x_stride", "group", stride,
         ),
         warps=config.warps,

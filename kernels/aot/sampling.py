@@ -22,8 +22,8 @@ def variants(shape: ModelShape) -> list[Variant]:
             "source_stride": "i32",
         }  # fmt: skip
         constants = {
-            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "LISTED": listed,
-            "CHUNK": LIST_CHUNK if listed else CHUNK,
+            "has_top_k": True, "has_top_p": True, "has_min_p": True, "shift": shift,
+            "listed": listed, "chunk": LIST_CHUNK if listed else CHUNK,
         }  # fmt: skip
         gates.append(
             Variant(

@@ -21,10 +21,10 @@ def variants(shape: ModelShape) -> list[Variant]:
             name="silu_mul",
             kernel=silu_mul_kernel,
             signature={
-                "gate_up_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32", "row_stride": "i32"
+                "gate_up": "*bf16", "out": "*bf16", "width": "i32", "row_stride": "i32"
             },
-            constants={"BLOCK": BLOCK},
-            aligned=("gate_up_ptr", "out_ptr", "width", "row_stride"),
+            constants={"block": BLOCK},
+            aligned=("gate_up", "out", "width", "row_stride"),
             warps=WARPS,
             elements=BLOCK,
             budget=40,
