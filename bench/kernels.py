@@ -5,7 +5,7 @@
 
 On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
 L2, beside torch, torch.compile and what is installed of FlashInfer, flash-attn, Liger-Kernel and
-vLLM, against the floor as measured on that card. What fails there is left out, with a line; a
+vLLM, against the roofline as measured on that card. What fails there is left out, with a line; a
 kernel of ours leaves a row with its error. Only where the card answers no more does the run stop.
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
@@ -28,7 +28,7 @@ from pathlib import Path
 from bench.rows import RowWriter
 from engine.errors import SteerError
 from engine.files import check_output
-from kernels.registry import OPS
+from kernels.aot.registry import OPS
 
 QUICK_PAIR = "qwen-1.5b/qwen-32b"
 

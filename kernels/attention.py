@@ -16,10 +16,7 @@ else is in the batch, as long as the chunks (``Splits``) are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -31,7 +28,6 @@ from kernels.attention_config import (
     TILES_32BIT,
     Split,
     Splits,
-    Tile,
     Work,
     check_splits,
     query_blocks,
@@ -40,14 +36,12 @@ from kernels.attention_config import (
 from kernels.attention_prefill import prefill_kernel
 from kernels.attention_split import merge_kernel, split_kernel
 from kernels.checks import check_choice, check_device, check_tensor, interpreted
-from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
-from kernels.variant import ModelShape, Variant
 
 HEAD_DIMS = (16, 32, 64, 128)
 WIDEST_GROUP = 16
 MOST_SEQUENCES = 4096
-_MERGED = 16  # splits that are read at once
+MERGE_TILE = 16  # splits that are read at once
 
 
 def paged_attention(
@@ -158,7 +152,7 @@ class _Batch:
         )  # fmt: skip
         merge_kernel[shape](
             stats, parts, self.starts, self.contexts, self.out, sequences, rows, pieces,
-            **constants, **cut, tile=min(_MERGED, split.most), clear=clear, num_warps=4,
+            **constants, **cut, tile=min(MERGE_TILE, split.most), clear=clear, num_warps=4,
         )  # fmt: skip
 
 
@@ -184,72 +178,3 @@ def _check(
     check_tensor("contexts", contexts, (sequences,), integers, like=query)
     if sequences > MOST_SEQUENCES:
         raise ValueError(f"table must have at most {MOST_SEQUENCES} rows, got {sequences}")
-
-
-def floor(
-    layout: KVLayout, heads: int, starts: Sequence[int], contexts: Sequence[int], itemsize: int = 2
-) -> Floor:
-    """Each key and value of a sequence is read once, each query read and each result written."""
-    spans = [b - a for a, b in pairwise(starts)]
-    token = 2 * layout.kv_heads * layout.head_dim * itemsize
-    seen = sum(s * c - s * (s - 1) // 2 for s, c in zip(spans, contexts, strict=True))
-    row = heads * layout.head_dim
-    return Floor(sum(contexts) * token + 2 * sum(spans) * row * itemsize, 4 * seen * row)
-
-
-# Instructions an element of one step's keys and values; long spans have their loop twice.
-_BUDGET = {"decode": 16, "short": 28, "long": 72}
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Pages of 64 tokens, 64 sequences; bf16, and the products also in fp32."""
-    layout = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
-              "sequences", "rows", "splits")  # fmt: skip
-    signature = dict.fromkeys(("table", "starts", "contexts"), "*i32")
-    signature |= dict.fromkeys(("stats", "parts"), "*fp32") | dict.fromkeys(layout, "i32")
-    signature["scale"] = "fp32"
-    found = []
-    for suffix, dtype, tiles in (("", "*bf16", TILES_16BIT), ("_fp32", "*fp32", TILES_32BIT)):
-        types = signature | dict.fromkeys(("query", "arena", "out"), dtype)
-        for kind, tile in tiles.items():
-            products, merges = _variants_of(kind, tile, shape, types)
-            found.append(replace(products, name=products.name + suffix))
-            if merges is not None and not suffix:
-                found.append(merges)
-    return found
-
-
-def _variants_of(
-    kind: str, tile: Tile, shape: ModelShape, types: Mapping[str, str]
-) -> tuple[Variant, Variant | None]:
-    """The kernel of the products, and the merge where keys are split."""
-    constants: dict[str, Any] = shared_constants(
-        kind, shape.heads // shape.kv_heads, shape.head_dim, 64, tile
-    )
-    tiles = {"page": 64, "block_m": tile.rows, "block_n": tile.keys, "upcast": False}
-    limits = {
-        "elements": 2 * tile.keys * shape.head_dim,
-        "budget": _BUDGET[kind] if tile is TILES_16BIT[kind] else 0,
-    }
-    options = {"warps": tile.warps, "stages": tile.stages}
-    if kind == "long":
-        constants |= tiles | {"clear": True}
-        return _variant("prefill", prefill_kernel, types, constants, options | limits), None
-    splits = Splits.choose(1, shape.kv_heads)
-    split = splits.decode if kind == "decode" else splits.short
-    constants |= {"chunk": split.chunk, "most": split.most}
-    merged = constants | {"tile": min(_MERGED, split.most), "clear": True}
-    of_merge = {"elements": merged["tile"] * shape.head_dim, "budget": 64}
-    return (
-        _variant(f"{kind}_split", split_kernel, types, constants | tiles, options | limits),
-        _variant(f"{kind}_merge", merge_kernel, types, merged, of_merge),
-    )
-
-
-def _variant(
-    name: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> Variant:  # fmt: skip
-    used = {k: v for k, v in types.items() if k in kernel.arg_names}
-    pointers = tuple(k for k, v in used.items() if v.startswith("*"))
-    return Variant("attention", name, kernel, used, constants, pointers, **options)

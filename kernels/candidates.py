@@ -25,7 +25,6 @@ from torch import Tensor
 from kernels.draws import LEAST, DrawRows
 from kernels.merge import LOWEST, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
-from kernels.variant import ModelShape, Variant
 
 MOST = 4096  # tokens in a list
 BLOCK, WARPS = 1024, 1
@@ -49,14 +48,14 @@ class Candidates(NamedTuple):
 @triton.jit
 def filters_of(
     temperatures: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor,
-    valid: tl.tensor, row: tl.tensor, vocabulary: tl.tensor, TOP_K: tl.constexpr,
-    TOP_P: tl.constexpr, MIN_P: tl.constexpr,
+    valid: tl.tensor, row: tl.tensor, vocabulary: tl.tensor, has_top_k: tl.constexpr,
+    has_top_p: tl.constexpr, has_min_p: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Whether a row has a filter; then temperature, top-k (0: off), top-p (1: off), min-p."""
     temperature = tl.load(temperatures + row)
-    top_k = tl.load(top_ks + row) if TOP_K else row * 0
-    top_p = tl.load(top_ps + row) if TOP_P else temperature * 0 + 1
-    min_p = tl.load(min_ps + row) if MIN_P else temperature * 0
+    top_k = tl.load(top_ks + row) if has_top_k else row * 0
+    top_p = tl.load(top_ps + row) if has_top_p else temperature * 0 + 1
+    min_p = tl.load(min_ps + row) if has_min_p else temperature * 0
     top_k = tl.where(top_k < vocabulary, top_k, 0)
     on = (temperature > 0) & (tl.load(valid + row) != 0)
     on = on & ((top_k > 0) | (top_p < 1) | (min_p > 0))
@@ -65,10 +64,10 @@ def filters_of(
 
 @triton.jit
 def _row_top(
-    partials: tl.tensor, row: tl.tensor, rows: tl.tensor, peaks: tl.tensor, PEAKS: tl.constexpr
+    partials: tl.tensor, row: tl.tensor, rows: tl.tensor, peaks: tl.tensor, peak_lanes: tl.constexpr
 ) -> tl.tensor:
     """The maximum of what a row draws from, of the tiles' maxima (plane 4 of the partials)."""
-    n = tl.arange(0, PEAKS)
+    n = tl.arange(0, peak_lanes)
     place = partials + (4 * rows.to(tl.int64) + row) * peaks + n
     return tl.maximum(tl.max(tl.load(place, mask=n < peaks, other=float("-inf")), 0), LOWEST)
 
@@ -84,27 +83,33 @@ def count_rungs(
     source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
     top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, counts: tl.tensor, masses: tl.tensor,
     rows: tl.tensor, peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
-    TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, PEAKS: tl.constexpr,
-    BLOCK: tl.constexpr, RUNGS: tl.constexpr,
+    has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
+    peak_lanes: tl.constexpr, block: tl.constexpr, rungs: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grid: (rows, tiles). Tokens [rows, RUNGS, tiles]; mass, and that of all in a last rung."""
+    """Grid: (rows, tiles). What lies within each rung of one tile of ``block`` ids of one row.
+
+    ``counts`` int32 [rows, rungs, tiles] of tokens, ``masses`` fp32 [rows, rungs + 1, tiles], the
+    last one of all. has_top_k, has_top_p, has_min_p: which filters are given. peak_lanes: a power
+    of two, at least ``peaks``.
+    """
     row, tile, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     on, temperature, _, _, _ = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, TOP_K, TOP_P, MIN_P
-    )
+        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        has_min_p,
+    )  # fmt: skip
     if not on:
         return
-    top = _row_top(partials, row, rows, peaks, PEAKS)
-    ids = tile * BLOCK + tl.arange(0, BLOCK)
+    top = _row_top(partials, row, rows, peaks, peak_lanes)
+    ids = tile * block + tl.arange(0, block)
     x = load_logits(source + row * stride, ids, width, vocabulary)
     mass = tl.exp2((x - top) * inverse_temperature(temperatures, row))
-    for rung in tl.static_range(RUNGS):
+    for rung in tl.static_range(rungs):
         inside = (x >= _floor_of(top, temperature, rung)) & (x > float("-inf"))
         count = tl.sum(inside.to(tl.int32), 0)
-        tl.store(counts + (row * RUNGS + rung) * tiles + tile, count)
+        tl.store(counts + (row * rungs + rung) * tiles + tile, count)
         part = tl.sum(tl.where(inside, mass, 0.0), 0)
-        tl.store(masses + (row * (RUNGS + 1) + rung) * tiles + tile, part)
-    tl.store(masses + (row * (RUNGS + 1) + RUNGS) * tiles + tile, tl.sum(mass, 0))
+        tl.store(masses + (row * (rungs + 1) + rung) * tiles + tile, part)
+    tl.store(masses + (row * (rungs + 1) + rungs) * tiles + tile, tl.sum(mass, 0))
 
 
 @triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
@@ -113,34 +118,39 @@ def gather_candidates(
     top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, seeds: tl.tensor, counters: tl.tensor,
     counts: tl.tensor, masses: tl.tensor, values: tl.tensor, found: tl.tensor, sizes: tl.tensor,
     totals: tl.tensor, rows: tl.tensor, peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr,
-    PEAKS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr, RUNGS: tl.constexpr,
-    MOST: tl.constexpr,
+    stride: tl.tensor, has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
+    peak_lanes: tl.constexpr, tile_lanes: tl.constexpr, block: tl.constexpr, rungs: tl.constexpr,
+    most: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Grid: (rows, tiles). Every program finds the same rung, and its own place in the list."""
+    """Grid: (rows, tiles). Every program finds the same rung, and its own place in the list.
+
+    ``values`` and ``found`` (ids) are [rows, most], ``sizes`` and ``totals`` [rows]; the rest as in
+    ``count_rungs``. tile_lanes: a power of two, at least the tiles.
+    """
     row, tile, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     on, temperature, top_k, top_p, min_p = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, TOP_K, TOP_P, MIN_P
-    )
+        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        has_min_p,
+    )  # fmt: skip
     if not on:
         return
-    top = _row_top(partials, row, rows, peaks, PEAKS)
-    n = tl.arange(0, TILES)
+    top = _row_top(partials, row, rows, peaks, peak_lanes)
+    n = tl.arange(0, tile_lanes)
     there = n < tiles
-    at = masses + row * (RUNGS + 1) * tiles + n
-    total = tl.sum(tl.load(at + RUNGS * tiles, mask=there, other=0.0).to(tl.float64), 0)
+    at = masses + row * (rungs + 1) * tiles + n
+    total = tl.sum(tl.load(at + rungs * tiles, mask=there, other=0.0).to(tl.float64), 0)
     least = top.to(tl.float64) + temperature * tl.log(tl.maximum(min_p, 1e-300))
     by_mass = (top_p < 1) | (min_p <= KEEPS_ALL)
     share = tl.where(top_p < 1, top_p, keyed_uniform(seeds, counters, row))
     size, before = tile * 0, tile * 0
     level = top
-    for rung in tl.static_range(RUNGS - 1, -1, -1):  # the shortest that is enough comes last
+    for rung in tl.static_range(rungs - 1, -1, -1):  # the shortest that is enough comes last
         low = _floor_of(top, temperature, rung)
-        count = tl.load(counts + (row * RUNGS + rung) * tiles + n, mask=there, other=0)
+        count = tl.load(counts + (row * rungs + rung) * tiles + n, mask=there, other=0)
         tokens = tl.sum(count, 0)
         mass = tl.sum(tl.load(at + rung * tiles, mask=there, other=0.0).to(tl.float64), 0)
         enough = tl.where(by_mass, mass >= share * total * SURE, low.to(tl.float64) <= least)
-        enough = tl.where(top_k > 0, tokens >= top_k, enough) & (tokens <= MOST)
+        enough = tl.where(top_k > 0, tokens >= top_k, enough) & (tokens <= most)
         size = tl.where(enough, tokens, size)
         before = tl.where(enough, tl.sum(tl.where(n < tile, count, 0), 0), before)
         level = tl.where(enough, low, level)
@@ -149,10 +159,10 @@ def gather_candidates(
         tl.store(totals + row, total)
     if size == 0:
         return
-    ids = tile * BLOCK + tl.arange(0, BLOCK)
+    ids = tile * block + tl.arange(0, block)
     x = load_logits(source + row * stride, ids, width, vocabulary)
     inside = (x >= level) & (x > float("-inf"))
-    place = row * MOST + before + tl.cumsum(inside.to(tl.int32), 0) - 1
+    place = row * most + before + tl.cumsum(inside.to(tl.int32), 0) - 1
     tl.store(values + place, x, mask=inside)
     tl.store(found + place, ids, mask=inside)
 
@@ -179,14 +189,14 @@ def gather(
     )  # fmt: skip
     columns = (draw.temperature, *filter_columns(draw), valid)
     sizes = (rows, peaks, source.shape[1], vocabulary, source.stride(0))
-    constants = {**filter_flags(draw), "PEAKS": triton.next_power_of_2(peaks), "BLOCK": BLOCK,
-                 "RUNGS": RUNGS}  # fmt: skip
+    constants = {**filter_flags(draw), "peak_lanes": triton.next_power_of_2(peaks), "block": BLOCK,
+                 "rungs": RUNGS}  # fmt: skip
     count_rungs[(rows, tiles)](
         source, partials, *columns, counts, masses, *sizes, **constants, num_warps=WARPS
     )
     gather_candidates[(rows, tiles)](
         source, partials, *columns, draw.seed, draw.counter, counts, masses, *found, *sizes,
-        **constants, TILES=triton.next_power_of_2(tiles), MOST=MOST, num_warps=WARPS,
+        **constants, tile_lanes=triton.next_power_of_2(tiles), most=MOST, num_warps=WARPS,
     )  # fmt: skip
     return found
 
@@ -202,32 +212,5 @@ def filter_columns(draw: DrawRows) -> tuple[Tensor, Tensor, Tensor]:
 
 def filter_flags(draw: DrawRows) -> dict[str, bool]:
     """Constants of a launch: which filters are given."""
-    given = {"TOP_K": draw.top_k, "TOP_P": draw.top_p, "MIN_P": draw.min_p}
+    given = {"has_top_k": draw.top_k, "has_top_p": draw.top_p, "has_min_p": draw.min_p}
     return {name: column is not None for name, column in given.items()}
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Both kernels with all filters, after the statistics' tiles, in bf16 and with penalties."""
-    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
-    rest = {
-        "partials": "*fp32", "temperatures": "*fp64", "top_ks": "*i64", "top_ps": "*fp64",
-        "min_ps": "*fp64", "valid": "*i8", "seeds": "*i64", "counters": "*i64",
-        "counts": "*i32", "masses": "*fp32", "values": "*fp32", "found": "*i32",
-        "sizes": "*i32", "totals": "*fp64",
-        **dict.fromkeys(("rows", "peaks", "width", "vocabulary", "stride"), "i32"),
-    }  # fmt: skip
-    constants = {"TOP_K": True, "TOP_P": True, "MIN_P": True, "PEAKS": 128, "BLOCK": BLOCK,
-                 "RUNGS": RUNGS, "TILES": tiles, "MOST": MOST}  # fmt: skip
-    made = []
-    for dtype in ("*bf16", "*fp32"):
-        for kernel, budget in ((count_rungs, 90), (gather_candidates, 90)):
-            names = kernel.arg_names
-            made.append(
-                Variant(
-                    "confidence", f"{kernel.__name__}-{dtype[1:]}", kernel,
-                    {k: v for k, v in ({"source": dtype} | rest).items() if k in names},
-                    {k: v for k, v in constants.items() if k in names},
-                    ("source", "width", "stride"), WARPS, elements=BLOCK, budget=budget,
-                )
-            )  # fmt: skip
-    return made

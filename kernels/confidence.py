@@ -11,8 +11,6 @@ distribution is the same, but a key draws another token.
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -20,57 +18,53 @@ from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
-from kernels.floor import Floor
 from kernels.merge import (
     FLOOR,
     LOG2E,
     LOGITS,
     LOWEST,
-    MERGE_WARPS,
     PLANES,
     ScoredRows,
     inverse_temperature,
     merge,
-    merge_rows,
-    merge_signature,
 )
 from kernels.sampling import draw_filtered
-from kernels.sampling import variants as sampling_variants
-from kernels.variant import ModelShape, Variant
 
 # One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
 # 100 KB are under way. Fixed: both decide the order of the sums.
 BLOCK, WARPS = 2048, 1
 SCORE_BLOCK = 1024
-TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 
 
 @triton.jit(do_not_specialize=("rows", "vocabulary"))
 def tile_statistics(
     logits: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor,
-    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr,
-    STATISTICS: tl.constexpr, DRAW: tl.constexpr,
+    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, block: tl.constexpr,
+    statistics: tl.constexpr, draw: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile of one row: what its STATISTICS need, what a DRAW from it needs, or both."""
+    """One tile of ``block`` ids of one row. Grid: (rows, tiles). See the head of this file.
+
+    ``partials`` is fp32 [PLANES, rows, tiles]. statistics, draw: whether to store what they need.
+    """
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    ids = tile * BLOCK + tl.arange(0, BLOCK)
+    ids = tile * block + tl.arange(0, block)
     # The width of a row is a multiple of a load's 16 bytes, the vocabulary need not be one.
     x = tl.load(logits + row * stride + ids, mask=ids < width, other=float("-inf")).to(tl.float32)
-    if (tile + 1) * BLOCK > vocabulary:
+    if (tile + 1) * block > vocabulary:
         x = tl.where(ids < vocabulary, x, float("-inf"))
     peak = tl.max(x, 0)
     d = x - tl.maximum(peak, LOWEST)
     place = partials + row * tl.num_programs(1) + tile
     plane = rows.to(tl.int64) * tl.num_programs(1)
-    if STATISTICS:
+    if statistics:
         # NaN and inf - inf go on into the sums, and flag the row there.
         clamped = tl.maximum(d, FLOOR, propagate_nan=tl.PropagateNan.ALL)
         e = tl.exp2(clamped * LOG2E)
         tl.store(place, peak)
         tl.store(place + plane, tl.sum(e, 0))
         tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
-    if DRAW:
+    if draw:
         tl.store(place + 3 * plane, tl.sum(tl.exp2(d * inverse_temperature(temperatures, row)), 0))
         tl.store(place + 4 * plane, peak)
 
@@ -79,11 +73,14 @@ def tile_statistics(
 def score_targets(
     logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor,
     count: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, target_stride: tl.tensor,
-    BLOCK: tl.constexpr,
+    block: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Log-probabilities of BLOCK targets of one row; NaN where one is no id."""
+    """Log-probabilities of ``block`` targets of one row; NaN where one is no id.
+
+    Grid: (rows, tiles of ``count``). ``out`` is fp32 [rows, count].
+    """
     row = tl.program_id(0).to(tl.int64)
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    n = tl.program_id(1) * block + tl.arange(0, block)
     inside = n < count
     ids = tl.load(targets + row * target_stride + n, mask=inside, other=-1)
     known = (ids >= 0) & (ids < vocabulary)
@@ -137,7 +134,7 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
     if out.numel():
         score_targets[(len(logits), triton.cdiv(count, SCORE_BLOCK))](
             logits, targets, found.max_logit, found.max_prob, out, count, vocabulary,
-            logits.stride(0), targets.stride(0), BLOCK=SCORE_BLOCK,
+            logits.stride(0), targets.stride(0), block=SCORE_BLOCK,
         )  # fmt: skip
     return out
 
@@ -162,63 +159,7 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
         passes.append((source, False, True))
     for z, statistics, drawing in passes if rows else ():
         tile_statistics[(rows, tiles)](
-            z, temperatures, partials, rows, z.shape[1], vocabulary, z.stride(0), BLOCK=BLOCK,
-            STATISTICS=statistics, DRAW=drawing, num_warps=WARPS,
+            z, temperatures, partials, rows, z.shape[1], vocabulary, z.stride(0), block=BLOCK,
+            statistics=statistics, draw=drawing, num_warps=WARPS,
         )  # fmt: skip
     return partials
-
-
-def floor(rows: int, vocabulary: int, dtype: torch.dtype) -> Floor:
-    """Each logit read once; about ten operations on each."""
-    return Floor(rows * vocabulary * dtype.itemsize + 40 * rows, 10 * rows * vocabulary)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and a draw alone; merge, scores and filters."""
-    made = []
-    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
-    signature = {
-        "temperatures": "*fp64", "partials": "*fp32", "rows": "i32", "width": "i32",
-        "vocabulary": "i32", "stride": "i32",
-    }  # fmt: skip
-    for dtype, statistics, draw, budget in (
-        ("*bf16", True, False, 15), ("*bf16", True, True, 19), ("*fp32", True, False, 15),
-        ("*fp32", True, True, 19), ("*fp32", False, True, 15),
-    ):  # fmt: skip
-        parts = "-statistics" * statistics + "-draw" * draw
-        made.append(
-            Variant(
-                "confidence", f"tiles-{dtype[1:]}{parts}", tile_statistics,
-                {"logits": dtype, **signature},
-                {"BLOCK": BLOCK, "STATISTICS": statistics, "DRAW": draw},
-                ("logits", "temperatures", "partials", "width", "stride"), WARPS,
-                elements=BLOCK, budget=budget, registers=112,
-            )
-        )  # fmt: skip
-    for dtype, draw in product(("*bf16", "*fp32"), (False, True)):
-        made.append(
-            Variant(
-                "confidence", f"merge-{dtype[1:]}" + "-draw" * draw, merge_rows,
-                merge_signature(dtype),
-                {"BLOCK": BLOCK, "TILES": tiles, "HEAD": False, "DRAW": draw},
-                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
-                budget=150 if draw else 60, wide=False, registers=168,
-            )
-        )  # fmt: skip
-    return [*made, *_score_variants(), *sampling_variants(shape)]
-
-
-def _score_variants() -> list[Variant]:
-    """Of the types that heads give. Targets lie anywhere: no load takes 16 bytes at once."""
-    return [
-        Variant(
-            "confidence", f"score-{dtype[1:]}", score_targets,
-            {"logits": dtype, "targets": "*i64", "peaks": "*fp32", "probs": "*fp32",
-             "out": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
-             "target_stride": "i32"},
-            {"BLOCK": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
-            elements=SCORE_BLOCK, budget=35, wide=False, registers=64,
-        )
-        for dtype in ("*bf16", "*fp32")
-    ]  # fmt: skip

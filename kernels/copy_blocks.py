@@ -14,12 +14,10 @@ from torch import Tensor
 
 from kernels.arena import FLOATS, check_layout
 from kernels.checks import check_device, check_tensor
-from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
-from kernels.variant import ModelShape, Variant
 
-_WORDS = 4096  # of 32 bits, a program: 32 a thread, in 16-byte loads that are all in flight
-_WARPS = 4
+WORDS = 4096  # of 32 bits, a program: 32 a thread, in 16-byte loads that are all in flight
+WARPS = 4
 _PAIRS = 65535  # the most that a grid's second dimension holds
 
 
@@ -66,32 +64,9 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
     check_tensor("copies", copies, (None, 2), (torch.int32,), like=arena)
     memory = arena.view(torch.int32)
     block_words = layout.block_rows * memory.shape[1]
-    for pairs in copies.split(_PAIRS):
+    for pairs in torch.split(copies, _PAIRS):
         if len(pairs):
-            copy_kernel[(triton.cdiv(block_words, _WORDS), len(pairs))](
+            copy_kernel[(triton.cdiv(block_words, WORDS), len(pairs))](
                 memory, pairs, layout.slots, layout.slab_rows * memory.shape[1], block_words,
-                size=_WORDS, unit=4, num_warps=_WARPS,
+                size=WORDS, unit=4, num_warps=WARPS,
             )  # fmt: skip
-
-
-def floor(layout: KVLayout, pairs: int, itemsize: int = 2) -> Floor:
-    """Each block is read once and written once."""
-    return Floor(2 * pairs * layout.block_rows * layout.head_dim * itemsize, 0)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """One for every model: only sizes differ, and they are not compiled in."""
-    integers = dict.fromkeys(("slots", "slab_words", "block_words"), "i32")
-    return [
-        Variant(
-            op="copy_blocks",
-            name="copy",
-            kernel=copy_kernel,
-            signature={"memory": "*i32", "pairs": "*i32", **integers},
-            constants={"size": _WORDS, "unit": 4},
-            aligned=("memory", "pairs", "block_words"),
-            warps=_WARPS,
-            elements=_WORDS,
-            budget=8,
-        )
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class DrawRows:
     @classmethod
     def on(cls, device: torch.device | str, **columns: Any) -> DrawRows:
         """From numbers on the host: their values are checked here, where that costs no wait."""
-        rules = {
+        rules: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
             "temperature": ("at least 0", lambda v: (v >= 0) & v.isfinite()),
             "top_k": ("at least 0", lambda v: v >= 0),
             "top_p": ("in (0, 1]", lambda v: (v > 0) & (v <= 1)),

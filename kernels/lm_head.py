@@ -19,7 +19,6 @@ from triton import knobs
 
 from kernels.checks import check_device, check_tensor
 from kernels.draws import DrawRows
-from kernels.floor import Floor
 from kernels.merge import (
     BIG,
     FLOOR,
@@ -27,15 +26,11 @@ from kernels.merge import (
     LOG2E,
     LOGITS,
     LOWEST,
-    MERGE_WARPS,
     ScoredRows,
     inverse_temperature,
     merge,
-    merge_rows,
-    merge_signature,
 )
 from kernels.sampling import draw_filtered
-from kernels.variant import ModelShape, Variant
 
 BLOCK_N = 128  # ids a tile
 
@@ -64,43 +59,48 @@ def head_statistics(
     hidden: tl.tensor, weight: tl.tensor, logits: tl.tensor, temperatures: tl.tensor,
     partials: tl.tensor, firsts: tl.tensor, rows: tl.tensor, depth: tl.tensor, head_rows: tl.tensor,
     vocabulary: tl.tensor, hidden_stride: tl.tensor, weight_stride: tl.tensor,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    STORE: tl.constexpr, DRAW: tl.constexpr, UPCAST: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, even_k: tl.constexpr,
+    store: tl.constexpr, draw: tl.constexpr, upcast: tl.constexpr,
 ) -> None:  # fmt: skip
-    """BLOCK_N ids of BLOCK_M rows. Programs of the same ids are neighbours and share the weights.
+    """``block_n`` ids of ``block_m`` rows. Grid: (tiles of rows, tiles of ids).
 
-    UPCAST: the interpreter cannot multiply matrices in bf16.
+    Programs of the same ids are neighbours and share the weights. ``partials`` is fp32
+    [HEAD_PLANES, rows, tiles], ``firsts`` int32 [rows, tiles].
+
+    even_k: whether ``block_k`` divides ``depth``. store: whether to write ``logits`` [rows,
+    head_rows]. draw: whether to store what a draw from them needs. upcast: where a product of
+    half-precision operands is not to be had (the interpreter).
     """
     tile = tl.program_id(1)
     tiles = tl.num_programs(1)
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    ids = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
+    m = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    ids = tile * block_n + tl.arange(0, block_n)
+    k = tl.arange(0, block_k)
     # Rows past the end repeat the last one: no mask in the loop, and nothing outside is read.
     w_at = weight + tl.minimum(ids, head_rows - 1).to(tl.int64)[:, None] * weight_stride
     h_at = hidden + tl.minimum(m, rows - 1).to(tl.int64)[None, :] * hidden_stride
-    x = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for start in range(0, depth, BLOCK_K):
+    x = tl.zeros((block_n, block_m), tl.float32)
+    for start in range(0, depth, block_k):
         at = start + k
-        if EVEN_K:
+        if even_k:
             w = tl.load(w_at + at[None, :])
             h = tl.load(h_at + at[:, None])
         else:
             w = tl.load(w_at + at[None, :], mask=at[None, :] < depth, other=0.0)
             h = tl.load(h_at + at[:, None], mask=at[:, None] < depth, other=0.0)
-        if UPCAST:
+        if upcast:
             w, h = w.to(tl.float32), h.to(tl.float32)
         x = tl.dot(w, h, x, input_precision="ieee")
-    ends = (tile + 1) * BLOCK_N > vocabulary
+    ends = (tile + 1) * block_n > vocabulary
     row = m.to(tl.int64)
     place = partials + row * tiles + tile
     plane = rows.to(tl.int64) * tiles
     here = m < rows
-    if STORE:
+    if store:
         z = x.to(logits.dtype.element_ty)
         spot = logits + row[None, :] * head_rows + ids[:, None]
         tl.store(spot, z, mask=here[None, :] & (ids[:, None] < head_rows))
-        if DRAW:  # from what is stored: the second level reads it back
+        if draw:  # from what is stored: the second level reads it back
             z = z.to(tl.float32)
             if ends:
                 z = tl.where(ids[:, None] < vocabulary, z, float("-inf"))
@@ -178,59 +178,8 @@ def _launch(
     head_statistics[(triton.cdiv(rows, c.rows), firsts.shape[1])](
         hidden, weight, partials if logits is None else logits,
         partials if draw is None else draw.temperature, partials, firsts, rows, depth,
-        len(weight), vocabulary, hidden.stride(0), weight.stride(0), BLOCK_M=c.rows,
-        BLOCK_N=BLOCK_N, BLOCK_K=c.depth, EVEN_K=depth % c.depth == 0,
-        STORE=logits is not None, DRAW=draw is not None, UPCAST=bool(knobs.runtime.interpret),
+        len(weight), vocabulary, hidden.stride(0), weight.stride(0), block_m=c.rows,
+        block_n=BLOCK_N, block_k=c.depth, even_k=depth % c.depth == 0,
+        store=logits is not None, draw=draw is not None, upcast=bool(knobs.runtime.interpret),
         num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
-
-
-def floor(
-    rows: int, depth: int, head_rows: int, dtype: torch.dtype, store: torch.dtype | None = None
-) -> Floor:
-    """The weights once, the rows once, and the logits once if they are stored."""
-    stored = rows * head_rows * store.itemsize if store is not None else 0
-    return Floor((head_rows + rows) * depth * dtype.itemsize + stored, 2 * rows * head_rows * depth)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Each range of M without logits, with logits in fp32, and with a draw from them; the merge."""
-    made = []
-    drawn = [*((c, "*bf16", True) for c in CONFIGS[:2]), (CONFIGS[0], "*fp32", True)]
-    kept = [(c, store, False) for store in ("", "*fp32") for c in CONFIGS]
-    for c, store, draw in (*kept, *drawn):
-        signature = {
-            "hidden": "*bf16", "weight": "*bf16", "logits": store or "*fp32",
-            "temperatures": "*fp64", "partials": "*fp32", "firsts": "*i32", "rows": "i32",
-            "depth": "i32", "head_rows": "i32", "vocabulary": "i32", "hidden_stride": "i32",
-            "weight_stride": "i32",
-        }  # fmt: skip
-        constants = {
-            "BLOCK_M": c.rows, "BLOCK_N": BLOCK_N, "BLOCK_K": c.depth,
-            "EVEN_K": shape.hidden % c.depth == 0, "STORE": bool(store), "DRAW": draw,
-            "UPCAST": False,
-        }  # fmt: skip
-        made.append(
-            Variant(
-                "lm_head", f"m{c.rows}" + f"-{store[1:]}" * bool(store) + "-draw" * draw,
-                head_statistics, signature, constants,
-                ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
-                 "weight_stride"), c.warps, c.stages, elements=BLOCK_N * c.rows,
-                budget=90 if draw else 70 if store else 62,
-            )
-        )  # fmt: skip
-    tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))
-    for draw in (False, True):
-        # Part of the program is there whatever the tiles: a small head spreads it over fewer.
-        fixed, each = (154_000, 129) if draw else (53_000, 40.6)
-        made.append(
-            Variant(
-                "lm_head", "merge" + "-draw" * draw, merge_rows,
-                merge_signature("*bf16"),
-                {"BLOCK": BLOCK_N, "TILES": tiles, "HEAD": True, "DRAW": draw},
-                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS, elements=BLOCK_N + tiles,
-                budget=round(fixed / (BLOCK_N + tiles) + each, 1), wide=False,
-            )
-        )  # fmt: skip
-    return made

@@ -91,14 +91,14 @@ def _pick(mass: tl.tensor, ids: tl.tensor, share: tl.tensor) -> tl.tensor:
 def _draw(
     source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
     counters: tl.tensor, row: tl.tensor, tiles: tl.tensor, plane: tl.tensor, width: tl.tensor,
-    vocabulary: tl.tensor, stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    vocabulary: tl.tensor, stride: tl.tensor, block: tl.constexpr, tile_lanes: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """A token of a row of ``source``: first its tile, by the tiles' sums, then within the tile.
 
     Both are the inverse of a cumulative sum in fp64, and one uniform serves both: what is left of
     it inside the tile's share goes on. So the order is that of the ids.
     """
-    n = tl.arange(0, TILES)
+    n = tl.arange(0, tile_lanes)
     place = partials + row * tiles + n
     mass = tl.load(place + 3 * plane, mask=n < tiles, other=0.0)
     peak = tl.load(place + 4 * plane, mask=n < tiles, other=float("-inf"))
@@ -113,9 +113,9 @@ def _draw(
     own = tl.sum(tl.where(n == tile, mass, 0.0), 0)
     before = tl.sum(tl.where(n == tile, total, 0.0), 0) - own
     share = tl.minimum(tl.maximum((goal - before) / own, 0.0), BELOW_ONE)
-    tile = tl.where(greedy, tl.min(tl.where(peak == top, n, TILES), 0), tile)
+    tile = tl.where(greedy, tl.min(tl.where(peak == top, n, tile_lanes), 0), tile)
     peak = tl.max(tl.where(n == tile, peak, float("-inf")), 0)
-    ids = tile * BLOCK + tl.arange(0, BLOCK)
+    ids = tile * block + tl.arange(0, block)
     y = load_logits(source + row * stride, ids, width, vocabulary)
     weight = tl.exp2((y - tl.maximum(peak, LOWEST)) * scale).to(tl.float64)
     first = tl.min(tl.where(y == peak, ids, BIG), 0)
@@ -128,33 +128,35 @@ def merge_rows(
     temperatures: tl.tensor, seeds: tl.tensor, counters: tl.tensor, values: tl.tensor,
     argmax: tl.tensor, token: tl.tensor, valid: tl.tensor, rows: tl.tensor, tiles: tl.tensor,
     head_rows: tl.tensor, source_rows: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
-    source_stride: tl.tensor, BLOCK: tl.constexpr, TILES: tl.constexpr, HEAD: tl.constexpr,
-    DRAW: tl.constexpr,
+    source_stride: tl.tensor, block: tl.constexpr, tile_lanes: tl.constexpr, head: tl.constexpr,
+    draw: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One row. HEAD: the maximum's own term was kept apart by the tiles, no logits are needed.
+    """One row. Grid: (rows,). ``values`` is fp32 [7, rows]; other results are [rows].
 
-    Otherwise its tile is read a second time, here, where that costs one tile a row, and not an
-    index and a runner-up for every logit in the tiles' pass.
+    block: ids a tile. tile_lanes: a power of two, at least ``tiles``. draw: whether to draw a
+    token from ``source``. head: the maximum's own term was kept apart by the tiles, no logits are
+    needed. Otherwise its tile is read a second time, here, where that costs one tile a row, and not
+    an index and a runner-up for every logit in the tiles' pass.
     """
     row = tl.program_id(0).to(tl.int64)
     plane = rows.to(tl.int64) * tiles
-    n = tl.arange(0, TILES)
+    n = tl.arange(0, tile_lanes)
     place = partials + row * tiles + n
     peak = tl.load(place, mask=n < tiles, other=float("-inf"))
     sums = tl.load(place + plane, mask=n < tiles, other=0.0)
     shifted = tl.load(place + 2 * plane, mask=n < tiles, other=0.0)
     top = tl.max(peak, 0)
     base = tl.maximum(top, LOWEST)
-    winner = tl.min(tl.where(peak == top, n, TILES), 0)
+    winner = tl.min(tl.where(peak == top, n, tile_lanes), 0)
     winner = tl.where(winner < tiles, winner, 0)  # NaN equals nothing
-    if HEAD:
+    if head:
         spot = row * tiles + winner
         first = tl.load(firsts + spot)
         second = tl.load(partials + spot + 5 * plane)
         rest = tl.load(partials + spot + 6 * plane)
         surprise = tl.load(partials + spot + 2 * plane)
     else:
-        ids = winner * BLOCK + tl.arange(0, BLOCK)
+        ids = winner * block + tl.arange(0, block)
         x = load_logits(logits + row * stride, ids, head_rows, vocabulary)
         first = tl.min(tl.where(x == top, ids, BIG), 0)
         x = tl.where(ids == first, float("-inf"), x)
@@ -175,10 +177,10 @@ def merge_rows(
     usable = (top > float("-inf")) & (top < float("inf")) & (total < float("inf"))
     chosen = first
     logprob = -log_total
-    if DRAW:
+    if draw:
         chosen = _draw(
             source, partials, temperatures, seeds, counters, row, tiles, plane, source_rows,
-            vocabulary, source_stride, BLOCK, TILES,
+            vocabulary, source_stride, block, tile_lanes,
         )  # fmt: skip
         chosen = tl.where(usable & (chosen < vocabulary), chosen, 0)
         x = tl.load(logits + row * stride + chosen).to(tl.float32)
@@ -226,22 +228,10 @@ def merge(
             partials if draw is None else draw.temperature, argmax if draw is None else draw.seed,
             argmax if draw is None else draw.counter, values, argmax, token, valid, rows, tiles,
             logits.shape[1], source.shape[1], vocabulary, logits.stride(0), source.stride(0),
-            BLOCK=block,
-            TILES=triton.next_power_of_2(tiles), HEAD=firsts is not None, DRAW=draw is not None,
-            num_warps=MERGE_WARPS,
+            block=block, tile_lanes=triton.next_power_of_2(tiles), head=firsts is not None,
+            draw=draw is not None, num_warps=MERGE_WARPS,
         )  # fmt: skip
     entropy, prob, odds, margin, top, total, logprob = values
     return ScoredRows(
         entropy, prob, odds, margin, top, total, argmax, valid.view(torch.bool), token, logprob
     )
-
-
-def merge_signature(logits: str) -> dict[str, str]:
-    """Types of ``merge_rows``'s arguments for logits of one type, for the variants."""
-    return {
-        "logits": logits, "source": logits, "partials": "*fp32", "firsts": "*i32",
-        "temperatures": "*fp64", "seeds": "*i64", "counters": "*i64", "values": "*fp32",
-        "argmax": "*i64", "token": "*i64", "valid": "*i8", "rows": "i32", "tiles": "i32",
-        "head_rows": "i32", "source_rows": "i32", "vocabulary": "i32", "stride": "i32",
-        "source_stride": "i32",
-    }  # fmt: skip

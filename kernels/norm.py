@@ -16,45 +16,39 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_eps, check_tensor
-from kernels.floor import Floor
-from kernels.variant import ModelShape, Variant
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 16384
 
 
 @triton.jit
-def _norm_kernel(  # type: ignore[no-untyped-def]
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    out_ptr,
-    hidden,
-    heads,
-    x_row_stride,
-    x_head_stride,
-    eps,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    # Grid: (rows * heads,). With ADD, x and residual are contiguous.
+def norm_kernel(
+    x: tl.tensor, residual: tl.tensor, weight: tl.tensor, out: tl.tensor, hidden: tl.tensor,
+    heads: tl.tensor, x_row_stride: tl.tensor, x_head_stride: tl.tensor, eps: tl.tensor,
+    add: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    """One norm of ``hidden`` columns. Grid: (rows * heads,). See the head of this file.
+
+    add: to ``x`` the residual first; then both are contiguous. block: a power of two, at least
+    ``hidden``.
+    """
     program = tl.program_id(0).to(tl.int64)
     row, head = program // heads, program % heads
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, block)
     inside = columns < hidden
-    x_at = x_ptr + row * x_row_stride + head * x_head_stride + columns
-    x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    element = x_ptr.dtype.element_ty
-    if ADD:
-        residual = tl.load(residual_ptr + program * hidden + columns, mask=inside, other=0.0)
+    x_at = x + row * x_row_stride + head * x_head_stride + columns
+    value = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    element = x.dtype.element_ty
+    if add:
+        added = tl.load(residual + program * hidden + columns, mask=inside, other=0.0)
         # The sum is rounded before its statistics, as if it had been stored and read again.
-        rounded = (x + residual.to(tl.float32)).to(element)
+        rounded = (value + added.to(tl.float32)).to(element)
         tl.store(x_at, rounded, mask=inside)
-        x = rounded.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 0) / hidden + eps)
-    normed = (x * scale).to(element).to(tl.float32)
-    tl.store(out_ptr + program * hidden + columns, (normed * weight).to(element), mask=inside)
+        value = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / hidden + eps)
+    normed = (value * scale).to(element).to(tl.float32)
+    tl.store(out + program * hidden + columns, (normed * factor).to(element), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -100,11 +94,11 @@ def _check(x: Tensor, weight: Tensor, eps: float, contiguous: bool) -> None:
     if not 1 <= x.shape[-1] <= WIDEST:
         raise ValueError(f"x must have 1 to {WIDEST} columns, got {x.shape[-1]}")
     check_tensor("weight", weight, (x.shape[-1],), (x.dtype,), like=x)
-    check_device("x", x, _norm_kernel)
+    check_device("x", x, norm_kernel)
     check_eps(eps)
 
 
-def _warps(block: int) -> int:
+def warps_of(block: int) -> int:
     """16 to 32 elements a thread: wide loads, and the row still fits the registers."""
     return min(16, max(1, block // 512))
 
@@ -117,40 +111,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps
         return
     block = max(16, triton.next_power_of_2(hidden))
     head_stride = x.stride(1) if x.ndim == 3 else 0
-    _norm_kernel[(programs,)](
+    norm_kernel[(programs,)](
         x, residual if residual is not None else x, weight, out, hidden, heads, x.stride(0),
-        head_stride, eps, ADD=residual is not None, BLOCK=block, num_warps=_warps(block),
+        head_stride, eps, add=residual is not None, block=block, num_warps=warps_of(block),
     )  # fmt: skip
-
-
-def floor(rows: int, hidden: int, element_bytes: int = 2, add: bool = False) -> Floor:
-    """Reads x (and the residual), writes the norm (and x), reads the weight once."""
-    streams = 4 if add else 2
-    return Floor((streams * rows + 1) * hidden * element_bytes, (4 + add) * rows * hidden)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Both kernels at the model's hidden size in bf16."""
-    block = triton.next_power_of_2(shape.hidden)
-    return [
-        Variant(
-            op="norm",
-            name=name,
-            kernel=_norm_kernel,
-            signature={
-                **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr"), "*bf16"),
-                **dict.fromkeys(("hidden", "heads", "x_row_stride", "x_head_stride"), "i32"),
-                "eps": "fp32",
-            },
-            constants={"ADD": add, "BLOCK": block},
-            aligned=(
-                "x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "hidden", "x_row_stride",
-                "x_head_stride",
-            ),
-            warps=_warps(block),
-            elements=shape.hidden,
-            budget=28,
-            registers=128,
-        )
-        for name, add in (("rms_norm", False), ("add_rms_norm", True))
-    ]  # fmt: skip

@@ -32,19 +32,6 @@ class Packing:
     eight: bool = False
 
 
-# Instructions a weight by bits, bytes of a row in a tile, and whether tiles are narrow.
-_BUDGETS = {
-    (4, 128, False): 9.0, (4, 128, True): 11.0, (4, 64, False): 12.5, (4, 64, True): 15.0,
-    (8, 128, False): 12.5, (8, 128, True): 14.5,
-}  # fmt: skip
-# What large checkpoints mostly come in.
-COMMON = (
-    Packing("int4", 4, 128),
-    Packing("int4_zeros", 4, 128, zeros=True),
-    Packing("fp8_blocks", 8, 128, rows=128, eight=True),
-)
-
-
 def block_of(packing: Packing, k: int) -> int:
     """Bytes of a row in a tile, all of one group in each half of the row; 0 if there is no such."""
     width = k * packing.bits // 8
@@ -74,7 +61,6 @@ def plan(n: int, k: int, packing: Packing) -> Plan:
         block_k=block,
         warps=1 if narrow else 2,
         stages={128: 4, 64: 6}.get(block, 8),
-        budget=_BUDGETS.get((packing.bits, block, narrow), 0.0),
     )
     tiles, blocks = triton.cdiv(n, config.block_n), triton.cdiv(width, block)
     wanted = triton.cdiv(2 * SMS, tiles) if width > 1024 else 1

@@ -22,8 +22,7 @@ from triton import knobs
 
 from kernels import skinny_gemm
 from kernels.checks import check_device, check_tensor
-from kernels.floor import Floor
-from kernels.packed_config import COMMON, Packing, block_of, plan
+from kernels.packed_config import Packing, block_of, plan
 from kernels.packed_kernel import packed_kernel
 from kernels.reference.packed import (
     Fp8Weight,
@@ -35,7 +34,6 @@ from kernels.reference.packed import (
 )
 from kernels.skinny_config import Plan
 from kernels.skinny_gemm import FLOATS, FP8, ROWS
-from kernels.variant import ModelShape, Variant
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
@@ -84,8 +82,8 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
     packed_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
         x, weight.codes, weight.scale, weight.scale if zero is None else zero,
         y if bias is None else bias, out, m, n, width, x.stride(0), packing.group, packing.rows,
-        *strides, chosen.blocks_per_split, **_constants(packing, chosen, width, bias is not None),
-        UPCAST=bool(knobs.runtime.interpret),
+        *strides, chosen.blocks_per_split, **constants_of(packing, chosen, width, bias is not None),
+        upcast=bool(knobs.runtime.interpret),
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if split:
@@ -93,13 +91,13 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
     return y
 
 
-def _constants(packing: Packing, chosen: Plan, width: int, biased: bool) -> dict[str, int | bool]:
+def constants_of(packing: Packing, chosen: Plan, width: int, biased: bool) -> dict[str, int | bool]:
     config = chosen.config
     return {
-        "BITS": packing.bits, "MIDDLE": 0 if packing.eight else 1 << (packing.bits - 1),
-        "ZEROED": packing.zeros, "BIASED": biased and chosen.splits == 1,
-        "EVEN": width % config.block_k == 0, "ROWS": ROWS, "BLOCK_N": config.block_n,
-        "BLOCK": config.block_k,
+        "bits": packing.bits, "middle": 0 if packing.eight else 1 << (packing.bits - 1),
+        "zeroed": packing.zeros, "biased": biased and chosen.splits == 1,
+        "even_k": width % config.block_k == 0, "rows": ROWS, "block_n": config.block_n,
+        "block_k": config.block_k,
     }  # fmt: skip
 
 
@@ -129,59 +127,3 @@ def _check(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None) -> Non
         raise ValueError("weight must have groups of a multiple of 16 columns that cut its halves")
     if bias is not None:
         check_tensor("bias", bias, (n,), (x.dtype,), like=x)
-
-
-def floor(rows: int, n: int, k: int, packing: Packing = COMMON[0], element_bytes: int = 2) -> Floor:
-    """Reads codes, scales (fp8: 4 bytes, else 2) and zero points once and x, writes y."""
-    grid = triton.cdiv(n, packing.rows) * triton.cdiv(k, packing.group or k)
-    scales = (4 if packing.eight or packing.zeros else 2) * grid
-    moved = n * k * packing.bits // 8 + scales + element_bytes * rows * (n + k)
-    return Floor(moved, 2 * rows * n * k)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """Each linear layer but the head, which no checkpoint packs, in the common packings."""
-    found = []
-    for layer, (n, k) in skinny_gemm.shapes(shape).items():
-        for packing in COMMON if layer != "head" else ():
-            name, chosen = f"{layer}_{packing.name}", plan(n, k, packing)
-            found.append(_product_variant(name, chosen, k, packing, layer == "qkv"))
-            if chosen.splits > 1:
-                merge = skinny_gemm.merge_variant(
-                    "packed_gemm", f"{name}_merge", chosen.splits, False, layer == "qkv"
-                )
-                found.append(merge)
-    return found
-
-
-def _product_variant(name: str, chosen: Plan, k: int, packing: Packing, biased: bool) -> Variant:
-    config, split, width = chosen.config, chosen.splits > 1, k * packing.bits // 8
-    sizes = (
-        "m_size", "n_size", "width", "x_stride", "group", "scale_rows", "row_stride",
-        "group_stride", "blocks_per_split",
-    )  # fmt: skip
-    constants = {**_constants(packing, chosen, width, biased), "UPCAST": False}
-    # What launches pass as 1 is a constant there.
-    ones = {"group_stride": 1} if packing.eight else {"scale_rows": 1, "row_stride": 1}
-    stride = "scale_rows" if packing.eight else "group_stride"
-    return Variant(
-        op="packed_gemm",
-        name=name,
-        kernel=packed_kernel,
-        signature={
-            "x_ptr": "*bf16", "codes_ptr": "*fp8e4nv" if packing.eight else "*u8",
-            "scale_ptr": "*fp32" if packing.eight else "*fp16", "zero_ptr": "*i16",
-            "bias_ptr": "*bf16", "y_ptr": "*fp32" if split else "*bf16",
-            **dict.fromkeys(sizes, "i32"),
-        },
-        constants=constants | ones,
-        aligned=(
-            "x_ptr", "codes_ptr", "scale_ptr", "zero_ptr", "bias_ptr", "y_ptr", "n_size", "width",
-            "x_stride", "group", stride,
-        ),
-        warps=config.warps,
-        stages=config.stages,
-        elements=config.block_n * config.block_k * 8 // packing.bits,
-        budget=config.budget,
-        registers=200,
-    )  # fmt: skip

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from kernels.arena import FLOATS, check_layout
 from kernels.checks import check_choice, check_device, check_eps, check_tensor
-from kernels.floor import Floor
 from kernels.reference.attention import KVLayout
-from kernels.variant import ModelShape, Variant
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 _ELEMENTS = 512  # of each half, a program of one warp: 16 a lane, in 16-byte loads
@@ -28,6 +26,7 @@ _ELEMENTS = 512  # of each half, a program of one warp: 16 a lane, in 16-byte lo
 
 @triton.jit
 def _both_halves(at: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """What lies at ``at`` and ``half`` elements further on, as fp32."""
     first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(at + half, mask=mask, other=0.0).to(tl.float32)
     return first, second
@@ -131,7 +130,7 @@ def rope_kv(
     check_tensor("out", out, (rows, heads, head_dim), (qkv.dtype,), like=qkv)
     if not rows:
         return out
-    block_heads = _block_heads(head_dim)
+    block_heads = block_heads_of(head_dim)
     query_norm, key_norm = norms or (qkv, qkv)
     rope_kv_kernel[(rows, triton.cdiv(heads + 2 * layout.kv_heads, block_heads))](
         qkv, qkv if bias is None else bias, query_norm, key_norm, rope, positions, slots, out,
@@ -143,7 +142,7 @@ def rope_kv(
     return out
 
 
-def _block_heads(head_dim: int) -> int:
+def block_heads_of(head_dim: int) -> int:
     return _ELEMENTS // (head_dim // 2)
 
 
@@ -176,36 +175,3 @@ def _check(
         check_tensor(name, weight, (head_dim,), same, like=qkv)
     check_eps(eps)
     return heads
-
-
-def floor(layout: KVLayout, heads: int, rows: int, itemsize: int = 2) -> Floor:
-    """Everything is read once and written once; angles are half a table row each."""
-    columns = (heads + 2 * layout.kv_heads) * layout.head_dim
-    angles = rows * layout.head_dim * 4
-    return Floor(2 * rows * columns * itemsize + columns * itemsize + angles, 7 * rows * columns)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """bf16, pages of 64 tokens: with bias (Qwen2) and with norms (Qwen3)."""
-    halves = ("qkv", "bias", "query_norm", "key_norm", "query", "arena")
-    sizes = ("rope_length", "slots_a_slab", "slab_rows", "block_rows", "layer_rows")
-    signature = dict.fromkeys(halves, "*bf16") | dict.fromkeys(("positions", "slots"), "*i32")
-    signature |= dict.fromkeys(sizes, "i32") | {"rope": "*fp32", "eps": "fp32"}
-    block_heads = _block_heads(shape.head_dim)
-    return [
-        Variant(
-            op="rope_kv",
-            name=f"{name}",
-            kernel=rope_kv_kernel,
-            signature=signature,
-            constants={
-                "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim,
-                "page": 64, "block_heads": block_heads, "biased": biased, "normed": not biased,
-            },
-            aligned=(*halves, "rope", "positions", "slots"),
-            warps=1,
-            elements=block_heads * shape.head_dim,
-            budget=22,
-        )
-        for name, biased in (("bias", True), ("norms", False))
-    ]  # fmt: skip

@@ -17,8 +17,6 @@ about 1e-7 of the edge between two tokens.
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import triton
 import triton.language as tl
@@ -29,7 +27,6 @@ from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_
 from kernels.draws import DrawRows
 from kernels.merge import LOWEST, ScoredRows, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
-from kernels.variant import ModelShape, Variant
 
 CHUNK, WARPS = 8192, 16
 LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter
@@ -39,17 +36,17 @@ MOST_RANK = tl.constexpr(2.0**30)  # beyond any vocabulary; an fp32 of it may be
 
 
 @triton.jit
-def _keys(x: tl.tensor, SHIFT: tl.constexpr) -> tl.tensor:
+def _keys(x: tl.tensor, shift: tl.constexpr) -> tl.tensor:
     """Floats as uint32 of the same order; both zeros are one."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
-    return ((bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)) >> SHIFT
+    return ((bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)) >> shift
 
 
 @triton.jit
-def _value(key: tl.tensor, SHIFT: tl.constexpr) -> tl.tensor:
+def _value(key: tl.tensor, shift: tl.constexpr) -> tl.tensor:
     """The float of an int64 key."""
-    negative = key < (1 << (31 - SHIFT))
-    whole = (key << SHIFT) | tl.where(negative, (1 << SHIFT) - 1, 0)
+    negative = key < (1 << (31 - shift))
+    whole = (key << shift) | tl.where(negative, (1 << shift) - 1, 0)
     bits = tl.where(negative, 0xFFFFFFFF - whole, whole ^ 0x80000000)
     return bits.to(tl.uint32).to(tl.float32, bitcast=True)
 
@@ -57,33 +54,34 @@ def _value(key: tl.tensor, SHIFT: tl.constexpr) -> tl.tensor:
 @triton.jit
 def _search(
     source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
-    goal: tl.tensor, COUNT: tl.constexpr, BEYOND: tl.constexpr, SHIFT: tl.constexpr,
-    CHUNK: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    goal: tl.tensor, counting: tl.constexpr, beyond: tl.constexpr, shift: tl.constexpr,
+    chunk: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The highest key from which on upwards the sum reaches ``goal``, and the sum above that key.
 
-    COUNT: of tokens, otherwise of exp((x - top) / T). BEYOND: the sum must exceed the goal.
+    counting: of tokens, otherwise of exp((x - top) / T). beyond: the sum must exceed the goal.
+    shift: low bits that all keys lack. chunk: logits that are read at once.
     """
-    levels: tl.constexpr = (32 - SHIFT) // 2
+    levels: tl.constexpr = (32 - shift) // 2
     found = vocabulary.to(tl.int64) * 0
     above = goal * 0.0
     for level in range(levels):
         step = (found * 0 + 1) << (2 * (levels - 1 - level))
         one, two, three = found + step, found + 2 * step, found + 3 * step
-        sum1 = tl.zeros((CHUNK,), tl.float32)
-        sum2 = tl.zeros((CHUNK,), tl.float32)
-        sum3 = tl.zeros((CHUNK,), tl.float32)
-        for start in range(0, vocabulary, CHUNK):
-            x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
-            key = _keys(x, SHIFT)
-            mass = sum1 * 0.0 + 1.0 if COUNT else tl.exp2((x - top) * scale)
+        sum1 = tl.zeros((chunk,), tl.float32)
+        sum2 = tl.zeros((chunk,), tl.float32)
+        sum3 = tl.zeros((chunk,), tl.float32)
+        for start in range(0, vocabulary, chunk):
+            x = load_logits(source, start + tl.arange(0, chunk), width, vocabulary)
+            key = _keys(x, shift)
+            mass = sum1 * 0.0 + 1.0 if counting else tl.exp2((x - top) * scale)
             sum1 += tl.where(key >= one.to(tl.uint32), mass, 0.0)
             sum2 += tl.where(key >= two.to(tl.uint32), mass, 0.0)
             sum3 += tl.where(key >= three.to(tl.uint32), mass, 0.0)
         all1 = tl.sum(sum1.to(tl.float64), 0)
         all2 = tl.sum(sum2.to(tl.float64), 0)
         all3 = tl.sum(sum3.to(tl.float64), 0)
-        if BEYOND:
+        if beyond:
             hit1, hit2, hit3 = all1 > goal, all2 > goal, all3 > goal
         else:
             hit1, hit2, hit3 = all1 >= goal, all2 >= goal, all3 >= goal
@@ -96,29 +94,29 @@ def _search(
 @triton.jit
 def _mass_from(
     source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
-    pivot: tl.tensor, SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    pivot: tl.tensor, shift: tl.constexpr, chunk: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The sum of exp((x - top) / T) over keys of at least ``pivot``, fp64."""
-    total = tl.zeros((CHUNK,), tl.float32)
-    for start in range(0, vocabulary, CHUNK):
-        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
+    total = tl.zeros((chunk,), tl.float32)
+    for start in range(0, vocabulary, chunk):
+        x = load_logits(source, start + tl.arange(0, chunk), width, vocabulary)
         mass = tl.exp2((x - top) * scale)
-        total += tl.where(_keys(x, SHIFT) >= pivot.to(tl.uint32), mass, 0.0)
+        total += tl.where(_keys(x, shift) >= pivot.to(tl.uint32), mass, 0.0)
     return tl.sum(total.to(tl.float64), 0)
 
 
 @triton.jit
 def _find(
     source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, key: tl.tensor, rank: tl.tensor,
-    SHIFT: tl.constexpr, CHUNK: tl.constexpr,
+    shift: tl.constexpr, chunk: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The id of the token of that key that has ``rank`` others of it before it; or the last one."""
     token = -1
     seen = rank * 0
-    for start in range(0, vocabulary, CHUNK):
-        ids = start + tl.arange(0, CHUNK)
+    for start in range(0, vocabulary, chunk):
+        ids = start + tl.arange(0, chunk)
         x = load_logits(source, ids, width, vocabulary)
-        equal = (_keys(x, SHIFT) == key.to(tl.uint32)) & (ids < vocabulary)
+        equal = (_keys(x, shift) == key.to(tl.uint32)) & (ids < vocabulary)
         count = tl.sum(equal.to(tl.int32), 0)
         if (count > 0) & (seen <= rank):
             order = seen + tl.cumsum(equal.to(tl.int32), 0)
@@ -133,45 +131,50 @@ def draw_filtered_rows(
     counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
     probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
     ids: tl.tensor, sizes: tl.tensor, totals: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, source_stride: tl.tensor, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
-    MIN_P: tl.constexpr, SHIFT: tl.constexpr, CHUNK: tl.constexpr, LISTED: tl.constexpr,
+    stride: tl.tensor, source_stride: tl.tensor, has_top_k: tl.constexpr, has_top_p: tl.constexpr,
+    has_min_p: tl.constexpr, shift: tl.constexpr, chunk: tl.constexpr, listed: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One row with filters, others end at once. LISTED: those with a list, or those without."""
+    """One row with filters, others end at once. Grid: (rows,). Rewrites ``token``, ``logprob``.
+
+    listed: those with a list, or those without. The other constants are those of ``filters_of`` and
+    ``_search``.
+    """
     row = tl.program_id(0).to(tl.int64)
     on, temperature, top_k, top_p, min_p = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, TOP_K, TOP_P, MIN_P
-    )
+        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        has_min_p,
+    )  # fmt: skip
     if not on:
         return
     size = tl.load(sizes + row)
-    if (size > 0) != LISTED:
+    if (size > 0) != listed:
         return
-    if LISTED:
+    if listed:
         vocabulary = size
     scale = inverse_temperature(temperatures, row)
     source += row * source_stride
-    peak = tl.full((CHUNK,), float("-inf"), tl.float32)
-    for start in range(0, vocabulary, CHUNK):
-        x = load_logits(source, start + tl.arange(0, CHUNK), width, vocabulary)
+    peak = tl.full((chunk,), float("-inf"), tl.float32)
+    for start in range(0, vocabulary, chunk):
+        x = load_logits(source, start + tl.arange(0, chunk), width, vocabulary)
         peak = tl.maximum(peak, x)
     top = tl.maximum(tl.max(peak, 0), LOWEST)
     kept = temperature * 0
     if top_k > 0:
         goal = top_k.to(tl.float64)
-        key, above = _search(source, width, vocabulary, top, scale, goal, True, False, SHIFT, CHUNK)
-        own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
-        kept = _mass_from(source, width, vocabulary, top, scale, key + 1, SHIFT, CHUNK)
+        key, above = _search(source, width, vocabulary, top, scale, goal, True, False, shift, chunk)
+        own = tl.exp2((_value(key, shift) - top) * scale).to(tl.float64)
+        kept = _mass_from(source, width, vocabulary, top, scale, key + 1, shift, chunk)
         kept += (goal - above) * own
-    elif LISTED:
+    elif listed:
         kept = tl.load(totals + row)
     else:
-        kept = _mass_from(source, width, vocabulary, top, scale, row * 0, SHIFT, CHUNK)
+        kept = _mass_from(source, width, vocabulary, top, scale, row * 0, shift, chunk)
     if top_p < 1:
         goal = top_p * kept
         key, above = _search(
-            source, width, vocabulary, top, scale, goal, False, False, SHIFT, CHUNK
+            source, width, vocabulary, top, scale, goal, False, False, shift, chunk
         )
-        own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
+        own = tl.exp2((_value(key, shift) - top) * scale).to(tl.float64)
         # The token that reaches the goal is in: as many equals as that takes, at least one.
         equals = tl.maximum(tl.ceil((goal - above) / own), 1.0)
         kept = tl.minimum(kept, above + equals * own)
@@ -179,16 +182,16 @@ def draw_filtered_rows(
         least = top.to(tl.float64) + temperature * tl.log(min_p)
         bound = least.to(tl.float32)
         key = _keys(bound, 0).to(tl.int64) + (bound.to(tl.float64) < least).to(tl.int64)
-        key = tl.where(bound < 0, key, key + ((1 << SHIFT) - 1)) >> SHIFT
-        mass = _mass_from(source, width, vocabulary, top, scale, key, SHIFT, CHUNK)
+        key = tl.where(bound < 0, key, key + ((1 << shift) - 1)) >> shift
+        mass = _mass_from(source, width, vocabulary, top, scale, key, shift, chunk)
         # A list that a draw without filters gets need not hold all that is kept.
         kept = tl.where(min_p > KEEPS_ALL, tl.minimum(kept, mass), kept)
     goal = keyed_uniform(seeds, counters, row) * kept
-    key, above = _search(source, width, vocabulary, top, scale, goal, False, True, SHIFT, CHUNK)
-    own = tl.exp2((_value(key, SHIFT) - top) * scale).to(tl.float64)
+    key, above = _search(source, width, vocabulary, top, scale, goal, False, True, shift, chunk)
+    own = tl.exp2((_value(key, shift) - top) * scale).to(tl.float64)
     rank = tl.minimum(tl.maximum((goal - above) / own, 0.0), MOST_RANK).to(tl.int32)
-    chosen = tl.maximum(_find(source, width, vocabulary, key, rank, SHIFT, CHUNK), 0)
-    if LISTED:
+    chosen = tl.maximum(_find(source, width, vocabulary, key, rank, shift, chunk), 0)
+    if listed:
         chosen = tl.load(ids + row * source_stride + chosen)
     x = tl.load(logits + row * stride + chosen).to(tl.float32)
     tl.store(token + row, chosen.to(tl.int64))
@@ -220,33 +223,6 @@ def draw_filtered(
             logits, given, draw.temperature, draw.seed, draw.counter, *filter_columns(draw),
             found.max_logit, found.max_prob, found.argmax, valid, found.token, found.logprob,
             listed.ids, listed.sizes, listed.total, given.shape[1], vocabulary, logits.stride(0),
-            given.stride(0), **filter_flags(draw), SHIFT=SHIFTS[source.dtype], CHUNK=chunk,
-            LISTED=in_list, num_warps=warps,
+            given.stride(0), **filter_flags(draw), shift=SHIFTS[source.dtype], chunk=chunk,
+            listed=in_list, num_warps=warps,
         )  # fmt: skip
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """All filters at once, over lists and over rows; of bf16 logits, and of fp32 with penalties."""
-    made = candidates.variants(shape)
-    for (dtype, shift), listed in product((("*bf16", 16), ("*fp32", 0)), (True, False)):
-        signature = {
-            "logits": dtype, "source": "*fp32" if listed else dtype, "temperatures": "*fp64",
-            "seeds": "*i64", "counters": "*i64", "top_ks": "*i64", "top_ps": "*fp64",
-            "min_ps": "*fp64", "peaks": "*fp32", "probs": "*fp32", "argmax": "*i64",
-            "valid": "*i8", "token": "*i64", "logprob": "*fp32", "ids": "*i32", "sizes": "*i32",
-            "totals": "*fp64", "width": "i32", "vocabulary": "i32", "stride": "i32",
-            "source_stride": "i32",
-        }  # fmt: skip
-        constants = {
-            "TOP_K": True, "TOP_P": True, "MIN_P": True, "SHIFT": shift, "LISTED": listed,
-            "CHUNK": LIST_CHUNK if listed else CHUNK,
-        }  # fmt: skip
-        made.append(
-            Variant(
-                "confidence", f"filters-{dtype[1:]}" + "-list" * listed, draw_filtered_rows,
-                signature, constants, ("logits", "source", "width", "stride", "source_stride"),
-                LIST_WARPS if listed else WARPS, elements=LIST_CHUNK if listed else CHUNK,
-                budget=600 if listed else 330, registers=128,
-            )
-        )  # fmt: skip
-    return made

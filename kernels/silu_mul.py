@@ -12,8 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
-from kernels.floor import Floor
-from kernels.variant import ModelShape, Variant
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK = 1024  # 8 columns a thread: one load of 16 bytes from either half in bf16
@@ -21,19 +19,20 @@ WARPS = 4
 
 
 @triton.jit
-def _silu_mul_kernel(  # type: ignore[no-untyped-def]
-    gate_up_ptr, out_ptr, width, row_stride, BLOCK: tl.constexpr
-):
-    # Grid: (tiles of columns, rows).
+def silu_mul_kernel(
+    gate_up: tl.tensor, out: tl.tensor, width: tl.tensor, row_stride: tl.tensor,
+    block: tl.constexpr,
+) -> None:  # fmt: skip
+    """``block`` columns of one row of ``out``. Grid: (tiles of columns, rows)."""
     row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) * block + tl.arange(0, block)
     inside = columns < width
-    gate_at = gate_up_ptr + row * row_stride + columns
+    gate_at = gate_up + row * row_stride + columns
     gate = tl.load(gate_at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_at + width, mask=inside, other=0.0).to(tl.float32)
     # exp overflows to inf for gates below -88: the quotient is then -0, as it should be.
     value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + row * width + columns, value.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + columns, value.to(out.dtype.element_ty), mask=inside)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
         [rows, width] of its type.
     """
     check_tensor("gate_up", gate_up, (None, None), FLOATS, contiguous=False)
-    check_device("gate_up", gate_up, _silu_mul_kernel)
+    check_device("gate_up", gate_up, silu_mul_kernel)
     rows, both = gate_up.shape
     if both % 2 or not both:
         raise ValueError(f"gate_up must have an even number of columns above 0, got {both}")
@@ -54,33 +53,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
     for first in range(0, rows, 65535):  # the most that a grid's second dimension holds
         part, target = gate_up[first : first + 65535], out[first : first + 65535]
-        _silu_mul_kernel[(triton.cdiv(width, BLOCK), part.shape[0])](
-            part, target, width, gate_up.stride(0), BLOCK=BLOCK, num_warps=WARPS
+        silu_mul_kernel[(triton.cdiv(width, BLOCK), part.shape[0])](
+            part, target, width, gate_up.stride(0), block=BLOCK, num_warps=WARPS
         )
     return out
-
-
-def floor(rows: int, width: int, element_bytes: int = 2) -> Floor:
-    """Reads both halves and writes one; about five operations an element."""
-    return Floor(3 * rows * width * element_bytes, 5 * rows * width)
-
-
-def variants(shape: ModelShape) -> list[Variant]:
-    """The kernel in bf16; it does not depend on the model as long as widths are aligned."""
-    assert shape.feed_forward % 16 == 0
-    return [
-        Variant(
-            op="silu_mul",
-            name="silu_mul",
-            kernel=_silu_mul_kernel,
-            signature={
-                "gate_up_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32", "row_stride": "i32"
-            },
-            constants={"BLOCK": BLOCK},
-            aligned=("gate_up_ptr", "out_ptr", "width", "row_stride"),
-            warps=WARPS,
-            elements=BLOCK,
-            budget=40,
-            registers=64,
-        )
-    ]  # fmt: skip

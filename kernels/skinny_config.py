@@ -18,7 +18,6 @@ class Config:
     block_k: int
     warps: int
     stages: int
-    budget: float  # instructions an element
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Plan:
 
 # Tiles of 256 to 512 bytes of each row of w; three to five programs fit an SM, so that some 100 KB
 # of it are always loading there.
-WIDE = Config(block_n=64, block_k=128, warps=4, stages=3, budget=9)
+WIDE = Config(block_n=64, block_k=128, warps=4, stages=3)
 # Small layers: thin tiles give enough programs without a split, whose merge is a second launch.
-NARROW = Config(block_n=16, block_k=256, warps=2, stages=4, budget=14)
+NARROW = Config(block_n=16, block_k=256, warps=2, stages=4)
 # Tiles too small for warp-group products: with those, the compiler loads fp8 by 8 bytes, not 16.
-BYTES = Config(block_n=32, block_k=256, warps=2, stages=4, budget=10.5)
-NARROW_BYTES = Config(block_n=16, block_k=256, warps=1, stages=4, budget=10.5)
-EXACT = Config(block_n=32, block_k=64, warps=4, stages=3, budget=45)
+BYTES = Config(block_n=32, block_k=256, warps=2, stages=4)
+NARROW_BYTES = Config(block_n=16, block_k=256, warps=1, stages=4)
+EXACT = Config(block_n=32, block_k=64, warps=4, stages=3)
 LEAST_BLOCKS = 4  # of K in a split: fewer leave the pipeline unfilled
 
 

@@ -51,6 +51,28 @@ def test_import_is_light(line: str, expected: list[str]):
     assert run(sys.executable, "-c", code).stdout.strip() == str(expected)
 
 
+GATES = """
+import importlib, pkgutil, sys
+import torch
+import kernels
+from kernels import ops
+def gates():
+    return [name for name in sys.modules if name.startswith("kernels.aot")]
+ops.rms_norm(torch.ones(2, 8), torch.ones(8), 1e-6)
+ops.lm_head(torch.ones(2, 8), torch.ones(6, 8), 6, keep=True)
+print(gates())
+for module in pkgutil.iter_modules(kernels.__path__, "kernels."):
+    if module.name != "kernels.aot":
+        importlib.import_module(module.name)
+print("kernels.packed_gemm" in sys.modules, gates())
+"""
+
+
+def test_what_runs_imports_no_gates():
+    """Neither ops on a CPU nor any kernel: ``kernels.aot`` imports them, never the other way."""
+    assert run(sys.executable, "-c", GATES).stdout.splitlines() == ["[]", "True []"]
+
+
 def test_a_wheel_works_from_any_folder(tmp_path: Path):
     """It carries the extension and the weights, and is installed where there is no compiler; the
     benchmark runs where there is no checkout."""

@@ -15,7 +15,7 @@ from bench.rows import RowWriter
 if TYPE_CHECKING:
     import torch
 
-    from kernels.variant import ModelShape
+    from kernels.aot.variant import ModelShape
 
 QUICK_PAIR = "dummy-tiny"
 CRASH = "runs"  # the check of parity that fails where the engine raises an error
@@ -129,7 +129,7 @@ class Scene:
     def shapes(self) -> list[ModelShape]:
         """Both models' shapes, as kernels are specialised on them, small first."""
         from bench.lanes.pairs import dummy_pair
-        from kernels.variant import ModelShape
+        from kernels.aot.variant import ModelShape
 
         names = self.pair.split("/") if "/" in self.pair else ("small", "large")
         return [

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from bench.table import render
 from engine.config.named_models import NAMED_MODELS
 from engine.config.pairs import NAMED_PAIRS, Pair
-from kernels import registry
-from kernels.variant import ModelShape, Variant, compile_variant
+from kernels.aot import registry
+from kernels.aot.variant import ModelShape, Variant, compile_variant
 
 Row = dict[str, Any]
 _VARIANTS: list[Variant] = []  # of a worker: kernels cannot be pickled, forks inherit them

@@ -11,10 +11,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.kernel_bench import case
 from bench.kernel_bench.case import Case
 from kernels import attention, copy_blocks, rope_kv
+from kernels.aot.attention import roofline as attention_roofline
+from kernels.aot.copy_blocks import roofline as copy_blocks_roofline
+from kernels.aot.rope_kv import roofline as rope_kv_roofline
+from kernels.aot.variant import ModelShape
 from kernels.attention_config import Work
 from kernels.reference import layers
 from kernels.reference.attention import KVLayout
-from kernels.variant import ModelShape
 
 PAGE = 64
 CONTEXTS = (1024, 4096, 16384)  # of decodes
@@ -43,7 +46,7 @@ def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int
     layout = _layout(shape)
     starts, contexts = range(0, (batch + 1) * span, span), [context] * batch
     work = Work.of(starts, contexts)
-    floor = attention.floor(layout, shape.heads, starts, contexts)
+    roofline = attention_roofline(layout, shape.heads, starts, contexts)
 
     def inputs() -> tuple[Tensor, ...]:
         """Queries, the arena and its pages in random order."""
@@ -61,8 +64,8 @@ def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int
 
     # Keys and values side by side, and queries and results in another order.
     return Case(
-        "attention", name, batch * span, floor, inputs, kernel, partial(_plain_attention, layout),
-        context, scratch=2 * floor.bytes,
+        "attention", name, batch * span, roofline, inputs, kernel,
+        partial(_plain_attention, layout), context, scratch=2 * roofline.bytes,
     )  # fmt: skip
 
 
@@ -93,11 +96,11 @@ def _plain_attention(
 def rope_kvs(shape: ModelShape, batch: int) -> list[Case]:
     """With bias (Qwen2) and with norms (Qwen3)."""
     layout = _layout(shape)
-    floor = rope_kv.floor(layout, shape.heads, batch)
+    roofline = rope_kv_roofline(layout, shape.heads, batch)
     return [
         Case(
-            "rope_kv", name, batch, floor, partial(_rope_inputs, shape, layout, batch, name),
-            partial(_rope_kv, layout), partial(_plain_rope_kv, layout), scratch=8 * floor.bytes,
+            "rope_kv", name, batch, roofline, partial(_rope_inputs, shape, layout, batch, name),
+            partial(_rope_kv, layout), partial(_plain_rope_kv, layout), scratch=8 * roofline.bytes,
         )
         for name in ("bias", "norms")
     ]  # fmt: skip
@@ -148,7 +151,7 @@ def _plain_rope_kv(
 def copies(shape: ModelShape, batch: int) -> list[Case]:
     """``batch`` blocks, each to one that no other pair names."""
     layout = _layout(shape, COPIED_LAYERS)
-    floor = copy_blocks.floor(layout, batch)
+    roofline = copy_blocks_roofline(layout, batch)
 
     def inputs() -> tuple[Tensor, Tensor]:
         arena = case.random(2 * batch * layout.slab_rows, shape.head_dim)
@@ -159,8 +162,8 @@ def copies(shape: ModelShape, batch: int) -> list[Case]:
 
     return [
         Case(
-            "copy_blocks", "copy", batch, floor, inputs, kernel, partial(_plain_copy, layout),
-            scratch=floor.bytes,
+            "copy_blocks", "copy", batch, roofline, inputs, kernel, partial(_plain_copy, layout),
+            scratch=roofline.bytes,
         )
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.floor import Floor
+from kernels.aot.roofline import Roofline
 
 DTYPE = torch.bfloat16
 DEVICE = "cuda"
@@ -19,7 +19,7 @@ DEVICE = "cuda"
 class Case:
     """One kernel at one shape.
 
-    floor: its bytes are also taken for those of one set of arguments.
+    roofline: its bytes are also taken for those of one set of arguments.
     inputs: makes one set of arguments on the GPU; called again for every further set. The kernel
         touches nearly all of them: a set that is mostly idle would seem to be cold and not be.
     kernel: ours, on such arguments.
@@ -34,7 +34,7 @@ class Case:
     op: str
     name: str
     rows: int
-    floor: Floor
+    roofline: Roofline
     inputs: Callable[[], tuple[Any, ...]]
     kernel: Callable[..., object]
     baseline: Callable[..., object]

@@ -17,10 +17,16 @@ from bench.kernel_bench.arena_cases import attentions, copies, rope_kvs
 from bench.kernel_bench.case import Case
 from bench.kernel_bench.head_cases import confidences, lm_heads
 from kernels import norm, packed_gemm, silu_mul, skinny_gemm
-from kernels.packed_config import COMMON, Packing
+from kernels.aot.norm import roofline as norm_roofline
+from kernels.aot.packed_gemm import COMMON
+from kernels.aot.packed_gemm import roofline as packed_gemm_roofline
+from kernels.aot.silu_mul import roofline as silu_mul_roofline
+from kernels.aot.skinny_gemm import linear_shapes
+from kernels.aot.skinny_gemm import roofline as skinny_gemm_roofline
+from kernels.aot.variant import ModelShape
+from kernels.packed_config import Packing
 from kernels.reference import layers
 from kernels.reference.packed import WORKSPACE, Fp8Weight, IntWeight, packed_linear
-from kernels.variant import ModelShape
 
 EPS = 1e-6
 _WIDENED = "widens the weights to bf16 in each call: five times the bytes"
@@ -38,11 +44,11 @@ def _norms(shape: ModelShape, batch: int) -> list[Case]:
 
     return [
         Case(
-            "norm", "rms_norm", batch, norm.floor(batch, hidden), plain,
+            "norm", "rms_norm", batch, norm_roofline(batch, hidden), plain,
             partial(norm.rms_norm, eps=EPS), partial(layers.rms_norm, eps=EPS),
         ),
         Case(
-            "norm", "add_rms_norm", batch, norm.floor(batch, hidden, add=True), added,
+            "norm", "add_rms_norm", batch, norm_roofline(batch, hidden, add=True), added,
             partial(norm.add_rms_norm, eps=EPS), partial(layers.add_rms_norm, eps=EPS),
         ),
     ]  # fmt: skip
@@ -52,7 +58,7 @@ def _silu_muls(shape: ModelShape, batch: int) -> list[Case]:
     width = shape.feed_forward
     return [
         Case(
-            "silu_mul", "silu_mul", batch, silu_mul.floor(batch, width),
+            "silu_mul", "silu_mul", batch, silu_mul_roofline(batch, width),
             lambda: (case.random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
         )
     ]  # fmt: skip
@@ -63,11 +69,12 @@ def _linears(shape: ModelShape, batch: int) -> list[Case]:
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
-    for layer, (n, k) in skinny_gemm.shapes(shape).items():
+    for layer, (n, k) in linear_shapes(shape).items():
         for kind, size in (("bf16", 2), ("fp8", 1)):
             found.append(
                 Case(
-                    "skinny_gemm", f"{layer}_{kind}", batch, skinny_gemm.floor(batch, n, k, size),
+                    "skinny_gemm", f"{layer}_{kind}", batch,
+                    skinny_gemm_roofline(batch, n, k, size),
                     partial(_linear_inputs, batch, n, k, kind), skinny_gemm.skinny_linear,
                     layers.linear, note=_WIDENED if kind == "fp8" else "",
                 )
@@ -88,12 +95,12 @@ def _packed(shape: ModelShape, batch: int) -> list[Case]:
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
-    for layer, (n, k) in skinny_gemm.shapes(shape).items():
+    for layer, (n, k) in linear_shapes(shape).items():
         for packing in COMMON if layer != "head" else ():
             found.append(
                 Case(
                     "packed_gemm", f"{layer}_{packing.name}", batch,
-                    packed_gemm.floor(batch, n, k, packing),
+                    packed_gemm_roofline(batch, n, k, packing),
                     partial(_packed_inputs, batch, n, k, packing), _of_tensors(packing, True),
                     _of_tensors(packing, False), scratch=WORKSPACE,
                 )

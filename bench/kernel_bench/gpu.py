@@ -32,7 +32,7 @@ from bench.kernel_bench.case import Case
 from bench.kernel_bench.cases import CASES
 from bench.stats import percentiles
 from bench.table import render
-from kernels.variant import ModelShape
+from kernels.aot.variant import ModelShape
 
 Row = dict[str, Any]
 BATCHES = (1, 8, 64)
@@ -94,7 +94,7 @@ def measure(
 
 def _fits(model: str, case: Case, card: Card) -> bool:
     """Whether the case keeps within MOST_BYTES; says so where it does not."""
-    needed = case.floor.bytes + 2 * card.l2_bytes + case.scratch
+    needed = case.roofline.bytes + 2 * card.l2_bytes + case.scratch
     if needed > MOST_BYTES:
         where = f"{case.op} {case.name} {model}, {case.rows} rows, context {case.context}"
         sizes = f"needs {needed / _GIB:.1f} GiB, at most {MOST_BYTES / _GIB:.1f}"
@@ -187,15 +187,15 @@ def _row(
     times: tuple[float, float, float],
 ) -> Row:  # fmt: skip
     p20, p50, p80 = times
-    seconds, floor = 1e-6 * p50, case.floor
+    seconds, roofline = 1e-6 * p50, case.roofline
     return _what(model, case, card, each, l2) | {
         "p20_us": p20,
         "p50_us": p50,
         "p80_us": p80,
-        "bytes_per_second": floor.bytes / seconds,
-        "flops_per_second": floor.flops / seconds,
-        "of_copy_floor": floor.seconds(card.copy_bandwidth, card.peak_flops) / seconds,
-        "of_read_floor": floor.seconds(card.read_bandwidth, card.peak_flops) / seconds,
+        "bytes_per_second": roofline.bytes / seconds,
+        "flops_per_second": roofline.flops / seconds,
+        "of_copy_floor": roofline.seconds(card.copy_bandwidth, card.peak_flops) / seconds,
+        "of_read_floor": roofline.seconds(card.read_bandwidth, card.peak_flops) / seconds,
     }
 
 
@@ -213,8 +213,8 @@ def _what(model: str, case: Case, card: Card, each: _Contestant, l2: str) -> Row
         "context": case.context,
         "l2": l2,
         "graph": True,
-        "bytes": case.floor.bytes,
-        "flops": case.floor.flops,
+        "bytes": case.roofline.bytes,
+        "flops": case.roofline.flops,
         "triton": triton.__version__,
         **asdict(card),
     }

@@ -12,12 +12,14 @@ from torch import Tensor
 from bench.kernel_bench import case
 from bench.kernel_bench.case import DTYPE, Case
 from kernels import confidence, lm_head
+from kernels.aot.confidence import roofline as confidence_roofline
+from kernels.aot.lm_head import roofline as lm_head_roofline
+from kernels.aot.variant import ModelShape
 from kernels.draws import DrawRows
 from kernels.merge import ScoredRows
 from kernels.reference import confidence as reference
 from kernels.reference import layers
 from kernels.reference.sampling import philox_uniform
-from kernels.variant import ModelShape
 
 _STATISTICS = len(reference.Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
@@ -29,7 +31,7 @@ def confidences(shape: ModelShape, batch: int) -> list[Case]:
     """Statistics of stored logits, alone, with a token drawn, and drawn under filters."""
     vocabulary = shape.head_rows
     filters = Case(
-        "confidence", "statistics_filters", batch, confidence.floor(batch, vocabulary, DTYPE),
+        "confidence", "statistics_filters", batch, confidence_roofline(batch, vocabulary, DTYPE),
         partial(_filter_inputs, batch, vocabulary), _filtered, _plain_filtered,
         scratch=2 * _SCRATCH * batch * vocabulary,
     )  # fmt: skip
@@ -41,17 +43,17 @@ def confidences(shape: ModelShape, batch: int) -> list[Case]:
 
 
 def _unfiltered(vocabulary: int, rows: int, dtype: torch.dtype) -> list[Case]:
-    floor, scratch = confidence.floor(rows, vocabulary, dtype), _SCRATCH * rows * vocabulary
+    roofline, scratch = confidence_roofline(rows, vocabulary, dtype), _SCRATCH * rows * vocabulary
     kind = "" if dtype == DTYPE else "_fp32"
     return [
         Case(
-            "confidence", f"statistics{kind}", rows, floor,
+            "confidence", f"statistics{kind}", rows, roofline,
             lambda: (case.random(rows, vocabulary, dtype=dtype),),
             partial(_statistics, vocabulary=vocabulary),
             partial(reference.confidence, vocabulary=vocabulary), scratch=scratch,
         ),
         Case(
-            "confidence", f"statistics_draw{kind}", rows, floor,
+            "confidence", f"statistics_draw{kind}", rows, roofline,
             partial(_draw_inputs, rows, vocabulary, dtype), _drawn, _plain_drawn, scratch=scratch,
         ),
     ]  # fmt: skip
@@ -69,8 +71,8 @@ def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
 
     return [
         Case(
-            "lm_head", "statistics", batch, lm_head.floor(batch, hidden, vocabulary, DTYPE), inputs,
-            _head, _plain_head, scratch=_SCRATCH * batch * vocabulary,
+            "lm_head", "statistics", batch, lm_head_roofline(batch, hidden, vocabulary, DTYPE),
+            inputs, _head, _plain_head, scratch=_SCRATCH * batch * vocabulary,
             parts={"product": (layers.linear, "the product alone, its logits stored")},
         )
     ]  # fmt: skip

@@ -500,8 +500,8 @@ def test_a_rehearsal_keeps_no_rows(tmp_path: Path):
 
 COUNTED = """
 from bench.gpu_quick.compiled import counted
-from kernels import registry
-from kernels.variant import ModelShape, compile_variant
+from kernels.aot import registry
+from kernels.aot.variant import ModelShape, compile_variant
 variant = registry.op_variants("norm", ModelShape("small", 64, 96, 2, 1, 32, 160))[0]
 with counted() as compiled:
     for _ in range(2):
@@ -518,7 +518,7 @@ def test_what_is_compiled_is_counted(tmp_path: Path):
         [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=True,
         env=clean | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["1 0 _norm_kernel True", "0 1 False"]
+    assert done.stdout.splitlines() == ["1 0 norm_kernel True", "0 1 False"]
 
 
 def test_bisection_says_where_it_finds_nothing():

@@ -25,9 +25,9 @@ from bench.kernel_bench import (
 )
 from bench.kernels import main, parse, time_kernels
 from bench.rows import RowWriter
-from kernels import registry
+from kernels.aot import registry
+from kernels.aot.variant import ModelShape
 from kernels.reference import layers
-from kernels.variant import ModelShape
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,13 +129,13 @@ def test_gpu_cases_compute_what_their_baselines_do(op: str, batch: int, monkeypa
         mine = each.inputs()
         theirs = copied(mine)
         ours, expected = each.kernel(*mine), each.baseline(*theirs)
-        assert each.op == op and each.floor.bytes > 0
+        assert each.op == op and each.roofline.bytes > 0
         close = {"rtol": 0.05 if ABSOLUTE.get(op, 1) else 0.0, "atol": ABSOLUTE.get(op, 0.1)}
         torch.testing.assert_close(ours, expected, **close)
         torch.testing.assert_close(tensors(mine), tensors(theirs), **close)  # written in place
         # What decides whether a case fits, and it is nearly all touched (but for a page's rest).
         size = sum(a.nbytes for a in mine if isinstance(a, torch.Tensor))
-        assert size < 1.3 * each.floor.bytes + 2 * arena_cases.PAGE * SMALL.head_dim * 2 + 400
+        assert size < 1.3 * each.roofline.bytes + 2 * arena_cases.PAGE * SMALL.head_dim * 2 + 400
 
 
 def test_every_op_has_cases():

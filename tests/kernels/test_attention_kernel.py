@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kernels.attention import floor, paged_attention
+from kernels.aot.attention import roofline
+from kernels.attention import paged_attention
 from kernels.attention_config import Split, Splits, Work
 from kernels.reference import attention as reference
 
@@ -251,9 +252,9 @@ class TestChoices:
             assert far.short.chunk >= near.short.chunk
         assert Splits.choose(1, 2).decode.chunk == 64
 
-    def test_floor(self):
+    def test_roofline(self):
         case = make([1, 3], [10, 5], group=2, kv_heads=2)
-        found = floor(case.layout, 4, case.starts, case.contexts)
+        found = roofline(case.layout, 4, case.starts, case.contexts)
         assert found.bytes == 15 * 2 * 2 * 16 * 2 + 2 * 4 * 4 * 16 * 2
         assert found.flops == 4 * 4 * 16 * (10 + 3 + 4 + 5)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import ops, packed_gemm
-from kernels.packed_config import COMMON, Packing, block_of, plan
-from kernels.packed_gemm import floor, packed_product, takes
+from kernels.aot.packed_gemm import COMMON, roofline
+from kernels.packed_config import Packing, block_of, plan
+from kernels.packed_gemm import packed_product, takes
 from kernels.packed_kernel import WIDEN
 from kernels.reference import packed
 from kernels.reference.packed import Fp8Weight, IntWeight, StackedWeight, packed_linear, stack
@@ -313,14 +314,14 @@ def test_plans_cover_k(n: int, k: int, packing: Packing):
     assert covered - chosen.blocks_per_split * chosen.config.block_k < width  # no split is empty
 
 
-def test_floors_count_packed_bytes():
+def test_rooflines_count_packed_bytes():
     int4, zeros, fp8 = COMMON
     n, k = 256, 512
     moved = 2 * 3 * (n + k)  # bf16, three rows in and out
-    assert floor(3, n, k, int4).bytes == n * k // 2 + 2 * 4 * n + moved
-    assert floor(3, n, k, zeros).bytes == n * k // 2 + 4 * 4 * n + moved
-    assert floor(3, n, k, fp8).bytes == n * k + 4 * 2 * 4 + moved
-    assert floor(3, n, k, int4).flops == 2 * 3 * n * k
+    assert roofline(3, n, k, int4).bytes == n * k // 2 + 2 * 4 * n + moved
+    assert roofline(3, n, k, zeros).bytes == n * k // 2 + 4 * 4 * n + moved
+    assert roofline(3, n, k, fp8).bytes == n * k + 4 * 2 * 4 + moved
+    assert roofline(3, n, k, int4).flops == 2 * 3 * n * k
 
 
 GOOD = integers(3, 32, 4, 16, True)[0]

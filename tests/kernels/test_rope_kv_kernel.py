@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from kernels import copy_blocks, rope_kv
+from kernels.aot import copy_blocks as copy_blocks_gates
+from kernels.aot import rope_kv as rope_kv_gates
 from kernels.reference import attention, layers
 
 GPU = torch.cuda.is_available()
@@ -163,9 +165,12 @@ class TestRope:
         torch.testing.assert_close(found.cpu(), layers.apply_rope(query, *table))
         torch.testing.assert_close(case.arena.cpu(), arena, equal_nan=True)
 
-    def test_floor(self):
+    def test_roofline(self):
         case = make()
-        assert rope_kv.floor(case.layout, 6, 5).bytes == 2 * 5 * 320 * 2 + 320 * 2 + 5 * 32 * 4
+        assert (
+            rope_kv_gates.roofline(case.layout, 6, 5).bytes
+            == 2 * 5 * 320 * 2 + 320 * 2 + 5 * 32 * 4
+        )
 
 
 BAD = [
@@ -250,9 +255,9 @@ class TestCopies:
         with pytest.raises(ValueError, match=message):
             copy_blocks.copy_blocks(**(arguments | change(case)))
 
-    def test_floor(self):
+    def test_roofline(self):
         case = make()
-        assert copy_blocks.floor(case.layout, 3).bytes == 2 * 3 * 128 * 32 * 2
+        assert copy_blocks_gates.roofline(case.layout, 3).bytes == 2 * 3 * 128 * 32 * 2
 
 
 @pytest.mark.gpu

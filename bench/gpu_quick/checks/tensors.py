@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kernels.variant import ModelShape
+from kernels.aot.variant import ModelShape
 
 DTYPE = torch.bfloat16
 

@@ -23,7 +23,7 @@ from bench.gpu_quick.parts.models import PIECES
 from bench.gpu_quick.parts.parity import piece_names
 from bench.gpu_quick.scene import Scene
 from bench.gpu_quick.watch import WORKER
-from kernels import registry
+from kernels.aot import registry
 
 _PAUSE = 0.05  # seconds
 _MORE = 4  # rehearsals: some wait for the disk or the card

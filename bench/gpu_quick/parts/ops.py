@@ -16,8 +16,8 @@ from bench.gpu_quick.checks.layers import linears, norms, packed, silu_muls
 from bench.gpu_quick.checks.tensors import DTYPE, Maker
 from bench.gpu_quick.scene import PartFailedError, Scene, first_line
 from bench.kernel_bench.card import card_lost
-from kernels import registry
-from kernels.variant import ModelShape
+from kernels.aot import registry
+from kernels.aot.variant import ModelShape
 
 CHECKS: dict[str, Callable[[Maker], Iterator[Check]]] = {
     "confidence": confidences,

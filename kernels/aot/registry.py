@@ -1,6 +1,6 @@
-"""The operations that have Triton kernels. A module each, with ``floor`` and ``variants``.
+"""The operations that have Triton kernels. Their gates are a module each.
 
-Imported by name when asked for: whoever lists them needs no Triton.
+Imported by name when asked for: to list the ops takes no Triton.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from kernels.variant import ModelShape, Variant
+from kernels.aot.variant import ModelShape, Variant
 
 OPS = (
     "confidence",
@@ -24,16 +24,16 @@ OPS = (
 
 
 def load(op: str) -> ModuleType:
-    """The module of an op."""
+    """The module of an op's gates, with ``roofline`` and ``variants``."""
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; known: {', '.join(OPS)}")
-    return import_module(f"kernels.{op}")
+    return import_module(f"kernels.aot.{op}")
 
 
 def op_variants(op: str, shape: ModelShape) -> list[Variant]:
     """Every kernel of one op as a model of this shape would launch it."""
-    found: list[Variant] = load(op).variants(shape)
-    return found
+    variants: list[Variant] = load(op).variants(shape)
+    return variants
 
 
 def all_variants(shape: ModelShape) -> list[Variant]:
