@@ -18,7 +18,7 @@ HELP = "comma-separated, of " + ", ".join(NAMES)
 
 @dataclass(frozen=True)
 class Alone:
-    """One model. ``shape``: of a mixture the dense model that one row meets."""
+    """One model. ``shape``: for a mixture that of the dense model that one row goes through."""
 
     name: str
     shape: ModelConfig
@@ -40,7 +40,7 @@ class Alone:
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """All parameters of the model."""
         return (
             expert_mixtures.parameters(self.mixture)
             if self.mixture
@@ -48,24 +48,24 @@ class Alone:
         )
 
     def weights(self, asked: str) -> str:
-        """The format of its weights where ``asked`` ("bf16", "fp8") is that of the others."""
+        """The format of its weights; ``asked``: that of the other models, "bf16" or "fp8"."""
         published = self.mixture is not None and self.mixture.expert_bits is not None
         return "4-bit experts, else bf16" if published else asked
 
     def resident_bytes(self, element_bytes: int) -> float:
-        """Of all weights; ``element_bytes`` counts where it has no format of its own."""
+        """Bytes of all weights; ``element_bytes`` counts where it has no format of its own."""
         if self.mixture:
             return expert_mixtures.resident_bytes(self.mixture, element_bytes)
         return stored_bytes(self.shape, element_bytes)
 
     def read_bytes(self, element_bytes: int) -> tuple[float, float]:
-        """Of weights: what every tick reads, and the experts, of which it reads ``coverage``."""
+        """Bytes of the weights that every tick reads, and of all experts (see ``coverage``)."""
         if self.mixture:
             return expert_mixtures.read_bytes(self.mixture, element_bytes)
         return weight_bytes(self.shape, element_bytes), 0.0
 
     def coverage(self, rows: float) -> float:
-        """Share of the experts that a tick of so many rows reads; 0.0 of a dense model."""
+        """Share of the experts that a tick of ``rows`` rows reads; 0.0 for a dense model."""
         return expert_mixtures.coverage(self.mixture, rows) if self.mixture else 0.0
 
 

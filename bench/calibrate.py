@@ -16,7 +16,7 @@ AIM = Target("loss", 0.005)
 
 
 def samples_of(engine: Engine, tests: TestSet, progress: bool = False) -> list[Sample]:
-    """What the small model writes alone."""
+    """Answers of the small model alone."""
     params = SamplingParams(max_tokens=tests.max_tokens)
     return observe(engine, tests.prompts(engine), params, progress)
 
@@ -24,14 +24,14 @@ def samples_of(engine: Engine, tests: TestSet, progress: bool = False) -> list[S
 def fit(
     engine: Engine, tests: TestSet, samples: list[Sample], window: str = "boundary"
 ) -> Calibration:
-    """The mixture over the boundaries of the small model's own answers. No labels.
+    """The mixture over the boundaries of the small model's own answers; it needs no labels.
 
-    Signal ``max_prob``, or with the window ``auto`` what is recommended.
+    The signal is ``max_prob``, or with the window ``auto`` the recommended one.
     """
     if window == AUTO:
         found = recommend(judge_windows(samples, windows_for(samples)))
         if found is None:
-            raise SteerError("no signal over any window foretells the small model's doubt")
+            raise SteerError("no signal over any window predicts the small model's doubt")
     else:
         (found,) = judge_windows(samples, [Window.parse(window)], [SIGNAL])
     return fitted(engine, samples, found, [p.prompt for p in tests.problems])

@@ -1,4 +1,4 @@
-"""One run of ``bench.flops``: every policy on the same problems, and what they say about it."""
+"""One run of ``bench.flops``: every policy on the same problems, and the tables of it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Comparison:
         return "\n".join(parts)
 
     def _troubles(self) -> list[str]:
-        """A line for each policy of which answers broke off, and for what reason."""
+        """A line for each policy with answers that ended too early, with the reason."""
         limit = f"--max-tokens {self._limit}" if self.options.dataset else f"{self._limit} tokens"
         lines = []
         for name, found in self.evaluations.items():

@@ -32,7 +32,7 @@ class FileProblem:
 def read_problems(path: Path) -> list[FileProblem]:
     """All problems of a file. SteerError with file and line on the first bad one.
 
-    Their answers are compared by ``math-verify``: it must be there before anything runs.
+    Their answers are compared by ``math-verify``: it must be installed before anything runs.
     """
     lines = read_text(path, "dataset file").split("\n")
     problems = [_parse(f"{path}:{n}", line) for n, line in enumerate(lines, 1) if line.strip()]
@@ -73,8 +73,8 @@ def _parse(where: str, line: str) -> FileProblem:
 def is_correct(problem: FileProblem, text: str) -> bool:
     """Whether a text's final answer is the expected one: plainly, else as ``math-verify`` says.
 
-    Where a number is expected, ``math-verify`` is asked about what the text marks only: an unmarked
-    one is read once, as ``engine.tuning.answers`` says, or "7:30" would be 30.
+    Where a number is expected, ``math-verify`` is given only the answer that the text marks: an
+    unmarked one is read as in ``engine.tuning.answers``, or "7:30" would be 30.
     """
     if matches(problem.answer, text):
         return True

@@ -12,13 +12,13 @@ wall clock between two commits. "in turn" is the time of a tick that is planned 
 before it is over, as on a lane that does not plan ahead: the device then waits for the host.
 
 The bytes that a tick must move are the weights, once, and the keys and values that it reads and
-writes. What they would take at the bandwidth that was measured in the same run, as a copy and as a
-read, is the fraction reached.
+writes. The time that they would take at the bandwidth measured in the same run, as a copy and as a
+read, over the time of the tick is the fraction reached.
 
-Beside it, in the same run: transformers with a static cache, where it is installed, and gpt-fast,
-where --gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their
-step is compiled into graphs, anew for each batch and context. What fails there is a row that says
-why. Nothing is downloaded. Cells that do not fit are skipped, and named.
+In the same run: transformers with a static cache, where it is installed, and gpt-fast, where
+--gpt-fast names a checkout of it. Both have random weights of the same shapes; on a GPU their step
+is compiled into graphs, anew for each batch and context. If one fails, its row says why. Nothing is
+downloaded. Cells that do not fit are skipped, and named.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _FIGURES = (
 _NOT_OF_PEERS: Row = dict.fromkeys(
     ("busy_share", "in_turn_p50_ms", "engine_plans_ahead", "captures", "misses")
 )
-_KEYS = 2**20  # of a CPU's cell at most: its memory is not its bandwidth
+_KEYS = 2**20  # most keys of a CPU's cell: its memory is not its bandwidth
 
 
 class Bench:
@@ -69,7 +69,7 @@ class Bench:
         self._repeats = repeats
 
     def engine_rows(self) -> Iterator[Row]:
-        """Of the engine."""
+        """Rows of the engine."""
         engine = self._setup.engine(max(batch for batch, _ in self._cells))
         scripted = ScriptedEngine(engine, self._setup.device)
         for model, (batch, context) in product((0, 1), self._cells):
@@ -99,9 +99,9 @@ class Bench:
             yield {**row, **steer, **own}
 
     def peer_rows(self, shapes: tuple[ModelConfig, ModelConfig], gpt_fast: Any) -> Iterator[Row]:
-        """Of whatever else is installed, one model in memory at a time.
+        """Rows of the other implementations that are installed, one model in memory at a time.
 
-        What fails is a row without times that says why; the next one goes on.
+        One that fails gives a row without times that says why; the next one goes on.
         """
         device, dtype = self._setup.device, DTYPES[self._setup.dtype]
         for model, shape in enumerate(shapes):
@@ -131,7 +131,7 @@ class Bench:
     def _failed(
         self, model: int, cell: Cell, name: str, peer: Peer | None, error: Exception
     ) -> Row:
-        """A row of a peer that gave no time."""
+        """A row of a peer that failed."""
         reason = said(error)
         place = f"{name}, {ROLES[model]}, {cell[0]} x {cell[1]}"
         tqdm.write(f"failed: {place}: {reason}", sys.stderr)
@@ -150,7 +150,7 @@ class Bench:
         }
 
     def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
-        """Whether the arena's bytes would hold it: a peer gets no more memory than the engine."""
+        """Whether a cell fits the arena's bytes: a peer gets no more memory than the engine."""
         size = self._setup.config.arena_tokens * self._setup.shapes[1].kv_bytes_per_token(1)
         return batch * (context + 1) * shape.kv_bytes_per_token(1) <= size
 

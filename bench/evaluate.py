@@ -27,7 +27,7 @@ class HasPrompt(Protocol):
 
 @dataclass(frozen=True)
 class TestSet:
-    """Problems, their checker, how long an answer may be, and what stands around each prompt."""
+    """Problems, their checker, how long an answer may be, and the template of each prompt."""
 
     problems: Sequence[Any]
     is_correct: Callable[[Any, str], bool]
@@ -37,7 +37,7 @@ class TestSet:
     __test__ = False  # not a test class
 
     def prompts(self, engine: Engine) -> list[Asked]:
-        """What the engine is given for each problem."""
+        """The engine's input for each problem."""
         return self.conversation.prompts(engine, [p.prompt for p in self.problems])
 
 
@@ -53,7 +53,7 @@ def task_tests(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one policy did on a test set. ``correct`` is in the order of the problems."""
+    """Results of one policy on a test set. ``correct`` is in the order of the problems."""
 
     policy: str
     correct: tuple[bool, ...]
@@ -129,7 +129,7 @@ def evaluate(
 ) -> Evaluation:
     """Answer all problems at once, greedily, and check them.
 
-    With ``count_spared`` costs are as if nothing had been found in the engine's prefix cache.
+    With ``count_spared`` costs are as if the engine's prefix cache had never had a hit.
     """
     asked = tests.prompts(engine)
     before = engine.scheduler.counters()["ticks"]

@@ -1,8 +1,8 @@
-"""What a mixture of experts computes, stores and reads. Parameters and bytes of a whole model.
+"""What a mixture of experts computes, stores and reads: parameters and bytes of a whole model.
 
-A tick of few rows reads few experts, a tick of many rows nearly all. How many is worked out for
-rows that choose their experts at random, evenly, and each by itself. Real routers have favourites:
-then fewer different experts are read, so this is the most that can be expected.
+A tick of few rows reads few experts, a tick of many rows nearly all. How many is computed for rows
+that choose their experts at random, evenly and independently. Real routers have favourites: then
+fewer different experts are read, so this is an upper bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PUBLISHED = 2  # bytes of an element outside of the experts where these have a f
 
 
 def expert_parameters(mixture: ExpertMixture) -> int:
-    """Of all experts of all layers."""
+    """Parameters of all experts of all layers."""
     shape, width = mixture.row_shape, mixture.expert_width
     each = 3 * shape.hidden_size * width
     biases = 2 * width + shape.hidden_size if mixture.biased else 0
@@ -25,20 +25,20 @@ def expert_parameters(mixture: ExpertMixture) -> int:
 
 
 def _router_parameters(mixture: ExpertMixture) -> int:
-    """With them the sinks of attention heads."""
+    """Parameters of the routers and of the attention heads' sinks."""
     shape = mixture.row_shape
     more = mixture.experts + shape.heads if mixture.biased else 0
     return shape.layers * (shape.hidden_size * mixture.experts + more)
 
 
 def _chosen_parameters(mixture: ExpertMixture) -> int:
-    """What ``row_shape`` has in its MLPs."""
+    """Parameters of the MLPs of ``row_shape``."""
     shape = mixture.row_shape
     return shape.layers * 3 * shape.hidden_size * shape.intermediate_size
 
 
 def parameters(mixture: ExpertMixture) -> int:
-    """All of them."""
+    """All parameters of the model."""
     rest = footprint.stored_bytes(mixture.row_shape, 1) - _chosen_parameters(mixture)
     return rest + _router_parameters(mixture) + expert_parameters(mixture)
 
@@ -50,20 +50,21 @@ def price(mixture: ExpertMixture) -> Price:
 
 
 def coverage(mixture: ExpertMixture, rows: float) -> float:
-    """Share of a layer's experts that a tick of so many rows reads, as expected."""
-    return 1.0 - (1.0 - mixture.chosen / mixture.experts) ** rows
+    """Expected share of a layer's experts that a tick of ``rows`` rows reads."""
+    unread: float = (1.0 - mixture.chosen / mixture.experts) ** rows
+    return 1.0 - unread
 
 
 def resident_bytes(mixture: ExpertMixture, element_bytes: int) -> float:
-    """Of all weights. ``element_bytes`` counts where experts have no format of their own."""
+    """Bytes of all weights. ``element_bytes`` counts where experts have no format of their own."""
     rest = parameters(mixture) - expert_parameters(mixture)
     return rest * _plain(mixture, element_bytes) + _expert_bytes(mixture, element_bytes)
 
 
 def read_bytes(mixture: ExpertMixture, element_bytes: int) -> tuple[float, float]:
-    """Of weights: what every tick reads (the embedding never), and all experts together.
+    """Bytes of weights that every tick reads (never the embedding), and of all experts.
 
-    A tick of some rows reads :func:`coverage` of the latter.
+    A tick reads :func:`coverage` of the latter.
     """
     rest = footprint.read_bytes(mixture.row_shape, 1) - _chosen_parameters(mixture)
     rest += _router_parameters(mixture)

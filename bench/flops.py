@@ -105,7 +105,7 @@ def _add_checkpoints(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=EngineConfig.arena_tokens,
         metavar="N",
-        help="KV room in tokens of the large model (default: what the requests need, within half "
+        help="KV memory in tokens of the large model (default: what the requests need, within half "
         "of the memory that is free)",
     )
     add(
@@ -150,7 +150,7 @@ def _check(options: argparse.Namespace) -> list[str]:
     if not policies:
         raise SteerError("--policies names no policy")
     for policy in policies:
-        if not is_calibrated(policy):  # which need their calibration first
+        if not is_calibrated(policy):  # those that are need their calibration first
             make_policy(policy)
     if "random" in policies and "steer" not in policies:
         raise SteerError("policy random takes its share from steer: add steer, or use random:SHARE")
@@ -209,7 +209,7 @@ def _cut(
 
 
 def _check_lengths(engine: Engine, tests: TestSet) -> None:
-    """SteerError for the first problem that can never run: said before any of them does."""
+    """SteerError for the first problem that can never run, before any of them does."""
     tests.conversation.check(engine)
     for problem in tests.problems:
         try:
@@ -227,7 +227,7 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Run the policies on a pair whose weights are here."""
     order = _check(options)
     calibration, tests = _tests(options)
-    # No prefix cache, so that no policy lives on what another one has computed.
+    # No prefix cache, so that no policy reuses what another one has computed.
     config = EngineConfig(
         prefix_cache=False, arena_tokens=options.arena_tokens, max_sequences=options.max_sequences
     )

@@ -12,9 +12,9 @@ spread of lengths, weights' format and share of handoffs:
   rate   as they come (Poisson), at .8 and 1.2 times the requests a second of that load
   shift  64 at once, where answers of the second half are four times as long
 
-All that the scheduler knows of an answer is the most that its request asks for: eight mean answers.
+All that the scheduler knows of an answer is its request's max_tokens: eight mean answers.
 "computed again" is in rows, for each row that gave a token. A line is printed for each row of the
-grid: what is lost at loads above the best one, how the latency compares with the plain queue's, and
+grid: the loss at loads above the best one, how the latency compares with the plain queue's, and
 whether routing is slower than the large model alone, with the same lengths, at any load.
 """
 
@@ -65,7 +65,7 @@ class Scale:
     shifted: int  # load of the runs whose lengths shift
 
     def requests(self, answer: int) -> int:
-        """More than the load; fewer of the longest answers, which are many ticks."""
+        """More requests than the load; fewer of the longest answers, which take many ticks."""
         return max(self.loads[-1], 400 if answer < 4096 else 256) if self.loads[-1] > 16 else 24
 
 
@@ -75,7 +75,7 @@ LOADS = (8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Cell:
-    """A row of the grid: what is alike in all its runs."""
+    """A row of the grid: the settings that all its runs share."""
 
     weights: str
     answer: int
@@ -90,7 +90,7 @@ class Cell:
 
 
 def simulate(kind: str, arguments: Sequence[str]) -> list[Row]:
-    """The rows of one command line of the simulator, without what is the same in all."""
+    """The rows of one command line of the simulator, without the fields that never change."""
     grid = Grid.of(build_parser(None).parse_args(list(arguments)))
     rows = []
     for case in grid.cases:
@@ -114,7 +114,7 @@ def jobs_of_loops(scale: Scale, cell: Cell) -> Iterator[tuple[str, list[str]]]:
 
 
 def jobs_beside(scale: Scale, cell: Cell, best: Row) -> Iterator[tuple[str, list[str]]]:
-    """What the best load of a row tells: a plain queue before it, and rates around its own."""
+    """Jobs that follow from the best load of a row: a plain queue, and rates around its own."""
     flags: list[str] = [*cell.arguments(scale), "--handoff", f"{best['handoff']:g}"]
     most = str(best["concurrency"])
     yield "queue", [*flags, "--concurrency", str(scale.loads[-1]), "--max-sequences", most]
@@ -130,7 +130,7 @@ class Runs:
         self._writer = writer
 
     def run(self, jobs: Iterable[tuple[str, list[str]]], title: str) -> None:
-        """SteerError from the simulator is raised on."""
+        """Run all jobs. A SteerError of the simulator is raised again."""
         listed = list(jobs)
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -215,7 +215,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def scale_of(options: argparse.Namespace) -> Scale:
-    """What is asked for. SteerError on a length that is none."""
+    """The grid asked for. SteerError on a bad length."""
     if options.quick:
         return Scale((256,), (0,), ("bf16",), "0.5,1", (2, 8), 8)
     answers = each(options.answers, lambda text: whole("--answers", text))
@@ -224,7 +224,7 @@ def scale_of(options: argparse.Namespace) -> Scale:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Loops first: what stands beside them depends on the best of them."""
+    """Run the loops first: the other jobs depend on the best of them."""
     check_output(options.json, "--json")
     scale = scale_of(options)
     cells = [Cell(*each) for each in product(scale.weights, scale.answers, scale.spreads)]

@@ -35,7 +35,7 @@ POLICIES = (
     "small,large,random:0.5,threshold:max_prob:0.9,threshold:max_prob:0.9@probe:2,query:max_prob:0.5,"
     "cascade:max_prob:0.6,judge:-1,steer,steer-cost"
 )
-TRACED = ("steer", "judge--1", "cascade-max_prob-0.6")  # the rows tell of the others
+TRACED = ("steer", "judge--1", "cascade-max_prob-0.6")  # of the others the rows are enough
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "greedy": ("threshold:max_prob:0.9", {}),
     "drawn": ("random:0.5", {"temperature": 1.0, "seed": 7, "top_p": 0.9, "logprobs": 2}),
@@ -43,7 +43,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stopped": ("large", {"stop": ("15",), "min_tokens": 3}),
     "audited": ("audit:-5", {}),
 }
-# Of rows and files: what is another thing in each run.
+# Fields of rows and files that differ in each run.
 _TRANSIENT = {
     "seconds", "tokens_per_second", "machine", "cores", "threads", "commit", "date", "versions",
     "command", "timing", "created", "cpu", "python", "torch", "load",
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def record() -> Record:
-    """Everything, by part."""
+    """The whole record, by part."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = _flops(folder)
@@ -130,7 +130,7 @@ def _calibrate(folder: Path) -> dict[str, Any]:
 
 
 def _said(*arguments: str) -> list[str]:
-    """What ``steer`` prints, less the names of folders."""
+    """The lines that ``steer`` prints, without the names of folders."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = cli.main(list(arguments))
     if code:
@@ -143,7 +143,7 @@ def _lines(path: Path) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON reads it, less what is another thing in each run."""
+    """The value as JSON reads it, without the fields that differ in each run."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k not in _TRANSIENT}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

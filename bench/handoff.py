@@ -1,19 +1,19 @@
-"""How long does the other model take to its first token, by how much it has to catch up?
+"""How long does the other model take until its first token, by how much it has to catch up?
 
     python -m bench.handoff                 a CUDA card: 1.5B and 32B with made-up weights
     python -m bench.handoff --quick         a few seconds, to see that it works
     python -m bench.handoff --backlog 100 --context 1024,4096 --eager 0,128,512
 
-One sequence. The model that takes over knows CONTEXT tokens, the other has written BACKLOG more.
+There is one sequence. The model that takes over knows CONTEXT tokens, the other wrote BACKLOG more.
 The time runs from the boundary until the token is committed: planning, and all ticks that the
 catch-up takes where it is longer than --max-tick-tokens. Both directions are measured: a handover
 to the large model, and the small model's reading of what the large one wrote.
 
 Lazily the other model begins at the boundary. Eagerly (--eager N) it reads along once it lags N
-tokens behind, and what is left at the boundary is at most about that; in exchange it runs ticks
-while the other one writes, which is counted ("read along", rows). Beside it stands one decode tick
-of the same model at the same context, as the engine runs it, planned ahead or not: the least that
-a handoff can take.
+tokens behind, and at the boundary about N tokens are left at most; in exchange it runs ticks while
+the other one writes, which are counted ("read along", rows). Each row also has the time of one
+decode tick of the same model at the same context, as the engine runs it, planned ahead or not: the
+least that a handoff can take.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Bench:
         self._repeats = repeats
 
     def rows(self, eager: int, contexts: list[int], backlogs: list[int]) -> Iterator[Row]:
-        """With an engine that reads along after ``eager`` tokens; 0: not at all."""
+        """Rows with an engine that reads along after ``eager`` tokens; 0: not at all."""
         engine = self._setup.engine(eager_backlog=eager, read_along=eager)
         scripted = ScriptedEngine(engine, self._setup.device)
         for to in (1, 0):
@@ -122,7 +122,7 @@ def show(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], options: Options, title: str) -> None:
-    """Time to the first token against what there was to catch up."""
+    """Time to the first token against the number of tokens to catch up."""
     line_plot(
         rows,
         options.plot,
@@ -142,7 +142,7 @@ def command_line() -> Options:
     options = Options("handoff", __doc__, OWN)
     options.add("--backlog", "tokens to catch up")
     options.add("--context", "tokens that the model knows already")
-    options.add("--eager", "tokens behind which it reads along; 0: never, the lazy handoff")
+    options.add("--eager", "lag in tokens from which it reads along; 0: never, the lazy handoff")
     return options
 
 

@@ -4,14 +4,14 @@
     python -m bench.kernels --aot
 
 On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
-L2, beside torch, torch.compile and what is installed of FlashInfer, flash-attn, Liger-Kernel and
-vLLM, against the roofline as measured on that card. What fails there is left out, with a line; a
-kernel of ours leaves a row with its error. Only where the card answers no more does the run stop.
+L2, next to torch, torch.compile and those of FlashInfer, flash-attn, Liger-Kernel and vLLM that are
+installed, against the roofline as measured on that card. A rival that fails is left out, with a line;
+a kernel of ours leaves a row with its error. The run stops only if the card no longer answers.
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
-ahead of time for sm_90, which needs no GPU, and holds the result to the kernels' limits: spills,
-registers, 16-byte loads (one is enough; the share of the bytes that come so is printed),
-instructions an element. Without --aot it then times the references on the CPU.
+ahead of time for sm_90, which needs no GPU, and checks the result against the kernels' limits:
+spills, registers, 16-byte loads (one is enough; the share of bytes loaded that way is printed),
+instructions per element. Without --aot it then times the references on the CPU.
 
 Exit status: 0; 1 if a limit is broken or a kernel of ours fails, a line each; 2 on bad input.
 """
@@ -82,7 +82,7 @@ def time_references(ops: Sequence[str], options: argparse.Namespace, writer: Row
 
 
 def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> int:
-    """The kernels on the GPU; 1 if one of ours failed, or the card did for good."""
+    """The kernels on the GPU; 1 if one of ours failed, or if the card no longer answers."""
     from bench.kernel_bench import aot, gpu
     from bench.kernel_bench.card import CardLostError, calibrate
 
@@ -102,7 +102,7 @@ def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWri
 
 
 def _compiled_again(arguments: Sequence[str]) -> int:
-    """The same command without Triton's interpreter, which is chosen where kernels are imported."""
+    """The same command without Triton's interpreter, which is chosen when kernels are imported."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.kernels", *arguments]
     return subprocess.run(command, env=clean, check=False).returncode

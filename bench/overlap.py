@@ -1,17 +1,17 @@
-"""What do both lanes get out of one memory at once, and how much do they slow each other down?
+"""What share of one memory's bandwidth do both lanes reach, and how much do they slow each other?
 
     python -m bench.overlap                 a CUDA card: 1.5B and 32B with made-up weights
     python -m bench.overlap --quick         a few seconds, to see that it works
     python -m bench.overlap --requests 2,16,64 --context 512
 
 Half of the requests are written by the small model, half by the large one, all at once, and no
-sequence changes hands. Once all decode, a window is timed in which the large model gives each of
+sequence is handed over. Once all decode, a window is timed in which the large model gives each of
 its requests --repeats tokens. Then each half runs alone, on the same engine.
 
-Reported are the bytes that both lanes moved, over what the bandwidth measured in the same run would
-have moved in that time, and each lane's inflation: time between two tokens of a request, together
-over alone. On a CPU the engine runs the lanes in turn: there the small lane's inflation is that of
-waiting for a large tick after each of its own, and no bandwidth is gained.
+The report gives the bytes that both lanes moved, over those that the bandwidth measured in the same
+run would have moved in that time, and each lane's inflation: time between two tokens of a request,
+together over alone. On a CPU the engine runs the lanes in turn: there the small lane waits for a
+large tick after each of its own, and no bandwidth is gained.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OWN: Defaults = {
 
 
 def measure_row(setup: Setup, engine: Engine, requests: int, context: int, tokens: int) -> Row:
-    """Together and alone."""
+    """A row: both halves together, and each alone."""
     half = requests // 2
 
     def window(small: int, large: int) -> Window:
@@ -78,7 +78,7 @@ def measure_row(setup: Setup, engine: Engine, requests: int, context: int, token
 
 
 def inflation(alone: float | None, together: float | None) -> float | None:
-    """Together over alone; None where a lane never moved."""
+    """Time together over time alone; None if the lane never moved."""
     return together / alone if alone and together else None
 
 

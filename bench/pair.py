@@ -6,10 +6,10 @@
     python -m bench.pair --save-table times.csv
     python -m bench.simulate --table times.csv --memory 8
 
-Requests are alike and their routing is forced: SHARE of the tokens is the large model's, in steps
+Requests are equal and their routing is forced: SHARE of the tokens is the large model's, in steps
 of STEP tokens that are spread evenly, or with --runs N in runs of N steps on average at drawn
-places. The small model reads every boundary, as a policy with a signal has it do; at share 1 the
-large model writes alone and nobody reads. The end of one request starts the next.
+places. The small model reads every boundary, as for a policy with a signal; at share 1 the large
+model writes alone and no model reads. The end of one request starts the next.
 
 First the time of single ticks is measured, by sequences, context and rows: decodes as the engine's
 lanes run them, planned ahead where a lane plans ahead. From these follow
@@ -18,11 +18,11 @@ lanes run them, planned ahead where a lane plans ahead. From these follow
            N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
   replay   the same requests through the same scheduler, with a clock instead of models. Two lanes
            in flight at once share the bandwidth (--together); on a CPU they take turns. Lane
-           policies that learn from the load start anew, where the engine has run other cells
+           policies that learn from the load start anew; the engine's have seen other cells
   bound    sum N_m T_m(C) / C + catch-up: no order of ticks can beat it
 
-A ratio above 1 says how much longer the run took. With the equal split ("latency") in the run, rows
-also say how much faster they are than the large model alone (share 1), and than the equal split.
+A ratio above 1 says how much longer the run took. If the equal split ("latency") is among the lane
+policies, rows also have the speedup over the large model alone (share 1) and over the equal split.
 
 Ablations turn every switch that the device looks at the other way, one at a time, in one
 combination. Switches of how tokens are drawn are compared with a run that draws.
@@ -123,7 +123,7 @@ def show_ablations(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], options: Options, title: str) -> None:
-    """Speed over the large model alone against its share, with the ideal beside it."""
+    """Speedup over the large model alone against its share of tokens, and the ideal speedup."""
     alone = {r["concurrency"]: r for r in rows if r["lanes"] == FIRST and r["share"] == 1}
     ideals = [
         {
@@ -157,27 +157,27 @@ def write_times(path: Path, rows: Sequence[Row]) -> None:
 def command_line() -> Options:
     """The flags."""
     options = Options("pair", __doc__, OWN)
-    options.add("--share", "of tokens that the large model writes, 0 to 1")
+    options.add("--share", "share of tokens that the large model writes, 0 to 1")
     options.add("--concurrency", "requests at once")
     options.add("--lanes", "lane policies: " + ", ".join(LANE_POLICIES))
     options.add("--prompt", "tokens", "N")
     options.add("--answer", "tokens", "N")
     options.add("--step", "tokens", "N")
     options.add_number("--runs", "mean steps of a run of large steps; 0 spreads them evenly", "0")
-    options.add("--rounds", "requests for each that runs at once", "N")
-    options.add_number("--seed", "of the schedules", "0")
+    options.add("--rounds", "requests per concurrent request", "N")
+    options.add_number("--seed", "seed of the schedules", "0")
     options.add_number(
         "--together",
-        "what two ticks in flight at once get done, compared with one alone, in the replay: 1 "
-        "shares one bandwidth, 2 is free, as with a card for each model; bench.overlap measures "
+        "work that two ticks in flight at once get done, compared with one alone, in the replay: "
+        "1 shares one bandwidth, 2 is free, as with a card for each model; bench.overlap measures "
         "it; not on a CPU",
         "1",
     )
-    options.add("--ablate-share", "at which switches are turned", "X")
-    options.add("--ablate-concurrency", "at which switches are turned", "N")
+    options.add("--ablate-share", "share at which switches are turned", "X")
+    options.add("--ablate-concurrency", "concurrency at which switches are turned", "N")
     options.add_switch("--no-ablations", "turn no switches")
     options.add_switch(
-        "--alone-once", f"run share 1 under {FIRST} only: there policies have nothing to choose"
+        "--alone-once", f"run share 1 under {FIRST} only: no lane policy has a choice there"
     )
     options.add_path("--save-table", "write the tick times, for bench.simulate --table", "FILE")
     return options
@@ -188,7 +188,7 @@ def _share(text: str) -> float:
 
 
 def contest(options: Options, shared: Shared | None = None) -> Contest:
-    """What is to be run. SteerError on the first thing that is wrong."""
+    """The runs asked for. SteerError on the first thing that is wrong."""
     load = Load(
         requests=1,
         prompt=options.whole("prompt", 2),

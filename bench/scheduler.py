@@ -2,9 +2,9 @@
 
     python -m bench.scheduler [--sequences 1,16,64,256,1024] [--json FILE]
 
-The real scheduler is driven through its Python face with made-up tokens. Workload ``decode`` has
-all sequences decoding on the small lane; ``mixed`` adds prefills of new requests, boundaries that
-are read, and handoffs to the large lane, on both lanes.
+The real scheduler is driven through its Python bindings with made-up tokens. Workload ``decode``
+has all sequences decoding on the small lane; ``mixed`` adds prefills of new requests, boundaries
+that are read, and handoffs to the large lane, on both lanes.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@ python -m bench.simulate                                  1.5B and 32B on an H10
 python -m bench.simulate --weights fp8 --rate 0.5,1,2,4 --handoff 0.1 --plot out/rates.png
 python -m bench.simulate --card a100 --weights fp8 --concurrency 64 --memory 8
 python -m bench.simulate --table measured.csv             your own tick times
-python -m bench.simulate --handoff 0.1,1 --beside qwen3-30b-a3b    what else one could run
+python -m bench.simulate --handoff 0.1,1 --beside qwen3-30b-a3b    another model to run instead
 
 The C++ scheduler plans, preempts and lends memory as in the engine, but no model runs: a plan takes
 the time of a roofline (weights once a tick, keys and values as read and written, FLOPs at the
 card's peak, over an efficiency, plus an overhead) or of a table that you measured. The two lanes
 have clocks of their own and share the memory's bandwidth while both are in flight. Texts are made
-up: their lengths, the ends of their steps and the boundaries that go to the large model are drawn,
-the same ones for every combination of a grid.
+up: their lengths, the ends of their steps and the boundaries that go to the large model are drawn
+at random, the same for every combination of a grid.
 
-So figures are those of a model, not measurements: they show how policies compare, how load, memory
-and handoffs act, and where it pays to measure. Every row says so ("simulated": true).
+So the figures are simulated, not measured: they show how policies compare, the effects of load,
+memory and handoffs, and where it pays to measure. Every row says so ("simulated": true).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def head(fields: dict[str, Any]) -> str:
-    """What is assumed, in two lines."""
+    """The assumptions, in two lines."""
     f = fields
     times = f"tick times of {f['times']}"
     if f["times"] == "roofline":
@@ -106,7 +106,7 @@ def head(fields: dict[str, Any]) -> str:
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> str:
-    """How fast it was simulated."""
+    """The speed of the simulation."""
     ticks = sum(r["ticks"] for r in rows)
     simulated, wall = (sum(r[f"{k}_seconds"] for r in rows) for k in ("simulated", "wall"))
     return (

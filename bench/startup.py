@@ -1,11 +1,11 @@
-"""How long until the engine is there? Seconds and memory of the import and of loading a pair.
+"""How long until the engine is ready? Seconds and memory of the import and of loading a pair.
 
     python -m bench.startup [--small DIR --large DIR] [--dtype bfloat16] [--runs 5] [--json FILE]
 
-Each run is a process of its own. ``import engine`` brings little; the first use of ``Engine``
-brings Torch, which is timed apart there. ``cpu`` are the processor's seconds, which a busy machine
-stretches less. Loading is warm: the files were read once before. Memory is the process's peak over
-what it had before, as a multiple of the weights; mapped pages count.
+Each run is a process of its own. ``import engine`` imports little; the first use of ``Engine``
+imports Torch, which is timed separately. ``cpu`` is processor time, which a busy machine stretches
+less. Loading is warm: the files were read once before. Memory is the process's peak minus its
+memory before, as a multiple of the weights; mapped pages count.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ print(json.dumps({
 
 
 def timed(code: str, *arguments: str) -> dict[str, float]:
-    """What a fresh interpreter measures. SteerError with its last line if it fails."""
+    """The measurements of a fresh interpreter. SteerError with its last line if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
@@ -76,7 +76,7 @@ def timed(code: str, *arguments: str) -> dict[str, float]:
 
 
 def measure(what: str, code: str, runs: int, *arguments: str) -> dict[str, Any]:
-    """Medians and extremes of several runs, after one that only warms the files."""
+    """Medians and extremes of several runs, after one that only warms the file cache."""
     timed(code, *arguments)
     rows = [timed(code, *arguments) for _ in range(runs)]
     row: dict[str, Any] = {"bench": "startup", "what": what, "runs": runs}

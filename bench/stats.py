@@ -23,7 +23,7 @@ def wilson(hits: int, count: int, z: float = Z95) -> tuple[float, float]:
     centre = share + spread / 2
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
     low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    return min(low, share), max(high, share)  # rounding must not part them at 0 and 1
+    return min(low, share), max(high, share)  # rounding must not exclude the share
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:

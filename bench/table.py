@@ -9,7 +9,7 @@ from engine import Completion
 
 _COLOURS = {"small": "\033[36m", "large": "\033[33m"}
 _RESET = "\033[0m"
-_AGAIN = 0.05  # share of rows computed again from which on a table says so
+_AGAIN = 0.05  # share of rows computed again above which a table says so
 
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,7 +27,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def policies_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The main table, from result rows; with a column for answers cut off where any was."""
+    """The main table, from result rows; with a column for answers cut off if any was."""
     cut = any(r.get("cut_off") for r in rows)  # older rows may lack it
     header = (
         "policy", "accuracy", "95% interval", *["cut off"] * cut, "large steps",
@@ -53,9 +53,9 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def again_notes(rows: Iterable[dict[str, Any]], remedy: str) -> list[str]:
-    """A line for each policy of which more than 5% of the rows were computed again.
+    """A line for each policy with more than 5% of its rows computed again.
 
-    ``remedy``: what would mend it.
+    ``remedy``: what would avoid it.
     """
     return [
         f"{row['policy']}: {row['recomputed_share']:.1%} of its rows were computed again, as "
@@ -66,7 +66,7 @@ def again_notes(rows: Iterable[dict[str, Any]], remedy: str) -> list[str]:
 
 
 def trace_lines(completion: Completion, colour: bool) -> str:
-    """One line a step: who wrote it, what it says, and why."""
+    """One line per step: the model that wrote it, its text, and the reason."""
     lines = []
     for step in completion.steps:
         start, end = (_COLOURS[step.model], _RESET) if colour else ("", "")

@@ -39,18 +39,19 @@ from bench.tasks.tokenizer import build_tokenizer
 
 GATES = {"small": 0.99, "large": 0.99}  # of the easy steps right, in every task
 EVALUATION_SEED = 1
-_TEXTS = 200  # that value biases are made weights on
+_TEXTS = 200  # on which value biases are turned into weights
 
 
 def train_half(
     spec: Spec, role: str, work: Path, problems: int, style: str, position: int
 ) -> tuple[Qwen2ForCausalLM, dict[str, Any]]:
-    """Train every seed of one half; the one with the surest easy steps, and the record."""
+    """Train every seed of one half; the one with the most accurate easy steps, and the record."""
     runs: list[dict[str, Any]] = []
     for seed in spec.seeds:
         training = Training(spec, seed, style, work / f"{role}-{spec.name}-{seed}.checkpoint")
         training.run(position)
-        model = training.model.eval()
+        model = training.model
+        model.train(False)
         accuracy = step_accuracy(model, training.batches, problems, EVALUATION_SEED, spec.shares)
         run = {
             "seed": seed,
@@ -70,7 +71,7 @@ def train_half(
 def join_halves(
     halves: list[tuple[Qwen2ForCausalLM, dict[str, Any]]], style: str
 ) -> Qwen2ForCausalLM:
-    """The model that its trained halves make."""
+    """The model that the trained halves make together."""
     for model, record in halves:
         spec = Spec(**record["spec"])
         batches = Batches(spec, EVALUATION_SEED, style)
@@ -85,7 +86,7 @@ def save_role(
     style: str,
 ) -> None:  # fmt: skip
     """Join the halves, round to bf16, write the folder and the training record."""
-    model = join_halves(halves, style).bfloat16()
+    model: Any = join_halves(halves, style).bfloat16()  # transformers leaves float() untyped
     model.save_pretrained(pair / role)
     build_tokenizer().save(str(pair / role / "tokenizer.json"))
     batches = Batches(ROLES[role][0], EVALUATION_SEED, style)

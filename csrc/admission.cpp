@@ -1,13 +1,13 @@
 // Which sequences may run: new ones, and those that stopped because others needed their KV.
 //
-// A sequence comes in, in order, if the arena is likely to hold all that run until they end, and it
-// with them. What is likely is a forecast: over the next so many tokens of each, its share that
-// still runs then, times what it holds by then on both models. The mean of that over all of them,
-// and some standard deviations on top (guard.h), must stay below the arena at every moment looked
-// at.
+// A sequence is admitted, in order, if the arena is likely to hold it and all running sequences
+// until they end. The forecast looks at several moments, each a number of further tokens: a
+// sequence counts with the probability that it still runs then, times the KV that it holds by then
+// on both models. The sum of these means and some standard deviations (guard.h) must stay below the
+// arena's size at every moment.
 //
-// Where the forecast was wrong, memory.cpp suspends the newest. Then there must be some more room
-// before any comes in again, so that none comes and goes.
+// If the forecast was wrong, memory.cpp suspends the newest sequence. Then some slack must be free
+// before any is admitted again, so that none is admitted and suspended in turn.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -20,15 +20,15 @@ namespace steer {
 
 namespace {
 
-constexpr double kForFew = 3;        // standard deviations more, divided by the number of sequences
-constexpr double kSlack = 1.0 / 16;  // of the arena, likely to stay free before any comes in again
-constexpr std::size_t kMoments = 32;    // that are looked at
-constexpr std::int32_t kPatience = 64;  // plans after which it is looked again, whatever happened
+constexpr double kForFew = 3;        // more standard deviations, divided by the number of sequences
+constexpr double kSlack = 1.0 / 16;  // of the arena: must be likely to stay free
+constexpr std::size_t kMoments = 32;    // moments that the forecast looks at
+constexpr std::int32_t kPatience = 64;  // plans after which admission looks again in any case
 
 }  // namespace
 
-// What the running sequences will hold, in slabs, at some moments to come. A moment is a number of
-// tokens that each of them has written by then.
+// What the running sequences will hold, in slabs, at some future moments. A moment is a number of
+// further tokens that each of them has written by then.
 class Scheduler::Load {
  public:
   Load(const Scheduler& core, const Survival& survival, double horizon)
@@ -44,7 +44,7 @@ class Scheduler::Load {
     const double now = survival_.log(sequence.generated());
     const double left = sequence.request.max_tokens - sequence.generated();
     const double shared = core_.shared_slabs(sequence);
-    double before = 0;  // what ends between two moments counts for both
+    double before = 0;  // a sequence that ends between two moments counts for both
     for (Moment& moment : moments_) {
       if (before > left) break;
       const double runs = std::exp(survival_.log(sequence.generated() + before) - now);
@@ -63,7 +63,7 @@ class Scheduler::Load {
     }
   }
 
-  // The most that it comes to.
+  // The highest load of all moments.
   double peak() const {
     const double deviations = core_.guard_.caution() + kForFew / sequences_;
     double peak = 0;
@@ -84,7 +84,7 @@ class Scheduler::Load {
   double sequences_ = 0;
 };
 
-// What a sequence holds on a model once it has written so many tokens more, if it still runs then.
+// What a sequence holds on a model after `tokens` more, if it still runs then.
 Scheduler::Holding Scheduler::holding(const Sequence& s, int model, double tokens) const {
   const bool partner = model == kSmall ? s.shadow() : shadow_of(s) != nullptr;
   if (partner || s.is_done_with(model)) return {};
@@ -99,7 +99,7 @@ Scheduler::Holding Scheduler::holding(const Sequence& s, int model, double token
   return {least, least + enters * (most - least), most};
 }
 
-// Of what it holds, or will, what others hold anyway.
+// The part of a sequence's KV, held now or soon, that other sequences hold anyway.
 double Scheduler::shared_slabs(const Sequence& s) const {
   double slabs = 0;
   for (int model = 0; model < kModels; ++model) {
@@ -116,7 +116,7 @@ double Scheduler::shared_slabs(const Sequence& s) const {
   return slabs;
 }
 
-// Leading blocks of a sequence that holds none, that others hold which run.
+// Leading blocks that a sequence without blocks would share with running ones.
 std::int32_t Scheduler::found_blocks(const Sequence& s, int model) const {
   if (s.sample > 0 && std::ranges::any_of(running_, [&](const Sequence* other) {
         return other != &s && other->group == s.group && !other->suspended;
@@ -141,16 +141,16 @@ std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) cons
   return std::max(0, blocks_for(sequence.length() + 1) - held);
 }
 
-// The first in the order that waits for no answer: what it lacks it gets, but for what sequences
-// before it work on.
+// The first in the order that waits for no answer. It gets all memory that it lacks, except the KV
+// that sequences before it are working on.
 Sequence* Scheduler::leader() const {
   const auto found = std::ranges::find_if(
       running_, [](const Sequence* s) { return !s->awaits_route && !s->waits_for_partner(); });
   return found == running_.end() ? nullptr : *found;
 }
 
-// The first in the order of those that wait for room. Suspended sequences keep their places in the
-// batch: while it is full, no new one comes in, of whatever priority.
+// The first in the order of those that wait for memory. Suspended sequences keep their places in
+// the batch: while it is full, no new one is admitted, whatever its priority.
 Sequence* Scheduler::next_in_line() const {
   const auto suspended =
       suspended_ == 0 ? running_.end() : std::ranges::find_if(running_, &Sequence::suspended);
@@ -175,8 +175,8 @@ void Scheduler::admit() {
   if (next_in_line() != nullptr && active() < guard_.limit()) admit_while_there_is_room();
 }
 
-// Blocks of each model beside the next row of all that run. What sequences hold that are suspended,
-// or that will not go back to a model, can be taken.
+// Blocks of each model that are left after the next row of all running sequences. KV of suspended
+// sequences, and of those that will not go back to a model, counts as free.
 std::array<std::int64_t, kModels> Scheduler::room() const {
   std::array<std::int64_t, kModels> room{};
   for (int model = 0; model < kModels; ++model)
@@ -224,7 +224,7 @@ void Scheduler::admit_while_there_is_room() {
   } while (next != nullptr && active() < guard_.limit() && fits_now(*next, room_left));
 }
 
-// How long answers are, from those that ended and how far the others have come.
+// How long answers are, from those that ended and the present lengths of the others.
 Survival Scheduler::expected_lengths() const {
   std::vector<std::int32_t> lengths;
   double bound = 0;
@@ -237,7 +237,7 @@ Survival Scheduler::expected_lengths() const {
                             lengths.empty() ? config_.max_context : bound / lengths.size());
 }
 
-// Tokens after which hardly any sequence that runs now still does.
+// Tokens after which hardly any of the running sequences still runs.
 double Scheduler::horizon(const Survival& survival) const {
   double tokens = survival.horizon(0);
   for (const Sequence* s : running_) tokens = std::max(tokens, survival.horizon(s->generated()));
@@ -257,7 +257,7 @@ bool Scheduler::has_room_for(const Load& load) {
   return left >= 0;
 }
 
-// From the queue, or from where it stood still.
+// Starts a queued sequence or resumes a suspended one.
 void Scheduler::let_run(Sequence& sequence) {
   if (sequence.suspended) {
     sequence.suspended = false;
@@ -272,9 +272,9 @@ void Scheduler::let_run(Sequence& sequence) {
   ++counters_.admitted;
 }
 
-// Stops a sequence until there is room for it to its end. It keeps its KV as long as no sequence
-// before it needs that. Of a relayed sequence and its shadow the one that works, or is about to,
-// stops.
+// Stops a sequence until the arena is likely to hold it to its end. It keeps its KV as long as no
+// sequence before it needs that. Of a relayed sequence and its shadow the one that works, or is
+// about to, stops.
 void Scheduler::suspend(Sequence& sequence) {
   Sequence* partner = partner_of(sequence);
   const bool other = partner != nullptr && (sequence.shadow() ? !partner->away : sequence.away);

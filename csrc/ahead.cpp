@@ -1,19 +1,19 @@
 // Planning one tick ahead: the host plans a lane's next batch while the last one is in flight, and
 // decides one tick late.
 //
-// Whatever is planned behind a batch in flight is a bet that the sequence goes on as it does: with
-// more of the text that is known, or with the token that is about to be drawn. When that batch has
-// retired the rows are one of
+// Rows planned after a batch in flight are a bet that the sequence goes on unchanged: with more of
+// the known text, or with the token that is about to be drawn. When that batch has retired the rows
+// are one of
 //
 //   promoted   a plan made now would hold exactly them: from here on they are rows in flight
-//   undecided  a question is out, and the answer may yet make them so: until it comes, or until
-//              their own batch retires
-//   void       anything else: what they compute is ignored
+//   undecided  a decision is open and may yet promote them: until it is made, or until their own
+//              batch retires
+//   void       anything else: their results are ignored
 //
-// Rows that are not promoted keep nothing waiting: a sequence ends, is cut or handed over as if
-// they were not there. What a void row writes lies behind everything that was computed when it was
-// planned, in a block that nobody else holds and the prefix cache does not know, and is written
-// before anything that the lane plans later. The other lane gets the block only behind the fence.
+// Nothing waits for rows that are not promoted: a sequence ends, is cut or handed over as if they
+// were not there. A void row writes after everything that was computed when it was planned, into a
+// block that no other sequence holds and the prefix cache does not know, and before anything that
+// the lane plans later. The other lane gets the block only after the fence.
 #include <algorithm>
 #include <utility>
 
@@ -21,8 +21,8 @@
 
 namespace steer {
 
-// Is it in flight here, and may a plan hold what follows? Not where it is known that the token in
-// flight ends the text, or that other tokens are written behind it.
+// Is the sequence in flight on this lane, and may a plan hold what follows? Not if it is known that
+// the token in flight ends the text, or that forced tokens come after it.
 bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
   const Request& request = sequence.request;
   if (sequence.phase != Phase::running || sequence.in_flight[lane] == 0 ||
@@ -36,8 +36,8 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
   return request.ahead && generated < request.max_tokens && !forced;
 }
 
-// A bet takes nothing from anybody. Once a plan is short of memory there are no more: who stays out
-// has retired when the next plan looks for blocks that it may take.
+// A bet takes no memory from other sequences. Once a plan is short of memory it gets no more bets:
+// sequences left out will have retired when the next plan looks for blocks to take.
 void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   if (plan.short_of_memory) return;
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
@@ -59,7 +59,7 @@ void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t
   ++bets_;
 }
 
-// To be called when what these rows were planned behind has retired, and after each answer.
+// To be called when the batch before these rows has retired, and after each decision.
 void Scheduler::settle_ahead(Sequence& sequence, int lane) {
   Ahead& ahead = sequence.ahead[lane];
   if (ahead.rows == 0 || sequence.in_flight[lane] > 0) return;
@@ -74,13 +74,13 @@ void Scheduler::settle_ahead(Sequence& sequence, int lane) {
     --bets_;
     return;
   }
-  // Either the candidate's row, or that of the last token, if this lane writes on behind it.
+  // Either the candidate's row, or that of the last token, if this lane writes on after it.
   const bool candidate = sequence.candidate >= 0 && sequence.request.reader == lane;
   const bool asked = sequence.awaits_route || (sequence.reading && sequence.active != lane);
   if (!follows || !asked || last != length + candidate) drop_ahead(sequence, lane);
 }
 
-// Makes rows void.
+// Makes the rows planned ahead void.
 void Scheduler::drop_ahead(Sequence& sequence, int lane) {
   Ahead& ahead = sequence.ahead[lane];
   if (ahead.rows == 0) return;

@@ -8,7 +8,7 @@
 
 namespace steer {
 
-// Immutable. A search is a node number, kept by whoever searches; kStart begins one.
+// Immutable. A search is a node number, which the caller keeps; kStart begins one.
 class Automaton {
  public:
   static constexpr std::int32_t kStart = 0;

@@ -1,4 +1,4 @@
-// The Python face of the core. The only file that knows Python.
+// The Python bindings of the core. The only file that knows Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,12 +1,12 @@
 // The block pool: bookkeeping of one arena that two models share.
 //
-// The arena is an array of equal slabs. A slab belongs to nobody or to one model, and is cut into
+// The arena is an array of equal slabs. A slab belongs to one model or to none, and is cut into
 // that model's blocks: `slots` of them, which need not fill the slab. Block ids are
 // `slab * slots + slot`. The pool moves numbers only; it never touches the arena's memory.
 //
 // A block is free, live (with references) or cached: kept for its content, without references.
-// Lending: a slab without live and cached blocks belongs to nobody and goes to whichever model asks
-// next. Fences: a block that lane L planned in tick t may still be read or written until L retires
+// Lending: a slab without live and cached blocks belongs to no model and goes to the next one that
+// asks. Fences: a block that lane L planned in tick t may still be read or written until L retires
 // t. Lane L itself may reuse it at once (its ticks run in order); another model gets the slab only
 // after every fence of the slab has passed.
 // Reservation: a slab that is being emptied for a model is closed to all others.
@@ -33,7 +33,7 @@ class BlockPool {
   std::optional<BlockId> allocate(int model);
   // One more reference to a live block. Throws std::logic_error if the block is not live.
   void retain(int model, BlockId block);
-  // One reference less. The last one frees the block and, with its last block, the slab; or, with
+  // Drops one reference. The last one frees the block and, with its last block, the slab; or, with
   // `keep`, leaves the block cached.
   void release(int model, BlockId block, bool keep = false);
   // A cached block becomes live again, with one reference.
@@ -45,14 +45,14 @@ class BlockPool {
   bool only_cache(SlabId slab) const {
     return slabs_.at(slab).held > 0 && slabs_[slab].held == slabs_[slab].cached;
   }
-  // Can lane `model` have a slab of the other one's at once, if its cached blocks are dropped?
+  // Can lane `model` have a slab of the other model at once, if its cached blocks are dropped?
   bool lendable(SlabId slab, int model) const {
     return only_cache(slab) && open_to(slab, model) && drained(slab, model);
   }
 
   // Lane `model` plans to use `block` in `tick`.
   void fence(int model, BlockId block, Tick tick);
-  // Lane `lane` plans to read or write a slab in `tick`, whoever's blocks it holds.
+  // Lane `lane` plans to read or write a slab in `tick`, whichever model's blocks it holds.
   void fence_slab(int lane, SlabId slab, Tick tick);
   // Has every tick of the other lane that uses the slab retired?
   bool drained(SlabId slab, int model) const;
@@ -60,7 +60,7 @@ class BlockPool {
   void retire(int model, Tick tick);
   Tick retired(int model) const { return retired_.at(model); }
 
-  // Close `slab` to everyone but `model`, until unreserve(model).
+  // Closes `slab` to the other model until unreserve(model).
   void reserve(SlabId slab, int model);
   void unreserve(int model);
   // Is a slab reserved for `model` still live or fenced? Then waiting will bring memory.
@@ -76,8 +76,8 @@ class BlockPool {
 
   // Blocks that allocate(model) could return now, one after the other.
   std::int64_t available(int model) const;
-  // As many again once cached blocks are dropped: the model's own, and the other's slabs that hold
-  // only cache and are in no tick in flight.
+  // Further blocks that it could return once cached blocks are dropped: the model's own, and those
+  // of the other model's slabs that hold only cache and are in no tick in flight.
   std::int64_t reclaimable(int model) const;
   std::int64_t cached(int model) const { return cached_.at(model); }
   std::int64_t live(int model) const { return live_.at(model); }
@@ -86,7 +86,7 @@ class BlockPool {
   // Slabs that changed hands from one model to the other.
   std::int64_t lent() const { return lent_; }
 
-  // Proves the books: free + cached + live == total, per model and jointly. Throws
+  // Checks that free + cached + live == total, per model and jointly. Throws
   // std::logic_error.
   void check_integrity() const;
 
@@ -100,7 +100,7 @@ class BlockPool {
     std::array<Tick, kModels> fences{-1, -1};  // by lane: the last tick that uses it
     std::vector<std::int32_t> references;      // by slot, while owned; kCached for a cached block
     std::vector<std::int32_t> free_slots;      // by slot, while owned
-    std::int32_t bucket_index = -1;            // where it stands in its bucket; -1: in none
+    std::int32_t bucket_index = -1;            // its place in its bucket; -1: in none
   };
 
   void enter_bucket(SlabId slab);

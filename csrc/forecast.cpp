@@ -10,15 +10,15 @@ namespace {
 
 constexpr double kPerOctave = 8;
 constexpr double kRemembered = 64;         // ended requests over which hazards are averaged
-constexpr double kTokensRemembered = 1e5;  // over which rates of entry are
-constexpr double kPriorRequests = 0.25;    // what the prior counts for in each bucket
-constexpr double kPriorScale = 0.5;        // of the bound: the median answer of the prior
+constexpr double kTokensRemembered = 1e5;  // tokens over which entry rates are averaged
+constexpr double kPriorRequests = 0.25;    // weight of the prior in each bucket, in requests
+constexpr double kPriorScale = 0.5;        // median answer of the prior, as a share of the bound
 constexpr double kRare = -4.6;             // ln of 1%
 constexpr double kMostHazard = 1 - 1e-9;
 
 double edge(std::size_t bucket) { return std::exp2(static_cast<double>(bucket) / kPerOctave) - 1; }
 
-// The bucket of a length, and how far into it that is, from 0 to 1.
+// The bucket of a length, and its place within the bucket, from 0 to 1.
 struct Place {
   std::size_t bucket;
   double share;
@@ -74,7 +74,7 @@ void Forecast::wrote(int model) {
 Survival Forecast::survival(const std::vector<std::int32_t>& running, double bound) const {
   std::array<double, kLengthBuckets> passed{}, hazards;
   for (const std::int32_t tokens : running) passed[place(tokens).bucket] += 1;
-  // What is in a bucket has gone through those before it.
+  // A request in a bucket has gone through all buckets before it.
   double further = 0;
   for (std::size_t i = kLengthBuckets; i-- > 0; further += std::exchange(passed[i], further)) {
   }

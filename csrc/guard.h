@@ -1,4 +1,4 @@
-// Fewer sequences at once while too much KV is given up, whatever the forecast says.
+// Lowers the number of sequences at once while too much KV is given up, whatever the forecast says.
 #pragma once
 
 #include <algorithm>
@@ -7,18 +7,18 @@
 
 namespace steer {
 
-// Looks at one window of computed rows after the other. What is given up in one is computed again
-// in a later one, so it is counted where it is lost: there too many ran. A little of it makes the
-// forecast more cautious, as some lengths are harder to foresee; much of it besides lowers
-// the number of sequences, whatever is forecast.
+// Looks at one window of computed rows after the other. KV that is given up in one window is
+// computed again in a later one, so it is counted where it is lost: there too many sequences ran. A
+// small loss makes the forecast more cautious, as some lengths are harder to predict; a large one
+// also lowers the number of sequences, whatever is forecast.
 class Guard {
  public:
-  // `most`: sequences at once where nothing is wrong. `window`: rows.
+  // `most`: sequences at once while nothing is lost. `window`: rows.
   explicit Guard(std::int32_t most, std::int64_t window = 32768)
       : most_(most), limit_(most), window_(window) {}
 
   void lost(std::int64_t rows) { lost_ += rows; }
-  // So many rows were computed while `active` sequences shared the arena.
+  // `rows` were computed while `active` sequences shared the arena.
   void computed(std::int64_t rows, std::int32_t active) {
     computed_ += rows;
     most_active_ = std::max(most_active_, active);
@@ -36,13 +36,13 @@ class Guard {
   }
   // Sequences that may share the arena now.
   std::int32_t limit() const { return limit_; }
-  // Standard deviations of what is forecast that must be free besides.
+  // Standard deviations of the forecast that must stay free on top of its mean.
   double caution() const { return caution_; }
   // How often the limit was lowered.
   std::int64_t acted() const { return acted_; }
 
  private:
-  // Of a window's rows, lost to others: what is well, and what is too much.
+  // Share of a window's rows lost to other sequences: acceptable, and too much.
   static constexpr double kGood = 0.01, kBad = 0.05;
   static constexpr double kLeast = 1, kMost = 4, kMore = 0.5, kLess = 0.1;  // of caution
 

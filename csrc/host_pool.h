@@ -1,8 +1,8 @@
-// Slots of host memory that keep blocks which the arena had no room for: which is whose, and which
-// is given up for the next one. Moves numbers only; it never touches the memory.
+// Slots of host memory for blocks that the arena had no room for: which node has which slot, and
+// which slot is given up next. Moves numbers only; it never touches the memory.
 //
-// A slot is free, or it is used: by a prefix cache's node, or only by ticks in flight that still
-// read or write it. What a slot holds can be read once the tick that writes it has retired.
+// A slot is free, or it is used: by a node of the prefix cache, or only by ticks in flight that
+// still read or write it. A slot can be read once the tick that writes it has retired.
 #pragma once
 
 #include <cstdint>
@@ -22,27 +22,27 @@ class HostPool {
 
   struct Taken {
     Slot slot;
-    Node displaced;  // lost its slot to this, kNone: nobody did
+    Node displaced;  // lost its slot to this one; kNone: none did
   };
 
-  // Throws std::invalid_argument if there are less than 0.
+  // Throws std::invalid_argument if `slots` is below 0.
   explicit HostPool(Slot slots);
 
   // A slot for what `node` holds: a free one, else the least recently used that no tick in flight
-  // needs; nothing if there is none. It is held by who takes it, and not ready.
+  // needs; nothing if there is none. The caller holds it, and it is not ready.
   std::optional<Taken> take(Node node);
-  // It was used: later ones are given up first.
+  // Marks a slot as used: slots used less recently are given up first.
   void touch(Slot slot);
-  // Its node does without it from now on. Free once nobody holds it.
+  // Takes the slot from its node. It is free once no tick holds it.
   void drop(Slot slot);
 
-  // A tick in flight reads or writes the slot, until it is let go of.
+  // A tick in flight reads or writes the slot, until it is released.
   void hold(Slot slot);
   void let_go(Slot slot);
-  // What its node had is there. Without effect on one that was dropped.
+  // The slot now holds its node's content. No effect on a slot that was dropped.
   void set_ready(Slot slot);
   bool is_ready(Slot slot) const { return states_.at(slot).ready; }
-  // Whose it is; kNone if it was dropped.
+  // The node that has the slot; kNone if it was dropped.
   Node node(Slot slot) const { return states_.at(slot).node; }
   std::int32_t holders(Slot slot) const { return states_.at(slot).held; }
 
@@ -51,7 +51,7 @@ class HostPool {
   // Slots that nodes have, least recently used first.
   const std::list<Slot>& used() const { return used_; }
 
-  // Proves that free + used == total, those that only ticks in flight use included. Throws
+  // Checks that free + used == total, including slots that only ticks in flight use. Throws
   // std::logic_error.
   void check_integrity() const;
 

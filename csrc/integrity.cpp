@@ -1,4 +1,4 @@
-// The proof of the books: what each sequence holds, what the pool thinks, and that they agree.
+// Checks that the records of the sequences, the pool, the caches and the plans agree.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -42,7 +42,7 @@ void check_counts(const Sequence& s) {
 
 }  // namespace
 
-// Whatever is in flight, or planned behind it, is in exactly one place of one plan.
+// Rows in flight, or planned after those, are in exactly one place of one plan.
 void Scheduler::check_flights(const Sequence& s) const {
   const auto stands = [&s](const Plan& plan, std::int32_t row) {
     return plan.in_flight && row < plan.sequences && plan.members[row] == &s;
@@ -64,7 +64,7 @@ void Scheduler::check_flights(const Sequence& s) const {
   }
 }
 
-// Each slot's node knows of it, and is held by as many copies as are in flight.
+// Each slot's node refers to it, and each slot is held by exactly the copies in flight.
 void Scheduler::check_host() const {
   host_.check_integrity();
   for (const auto slot : host_.used())

@@ -43,8 +43,8 @@ bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running,
   return false;
 }
 
-// A large tick costs about the same however many sequences share it: it is worth its time while
-// enough of them do. Otherwise the small lane brings on more. Whoever has been held for long goes.
+// A large tick costs about the same however many sequences share it, so it is worth its time while
+// enough of them do. Otherwise the small lane brings more. A lane that was held for long goes.
 int LaneTurns::turn(std::int32_t running, std::array<std::int32_t, kModels> runnable) const {
   if (runnable[kLarge] == 0) return kSmall;
   if (runnable[kSmall] > 0 && waited_[kSmall] >= settings_.hold_ticks) return kSmall;
@@ -52,9 +52,9 @@ int LaneTurns::turn(std::int32_t running, std::array<std::int32_t, kModels> runn
   return runnable[kLarge] >= enough(running) ? kLarge : kSmall;
 }
 
-// Of n sequences let x n share the large ticks and the rest the small ones. W tokens of a lane at
-// a cost of c a tick take W_large c_large / (x n) + W_small c_small / ((1 - x) n): least where
-// x : (1 - x) is the square root of W_large c_large : W_small c_small.
+// Of n sequences let x n share the large ticks and the rest the small ones. W tokens of a lane at a
+// cost of c per tick take W_large c_large / (x n) + W_small c_small / ((1 - x) n). The minimum is
+// where x : (1 - x) is the square root of W_large c_large : W_small c_small.
 std::int32_t LaneTurns::enough(std::int32_t running) const {
   if (settings_.gather > 0) return std::min(settings_.gather, running);
   const auto weight = [this](int lane) {
@@ -74,7 +74,7 @@ void LaneTurns::planned(int lane, std::int32_t sequences,
   const bool rested = rested_[lane];
   rested_[lane] = empty;
   if (empty) return;
-  // Time that a lane had no use for is not saved up.
+  // A lane does not save up time for which it had no work.
   if (rested) used_[lane] = std::max(used_[lane], used_[other]);
   used_[lane] += settings_.tick_cost[lane] / settings_.lane_weight[lane];
   drawn_[lane] += sequences;

@@ -1,4 +1,4 @@
-// Which lane may run: both models live off one memory bandwidth.
+// Which lane may run: both models share one memory bandwidth.
 #pragma once
 
 #include <array>
@@ -10,15 +10,15 @@
 namespace steer {
 
 // latency     every lane runs whenever it can
-// weighted    the lanes share the time: who has used more than its weight waits for the other
+// weighted    the lanes share the time: one that has used more than its weight waits for the other
 // throughput  one lane at a time: the large one while enough sequences share its ticks
 // automatic   latency while few sequences run, throughput above
 enum class LanePolicy { latency, weighted, throughput, automatic };
 
 struct LaneSettings {
   LanePolicy policy = LanePolicy::latency;
-  std::int32_t gather = 0;          // sequences that are worth a large tick; 0: worked out
-  std::int32_t hold_ticks = 32;     // ticks of the other lane that one with work is held at most
+  std::int32_t gather = 0;          // sequences that are worth a large tick; 0: computed
+  std::int32_t hold_ticks = 32;     // most ticks of the other lane for which one with work is held
   std::int32_t automatic_from = 4;  // running sequences above which steps gather
   std::array<double, kModels> tick_cost{1, 1};    // time of a tick, in any common unit
   std::array<double, kModels> lane_weight{1, 1};  // share of the time, relative
@@ -30,18 +30,18 @@ void check(const LaneSettings& settings);
 LanePolicy lane_policy_named(const std::string& name);
 
 // Decides before each plan. A lane that is held plans nothing now and asks again; it is never held
-// while the other one can do nothing, so both must be asked in turn. Where it was held for one that
-// then had nothing to do it goes next, whatever has come for the other meanwhile.
+// while the other one can do nothing, so both must be asked in turn. If it was held and the other
+// then had nothing to do, it goes next, whatever work the other has got meanwhile.
 class LaneTurns {
  public:
   explicit LaneTurns(const LaneSettings& settings) : settings_(settings) {}
 
-  // `running` sequences in all, `runnable` now on each lane.
+  // Must `lane` wait? `running` sequences in all, `runnable` now on each lane.
   bool holds(int lane, bool other_in_flight, std::int32_t running,
              std::array<std::int32_t, kModels> runnable);
   // A lane has planned; an empty plan means that it can do nothing until something changes.
   void planned(int lane, std::int32_t sequences, std::array<std::int32_t, kModels> runnable);
-  // Something may have given a lane work or room.
+  // Something may have given a lane work or memory.
   void changed() { stalled_ = {}; }
 
  private:
@@ -55,7 +55,7 @@ class LaneTurns {
   std::array<bool, kModels> owed_{};    // the other one has planned nothing since this one planned
   std::array<bool, kModels> rested_{};  // had nothing to do when it last planned
   std::array<double, kModels> used_{};
-  std::array<double, kModels> drawn_{};         // tokens of late
+  std::array<double, kModels> drawn_{};         // recent tokens, older ones decayed
   std::array<std::int32_t, kModels> waited_{};  // ticks of the other lane since its last one
 };
 

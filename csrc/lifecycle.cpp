@@ -20,7 +20,7 @@ SchedulerConfig checked(SchedulerConfig config) {
   require(config.max_sequences > 0, "max_sequences must be at least 1");
   require(config.background[kSmall] >= 0 && config.background[kLarge] >= 0,
           "background must be 0 (off) or more");
-  // A tick serves every decoding sequence and still moves one prefill on: nothing starves.
+  // A tick serves every decoding sequence and still advances one prefill: nothing starves.
   require(config.max_tick_tokens > config.max_sequences,
           "max_tick_tokens must be greater than max_sequences");
   require(config.host_blocks == 0 || config.prefix_cache,
@@ -133,14 +133,14 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
   return const_cast<Scheduler*>(this)->find(id);
 }
 
-// After a decision for the rest, and within a trial, nobody is asked. With a reader, the reader
-// computes the boundary, or writes its trial, first, unless it needs not; the event follows in
+// After a decision for the rest, and within a trial, there is no decide event. A reader first
+// computes the boundary, or writes its trial, unless that is not needed; the event follows in
 // commit().
 void Scheduler::reach_boundary(Sequence& sequence) {
   if (sequence.rest_from >= 0 || sequence.trial_from >= 0) return open_step(sequence);
   if (sequence.request.reader == kNobody || sequence.unread_from >= 0) {
     sequence.awaits_route = true;
-    // A shadow runs from its first step on: its sequence is asked about once it is admitted.
+    // A relayed sequence gets its first decide event once it is admitted.
     if (!sequence.request.relay || sequence.phase == Phase::running)
       events_.push_back({EventKind::decide, sequence.id, -1});
     return;
@@ -191,8 +191,8 @@ void Scheduler::go_on(Sequence& sequence, int model, bool rest, bool unread) {
       keep_trial(sequence, rest, unread);
       return settle_ahead(sequence);
     }
-    // The reader's rows stay: they are those of the text before the trial. The other one needs a
-    // row to sample from.
+    // The reader's rows stay: they belong to the text before the trial. The other model needs a row
+    // to sample from.
     const std::int32_t from = sequence.trial_from;
     sequence.cursor = model == kSmall ? take_back(sequence, from, {from - 1, from}).cursor
                                       : take_back(sequence, from, {from, from - 1}).cursor;
@@ -228,7 +228,7 @@ void Scheduler::drop_candidate(Sequence& sequence) {
   sequence.candidate = -1;
 }
 
-// Ends a sequence, now or when what is in flight has retired. The first reason counts.
+// Ends a sequence, now or when its batch in flight has retired. The first reason counts.
 void Scheduler::end(Sequence& sequence, Finish reason) {
   if (sequence.end_pending == Finish::none) sequence.end_pending = reason;
   if (!sequence.busy()) return finish(sequence, std::exchange(sequence.end_pending, Finish::none));

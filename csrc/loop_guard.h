@@ -1,4 +1,4 @@
-// Notices a text that goes round in circles.
+// Detects a text that repeats itself.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 namespace steer {
 
 // A loop: the last tokens are one piece of at most kLongestPiece tokens `max_repeats` times in a
-// row, and at least kShortestLoop tokens in all (a row of dots is none yet).
+// row, and at least kShortestLoop tokens in all (a few dots in a row are no loop).
 class LoopGuard {
  public:
   static constexpr std::int32_t kLongestPiece = 256;

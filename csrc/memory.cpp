@@ -1,17 +1,17 @@
 // Where memory comes from when it is short: the progress rule.
 //
 // A lane takes, in turn: its own free blocks, the fullest slab first; free slabs; its own cache,
-// least recently used; the other's slabs that hold only cache and that no tick in flight uses; then
-// KV that no sequence will go back to. Last, a sequence takes KV of the newest one after it in the
-// order that is not in flight there. That one is suspended: it stops on both models, keeps what no
-// other needs, and waits until there is room for it to its end (admission.cpp). A sequence with
-// none after it waits.
+// least recently used; the other lane's slabs that hold only cache and that no tick in flight uses;
+// then KV that no sequence will go back to. Last, a sequence takes KV of the newest one after it in
+// the order that is not in flight there. That one is suspended: it stops on both models, keeps the
+// KV that no other needs, and waits until the arena is likely to hold it to its end
+// (admission.cpp). A sequence with none after it waits.
 //
-// Only the leader, the first in the order that waits for no answer, may besides take KV of a model
-// that a sequence is not using, its own included: at the next handoff that is computed again. So it
-// can take everything but its own KV of the model that it runs, and that of sequences before it
-// whose answers are due; add() made sure that the arena holds it. Once the questions before it are
-// answered it always moves on.
+// Only the leader, the first in the order that waits for no answer, may also take KV of a model
+// that a sequence is not using, its own included: that KV is computed again at the next handoff. So
+// it can take everything but its own KV of the model that it runs, and that of sequences before it
+// that wait for an answer; add() made sure that the arena holds it. Once the answers before it have
+// come it always moves on.
 #include <algorithm>
 #include <map>
 #include <tuple>
@@ -33,8 +33,8 @@ std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span)
   return std::min(span, room - sequence.computed[lane]);
 }
 
-// A block for `sequence`, if need be taken from others. After the first shortage of a plan nobody
-// gets any more: what comes free is not for those that come later in the order.
+// A block for `sequence`, if need be taken from others. After the first shortage of a plan no
+// sequence gets any more: freed memory is not for those that come later in the order.
 std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane) {
   bool& short_of_memory = filling(lane).short_of_memory;
   while (!short_of_memory) {
@@ -51,8 +51,8 @@ bool Scheduler::may_take(const Sequence& from, int model, const Sequence& reques
   return from.active != model && &requester == leader();
 }
 
-// What goes first has the greatest place: KV that is not missed, then that of sequences which stand
-// still, then that of others; of these the newest.
+// The KV to take first has the greatest place: KV that will not be missed, then that of suspended
+// sequences, then that of others; among equals the newest.
 std::size_t Scheduler::place_of(const Sequence& sequence, int model) const {
   const std::size_t count = running_.size();
   if (sequence.end_pending != Finish::none || sequence.is_done_with(model)) return 2 * count;
@@ -74,9 +74,9 @@ Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
   return pool_.available(lane) + pool_.reclaimable(lane) > 0 ? Found::now : Found::later;
 }
 
-// The last block of each sequence that may be taken, with all behind it. A block that several
-// sequences share is taken from all of them. Blocks behind it that an earlier sequence shares only
-// lose a reference: so whatever the first sequence does not hold itself can be had.
+// For each sequence the last block that may be taken, with all blocks after it. A block that
+// several sequences share is taken from all of them. Blocks after it that an earlier sequence
+// shares only lose a reference: so every block that the first sequence does not hold can be taken.
 std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, int lane) const {
   std::vector<Victim> tails;
   for (const Sequence* from : running_) {
@@ -155,8 +155,8 @@ void Scheduler::evacuate(const Victim& victim, const Sequence& requester, int la
   for (const BlockId block : pool_.cached_blocks(victim.slab)) evict(other, block);
 }
 
-// What one sequence loses: the KV from the block on that is needed. If it is going to miss that,
-// and stands after the requester, it is suspended.
+// Takes from one sequence the KV past the first `rows` rows. If it will miss that KV and comes
+// after the requester, it is suspended.
 void Scheduler::give_up(Sequence& from, int model, std::int32_t rows, const Sequence& requester) {
   if (from.end_pending == Finish::none && !from.is_done_with(model)) {
     guard_.lost(std::max(0, from.computed[model] + from.in_flight[model] - rows));

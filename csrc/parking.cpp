@@ -1,15 +1,15 @@
-// KV of the large model in host memory: what is evicted is copied out first, and copied back where
-// it would else be computed again.
+// KV of the large model in host memory: a block that is evicted is copied out first, and copied
+// back where it would otherwise be computed again.
 //
-// A block is saved by the lane that takes its room, in the tick that does, before the tick writes
-// anything. So nothing waits for it: that lane's ticks run in order, and the other lane gets the
-// slab only behind the fence of this one. What was registered has retired, so either lane may read
-// it. Where the room cannot be taken within the plan, because a tick in flight still uses it,
-// nothing is saved and what is lost is computed again; so it is where every slot is in use.
+// A block is saved by the lane that takes its memory, in the tick that takes it, before the tick
+// writes anything. So nothing waits for the copy: that lane's ticks run in order, and the other
+// lane gets the slab only after the fence of this one. A registered block has retired, so either
+// lane may read it. If the memory cannot be taken within the plan, because a tick in flight still
+// uses it, or if every slot is in use, nothing is saved and the lost KV is computed again.
 //
 // The host copy stays when it is copied back, as a registered block never changes: the next time it
-// is evicted there is nothing to do. A slot is read only once the tick that writes it has retired,
-// and written only when no tick in flight reads it.
+// is evicted there is nothing to copy. A slot is read only once the tick that writes it has
+// retired, and written only when no tick in flight reads it.
 #include <algorithm>
 #include <ranges>
 #include <span>
@@ -21,7 +21,7 @@
 namespace steer {
 
 // To be called before `block` of the large model is evicted, in a plan of `lane` that is sure to
-// take its slab and so to have rows.
+// take its slab and thus to have rows.
 void Scheduler::save(int lane, BlockId block) {
   if (host_.total() == 0 || !cache_.holds(kLarge, block)) return;
   const auto node = cache_.node(kLarge, block);
@@ -35,8 +35,8 @@ void Scheduler::save(int lane, BlockId block) {
   ++counters_.saved;
 }
 
-// Saves what a slab of the large model holds, if the small lane can have the slab at once when
-// those who hold its blocks give them up.
+// Saves the content of a slab of the large model, if the small lane can have the slab at once when
+// the sequences that hold its blocks give them up.
 void Scheduler::save_slab(SlabId slab, int lane) {
   if (lane == kLarge || host_.total() == 0 || !pool_.drained(slab, lane)) return;
   const BlockId first = slab * pool_.slots(kLarge), last = first + pool_.slots(kLarge);
@@ -56,7 +56,7 @@ void Scheduler::save_slab(SlabId slab, int lane) {
   for (BlockId block = first; block < last; ++block) save(lane, block);
 }
 
-// The host copy of the block that a sequence would compute next, one row being left to compute.
+// The host copy of the block that a sequence would compute next, if that leaves a row to compute.
 std::optional<PrefixCache::HostHit> Scheduler::next_on_host(const Sequence& sequence) const {
   const std::int32_t size = config_.block_tokens, computed = sequence.computed[kLarge];
   const auto& nodes = sequence.nodes[kLarge];
@@ -69,8 +69,8 @@ std::optional<PrefixCache::HostHit> Scheduler::next_on_host(const Sequence& sequ
   return hit && host_.is_ready(hit->slot) ? hit : std::nullopt;
 }
 
-// Of what is cached, the blocks that the sequence is about to take over are the last to be evicted,
-// those at its front the very last: what it takes back needs room.
+// Restored blocks need memory, so the cached blocks that the sequence is about to take over are
+// made the last to be evicted, those at its front the very last.
 void Scheduler::touch_found(const Sequence& sequence) {
   const auto size = static_cast<std::size_t>(config_.block_tokens);
   const auto& nodes = sequence.nodes[kLarge];
@@ -91,8 +91,8 @@ void Scheduler::touch_found(const Sequence& sequence) {
   }
 }
 
-// Takes back what the next blocks of the sequence held, from host memory and between that from the
-// cache. A block for the row behind them is taken first: who copies anything has a row in the plan.
+// Restores the next blocks of the sequence from host memory, and those in between from the cache. A
+// block for the row after them is taken first: a sequence with copies has a row in the plan.
 void Scheduler::restore(Sequence& sequence) {
   if (!next_on_host(sequence)) return;
   touch_found(sequence);
@@ -123,7 +123,7 @@ void Scheduler::restore(Sequence& sequence) {
   blocks.push_back(*spare);
 }
 
-// A plan has retired; `done`: and its tick has run. What came back is known from here on.
+// A plan has retired; `done`: its tick has run. Restored blocks are registered now.
 void Scheduler::land_parking(const Plan& plan, bool done) {
   for (std::int32_t i = 0; i < plan.saved; ++i) {
     const auto slot = plan.saves[2 * i + 1];
@@ -138,7 +138,7 @@ void Scheduler::land_parking(const Plan& plan, bool done) {
   }
 }
 
-// A node's host copy is not to be used any more, if it has one.
+// Drops a node's host copy, if it has one.
 void Scheduler::drop_slot(PrefixCache::Node node) {
   const auto slot = cache_.slot(node);
   if (slot == PrefixCache::kNowhere) return;

@@ -8,7 +8,7 @@
 
 namespace steer {
 
-// Of a lane that can be planned and not yet committed.
+// Plans of a lane that can be in flight at once.
 inline constexpr int kDepth = 2;
 
 // One tick of one lane. Buffers keep their addresses for the scheduler's lifetime; the contents
@@ -33,7 +33,7 @@ struct Plan {
   std::vector<std::int32_t> copies;     // [copied, (from, to)] blocks to copy whole, in any order,
   std::int32_t copied = 0;              // before the pass: no `to` is in another pair. `from` is
                                         // held until the commit
-  // What the tick does first, in this order, if there is host memory; [.., 2] each.
+  // Copies that the tick makes first, in this order, if there is host memory; [.., 2] each.
   std::vector<std::int32_t> saves;     // [saved, (block of the large model, host slot)]
   std::vector<std::int32_t> restores;  // [restored, (host slot, block)]
   std::int32_t saved = 0;
@@ -43,14 +43,14 @@ struct Plan {
   Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t table_width,
        std::int32_t host_slots);
   void clear();
-  // Appends `span` rows of `sequence` behind those that are computed or in flight; if none are,
-  // these are now. Capacity is the caller's duty.
+  // Appends `span` rows of `sequence` after those that are computed or in flight; if none are in
+  // flight, these are now. The caller ensures that they fit.
   void add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens);
-  // At most one a sequence. `from` is not to be written by another copy: see `origin`.
+  // At most one per sequence. No other copy may write `from`: see `origin`.
   void add_copy(BlockId from, BlockId to);
-  // The block itself, or the one that this plan fills it from.
+  // The block itself, or the one from which this plan fills it.
   BlockId origin(BlockId block) const;
-  // As many of each as there are host slots.
+  // At most as many of each as there are host slots.
   void add_save(BlockId from, std::int32_t slot);
   void add_restore(std::int32_t slot, BlockId to);
   bool may_restore() const { return 2 * static_cast<std::size_t>(restored) < restores.size(); }

@@ -1,10 +1,10 @@
-// What full blocks hold, so that a later sequence with the same prefix finds them.
+// The content of full blocks, so that a later sequence with the same prefix finds them.
 //
 // A node stands for one full block of one model and the whole prefix before it: it is found by its
 // parent and the block's own tokens, and a hit compares the tokens. Node numbers are never used
-// again, so the children of a forgotten node can never be found under another. What a node stands
-// for lies in a block, in a slot of host memory (see parking.cpp), or in both: a node that has
-// neither is forgotten.
+// again, so the children of a forgotten node can never be found under another. The KV of a node
+// lies in a block, in a slot of host memory (see parking.cpp), or in both: a node that has neither
+// is forgotten.
 #pragma once
 
 #include <array>
@@ -35,28 +35,28 @@ class PrefixCache {
     Slot slot;
   };
 
-  // The block of `model` that holds `tokens` behind the prefix of `parent`.
+  // The block of `model` that holds `tokens` after the prefix of `parent`.
   std::optional<Hit> find(int model, Node parent, std::span<const Token> tokens) const;
-  // Registers a block that holds `tokens`. Where another block already does, its node is returned
-  // and `block` stays unknown.
+  // Registers a block that holds `tokens`. If another block already holds them, its node is
+  // returned and `block` stays unknown.
   Node insert(int model, Node parent, std::span<const Token> tokens, BlockId block);
   // Does the cache know what this block holds?
   bool holds(int model, BlockId block) const { return by_block_[model].contains(block); }
   // Forgets a block, parked or not; unknown ones are ignored.
   void forget(int model, BlockId block);
 
-  // As find(), for what lies in host memory.
+  // As find(), for blocks in host memory.
   std::optional<HostHit> find_on_host(int model, Node parent, std::span<const Token> tokens) const;
   // The node of a known block.
   Node node(int model, BlockId block) const { return by_block_[model].at(block); }
-  // Where a node lies in host memory; kNowhere for one that does not, or is forgotten.
+  // The node's slot in host memory; kNowhere if it has none or is forgotten.
   Slot slot(Node node) const;
   void set_slot(Node node, Slot slot);
-  // It lies there no more; without effect where slot() is kNowhere.
+  // The node has its slot no more; no effect where slot() is kNowhere.
   void clear_slot(Node node);
-  // Nodes that lie there.
+  // Nodes in host memory.
   std::size_t on_host() const;
-  // `block` holds what a node stands for; without effect if another does, or if it is forgotten.
+  // `block` holds the node's KV; no effect if another block does, or if the node is forgotten.
   void attach(Node node, BlockId block);
 
   // A known block without references is parked; the pool keeps it until it is taken or evicted.

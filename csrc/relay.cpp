@@ -1,18 +1,18 @@
 // Relayed sequences: the models have different tokens, and the text crosses at step boundaries.
 //
 // The sequence holds the whole text in the small model's tokens, with its steps, decisions, stops
-// and limits. Its shadow holds the same text in the large model's: as its own draws where it wrote,
-// else as the caller encoded it. One of the two works at a time:
+// and limits. Its shadow holds the same text in the large model's tokens: the large model's own
+// draws where it wrote, else as the caller encoded it. One of the two works at a time:
 //
 //   the sequence   the shadow waits, as if at a boundary without an event
 //   the shadow     the sequence is `away` until the step has come back
 //
-// Either one is active on its own model while it works and on the other one while not, so the rules
-// of memory are those of one sequence that is handed over: KV of the one that waits is idle KV, and
-// of the two the one that works is suspended.
-// The shadow stands right behind its sequence in the order and is never queued: if it had to be
-// admitted, all that run could wait for shadows that wait for them. No lane runs more sequences
-// for it.
+// Each is active on its own model while it works and on the other model while it does not, so the
+// rules of memory are those of one sequence that is handed over: KV of the one that waits is idle
+// KV, and of the two the one that works is suspended.
+// The shadow comes right after its sequence in the order and is never queued: if it had to be
+// admitted, all running sequences could wait for shadows that wait for them. No lane runs more
+// sequences because of shadows.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -71,7 +71,7 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
 }
 
 // Tokens that the large model may write before the text must come back: no more than the sequence
-// may yet have, so that a step without an end cannot run on.
+// has left, so that a step without an end cannot run on.
 std::int32_t Scheduler::step_limit(const Sequence& sequence) const {
   const Request& request = sequence.request;
   std::int32_t limit = request.max_tokens - sequence.generated();
@@ -92,7 +92,7 @@ void Scheduler::cross(SequenceId id, const std::vector<Token>& tokens, bool unre
   go_on(sequence, kLarge, false, unread);
   sequence.away = true;
   shadow->suspended = std::exchange(sequence.suspended, false);
-  // Where this text ends, or a step of it, was the sequence's to find.
+  // The sequence has found the steps and the end of this text already: outcomes are ignored.
   for (const Token token : tokens) {
     shadow->tokens.push_back(token);
     read(*shadow, token);
@@ -123,7 +123,7 @@ void Scheduler::cross_back(SequenceId id, const std::vector<Token>& tokens, Fini
   }
   if (outcome.end == Finish::none) outcome.end = end;
   outcome.boundary = true;
-  // A step without text is none.
+  // A step without text does not count.
   if (outcome.end == Finish::none && sequence.steps.back().start == sequence.length()) {
     sequence.cursor = sequence.steps.back().cursor;
     sequence.steps.pop_back();

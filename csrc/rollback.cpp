@@ -1,4 +1,4 @@
-// Taking back: tokens that were not settled, and KV that others need.
+// Taking back tokens that were not settled, and KV that others need.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -9,7 +9,7 @@ namespace steer {
 
 void Scheduler::settle(SequenceId id, std::int32_t length) {
   Sequence& sequence = find(id);
-  // What is about to be taken back, or on trial, cannot be settled.
+  // Tokens that are about to be taken back, or on trial, cannot be settled.
   std::int32_t end = sequence.length();
   if (sequence.trial_from >= 0) end = sequence.trial_from;
   if (sequence.truncate_pending >= 0) end = std::min(end, sequence.truncate_pending);
@@ -38,18 +38,18 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   if (!sequence.busy()) return truncate_now(sequence, length);
   std::int32_t& pending = sequence.truncate_pending;
   pending = pending < 0 ? length : std::min(pending, length);
-  // A question that is out asks about what goes; an answer could settle it, or cut below it.
+  // An open decide event is about the tokens to go; an answer could settle them, or cut below.
   drop_candidate(sequence);
   sequence.awaits_route = false;
 }
 
 // The detector is restored by reading the open step again from where it began.
 void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
-  // The last token's logits are gone with its successor: its row is computed again.
+  // The last token's logits are lost with its successor: its row is computed again.
   const Step first_taken = take_back(sequence, length, {length - 1, length - 1});
   if (first_taken.start == length) {
     sequence.cursor = first_taken.cursor;
-    sequence.active = first_taken.model;  // of the step that a trial opens here without a question
+    sequence.active = first_taken.model;  // of the step that a trial opens here without an event
     return reach_boundary(sequence);
   }
   sequence.active = sequence.steps.back().model;
@@ -58,13 +58,13 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
     detector(sequence).feed(sequence.cursor, sequence.tokens[i]);
 }
 
-// Takes back tokens[length:] and the KV past `rows` of each model; what is in flight lies before.
-// Returns the first step that was taken, or the last one if that was only cut.
+// Takes back tokens[length:] and the KV past `rows` of each model; rows in flight lie before those.
+// Returns the first step that was taken back, or the last step if it was only cut.
 Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
                           std::array<std::int32_t, kModels> rows) {
   drop_candidate(sequence);
   discard_tokens(sequence, length);
-  // A question about what is taken back needs no answer any more.
+  // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
   sequence.tokens.resize(length);
@@ -87,8 +87,8 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   return first_taken;
 }
 
-// What gave tokens[length:] has given tokens that are dropped: booked so. The row of a token stands
-// one position before it; forced tokens have none.
+// Books the rows that gave tokens[length:] as discarded. The row of a token is one position before
+// it; forced tokens have none.
 void Scheduler::discard_tokens(Sequence& sequence, std::int32_t length) {
   std::int32_t last = sequence.length();
   for (auto step = sequence.steps.rbegin(); last > length; last = (step++)->start) {
@@ -110,7 +110,7 @@ void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
   auto& nodes = sequence.nodes[model];
   rows = std::min(sequence.computed[model], rows);
   const auto full = static_cast<std::size_t>(rows / config_.block_tokens);
-  // A block that others may read is never written again: it is left whole or given back.
+  // A block that other sequences may read is never written again: it is kept whole or given back.
   if (rows % config_.block_tokens != 0 &&
       (full < nodes.size() || pool_.references(model, blocks[full]) > 1))
     rows = static_cast<std::int32_t>(full) * config_.block_tokens;
@@ -119,7 +119,7 @@ void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
   nodes.resize(std::min(nodes.size(), full));
 }
 
-// Gives back the blocks that hold none of the first `rows` rows.
+// Releases the blocks that hold none of the first `rows` rows.
 void Scheduler::keep_blocks(Sequence& sequence, int model, std::int32_t rows) {
   auto& blocks = sequence.blocks[model];
   for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;

@@ -2,9 +2,9 @@
 //
 // Two lanes with clocks of their own. Each lane alternates plan() and commit(); between the two
 // its batch is in flight, while the other lane plans and commits as it likes. A lane may also plan
-// one tick ahead: behind the batch in flight, on tokens that it is about to give. Everything is a
+// one tick ahead: after the batch in flight, on tokens that it is about to give. Everything is a
 // span: "lane m computes tokens[computed[m] : length]". Decode is a span of one, prefill a span of
-// many, a handoff only changes who is active.
+// many, a handoff only changes which model is active.
 //
 // Not thread-safe: one host thread drives both lanes. Sequences live here from add() to forget().
 #pragma once
@@ -41,31 +41,31 @@ struct SchedulerConfig {
   std::int32_t max_tick_tokens = 512;                    // rows of one plan
   std::array<double, kModels> recompute_cost{1.0, 1.0};  // of one token, in any common unit
   bool prefix_cache = false;                             // share full settled blocks of prefixes
-  // A lane reads along with a sequence that the other one writes once it lags so many settled
-  // tokens behind, with the rows and the free blocks that nobody else needs; 0: it does not.
+  // A lane reads along with a sequence that the other one writes once it lags this many settled
+  // tokens behind, with the rows and the free blocks that no other sequence needs; 0: it does not.
   std::array<std::int32_t, kModels> background{0, 0};
   LaneSettings lanes = {};
-  // Blocks of the large model that host memory keeps when their room is needed; 0: none. What is
-  // kept is found through the prefix cache, which must be on.
+  // Blocks of the large model that host memory keeps when the arena needs theirs; 0: none. They are
+  // found through the prefix cache, which must be on.
   std::int32_t host_blocks = 0;
-  // Sequences come in as soon as the arena holds what they have now, whatever is to come.
+  // Sequences are admitted as soon as the arena holds what they need now, without a forecast.
   bool eager_admission = false;
 };
 
 struct Counters {
   std::int64_t admitted = 0;
   std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
-  std::int64_t suspended = 0;                      // that stopped because others needed theirs
+  std::int64_t suspended = 0;                      // sequences stopped because others needed KV
   std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
   std::array<std::int64_t, kModels> recomputed{};  // rows computed again
   std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
   std::array<std::int64_t, kModels> hits{};        // blocks found in the prefix cache
-  std::array<std::int64_t, kModels> evictions{};   // cached blocks dropped for room
+  std::array<std::int64_t, kModels> evictions{};   // cached blocks dropped to make room
   std::array<std::int64_t, kModels> shared{};      // blocks of a prompt taken over from a sample
   std::array<std::int64_t, kModels> copied{};      // the same, partly filled: copied
   std::array<std::int64_t, kModels> background{};  // rows that were read along
   std::array<std::int64_t, kModels> held{};        // plans put off by the lane policy
-  std::array<std::int64_t, kModels> ahead{};       // rows planned behind others in flight
+  std::array<std::int64_t, kModels> ahead{};       // rows planned after others in flight
   std::array<std::int64_t, kModels> voided{};      // of these, those that were computed in vain
   std::int64_t saved = 0;                          // blocks copied to host memory
   std::int64_t restored = 0;                       // and back
@@ -73,88 +73,90 @@ struct Counters {
 
 class Scheduler {
  public:
-  // Throws std::invalid_argument with what is wrong and what would be right. Where the models have
-  // different tokens, `large_token_bytes` are those of the large one.
+  // Throws std::invalid_argument that says what is wrong and what would be right. If the models
+  // have different tokens, `large_token_bytes` are those of the large one.
   Scheduler(const SchedulerConfig& config, const std::vector<std::string>& delimiters,
             std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes = {});
 
   // Queues a request. Throws std::invalid_argument if it can never run: empty prompt, prompt and
   // max_tokens past the context, or more KV than the arena holds for either model alone.
   // Throws std::overflow_error when the queue is full: try again later.
-  // The sequence stands at boundary 0. Without a reader, route() it before it can run.
-  // With `samples` > 1 as many sequences are queued, all or none; their ids follow each other and
-  // the first is returned. They share what they compute of the prompt while they run.
+  // The sequence stands at boundary 0. Without a reader it must be routed before it can run.
+  // With `samples` > 1 that many sequences are queued, all or none; their ids are consecutive and
+  // the first is returned. They share the prompt's KV while they run.
   SequenceId add(Request request, std::int32_t samples = 1);
 
   // Plans the next tick of a lane; returns the number of sequences in it, 0 when there is nothing
   // to do now. Throws std::logic_error while the lane's last plan is in flight; with `ahead` while
-  // its last two are. It is to run behind the one before: sequences of that one go on in it, where
-  // need be with a token that the host does not know yet. Nothing is ever planned twice, and what
-  // turns out not to follow is void: computed in vain, its token ignored.
+  // its last two are. A plan made ahead must run after the one in flight: sequences of that one go
+  // on in it, if need be with a token that the host does not know yet. Nothing is ever planned
+  // twice, and rows that turn out not to follow are void: computed in vain, their token ignored.
   std::int32_t plan(int lane, bool ahead = false);
-  // A lane's plan is in buffer 0, unless that is in flight: then in 1.
+  // A lane's plan is in buffer 0, or in 1 if buffer 0 is in flight.
   const Plan& buffers(int lane, int index = 0) const { return lanes_.at(lane).at(index); }
 
   // Retires the plan in flight, the older of two. `sampled[i]` is the token drawn for the plan's
   // sequence i, -1 if its logits were unusable (ends that request with an error); ignored where
-  // samples[i] is 0, and for a sequence that has not followed. A question whose answer is not there
-  // by then finds what was planned ahead on it void.
+  // samples[i] is 0, and for a sequence whose rows are void. Rows that were planned ahead on a
+  // question which has no answer by then are void.
   void commit(int lane, const std::int32_t* sampled, std::int32_t count);
 
-  // For each sequence of the plan that retires next, whether what it gives will count.
+  // For each sequence of the plan that retires next, whether its result will count.
   std::vector<bool> standing(int lane) const;
 
-  // Retires a plan whose forward pass gave nothing at all, the older of two: its sequences end with
-  // Finish::error. Not those that have not followed. What they have in the next plan is void.
+  // Retires a plan whose forward pass failed, the older of two: its sequences end with
+  // Finish::error, except those whose rows are void. Their rows in the next plan are void.
   void fail(int lane);
 
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
   // from the boundary's logits is kept, another model's is dropped. May finish the sequence.
-  // With `rest` the model writes to the end: later boundaries open steps and ask nobody.
-  // What stands on trial is kept if the reader goes on, and taken back if not.
-  // With `unread` later boundaries are asked about, but neither read nor tried, until the thinking
-  // part ends. About the end of a text any answer lets it stand.
+  // With `rest` the model writes to the end: later boundaries open steps without a decide event.
+  // Tokens on trial are kept if the reader goes on, and taken back if not.
+  // With `unread` later boundaries get decide events, but are neither read nor tried, until the
+  // thinking part ends. At the end of a text any answer lets the end stand.
   void route(SequenceId id, int model, bool rest = false, bool unread = false);
 
-  // What a relayed sequence has instead of route(id, kLarge), see relay.cpp.
+  // A relayed sequence has these three instead of route(id, kLarge), see relay.cpp.
   //
-  // Gives a running sequence its shadow, once, with the prompt in the large model's tokens; it
-  // waits. Its id is -id. Throws std::invalid_argument if longest() leaves it no room to write.
+  // Gives a running sequence its shadow, once, with the prompt in the large model's tokens. The
+  // shadow waits; its id is -id. Throws std::invalid_argument if longest() leaves no room to write.
   SequenceId add_shadow(SequenceId id, std::vector<Token> prompt, std::vector<Token> stop_ids,
                         std::vector<Token> think_end);
-  // Answers a decide event: the large model writes the next step. `tokens` are its own for all that
-  // was written since its last one. Its shadow's next event tells that the step is written: decide,
-  // which nobody answers, or finished.
+  // Answers a decide event: the large model writes the next step. `tokens` are its own tokens for
+  // the text since its last step. The shadow's next event says that the step is written: decide,
+  // which needs no answer, or finished.
   void cross(SequenceId id, const std::vector<Token>& tokens, bool unread = false);
-  // That step in the small model's tokens. They end where the text of the sequence does; `end` ends
-  // it if they do not. Else it stands at the next boundary.
+  // Appends that step in the small model's tokens. They may end the sequence's text; else `end`
+  // does, or the sequence stands at the next boundary.
   void cross_back(SequenceId id, const std::vector<Token>& tokens, Finish end = Finish::none);
 
   // Takes back tokens[length:]; not below the prompt or `settled`. A trial that it cuts goes on. If
-  // that ends at a step's first token the sequence stands at that boundary again: its reader, if
-  // any, reads it once more, and a decide event follows; older ones are void. In flight: when it
-  // retires, and the token in flight goes too; a question that is out is void at once. With nothing
-  // to take back, length == the sequence's, it does nothing.
+  // `length` is a step's first token the sequence stands at that boundary again: its reader, if
+  // any, reads it once more, and a decide event follows; older events are void. For a sequence in
+  // flight this happens when its batch retires, and the token in flight is dropped too; an open
+  // decide event is void at once. With nothing to take back (`length` is the sequence's) it does
+  // nothing.
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 
-  // Gives up all KV of a sequence; it is computed again when needed. In flight: when it retires.
+  // Gives up all KV of a sequence, once its batch in flight has retired; it is computed again when
+  // needed.
   void preempt(SequenceId id);
-  // Ends a sequence. In flight: when it retires. Finished ones are left alone.
+  // Ends a sequence, once its batch in flight has retired. No effect on finished ones.
   void abort(SequenceId id, Finish reason = Finish::abort);
-  // Drops the record of a finished sequence; its id is dead from here on.
+  // Drops the record of a finished sequence; its id is invalid from then on.
   void forget(SequenceId id);
 
   // Events since the last call, oldest first.
   std::vector<Event> take_events();
 
-  // Throws std::out_of_range for an id that was never given out or is forgotten.
+  // Throws std::out_of_range for an id that was never issued or is forgotten.
   const Sequence& sequence(SequenceId id) const;
   const Counters& counters() const { return counters_; }
   const BlockPool& pool() const { return pool_; }
   const HostPool& host() const { return host_; }
   const SchedulerConfig& config() const { return config_; }
-  // Tokens of one sequence at most, in the context and in the arena.
+  // Most tokens of one sequence that fit the context and the arena.
   std::int64_t longest() const;
   // Sequences that may share the arena now: fewer than max_sequences while the guard acts.
   std::int32_t limit() const { return guard_.limit(); }
@@ -162,7 +164,8 @@ class Scheduler {
   std::size_t running() const { return running_.size(); }
   std::size_t waiting() const { return waiting_.size(); }
 
-  // Proves the books of the pool, of every sequence, and that they agree. Throws std::logic_error.
+  // Checks the records of the pool and of every sequence, and that they agree. Throws
+  // std::logic_error.
   void check_integrity() const;
 
  private:
@@ -173,7 +176,7 @@ class Scheduler {
     std::size_t index = 0;  // of the block in its table
     bool in_flight = false;
     double cost = 0;        // to compute it again
-    std::size_t place = 0;  // in the order, of the first one that will miss it
+    std::size_t place = 0;  // in the order, of the first sequence that will miss it
   };
   struct Holding {  // slabs
     double least = 0, likely = 0, most = 0;
@@ -320,8 +323,8 @@ class Scheduler {
   std::int32_t suspended_ = 0;  // among running_
   Forecast forecast_;
   Guard guard_;
-  bool was_short_ = false;     // one was suspended, and there has not been much room since
-  bool admission_due_ = true;  // something has changed since one was last looked for
+  bool was_short_ = false;     // one was suspended, and little memory has been free since
+  bool admission_due_ = true;  // something has changed since the last look for one
   std::int32_t plans_since_look_ = 0;
   SequenceId next_id_ = 1;
 };

@@ -21,10 +21,10 @@
 
 namespace steer {
 
-// A trial of so many tokens goes on to the end of the answer, whatever boundaries it meets.
+// A trial of this many tokens goes on to the end of the answer, past all boundaries.
 inline constexpr std::int32_t kWholeAnswer = -1;
 
-// What a caller asks for.
+// What a caller asks for, fixed from add() on.
 struct Request {
   std::vector<Token> prompt;
   std::int32_t max_tokens = 16;
@@ -33,29 +33,30 @@ struct Request {
   std::int32_t priority = 0;    // lower goes first
   bool settle_at_once = true;   // false: tokens can be taken back until settle()
   std::vector<std::string> stop_strings = {};  // the text ends before the first of them
-  std::int32_t min_tokens = 0;                 // tokens before the first stop of any kind
-  std::int32_t max_step_tokens = 0;            // a boundary is forced after so many; 0: never
-  // Tokens that the reader writes, or to the step's end, before the decision keeps them or takes
-  // them back; 0: it only reads. None of them settles before.
+  std::int32_t min_tokens = 0;                 // the fewest tokens before a stop of any kind
+  std::int32_t max_step_tokens = 0;            // a boundary is forced after this many; 0: never
+  // Tokens that the reader writes, at most to the step's end, before the decision keeps them or
+  // takes them back; 0: it only reads. None of them settles before the decision.
   std::int32_t trial_tokens = 0;
   // Tokens of what ends the thinking part: a boundary follows. It is found as text, however a model
   // splits it into tokens; by these ids where one of them has no text.
   std::vector<Token> think_end = {};
   bool think_closed = false;          // the prompt has ended the thinking part already
-  std::int32_t max_think_tokens = 0;  // think_end is written after so many; 0: never
-  std::int32_t max_repeats = 0;       // of a piece of text in a row that end it; 0: any number
-  bool ahead = true;  // may be planned behind a token that only the device knows yet
-  // Where the reader did not write the end of the text, it reads that too, and a decide event asks
+  std::int32_t max_think_tokens = 0;  // think_end is written after this many; 0: never
+  std::int32_t max_repeats = 0;       // repeats of a piece in a row end the text; 0: any number
+  bool ahead = true;                  // may be planned after a token that only the device knows yet
+  // If the reader did not write the end of the text, it reads that too, and a decide event asks
   // about it: any route() lets it stand, truncate() takes it back.
   bool ask_at_end = false;
   // The models have different tokens: the large one writes through a shadow, see relay.cpp.
   bool relay = false;
   int vocabulary = kSmall;  // the model whose tokens these are
-  // An audit looks at every row of the large model past the prompt: none is found, it computes all.
+  // An audit reads every row of the large model past the prompt, so none of them is taken from the
+  // prefix cache: the model computes all.
   bool audited = false;
 };
 
-// What the text asks for behind a token: its end, or the end of a step.
+// What a token does to the text: ends it, or ends a step.
 struct Outcome {
   Finish end = Finish::none;
   bool boundary = false;
@@ -63,11 +64,11 @@ struct Outcome {
 
 struct Step {
   std::int32_t start;           // first token of the step
-  int model;                    // who writes it
+  int model;                    // the model that writes it
   StepDetector::Cursor cursor;  // of the detector where the step opens
 };
 
-// Rows planned behind those that are in flight, see ahead.cpp.
+// Rows planned after those that are in flight, see ahead.cpp.
 struct Ahead {
   std::int32_t rows = 0;   // 0: none
   std::int32_t first = 0;  // position
@@ -79,25 +80,25 @@ struct Ahead {
 enum class Phase : int { waiting, running, finished };
 
 struct Sequence {
-  // What every plan looks at stands together.
+  // Fields that every plan reads stand together.
   Phase phase = Phase::waiting;
-  int active = kSmall;                 // who samples the next token
-  bool awaits_route = true;            // at a boundary: the caller decides who goes on
+  int active = kSmall;                 // the model that samples the next token
+  bool awaits_route = true;            // at a boundary: the caller decides which model goes on
   bool reading = false;                // the reader computes it before the decision
   bool away = false;                   // its shadow writes the open step
-  bool suspended = false;              // stopped, as others needed its KV, until there is room
-  Finish end_pending = Finish::none;   // these three take effect when the batch in
-  std::int32_t truncate_pending = -1;  // flight retires
+  bool suspended = false;              // stopped because others needed its KV, until it fits
+  Finish end_pending = Finish::none;   // these three take effect when the
+  std::int32_t truncate_pending = -1;  // batch in flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
   std::array<std::int32_t, kModels> computed{};            // rows of KV that are there
-  std::array<std::int32_t, kModels> highest{};    // rows of KV that ever were: below is recompute
+  std::array<std::int32_t, kModels> highest{};    // rows of KV ever computed: below is recompute
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
   std::array<std::int32_t, kModels> row{};        // of the sequence in that plan
-  std::array<Tick, kModels> last_tick{-1, -1};    // that it was planned in
+  std::array<Tick, kModels> last_tick{-1, -1};    // the last one that it was planned in
   std::int32_t settled = 0;
   std::int32_t attempt = 0;       // truncations so far: keys the draws that follow
-  std::int32_t samples = 1;       // that share the prompt
-  std::int32_t sample = 0;        // which of them this is
+  std::int32_t samples = 1;       // sequences that share the prompt
+  std::int32_t sample = 0;        // index of this one among them
   std::int32_t rest_from = -1;    // from here on the active model writes on without a question
   std::int32_t trial_from = -1;   // what follows is on trial; -1: nothing is
   std::int32_t unread_from = -1;  // boundaries from here on are not read
@@ -106,18 +107,18 @@ struct Sequence {
   std::vector<Token> tokens;
   std::array<std::vector<BlockId>, kModels> blocks;
   std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
-  std::array<Ahead, kModels> ahead{};  // no more than a bet: it keeps nothing waiting
+  std::array<Ahead, kModels> ahead{};                         // only a bet: nothing waits for it
 
   Request request;
   Finish finish = Finish::none;
   Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
   std::int64_t candidate_keys = 0;
-  int last_sampler = kNobody;  // to count entries of a model
+  int last_sampler = kNobody;  // counts a model's entries
   StepDetector::Cursor cursor;
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
   std::int32_t cut_bytes = 0;     // of the text's end, from where a stop string began
-  Finish closing = Finish::none;  // the end that waits for its question's answer
+  Finish closing = Finish::none;  // the end that a decide event asks about
   Outcome trial;                  // how the trial ended, while the decision is out
   bool thinking = false;          // think_end has not come yet
   std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
@@ -133,16 +134,17 @@ struct Sequence {
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }
-  // Rows behind those in flight: what is known of the text, else the token in flight.
+  // Rows after those in flight: the known rest of the text, else the token in flight.
   std::int32_t span_ahead(int model) const {
     return std::max(1, length() - computed[model] - in_flight[model]);
   }
-  // Rows before this one may be found instead of computed: the last one's logits are needed, and
-  // so are an audited text's from the prompt's last one on.
+  // Rows before this one may come from the cache instead of being computed: the last row's logits
+  // are needed, and so are those of an audited text from the prompt's last row on.
   std::int32_t findable(int model) const {
     return (request.audited && model == kLarge ? prompt_length() : length()) - 1;
   }
-  // The rows [first, last) by what they would be if they were computed now and none sampled from.
+  // The rows [first, last) by the kind that they would have if they were computed now and none
+  // were sampled from.
   RowCounts kinds(int model, std::int32_t first, std::int32_t last) const {
     const std::int32_t fresh = std::max(first, highest[model]), prompt = prompt_length();
     RowCounts found{};
@@ -154,15 +156,15 @@ struct Sequence {
     book(RowKind::catchup, std::max(fresh, prompt), last);
     return found;
   }
-  // The large model's copy of a relayed sequence, which has the id less its sign.
+  // Is this the large model's copy of a relayed sequence? That sequence's id is -id.
   bool shadow() const { return id < 0; }
-  // Something has to happen first that waits for the batch in flight.
+  // A change to the sequence waits for the batch in flight to retire.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {
     return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
            in_flight[lane] == 0 && !pending();
   }
-  // It will not go to `model` any more, as far as is decided.
+  // By the decisions so far it will not go to `model` any more.
   bool is_done_with(int model) const {
     const bool asks = closing != Finish::none || (request.ask_at_end && request.reader == model);
     return rest_from >= 0 && active != model && !asks;
@@ -171,14 +173,14 @@ struct Sequence {
   bool waits_for_partner() const { return away || (shadow() && awaits_route); }
 };
 
-// Both lanes share one order: priority, then arrival; a shadow stands behind its sequence.
+// Both lanes share one order: priority, then arrival; a shadow comes after its sequence.
 inline bool goes_before(const Sequence& a, const Sequence& b) {
   if (a.request.priority != b.request.priority) return a.request.priority < b.request.priority;
   const SequenceId first = std::abs(a.id), second = std::abs(b.id);
   return first != second ? first < second : a.id > b.id;
 }
 
-// Puts a sequence in its place of a list that is in order.
+// Inserts a sequence into a list that is in order.
 void insert_in_order(auto& list, Sequence* sequence) {
   list.insert(
       std::upper_bound(list.begin(), list.end(), sequence,

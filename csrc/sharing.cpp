@@ -1,12 +1,12 @@
-// Blocks that sequences share: the prefix cache, and what becomes of a block nobody holds.
+// Blocks that sequences share: the prefix cache, and blocks that no sequence holds any more.
 #include <algorithm>
 
 #include "scheduler.h"
 
 namespace steer {
 
-// Takes over full blocks that hold what this sequence would compute next, whoever computed them.
-// Only rows before `end`.
+// Takes over full blocks with the rows that this sequence would compute next, whichever sequence
+// computed them. Only rows before `end`.
 void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
   if (!config_.prefix_cache) return;
   const std::int32_t size = config_.block_tokens;
@@ -16,7 +16,7 @@ void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
     const auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
     const auto hit = cache_.find(
         lane, parent, {sequence.tokens.data() + computed, static_cast<std::size_t>(size)});
-    // What is about to leave, as soon as the batch in flight has retired, is not taken up again.
+    // A block whose slab goes to the other lane once the batch in flight has retired is left.
     if (!hit || !pool_.open_to(pool_.slab_of(lane, hit->block), lane)) return;
     if (pool_.references(lane, hit->block) == BlockPool::kCached) {
       pool_.revive(lane, hit->block);
@@ -33,8 +33,8 @@ void Scheduler::reuse_prefix(Sequence& sequence, int lane, std::int32_t end) {
   }
 }
 
-// Waits a sample for an earlier one that is about to compute the prompt that they share? Both would
-// compute the same rows. Only who stands before it in the order is waited for.
+// Should this sample wait for an earlier one that is about to compute the shared prompt? Both would
+// compute the same rows. It waits only for samples before it in the order.
 bool Scheduler::follows_sample(const Sequence& sequence, int lane) const {
   const std::int32_t last = sequence.prompt_length() - 1;
   if (sequence.sample == 0 || sequence.computed[lane] >= last) return false;
@@ -47,9 +47,9 @@ bool Scheduler::follows_sample(const Sequence& sequence, int lane) const {
   return false;
 }
 
-// Takes over what another sample has computed of the prompt: full blocks are shared, the one that
-// is partly filled is copied, as this sample is about to write to it. The prompt's last row is left
-// to compute. To be called for a sequence that gets at least one row of this plan.
+// Takes over the part of the prompt that another sample has computed: full blocks are shared, the
+// partly filled one is copied, as this sample is about to write to it. The prompt's last row is
+// left to compute. To be called for a sequence that gets at least one row of this plan.
 void Scheduler::share_prompt(Sequence& sequence, int lane) {
   const std::int32_t size = config_.block_tokens, last = sequence.prompt_length() - 1;
   std::int32_t& computed = sequence.computed[lane];
@@ -83,16 +83,16 @@ void Scheduler::share_prompt(Sequence& sequence, int lane) {
   sequence.usage.cached[lane] += computed - before;
 }
 
-// Books the rows from `first` on that are there now and were not computed.
+// Books the rows from `first` on as spared: they are there now and were not computed.
 void Scheduler::book_spared(Sequence& sequence, int lane, std::int32_t first) {
   const std::int32_t last = sequence.computed[lane];
   add_counts(sequence.usage.spared[lane], sequence.kinds(lane, first, last));
   sequence.highest[lane] = std::max(sequence.highest[lane], last);
 }
 
-// Makes the sequence's full blocks known, as far as their tokens are settled. Where what follows
-// can be taken back, the last settled row is computed once more, to draw from: its block stays
-// unknown.
+// Registers the sequence's full blocks in the prefix cache, as far as their tokens are settled. If
+// the tokens after them can be taken back, the last settled row is computed once more, to draw
+// from: its block is not registered.
 void Scheduler::register_blocks(Sequence& sequence, int model) {
   if (!config_.prefix_cache) return;
   const std::int32_t size = config_.block_tokens;
@@ -107,14 +107,14 @@ void Scheduler::register_blocks(Sequence& sequence, int model) {
   }
 }
 
-// What these blocks hold is not to be trusted: no later sequence finds them.
+// The content of these blocks is not to be trusted: no later sequence may find them.
 void Scheduler::forget_blocks(Sequence& sequence, int model) {
   for (const BlockId block : sequence.blocks[model]) cache_.forget(model, block);
   for (const auto node : sequence.nodes[model]) drop_slot(node);
 }
 
-// One reference less. The last one leaves a known block cached, unless its slab is being emptied
-// for the other model.
+// Drops one reference. The last one leaves a registered block cached, unless its slab is being
+// emptied for the other model.
 void Scheduler::give_back(int model, BlockId block) {
   const bool last = pool_.references(model, block) == 1;
   const bool keep =
@@ -130,8 +130,8 @@ void Scheduler::evict(int model, BlockId block) {
   ++counters_.evictions[model];
 }
 
-// A block without taking anything from a sequence. Free slabs go before the cache: what is cached
-// may save a prefill, and slabs that hold nothing else are lent on all the same.
+// A block that costs no sequence its KV. Free slabs go before the cache: a cached block may save a
+// prefill, and slabs that hold nothing else are lent all the same.
 std::optional<BlockId> Scheduler::take_block(int lane) {
   if (const auto block = pool_.allocate(lane)) return block;
   const auto& own = cache_.parked(lane);
@@ -143,7 +143,7 @@ std::optional<BlockId> Scheduler::take_block(int lane) {
   const int other = 1 - lane;
   for (const BlockId parked : cache_.parked(other)) {
     const SlabId slab = pool_.slab_of(other, parked);
-    // Behind a fence (of void rows) the cache would be dropped, and no block come of it yet.
+    // Before a fence (of void rows) has passed, dropping the cache would give no block yet.
     if (!pool_.lendable(slab, lane)) continue;
     save_slab(slab, lane);
     for (const BlockId block : pool_.cached_blocks(slab)) evict(other, block);
@@ -152,8 +152,8 @@ std::optional<BlockId> Scheduler::take_block(int lane) {
   return std::nullopt;
 }
 
-// The running sequences that hold `block` of lane `lane` at place `index` of their table: a shared
-// block stands at the same place in all of them.
+// The running sequences that hold `block` of lane `lane` at index `index` of their table: a shared
+// block has the same index in all of them.
 std::vector<Sequence*> Scheduler::holders(int lane, BlockId block, std::size_t index) const {
   std::vector<Sequence*> found;
   for (Sequence* sequence : running_) {

@@ -26,7 +26,7 @@ bool StepDetector::feed(Cursor& cursor, Token token) const {
     const std::int32_t match = automaton_.match(cursor.node);
     if (match == 0) continue;
     matched = true;
-    // A match may begin in the step before: only what lies in this one counts.
+    // A match may begin in the step before: only its bytes in this one count.
     cursor.delimiter_bytes += std::min<std::int64_t>(match, cursor.bytes);
     cursor.node = Automaton::kStart;
   }

@@ -26,7 +26,7 @@ class StepDetector {
   StepDetector(const std::vector<std::string>& delimiters, std::vector<std::string> token_bytes);
 
   // Reads one token. True if a delimiter ends in it and the step holds more than delimiters.
-  // Matches do not overlap: after one the search starts afresh behind it. An id past the table is
+  // Matches do not overlap: each search starts afresh after the last match. An id past the table is
   // padding and has no text. After a boundary call open_step().
   bool feed(Cursor& cursor, Token token) const;
 

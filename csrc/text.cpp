@@ -1,4 +1,4 @@
-// What a token does to its text: delimiters, stops, thinking, loops, trials.
+// The effects of a token on the text: delimiters, stops, thinking, loops, trials.
 #include <algorithm>
 
 #include "scheduler.h"
@@ -15,7 +15,7 @@ void Scheduler::append(Sequence& sequence, Token token) {
     conclude(sequence, outcome);
 }
 
-// Moves everything that follows the text over the token that now ends it.
+// Reads the text's last token: delimiters, stops, thinking, loops.
 Outcome Scheduler::read(Sequence& sequence, Token token) {
   const Request& request = sequence.request;
   const std::span text(sequence.tokens);
@@ -39,7 +39,7 @@ Outcome Scheduler::read(Sequence& sequence, Token token) {
   return outcome;
 }
 
-// A token on trial: nothing settles, and the question comes where the trial ends.
+// A token on trial: nothing settles, and the decide event comes where the trial ends.
 void Scheduler::try_on(Sequence& sequence, Outcome outcome) {
   if (sequence.request.trial_tokens == kWholeAnswer) {
     if (outcome.end == Finish::none && must_stop_thinking(sequence))
@@ -66,7 +66,7 @@ void Scheduler::conclude(Sequence& sequence, Outcome outcome) {
     reach_boundary(sequence);
 }
 
-// The end of the text, or the question whether it stands.
+// Ends the text, or asks the caller whether the end stands.
 void Scheduler::ask_at_end(Sequence& sequence, Finish reason) {
   const int reader = sequence.request.reader;
   if (!sequence.request.ask_at_end || reader == kNobody || reader == sequence.active)
@@ -108,8 +108,8 @@ bool Scheduler::ends_thinking(Sequence& sequence, std::span<const Token> written
   return false;
 }
 
-// Writes the tokens that end the thinking part, until it has ended: what came before may be their
-// beginning. Boundaries within them do not count.
+// Writes the tokens that end the thinking part, until it has ended: the text before may already
+// hold the first of them. Boundaries within them do not count.
 Outcome Scheduler::end_thinking(Sequence& sequence) {
   Outcome outcome;
   for (const Token token : sequence.request.think_end) {
@@ -121,7 +121,7 @@ Outcome Scheduler::end_thinking(Sequence& sequence) {
   return outcome;
 }
 
-// Does the text end with the token that was just appended? Not before `min_tokens`. What stopped it
+// Does the text end with the token that was just appended? Not before `min_tokens`. The stop string
 // is cut from the text.
 bool Scheduler::stops_at(Sequence& sequence, Token token) {
   const bool early = sequence.generated() <= sequence.request.min_tokens;
@@ -133,7 +133,7 @@ bool Scheduler::stops_at(Sequence& sequence, Token token) {
 }
 
 // Moves the search for stop strings over a token. The first match counts, unless matches are to be
-// ignored; what follows it in the token is cut with it.
+// ignored; the rest of the token is cut with it.
 bool Scheduler::match_stop(Sequence& sequence, Token token, bool ignored) const {
   if (!sequence.stops) return false;
   const std::string& text = detector(sequence).text(token);
@@ -160,7 +160,7 @@ void Scheduler::settle_open(Sequence& sequence) {
   sequence.settled = std::max(sequence.settled, end);
 }
 
-// After tokens were taken back: everything but the delimiters reads the text from its start.
+// After tokens were taken back: all readers but the step detector read the text from its start.
 void Scheduler::read_again(Sequence& sequence) {
   const std::int32_t prompt = sequence.prompt_length();
   const auto written = std::span(sequence.tokens).subspan(prompt);

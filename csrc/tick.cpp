@@ -1,4 +1,4 @@
-// A tick of a lane: the plan, and what its commit books.
+// A tick of a lane: its plan and its commit.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace steer {
 
-// Decoding sequences come first in the row budget and prefills share what they leave, but memory
-// is handed out strictly in order.
+// Decoding sequences come first in the row budget and prefills share the rest, but memory is handed
+// out strictly in order.
 std::int32_t Scheduler::plan(int lane, bool ahead) {
   const Plan* before = oldest(lane);
   if (before != nullptr && (!ahead || std::ranges::all_of(lanes_[lane], &Plan::in_flight)))
@@ -23,7 +23,7 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
   if (!plan.short_of_memory) pool_.unreserve(lane);
   if (config_.background[lane] > 0 && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
-  // Behind a batch in flight an empty plan does not say that the lane has nothing to do.
+  // After a batch in flight an empty plan does not mean that the lane has nothing to do.
   if (config_.lanes.policy != LanePolicy::latency && (plan.sequences > 0 || !ahead))
     turns_.planned(lane, plan.sequences, {runnable(kSmall), runnable(kLarge)});
   if (plan.sequences == 0) return 0;
@@ -64,7 +64,7 @@ const Plan* Scheduler::oldest(int lane) const {
   return found;
 }
 
-// Sequences that could be in a plan of the lane; with `ahead` also behind those in flight.
+// Sequences that could be in a plan of the lane; with `ahead` also those that are in flight.
 std::int32_t Scheduler::runnable(int lane, bool ahead) const {
   return static_cast<std::int32_t>(std::count_if(
       running_.begin(), running_.end(),
@@ -90,9 +90,9 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
-// Reads what the other model writes, with rows and blocks that nobody else needs: nothing is
-// evicted for it, and what was taken away once is left alone. One settled token is left, so that
-// there is a row to sample from whatever is taken back.
+// Reads along with the other model, with rows and blocks that no other sequence needs: nothing is
+// evicted for it, and KV that was taken away once is not computed again. One settled token is left
+// unread, so that there is a row to sample from whatever is taken back.
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
   if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
@@ -146,7 +146,7 @@ void Scheduler::fail(int lane) {
   for (Sequence* sequence : plan.members) {
     if (sequence == nullptr) continue;
     drop_ahead(*sequence, lane);
-    if (sequence->in_flight[lane] == 0) continue;  // it was planned ahead, and has not followed
+    if (sequence->in_flight[lane] == 0) continue;  // its rows here were planned ahead
     sequence->in_flight[lane] = 0;
     sequence->keep_pending[lane] = -1;
     keep_rows(*sequence, lane, sequence->computed[lane]);  // the other lane may still be reading it
@@ -154,7 +154,7 @@ void Scheduler::fail(int lane) {
   }
 }
 
-// The plan that is to retire next.
+// The plan that retires next.
 Plan& Scheduler::landing(int lane) {
   const Plan* plan = oldest(lane);
   if (plan == nullptr)
@@ -162,7 +162,7 @@ Plan& Scheduler::landing(int lane) {
   return const_cast<Plan&>(*plan);
 }
 
-// A plan is no longer in flight: what its copies read from is given back. `done`: it has run.
+// A plan is no longer in flight: the sources of its copies are released. `done`: it has run.
 void Scheduler::land(int lane, Plan& plan, bool done) {
   plan.in_flight = false;
   pool_.retire(lane, plan.tick);
@@ -183,7 +183,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
   if (keep >= 0) take_rows(sequence, lane, keep);
 
   const bool unusable = sampled && token < 0;
-  if (unusable) forget_blocks(sequence, lane);  // nobody else shall live on what gave this
+  if (unusable) forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
   if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
   if (sequence.pending()) {
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);

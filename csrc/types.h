@@ -50,18 +50,18 @@ inline void add_counts(RowCounts& to, const RowCounts& more) {
   for (int kind = 0; kind < kRowKinds; ++kind) to[kind] += more[kind];
 }
 
-// What a sequence cost on each model. `spared` is what it did not cost: rows that were found or
-// copied back from host memory, by the kind that they would have had. `entries` is not work that
-// was done: it is the prefix that a server without memory of the sequence would have to read at
-// each entry of a model.
+// What a sequence cost on each model. `spared` is what it did not cost: rows taken from the prefix
+// cache or copied back from host memory, by the kind that they would have had. `entries` is not
+// work that was done: it is the prefix that a server without memory of the sequence would have to
+// read at each entry of a model.
 struct Usage {
   std::array<RowCounts, kModels> rows{};
   std::array<RowCounts, kModels> spared{};
   std::array<RowCount, kModels> entries{};
-  std::array<std::int64_t, kModels> cached{};  // rows that were found and not computed
-  std::int64_t restored = 0;  // rows of the large model copied back from host memory instead
-  // Rows that the reader still had to read when it was asked about a boundary past the prompt,
-  // the boundary's own row not counted: what decisions waited for.
+  std::array<std::int64_t, kModels> cached{};  // rows taken from the prefix cache, not computed
+  std::int64_t restored = 0;  // rows of the large model copied back from host memory
+  // Rows that the reader still had to compute at boundaries past the prompt, the boundary's own row
+  // not counted: decisions waited for them.
   std::int64_t decision_wait = 0;
 };
 

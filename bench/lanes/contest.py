@@ -1,4 +1,4 @@
-"""The runs of ``python -m bench.pair``: routed, the large model alone, and what is ideal."""
+"""The runs of ``python -m bench.pair``: routed, the large model alone, and the ideal."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Contest:
-    """What is run.
+    """The runs' settings.
 
-    load: of one request; how many there are follows from ``rounds``.
-    rounds: requests for each that runs at once.
+    load: of one request; the number of requests follows from ``rounds``.
+    rounds: requests per concurrent request.
     together: see :class:`bench.lanes.replay.Replay`.
     """
 
@@ -65,15 +65,15 @@ class Contest:
         )
 
     def warm(self, engine: Engine, concurrency: int) -> None:
-        """Both models at this concurrency, untimed: kernels that spans compile, first touches.
+        """Run both models at this concurrency, untimed: kernels that spans compile, first touches.
 
-        Graphs of all decodes were recorded with the engine.
+        Graphs of all decodes were recorded when the engine was built.
         """
         load = replace(self.load, requests=concurrency, answer=2 * self.load.step)
         run_jobs(engine, self.setup.device, load.jobs(0.5), concurrency, seed=1)
 
     def run(self, engine: Engine, times: TickTimes, cell: Cell) -> Row:
-        """One row, without what takes other rows to know."""
+        """One row, without the fields that need other rows."""
         jobs = replace(self.load, requests=self.rounds * cell.concurrency).jobs(cell.share)
         recorded = Recorded(engine)
         ran = run_jobs(engine, self.setup.device, jobs, cell.concurrency)
@@ -100,7 +100,7 @@ class Contest:
     def ablations(self, cell: Cell) -> Iterator[Row]:
         """The cell as it is, then with each switch of the engine the other way.
 
-        Switches of how tokens are drawn are turned where they are drawn, beside a row of their own.
+        Switches of how tokens are drawn are turned in runs that draw, with a baseline that draws.
         """
         switches = flipped(self.setup.config, self.setup.device.on_gpu, self.load.step)
         if self.setup.device.cards > 1:  # host memory serves one card's arena
@@ -111,12 +111,12 @@ class Contest:
             yield from self.ablated(cell, of_draws, _DRAWN_AT)
 
     def ablated(self, cell: Cell, switches: Row, temperature: float) -> Iterator[Row]:
-        """The cell as it is, then with each of ``switches`` turned by itself."""
+        """The cell as it is, then with each of ``switches`` turned alone."""
         default: float | None = None
         load = replace(self.load, temperature=temperature)
         drawn = replace(self, load=replace(load, requests=self.rounds * cell.concurrency))
         for name, value in [("none", None), *switches.items()]:
-            # For these sequences alone: with more, not every switch leaves a card of 80 GB room.
+            # For these sequences only: with more, some switches do not fit a card of 80 GB.
             changes = {"max_sequences": min(cell.concurrency, self.setup.config.max_sequences)}
             changes |= {} if name == "none" else turned(name, value)
             engine = self.setup.engine(cell.concurrency, **changes)
@@ -141,7 +141,7 @@ class Contest:
 
     @property
     def fields(self) -> Row:
-        """What every row says."""
+        """The fields of every row."""
         load = {name: getattr(self.load, name) for name in ("prompt", "answer", "step", "runs")}
         return {**load, "seed": self.load.seed, "together": self.together, **self.setup.fields}
 
@@ -160,7 +160,7 @@ class Contest:
 
 
 def compare(row: Row, earlier: Sequence[Row]) -> Row:
-    """A row with two more fields, None where the other row is not there.
+    """A row with two more fields, None where the other row is missing.
 
     speedup: over the large model alone, at the same concurrency under the equal split.
     over_equal: throughput over that of the equal split in the same cell.
@@ -190,9 +190,9 @@ class Runs:
         self.rows: list[Row] = []
 
     def grid(self, lanes: Sequence[str], cells: Sequence[Cell], alone_once: bool = False) -> None:
-        """All cells under all lane policies, what others are compared with first.
+        """Run all cells under all lane policies; those that others are compared with come first.
 
-        ``alone_once``: where the large model writes all, under the first policy only.
+        ``alone_once``: run cells that the large model writes alone under the first policy only.
         """
         contest = self._contest
         most = max(cell.concurrency for cell in cells)
@@ -221,7 +221,7 @@ class Runs:
                     bar.update()
 
     def ablations(self, cell: Cell) -> list[Row]:
-        """Every switch the other way, one at a time."""
+        """Run a cell with every switch the other way, one at a time."""
         found = []
         for row in tqdm(self._contest.ablations(cell), "ablations"):
             self._writer.write(row)

@@ -1,4 +1,4 @@
-"""The device that is measured: its name, its clock, its bandwidth. Nobody else here asks torch."""
+"""The device that is measured: its name, its clock, its bandwidth. No other module asks torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Device:
         self.kind = kind
         self.on_gpu = kind == "cuda"
         self._each = each
-        # What stands alone here (the bandwidth, a peer) is measured where the large model is.
+        # The bandwidth and the peers are measured on the large model's card.
         self._cards = list(dict.fromkeys(each)) if each and self.on_gpu else []
         if each and self.on_gpu:
             torch.cuda.set_device(each[1])
@@ -55,7 +55,7 @@ class Device:
 
     @classmethod
     def of_models(cls, names: str) -> Device:
-        """One for each model: two names as an engine takes them, with a comma between them."""
+        """A card for each model: two names as an engine takes them, separated by a comma."""
         try:
             each = choose_devices("auto", [name.strip() for name in names.split(",")])
         except SteerError as error:
@@ -76,7 +76,7 @@ class Device:
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What an engine is told to come here."""
+        """Options that put an engine on this device."""
         if self._each is None:
             return {"device": self.kind}
         return {"devices": [str(device) for device in self._each]}
@@ -92,7 +92,7 @@ class Device:
         return self.on_gpu
 
     def synchronize(self) -> None:
-        """Wait until all that was launched is done."""
+        """Wait until all launched work is done."""
         if self.on_gpu:
             for card in self._cards or [self._current]:
                 torch.cuda.synchronize(card)
@@ -106,7 +106,7 @@ class Device:
         return time.perf_counter() - began
 
     def release(self) -> None:
-        """Give back the memory of what was dropped, so that the next model fits."""
+        """Release the memory of dropped objects, so that the next model fits."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
@@ -129,22 +129,21 @@ class Device:
         return Bandwidth(2 * size / copy, size / read)
 
     def busy_share(self, call: Callable[[], object]) -> float | None:
-        """Share of a call's time in which the device computed; None where nothing can tell, as
-        where the driver lets the profiler see nothing.
+        """Share of a call's time in which the device computed; None where that is unknown, as where
+        the driver shows the profiler nothing.
 
         From the profiler, which slows the host down: an upper bound of how idle the device is.
         """
         if not self.on_gpu:
             return None
-        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             wall = self.seconds(call)
         spans = [
             (event.time_range.start, event.time_range.end)
-            for event in found.events()
-            if event.device_type == DeviceType.CUDA
+            for event in profiler.events()
+            if event.device_type.name == "CUDA"
         ]
         return covered(spans) / (1e6 * wall) if spans else None
 

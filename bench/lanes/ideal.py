@@ -1,15 +1,16 @@
-"""What routed generation must cost at least: sums of tick times along a schedule.
+"""The least time of routed generation: sums of tick times along a schedule.
 
-``walk`` lists the ticks of one request that has a card to itself. Their times, measured with the
-card to itself, add up to the ideal at concurrency 1. Decodes count as long as they take the engine:
-where its lane plans ahead, the host's part of a tick is hidden and not in them. With tick times
-that do not depend on the context that is
+``walk`` lists the ticks of one request that has a card to itself. Their times, each measured alone
+on the card, add up to the ideal at concurrency 1. Decodes count with the time that the engine
+takes: where its lane plans ahead, the host's part of a tick is hidden and not counted. If tick
+times do not depend on the context, the ideal is
 
     N_S T_S + sum over handoffs [T_L(n + 1) + (l - 1) T_L(1)] + the small model's re-reads
 
-for N_S small tokens, n tokens to catch up and l tokens a large step. A re-read is the tick in which
-the small model reads a boundary: where it goes on it gives its next token and costs only the rows
-that it has missed; where the large one takes over the token is dropped and the tick is on top.
+for N_S small tokens, n tokens to catch up and l tokens per large step. A re-read is the tick in
+which the small model reads a boundary: if the small model goes on, the tick gives its next token
+and costs only the rows that it has missed; if the large one takes over, the token is dropped and
+the whole tick is extra cost.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.simulation.ticktimes import TickTimes
 
 @dataclass(frozen=True)
 class WalkTick:
-    """One tick: rows that it computes, keys that its last row sees."""
+    """One tick: the rows that it computes and the keys that its last row sees."""
 
     model: int
     rows: int
@@ -36,10 +37,10 @@ def walk(
     """The ticks of a request alone, in order.
 
     Args:
-        prompt: tokens.
-        steps: (model, tokens) of each.
+        prompt: tokens of the prompt.
+        steps: (model, tokens) of each step.
         reads: whether the small model reads every boundary.
-        most_rows: of one tick; longer spans are cut.
+        most_rows: limit of one tick; longer spans are cut.
     """
     length, computed = prompt, [0, 0]
 
@@ -58,20 +59,20 @@ def walk(
 
 
 def walks(jobs: Iterable[Job], most_rows: int) -> list[WalkTick]:
-    """The ticks of all jobs, each alone."""
+    """The ticks of all jobs, each job alone."""
     return [t for job in jobs for t in walk(job.prompt, job.steps, job.reads, most_rows)]
 
 
 def ideal_seconds(ticks: Iterable[WalkTick], times: TickTimes) -> float:
-    """One request after the other, nothing hidden and nothing lost."""
+    """Seconds of one request after the other, with nothing hidden and nothing lost."""
     return sum(times.seconds(t.model, 1, t.context, t.rows) for t in ticks)
 
 
 def bound_seconds(ticks: Iterable[WalkTick], times: TickTimes, concurrency: int) -> float:
-    """The least with ``concurrency`` requests at once: sum N_m T_m(C) / C + catch-up.
+    """The least seconds with ``concurrency`` requests at once: sum N_m T_m(C) / C + catch-up.
 
-    Every tick shares the weights with as many others as there are requests; a tick of several rows
-    costs what they cost beyond one row, by itself.
+    Every tick shares the weights with those of all other requests; a tick of several rows
+    additionally costs the time of its further rows, alone.
     """
     total = 0.0
     for t in ticks:

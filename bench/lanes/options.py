@@ -1,4 +1,4 @@
-"""What the command lines of decode, handoff, overlap and pair have in common."""
+"""The common parts of the command lines of decode, handoff, overlap and pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCALES = ("quick", "cpu", "cuda")
 COMMON: Defaults = {
     "pair": {"quick": "dummy-tiny", "cpu": "dummy-cpu", "cuda": "qwen-1.5b/qwen-32b"},
     "dtype": {"quick": "float32", "cpu": "float32", "cuda": "bfloat16"},
-    # Beside 1.5B and 32B in bf16 this is what 80 GB hold, with a GiB of theirs in use already.
+    # What 80 GB hold next to 1.5B and 32B in bf16, with one GiB already in use.
     "arena_tokens": {"quick": "8192", "cpu": "65536", "cuda": "36864"},
     "memory_fraction": {"quick": "0.92", "cpu": "0.92", "cuda": "0.97"},
     "repeats": {"quick": "3", "cpu": "10", "cuda": "50"},
@@ -45,8 +45,8 @@ class _Parser(argparse.ArgumentParser):
 class Options:
     """The command line of one bench: common flags and its own, with defaults by scale.
 
-    The scale is ``quick`` where that is asked for, else the device's. Values stay text until they
-    are read, so that a wrong one is refused in one line.
+    The scale is ``quick`` with --quick, else the device's. Values stay text until they are read, so
+    that a wrong one is refused in one line.
     """
 
     def __init__(self, name: str, description: str | None, own: Defaults) -> None:
@@ -86,34 +86,34 @@ class Options:
 
     def _add_common(self) -> None:
         self.add("--pair", f"one of {', '.join(DUMMY_PAIRS)}; with folders any name", "PAIR")
-        self.add_path("--small", "of the small model, with --load-format safetensors", "PATH")
-        self.add_path("--large", "of the large one", "PATH")
+        self.add_path("--small", "the small model, with --load-format safetensors", "PATH")
+        self.add_path("--large", "the large model, likewise", "PATH")
         self._parser.add_argument(
             "--load-format",
             default="dummy",
-            help="dummy makes weights of the pair's shapes up, of which only times are measured; "
+            help="dummy makes up weights of the pair's shapes, good only to measure times; "
             "safetensors reads the folders (default: %(default)s)",
         )
         self._parser.add_argument("--layers", metavar="N", help="replaces the depth of both models")
         self._parser.add_argument(
             "--quantise",
             metavar="FORMAT",
-            help=f"makes the large model's linear layers up packed: {', '.join(PACKINGS)}",
+            help=f"packs the large model's made-up linear layers: {', '.join(PACKINGS)}",
         )
         self.add("--dtype", f"of weights and KV: {', '.join(DTYPES)}", "TYPE")
         self._parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
         self._parser.add_argument(
             "--devices",
             metavar="SMALL,LARGE",
-            help="one for each model instead, as in cuda:0,cuda:1; fractions are then of the "
+            help="a device for each model instead, as in cuda:0,cuda:1; fractions are then of the "
             "bandwidth of the large model's card",
         )
-        self.add("--arena-tokens", "KV room in tokens of the large model", "N")
-        self.add("--memory-fraction", "of a card's memory, what may be in use", "X")
+        self.add("--arena-tokens", "KV memory in tokens of the large model", "N")
+        self.add("--memory-fraction", "share of a card's memory that may be in use", "X")
         self.add_number("--max-tick-tokens", "rows of a tick", "2048")
-        self.add("--repeats", "timed ticks of a kind", "N")
+        self.add("--repeats", "timed ticks of each kind", "N")
         self.add_path("--json", "write a result row a line", "FILE")
-        self.add_switch("--append", "add the rows to those that the file holds")
+        self.add_switch("--append", "append the rows to those in the file")
         self.add_path("--plot", "write a picture", "FILE")
         self.add_switch("--quick", "the smallest run, to see that it works")
 
@@ -153,11 +153,11 @@ class Options:
 
     @property
     def command(self) -> str:
-        """How to do it again."""
+        """The command that repeats this run."""
         return shlex.join(["python", "-m", f"bench.{self.name}", *self._arguments])
 
     def setup(self, shared: Shared | None = None) -> Setup:
-        """What is to be measured. Measures the bandwidth: call it before anything is loaded.
+        """The setup to measure. Measures the bandwidth: call it before anything is loaded.
 
         ``shared``: holds an engine and the bandwidth for all benches of one process.
         """
@@ -182,7 +182,7 @@ class Options:
             arena_tokens=self.whole("arena_tokens"),
             max_sequences=_MAX_SEQUENCES,
             max_tick_tokens=self.whole("max_tick_tokens", _MAX_SEQUENCES + 1),
-            prefix_cache=False,  # requests that are alike must not share what they measure
+            prefix_cache=False,  # equal requests must not share the work that is measured
             eager_admission=True,  # they are sized to fit: a forecast would only hold some back
             load_format=self.load_format,
             memory_fraction=real("--memory-fraction", self.memory_fraction, 0.01, 1),
@@ -216,9 +216,9 @@ class Setup:
     shared: Shared | None = None
 
     def engine(self, at_once: int = 1, **changes: Any) -> Engine:
-        """An engine; ``changes`` to its settings. Drop the one before first: a card holds one.
+        """An engine with ``changes`` to its settings. Drop the last one first: a card holds one.
 
-        Decodes of up to ``at_once`` sequences are recorded, so that nothing timed waits for it.
+        Decodes of up to ``at_once`` sequences are recorded, so that no timed tick waits for that.
         """
         config = EngineConfig(**{**vars(self.config), **changes})
         if self.shared is not None:
@@ -235,19 +235,19 @@ class Setup:
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
-        """Of small and large, before anything is loaded."""
+        """Shapes of the small and the large model, before anything is loaded."""
         if self.pair.small is None or self.pair.large is None:
             return self.pair.shapes
         return load_config(self.pair.small), load_config(self.pair.large)
 
     @property
     def element_bytes(self) -> int:
-        """Of weights and KV."""
+        """Bytes of an element of weights and KV."""
         return DTYPES[self.dtype].itemsize
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What every row says."""
+        """The fields of every row."""
         return {
             "pair": self.pair.name,
             "load_format": self.config.load_format,

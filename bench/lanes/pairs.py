@@ -25,7 +25,7 @@ PACKINGS = {
     "int4": Quantisation("packed", 4, 128),
     "fp8": Quantisation("fp8", 8, strategy="block", block=(128, 128)),
 }
-# Smaller than the default, for a card that does not hold it; by falling size.
+# Smaller than the default, for a card that does not hold that one; largest first.
 SMALLER = ("qwen-1.5b/qwen-14b", "qwen-1.5b/qwen-7b", "qwen-0.5b/qwen-1.5b")
 DUMMY_PAIRS = (*SCALED, *(name for name in NAMED_PAIRS if "/" in name))
 

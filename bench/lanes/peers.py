@@ -1,9 +1,9 @@
 """Other implementations that decode one model of the same shapes, with random weights of their own.
 
-Each is measured as its makers advise: a static cache, and on a GPU the step compiled into graphs.
-The cache is taken to be full up to the context: what it holds changes no time. Each batch and
-context is compiled by itself, for these shapes alone: what was compiled for another would be
-recompiled for shapes that vary, and then not at all.
+Each is measured as its authors advise: a static cache, and on a GPU the step compiled into graphs.
+The cache is taken to be full up to the context: its content does not change the time. Each batch
+and context is compiled separately, for these shapes alone: a function compiled for other shapes
+would be recompiled for dynamic ones, and in the end not at all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.errors import SteerError
 Step = Callable[[], object]
 _KNOWN = "commit 32971d3, (self, idx, input_pos)"
 _TOLD = 300  # characters
-_COMPILE_RUNS = 3  # of a step, before anything is timed
+_COMPILE_RUNS = 3  # untimed runs of a step
 
 
 class Transformers:
@@ -58,10 +58,11 @@ class Transformers:
         self._on = device
         self._device = device.kind
         with _made_as(dtype, self._device):
-            self._model = Qwen2ForCausalLM(self._config).eval()
+            self._model = Qwen2ForCausalLM(self._config)
+        self._model.train(False)
 
     def step(self, batch: int, context: int) -> Step:
-        """One more token of ``batch`` sequences that have ``context`` already; greedy."""
+        """A step that gives ``batch`` sequences of ``context`` tokens one more each; greedy."""
         from transformers import StaticCache
 
         _forget(self._on)
@@ -81,7 +82,8 @@ class Transformers:
             out = forward(
                 input_ids=tokens, past_key_values=cache, position_ids=position[None], use_cache=True
             )
-            return out.logits[:, -1].argmax(-1).cpu()
+            drawn: torch.Tensor = out.logits[:, -1].argmax(-1).cpu()
+            return drawn
 
         return run
 
@@ -139,7 +141,7 @@ Peer = Transformers | GptFast
 def peers_of(
     shape: ModelConfig, dtype: torch.dtype, device: Device, gpt_fast: Path | None
 ) -> dict[str, Callable[[], Peer]]:
-    """What is installed by name, to be built one after the other: a card holds one at a time."""
+    """The installed peers by name, to be built one after the other: a card holds one at a time."""
     found: dict[str, Callable[[], Peer]] = {}
     if importlib.util.find_spec("transformers") is not None:
         found["transformers"] = lambda: Transformers(shape, dtype, device)
@@ -162,7 +164,7 @@ def time_step(step: Step, device: Device, count: int) -> list[float]:
 
 
 def check_gpt_fast(folder: Path | None) -> None:
-    """SteerError if this is no checkout of it."""
+    """SteerError if this is no checkout of gpt-fast."""
     if folder is None:
         return
     if not (folder / "model.py").is_file():
@@ -175,14 +177,14 @@ def check_gpt_fast(folder: Path | None) -> None:
 
 
 def _forget(device: Device) -> None:
-    """What was compiled for other shapes goes, with the memory of its graphs."""
+    """Drop functions compiled for other shapes, and the memory of their graphs."""
     if device.on_gpu:
         torch._dynamo.reset()
     device.release()
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For the shapes of the first call."""
+    """The function compiled for the shapes of its first call."""
     found: Callable[..., Any] = torch.compile(
         function, mode="reduce-overhead", fullgraph=True, dynamic=False
     )

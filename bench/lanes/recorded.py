@@ -1,4 +1,4 @@
-"""Graphs that were recorded while something was measured: in what is timed there should be none."""
+"""Graphs that were recorded during a measurement: timed work should record none."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from engine.config import ROLES
 
 
 class Recorded:
-    """Counts of both lanes, small first, from when this was made."""
+    """Counts of both lanes, small first, since this object was made."""
 
     def __init__(self, engine: Engine) -> None:
-        # Not the engine: one that is dropped must go before the next one comes.
+        # No reference to the engine: a dropped one must be freed before the next one is built.
         self._lanes = [engine.graph_counts[role] for role in ROLES]
         self._before = self._counts()
 
     @property
     def fields(self) -> dict[str, Any]:
-        """For a row. misses: ticks whose graph was yet to be recorded; each ran eagerly."""
+        """Fields of a row. misses: ticks whose graph was not recorded yet; each ran eagerly."""
         return {
             name: [now - then for now, then in zip(counts, self._before[name], strict=True)]
             for name, counts in self._counts().items()

@@ -1,4 +1,4 @@
-"""The same requests and schedule through the simulator, with tick times measured beside them."""
+"""Runs the same requests and schedule in the simulator, with tick times of the same run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from engine import Engine
 
 
 class InTurn(Simulation):
-    """Lanes that take turns, as on a CPU: what one plans has run before the other plans.
+    """Lanes that take turns, as on a CPU: a plan of one has run before the other plans.
 
-    A request that ends is followed by the next one when both have had their turn: only then is it
-    handed to the caller.
+    The next request starts once both lanes have had their turn after one has ended: only then is
+    the ended one handed to the caller.
     """
 
     def __init__(self, setting: Setting, workload: Texts, case: Case) -> None:
@@ -29,7 +29,7 @@ class InTurn(Simulation):
         self._ended: list[float] = []
 
     def _plan(self, due: float) -> None:
-        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        # An empty round may only have released a reservation, or passed a lane's turn on.
         for _ in range(3):
             for lane in (self._next, 1 - self._next):
                 if lane == SMALL:
@@ -41,13 +41,13 @@ class InTurn(Simulation):
         raise RuntimeError("no lane can move while requests wait")
 
     def _add(self, arrival: float) -> None:
-        if arrival:  # not one that is there from the start
+        if arrival:  # not a request that is there from the start
             self._ended.append(arrival)
         else:
             super()._add(arrival)
 
     def _start(self) -> None:
-        """The next requests, for those that have ended."""
+        """Start the next requests in place of those that have ended."""
         for arrival in self._ended:
             if self._added < len(self._workload.prompts):
                 super()._add(arrival)
@@ -61,7 +61,7 @@ class InTurn(Simulation):
 
 
 class ForcedTexts:
-    """Jobs as the simulator's texts: a delimiter ends each step, the schedule hands over.
+    """Jobs as the simulator's texts: a delimiter ends each step, the schedule decides on handoffs.
 
     Fields as in :class:`bench.simulation.workload.Workload`.
     """
@@ -80,7 +80,7 @@ class ForcedTexts:
             self._large[first : last : job.step] = [model == LARGE for model in job.models]
 
     def handoffs(self, share: float) -> bytes:
-        """1 where a boundary goes to the large model; the share has been dealt with."""
+        """1 where a boundary goes to the large model; the schedule already follows the share."""
         return self._large.tobytes()
 
     def arrivals(self, rate: float) -> list[float]:
@@ -92,8 +92,8 @@ class ForcedTexts:
 class Replay:
     """Runs schedules in the simulator as an engine would.
 
-    together: what two ticks in flight at once get done compared with one alone; None: the lanes
-        take turns.
+    together: the work that two ticks in flight at once get done, compared with one alone; None:
+        the lanes take turns.
     """
 
     engine: Engine

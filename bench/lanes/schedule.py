@@ -1,7 +1,7 @@
 """Forced routing: which model writes which step, given the share of tokens and nothing else.
 
-Dummy weights write no delimiters, so ``max_step_tokens`` ends each step, and the schedule says who
-writes the next one.
+Dummy weights write no delimiters, so ``max_step_tokens`` ends each step, and the schedule says
+which model writes the next one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Models = tuple[int, ...]
 
 
 def even_steps(count: int, share: float, phase: float) -> Models:
-    """A model a step, the large one's as evenly spread as can be.
+    """A model for each step, the large model's steps spread as evenly as possible.
 
     Of any ``count`` steps ``count * share`` are large, rounded up or down; ``phase`` in [0, 1)
-    shifts where they lie.
+    shifts their places.
     """
     return tuple(floor((k + 1) * share + phase) - floor(k * share + phase) for k in range(count))
 
@@ -55,8 +55,8 @@ def drawn_steps(count: int, share: float, mean: float, seed: int) -> Models:
 class Forced:
     """A policy that follows a schedule, whatever the text says.
 
-    models: who writes each step of ``step`` tokens.
-    reads: the small model reads every boundary first, as a policy with a signal would have it.
+    models: the model that writes each step of ``step`` tokens.
+    reads: the small model reads every boundary first, as for a policy with a signal.
     """
 
     models: Models
@@ -65,7 +65,7 @@ class Forced:
     name: str = "forced"
 
     def decide(self, boundary: Boundary) -> Decision:
-        """By the place in the answer."""
+        """Decide by the boundary's place in the answer."""
         index = (boundary.position - boundary.prompt_tokens) // self.step
         return Decision(ROLES[self.models[min(index, len(self.models) - 1)]], "scheduled")
 
@@ -87,14 +87,14 @@ class Job:
 
     @property
     def policy(self) -> Policy:
-        """Who writes what; where nobody reads, one model writes all."""
+        """The schedule as a policy; if no model reads, one model writes all."""
         if self.reads:
             return Forced(self.models, self.step)
         return Always(ROLES[self.models[0]])
 
     @property
     def params(self) -> SamplingParams:
-        """So long and no longer, in steps of the schedule's length."""
+        """Exactly the answer's length, in steps of the schedule's length."""
         return SamplingParams(
             max_tokens=self.answer,
             max_step_tokens=self.step,
@@ -119,7 +119,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Load:
-    """What each of ``requests`` looks like: tokens of prompt, answer and step.
+    """The shape of each of ``requests``: tokens of prompt, answer and step.
 
     runs: 0 for evenly spread steps, else the mean number of steps of a run of large ones.
     temperature: of all draws.
@@ -138,7 +138,7 @@ class Load:
             raise SteerError(f"--step: {self.step} is longer than the answer of {self.answer}")
 
     def jobs(self, share: float) -> list[Job]:
-        """The requests at one share of large tokens. At 1 nobody reads: that is the model alone."""
+        """The requests at one share of large tokens. At 1 the large model writes and none reads."""
         count = -(-self.answer // self.step)
         return [
             Job(
@@ -155,5 +155,5 @@ class Load:
 
 
 def large_share(jobs: Sequence[Job]) -> float:
-    """Of all tokens."""
+    """Share of the large model in all tokens."""
     return sum(job.large_tokens for job in jobs) / max(1, sum(job.answer for job in jobs))

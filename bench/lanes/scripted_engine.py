@@ -2,11 +2,11 @@
 
 A decode is timed in two ways. In turn: plan, run, commit, and the device waits while the host does
 its part. Or ahead, as a lane with ``plan_ahead`` does it: the next tick is planned and launched
-while the last one runs, and what counts is the time between two commits.
+while the last one runs, and the time between two commits counts.
 
-What leads up to a tick (a prompt, what the other model wrote) is planned and committed, but no
-model runs: in place of the keys and values that it would have left the arena is filled with random
-numbers, which cost a forward pass just as much. The plans are the scheduler's own.
+The work before a timed tick (a prompt, the other model's text) is planned and committed, but no
+model runs: instead of computed keys and values the arena holds random numbers, which cost a forward
+pass just as much. The plans are the scheduler's own.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from engine.routing.policies import Always
 _DECIDE = 0
 _NOBODY = -1
 _HOLD = -1  # in place of a model: wait
-_NOT_TIMED = 2  # of each kind: compilation, graphs, first touches
+_NOT_TIMED = 2  # first ticks of each kind: compilation, graphs, first touches
 
 
 class NoRoomError(SteerError):
-    """The arena, or the context, does not hold what was asked for."""
+    """The arena or the context is too small for the request."""
 
 
 @dataclass(frozen=True)
 class Tick:
     """One tick of a model.
 
-    seconds: of plan, forward pass and commit; of a tick that was planned ahead, from the commit
+    seconds: of plan, forward pass and commit; for a tick that was planned ahead, from the commit
         before it to its own.
     context: keys that the last row of a sequence sees, on average.
-    sampled: sequences that it gave a token.
+    sampled: sequences that got a token.
     """
 
     seconds: float
@@ -55,7 +55,7 @@ class Tick:
 
 
 class ScriptedEngine:
-    """One engine whose requests nobody but this drives."""
+    """One engine whose requests only this object drives."""
 
     def __init__(self, engine: Engine, device: Device) -> None:
         self._engine = engine
@@ -66,22 +66,22 @@ class ScriptedEngine:
         self._live: dict[int, RequestState] = {}
         self._held: list[int] = []
         self._committed = 0.0
-        for model in (SMALL, LARGE):  # memory as it comes may hold what is no number
+        for model in (SMALL, LARGE):  # uninitialised memory may hold NaN
             engine.arena.rows(engine.shapes[model], model).normal_()
         self._now()
 
     @property
     def engine(self) -> Engine:
-        """Whose it is."""
+        """The engine that is driven."""
         return self._engine
 
     @property
     def most_rows(self) -> int:
-        """Of one tick."""
+        """The most rows of one tick."""
         return self._engine.config.max_tick_tokens
 
     def plans_ahead(self, model: int) -> bool:
-        """Whether the engine's lane of a model does."""
+        """Whether the engine's lane of a model plans ahead."""
         return self._engine.lanes[model].ahead
 
     def decode(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
@@ -99,14 +99,14 @@ class ScriptedEngine:
         return found
 
     def decode_as_engine(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
-        """In whichever of the two ways the engine's own lane decodes."""
+        """As :meth:`decode_ahead` if the engine's lane plans ahead, else as :meth:`decode`."""
         way = self.decode_ahead if self.plans_ahead(model) else self.decode
         return way(model, batch, context, count)
 
     def busy_share(self, model: int, context: int, count: int) -> float | None:
         """Share of the time in which the device computes while one sequence decodes, if known.
 
-        Ticks are planned ahead: what is idle then is idle although the host may be early.
+        Ticks are planned ahead: idle time then is not spent waiting for the host to plan.
         """
         with self._running_ahead(model, 1, context, count) as lane:
             return self._device.busy_share(lambda: [self._next(lane) for _ in range(count)])
@@ -114,7 +114,7 @@ class ScriptedEngine:
     @contextmanager
     def _running_ahead(self, model: int, batch: int, context: int, count: int) -> Iterator[Lane]:
         """A lane that decodes ahead, with a tick in flight; it has tokens for ``count`` more."""
-        self._line_up(model, batch, context, count + 1)  # the last one has one behind it, too
+        self._line_up(model, batch, context, count + 1)  # one more follows the last one, too
         lane = Lane(self._scheduler, self._engine.lanes[model].runner, ahead=True)
         self._committed = self._now()
         try:
@@ -128,7 +128,7 @@ class ScriptedEngine:
     def _next(self, lane: Lane) -> Tick:
         """Commit the oldest tick of a lane, as the engine's driver does; the next one runs by then.
 
-        Nothing waits for the device but for that tick's own end.
+        The host waits for the device only until that tick ends.
         """
         lane.start(self._live)
         lane.wait()
@@ -152,7 +152,7 @@ class ScriptedEngine:
         """Bring sequences to where each tick gives all of them a token."""
         tokens = count + _NOT_TIMED + 1
         self._check_room({model}, batch, context + tokens)
-        for _ in range(batch):  # a token each, then they wait for one another
+        for _ in range(batch):  # one token each, then they wait for each other
             self._add(context, tokens, [model, _HOLD], step=1)
         self._drain(model)
         if len(self._held) < batch:
@@ -164,7 +164,7 @@ class ScriptedEngine:
             self._scheduler.route(number, model, True)
 
     def _tick(self, model: int, expected: int = 0) -> Tick:
-        """Plan, run and commit; NoRoomError if it is not the rows expected."""
+        """Plan, run and commit; NoRoomError if the tick does not have the expected rows."""
         began = self._now()
         self._scheduler.plan(model)
         plan = self._plans[model]
@@ -179,8 +179,8 @@ class ScriptedEngine:
     def catch_up(self, model: int, batch: int, context: int, span: int, count: int) -> list[Tick]:
         """``count`` ticks in which ``batch`` sequences compute ``span`` rows each and get a token.
 
-        The other model has written all of a span but its first row. Below a context of twice the
-        span there is no such text: then a prompt of one span is read.
+        The other model has written all of a span but its first row. If the context is less than
+        twice the span there is no such text: then a prompt of one span is read.
         """
         if batch * span > self.most_rows:
             raise NoRoomError(f"{batch} spans of {span} rows exceed a tick of {self.most_rows}")
@@ -207,8 +207,8 @@ class ScriptedEngine:
     def handoff(self, to: int, context: int, backlog: int) -> list[Tick]:
         """The ticks from the boundary to the first token of ``to``.
 
-        It knows ``context`` tokens, the other model wrote ``backlog`` more. While that one writes,
-        ``to`` reads along as far as the engine is told to.
+        ``to`` knows ``context`` tokens, the other model wrote ``backlog`` more. While the other one
+        writes, ``to`` reads along as the engine's settings say.
         """
         self._check_room({SMALL, LARGE}, 1, context + 2 * backlog + 2)
         # The small model reads along only where it is going to read the boundary.
@@ -220,7 +220,7 @@ class ScriptedEngine:
         while self._length(request) < boundary:
             if self._scheduler.plan(1 - to):
                 self._pass(1 - to)
-            # Before the boundary nobody waits for this model: what it plans is reading along.
+            # Before the boundary no sequence waits for this model: its plans are reading along.
             if self._length(request) < boundary and self._scheduler.plan(to):
                 self._pass(to)
         found: list[Tick] = []
@@ -257,12 +257,12 @@ class ScriptedEngine:
         return self._scheduler.sequence(request).length
 
     def _drain(self, model: int) -> None:
-        """Pass ticks of a model until it has nothing to do."""
+        """Commit ticks of a model, without running them, until it has nothing to do."""
         while self._scheduler.plan(model):
             self._pass(model)
 
     def _pass(self, model: int) -> None:
-        """Commit what is planned as if it had run."""
+        """Commit the plan as if it had run."""
         self._commit(model, np.zeros(self._plans[model].sequences, np.int32))
 
     def _commit(self, model: int, tokens: np.ndarray) -> None:
@@ -287,7 +287,7 @@ class ScriptedEngine:
         self._scheduler.route(number, first, not rest)
 
     def _check_room(self, models: set[int], batch: int, tokens: int) -> None:
-        """NoRoomError unless all that is asked for fits the arena at once."""
+        """NoRoomError unless ``batch`` sequences of ``tokens`` fit the arena at once."""
         if tokens > self._engine.max_context:
             limit = self._engine.max_context
             raise NoRoomError(f"{tokens} tokens exceed the context of {limit}")

@@ -1,4 +1,4 @@
-"""What benches that run one after another in one process hand on: the engine and the bandwidth."""
+"""State that benches in one process hand on from one to the next: the engine and the bandwidth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 class Shared:
     """Keeps the last engine that a bench built, and gives it to the next that asks for the same.
 
-    A large model is loaded once that way. The bandwidth is measured once, before any model is
+    So a large model is loaded only once. The bandwidth is measured once, before any model is
     loaded: it needs memory of its own.
     """
 
     def __init__(self, roughly: bool = False) -> None:
-        """``roughly``: the bandwidth is measured at a size that says nothing."""
+        """``roughly``: measure the bandwidth at a size too small to be meaningful."""
         self._roughly = roughly
         self._engine: Engine | None = None
         self._key: Hashable = None
@@ -26,7 +26,7 @@ class Shared:
         self._bandwidth: Bandwidth | None = None
 
     def bandwidth(self, device: Device, quick: bool) -> Bandwidth:
-        """Of the device, measured when it is first asked for."""
+        """The device's bandwidth, measured at the first call."""
         if self._bandwidth is None:
             self._bandwidth = device.bandwidth(quick or self._roughly)
         return self._bandwidth
@@ -35,10 +35,10 @@ class Shared:
         """The engine of ``key``: the one that is kept, or a new one in its place.
 
         Args:
-            key: all that engines differ in. The engine kept before is dropped first where it has
-                another key: a card holds one.
+            key: all settings of the engine. A kept engine with another key is dropped first: a card
+                holds one.
             at_once: sequences whose decodes must be recorded as graphs.
-            build: makes it, with those graphs.
+            build: makes the engine, with those graphs.
         """
         if self._engine is None or key != self._key:
             self._engine = None

@@ -7,34 +7,35 @@ from typing import Any
 
 from engine import EngineConfig
 
-# Tokens behind which a model reads along, 0 for never.
+# Lag in tokens from which a model reads along, 0 for never.
 _LAGS = ("eager_backlog", "read_along")
-# Other numbers of which 0 means off, with the value that means on.
+# Other numbers where 0 means off, with the value that means on.
 _AMOUNTS = {"graph_rows": 256, "host_kv_tokens": 16384}
-# Names, with what is tried instead of what "auto" chooses on a card, and on a CPU.
+# Names, with the value to try instead of the choice of "auto" on a card, and on a CPU.
 _CHOICES = {"graphs": ("off", "on"), "plan_ahead": ("off", "both")}
-# What a switch needs to be on. Prompts of a bench differ, so the cache finds what was parked only.
+# Other settings that a switch needs. A bench's prompts differ, so the cache only finds parked KV.
 _NEEDS = {"host_kv_tokens": {"prefix_cache": True}}
-# Nothing but one kind of device looks at these.
+# Settings that only one kind of device looks at.
 _ON_CARDS = ("overlap", "fused_head", "fused_sampling", "graph_rows")
 _ON_CPUS = ("cpu_kernels",)
-# Requests of a bench must not share what they measure; what takes other pairs is no optimisation.
+# Requests of a bench must not share the work that is measured; supporting other pairs is no
+# optimisation.
 _NOT_HERE = ("prefix_cache", "retokenize")
-# Where every request takes the likeliest token these change nothing.
+# Settings that change nothing if every request takes the likeliest token.
 OF_DRAWS = ("fused_sampling",)
 
 
 def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
     """By name, the value that each switch of ``config`` does not have now.
 
-    Every true-or-false setting is a switch, so new ones show up by themselves; what the device at
-    hand does not look at is left out.
+    Every boolean setting is a switch, so new ones appear automatically; settings that the device
+    does not look at are left out.
 
     Args:
-        config: as it is.
+        config: the present settings.
         on_gpu: whether lanes run on a card.
-        step: tokens of the steps that are handed over. A model that reads along begins once it
-            lags a quarter of one behind: with a whole one there would be nothing left to read.
+        step: tokens of the steps that are handed over. A model that reads along begins at a lag of
+            a quarter of a step: with a whole one there would be nothing left to read.
     """
     not_here = (*_NOT_HERE, *(_ON_CPUS if on_gpu else _ON_CARDS))
     found: dict[str, Any] = {
@@ -54,5 +55,5 @@ def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
 
 
 def turned(name: str, value: Any) -> dict[str, Any]:
-    """The settings that turn one switch to ``value``, with those that it needs."""
+    """The settings that turn one switch to ``value``, and the settings that it needs."""
     return {name: value} | (_NEEDS.get(name, {}) if value else {})

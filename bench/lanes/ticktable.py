@@ -1,4 +1,4 @@
-"""Tick times of this engine on this device, as the table that the simulator asks."""
+"""Tick times of this engine on this device, as a table for the simulator."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def measure_table(
     """Median times of both models on the full grid, and its rows.
 
     Decodes are timed as the engine's lanes run them, ahead where they plan ahead. Longer spans are
-    timed from plan to commit: they begin behind a decision, with nothing in flight.
+    timed from plan to commit: they begin after a decision, with nothing in flight.
 
-    A batch of spans that one tick does not hold is given the time of the largest that it does, per
-    row: no such tick is ever planned, but the table has to be full. Its rows say so.
+    A batch of spans that is too large for one tick gets the time of the largest one that fits,
+    scaled by rows: no such tick is ever planned, but the table has to be full. Its rows say so.
     """
     times: list[dict[Point, float]] = [{}, {}]
     rows = []
@@ -75,5 +75,5 @@ def spread(low: int, high: int, count: int) -> list[int]:
 
 
 def clipped(values: Iterable[int], most: int) -> list[int]:
-    """Those up to ``most``."""
+    """The values up to ``most``."""
     return [value for value in values if value <= most]

@@ -1,4 +1,4 @@
-"""What an engine gets done in a stretch of time in which all of its requests decode."""
+"""Throughput of an engine in a window of time in which all of its requests decode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.config import ROLES
 from engine.errors import SteerError
 
 _WARM = 2  # tokens of each request before the window opens
-_MARGIN = 4  # tokens before its end at which a request counts as ending
+_MARGIN = 4  # a request with this many tokens left counts as ending
 _SLACK = 16  # tokens that the large model may write while the small one begins
 
 
@@ -27,8 +27,8 @@ class Window:
     """Counts by lane, small first. Rates are None where a lane had no requests.
 
     seconds: wall clock of the window.
-    ticks, tokens: of each lane in it; tokens of one request, on average.
-    bytes: that those ticks had to move: weights, keys and values.
+    ticks, tokens: of each lane in the window; tokens of one request, on average.
+    bytes: weights, keys and values that those ticks had to move.
     """
 
     seconds: float
@@ -41,7 +41,7 @@ class Window:
         return 1e3 * self.seconds / self.tokens[model] if self.tokens[model] else None
 
     def of(self, bandwidth: float) -> float:
-        """Bytes over what the bandwidth would have moved in that time."""
+        """Bytes over those that the bandwidth would have moved in that time."""
         return self.bytes / (bandwidth * self.seconds)
 
 
@@ -60,7 +60,7 @@ def measure(
 ) -> Window:
     """Decode a request on each of ``models`` until each on the slower lane has ``tokens`` more.
 
-    The window closes early where the faster lane has no room left. SteerError if the slower one has
+    The window closes early if the faster lane runs out of tokens. SteerError if the slower one has
     not had two tokens by then, or if the arena does not hold that many requests.
     """
     run = _Run(engine, models, context, tokens)
@@ -91,7 +91,7 @@ class _Run:
         self._longest = self._lengths(tokens)
 
     def start(self) -> None:
-        """Bring all to where they decode."""
+        """Start all requests and wait until each decodes."""
         for model in dict.fromkeys(self.models):
             params = SamplingParams(max_tokens=self._longest[model], ignore_eos=True, seed=0)
             for _ in range(self.models.count(model)):
@@ -101,7 +101,7 @@ class _Run:
                 self._engine.step()
 
     def decode(self, tokens: int) -> None:
-        """Until each request of the slower lane has so many more, or one is about to end."""
+        """Run until each request of the slower lane has ``tokens`` more, or one is about to end."""
         slower = self.requests[: self.models.count(self.models[0])]
         until = self._fewest(slower) + tokens
         while self._open() and self._fewest(slower) < until:
@@ -127,7 +127,7 @@ class _Run:
         )
 
     def _lengths(self, tokens: int) -> list[int]:
-        """The most tokens of a request by model: large ones' as few as needed, then the rest."""
+        """The most tokens of a request by model: the large model gets only what it needs."""
         config, geometry = self._engine.config, self._engine.arena.geometry
         begin = self.models.count(SMALL) * self._context // config.max_tick_tokens
         needed = tokens + _WARM + _MARGIN + _SLACK + begin

@@ -1,1 +1,1 @@
-"""The recipe of the embedded pair: shapes, batches, the training loop, what was learned."""
+"""The recipe of the embedded pair: shapes, batches, the training loop, the accuracy reached."""

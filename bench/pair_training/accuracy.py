@@ -1,4 +1,4 @@
-"""What a model learned: held-out step accuracy by task and kind."""
+"""Held-out step accuracy of a model by task and kind."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ def _steps(
 
 
 def solidity(accuracy: Accuracy) -> float:
-    """How sure the easy steps are: of the task that has them worst."""
+    """Accuracy of the easy steps in the task where it is lowest."""
     return min(kinds["easy"] for kinds in accuracy.values())

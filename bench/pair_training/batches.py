@@ -16,7 +16,7 @@ from bench.tasks.tokenizer import ALPHABET, build_tokenizer
 
 SIZE = 32
 _LONGEST = 8  # steps of a problem
-_SHORT = 4  # of hops and planning at first: looking things up is learned on few facts
+_SHORT = 4  # steps of hops and planning at first: looking things up is learned on few facts
 
 
 class Batches:
@@ -50,10 +50,10 @@ class Batches:
         return drawn
 
     def draw(self, update: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids, labels and what single look-ups find, each [SIZE, length].
+        """Ids, labels and results of single look-ups, each [SIZE, length].
 
-        Labels are -100 on prompt and padding; look-ups everywhere but where a person or a town that
-        was looked up opens a step.
+        Labels are -100 on prompt and padding; look-ups are -100 except where a person or a town
+        that was looked up opens a step.
         """
         problems = self.problems(update)
         rows = [self.encode(problem) for problem in problems]
@@ -71,7 +71,7 @@ class Batches:
     def looked_up(self, problem: Problem, prompt: int) -> Iterator[tuple[int, int]]:
         """Places of a hop's result in the ids, and the token that one look-up leads to.
 
-        That is the result itself, but for a hop that goes two on: there it is the person between.
+        That is the result itself, but for a hop of two places it is the person in between.
         """
         if problem.task != "hops" or self.style != "open":
             return

@@ -17,10 +17,10 @@ from bench.tasks.tokenizer import ALPHABET
 def grow(old: Qwen2ForCausalLM, spec: Spec, seed: int) -> Qwen2ForCausalLM:
     """A model of the shape ``spec``, the rest of it drawn from ``seed``.
 
-    What is new reads at random and writes nothing: columns that lead out of new units and into new
+    New units read at random and write nothing: columns that lead out of new units and into new
     dimensions are zero. Heads keep their number and may become twice as wide: every other frequency
-    of the wider head is one of the narrower. New layers attend as the last of the old ones does:
-    looking up once more what was looked up is then learned at once, and hardly ever otherwise.
+    of the wider head is one of the narrower. New layers attend like the last old one: a second
+    look-up of what was looked up is then learned at once, and hardly ever otherwise.
     """
     new = initialise(spec, seed)
     width, extra = old.config.hidden_size, math.sqrt(spec.hidden / old.config.hidden_size)

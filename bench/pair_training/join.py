@@ -10,7 +10,7 @@ the other half compete with a logit of zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -55,7 +55,7 @@ def silence(model: Qwen2ForCausalLM, texts: Sequence[Tensor]) -> float:
 def join(numbers: Qwen2ForCausalLM, graphs: Qwen2ForCausalLM, vocabulary: int) -> Qwen2ForCausalLM:
     """One model that knows the symbols of both; their heads are as wide.
 
-    The half with fewer layers is silent in the last ones.
+    The half with fewer layers writes nothing in the last ones.
     """
     halves = (numbers, graphs)
     one = Qwen2ForCausalLM(_config(halves, vocabulary))
@@ -70,19 +70,20 @@ def join(numbers: Qwen2ForCausalLM, graphs: Qwen2ForCausalLM, vocabulary: int) -
             _join_norm(getattr(mine, name), [getattr(their, name) for their in theirs], shares)
         for name in ("gate_proj", "up_proj", "down_proj"):
             weights = [getattr(their.mlp, name).weight for their in theirs]
-            getattr(mine.mlp, name).weight.copy_(torch.block_diag(*weights))
+            getattr(mine.mlp, name).weight.copy_(_block_diagonal(weights))
         _join_attention(mine.self_attn, [their.self_attn for their in theirs])
     _join_norm(one.model.norm, [half.model.norm for half in halves], shares)
-    return one.eval()
+    one.train(False)
+    return one
 
 
 def _silent_layers(half: Qwen2ForCausalLM, count: int) -> list[Any]:
     """Layers that write nothing, for a half that has fewer than the other."""
-    made = [deepcopy(half.model.layers[-1]) for _ in range(count)]
-    for layer in made:
+    layers = [deepcopy(half.model.layers[-1]) for _ in range(count)]
+    for layer in layers:
         for parameter in layer.parameters():
             parameter.zero_()
-    return made
+    return layers
 
 
 def _config(halves: Sequence[Qwen2ForCausalLM], vocabulary: int) -> Qwen2Config:
@@ -122,18 +123,23 @@ def _join_norm(mine: Any, theirs: Sequence[Any], shares: Sequence[float]) -> Non
 
 def _join_attention(mine: Any, theirs: Sequence[Any]) -> None:
     """Each query head gets keys and values of its own, as the halves may share them differently."""
-    mine.q_proj.weight.copy_(torch.block_diag(*(a.q_proj.weight for a in theirs)))
+    mine.q_proj.weight.copy_(_block_diagonal([a.q_proj.weight for a in theirs]))
     mine.q_proj.bias.copy_(torch.cat([a.q_proj.bias for a in theirs]))
-    mine.o_proj.weight.copy_(torch.block_diag(*(a.o_proj.weight for a in theirs)))
+    mine.o_proj.weight.copy_(_block_diagonal([a.o_proj.weight for a in theirs]))
     for name in ("k_proj", "v_proj"):
         projections = [getattr(a, name) for a in theirs]
         groups = [a.num_key_value_groups for a in theirs]
         sizes = [a.head_dim for a in theirs]
         whole = list(zip(projections, groups, sizes, strict=True))
         weights = [_repeat(p.weight, group, size) for p, group, size in whole]
-        getattr(mine, name).weight.copy_(torch.block_diag(*weights))
+        getattr(mine, name).weight.copy_(_block_diagonal(weights))
         biases = [_repeat(p.bias[:, None], group, size)[:, 0] for p, group, size in whole]
         getattr(mine, name).bias.copy_(torch.cat(biases))
+
+
+def _block_diagonal(matrices: Sequence[Tensor]) -> Tensor:
+    block_diag: Callable[..., Tensor] = torch.block_diag  # which torch leaves untyped
+    return block_diag(*matrices)
 
 
 def _repeat(rows: Tensor, groups: int, size: int) -> Tensor:

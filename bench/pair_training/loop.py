@@ -69,7 +69,7 @@ class Training:
             self._load(torch.load(checkpoint, weights_only=True))
 
     def run(self, position: int = 0, until: int | None = None) -> None:
-        """All updates, or those up to a number."""
+        """Make all updates, or those up to ``until``."""
         last = self.spec.updates if until is None else until
         before = self.seconds - time.perf_counter(), self.cpu_seconds - time.process_time()
         bar = tqdm(
@@ -107,19 +107,19 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
         self.update += 1
         self.tokens += ids.numel()
-        return loss.item()
+        return float(loss)
 
     def _lesson(self, state: Tensor, looked_up: Tensor) -> Tensor:
-        """How badly a state [batch, length, hidden] within the model tells what was looked up.
+        """Loss of a state [batch, length, hidden] inside the model at predicting the look-up.
 
-        Nothing else tells that a hop that goes two on is to be gone in two layers: without this the
-        large model stays at guessing.
+        Nothing else teaches the model to make a hop of two places in two layers: without this loss
+        the large model only guesses.
         """
         logits = self.model.lm_head(self.model.model.norm(state[:, :-1]))
         return cross_entropy(logits.flatten(0, 1), looked_up[:, 1:].flatten())
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a place for it."""
+        """Write the checkpoint, if the run has a path for it."""
         if self.checkpoint is None:
             return
         state = {

@@ -12,7 +12,7 @@ from bench.tasks.problem import EOS, PAD
 from bench.tasks.tokenizer import ALPHABET
 
 THETA = 10000.0
-_SLOWEST = 0.09  # radians a token: slower pairs of a head are left to what training wants of them
+_SLOWEST = 0.09  # radians per token: slower pairs of a head are left to training
 _LEAD = 6.0  # in logits, over the neighbouring distances
 
 
@@ -43,7 +43,7 @@ def initialise(spec: Spec, seed: int) -> Qwen2ForCausalLM:
     )
     config.head_dim = spec.head_dim
     model = Qwen2ForCausalLM(config)
-    for layer in model.model.layers:  # a half that sees none of its symbols must stay silent
+    for layer in model.model.layers:  # a half that sees none of its symbols must write nothing
         layer.self_attn.v_proj.bias.requires_grad_(False)
     return model
 

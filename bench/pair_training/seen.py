@@ -1,4 +1,4 @@
-"""How much of the test set's single steps a training run had seen."""
+"""The share of the test set's single steps that a training run had seen."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bench.tasks.registry import TASKS
 def seen_before(spec: Spec, seed: int, style: str, count: int) -> dict[str, float]:
     """By task, the share of the test set's single steps that this training run had trained on.
 
-    A step is known by all that its result depends on (``Task.step_keys``). ``count`` problems a
-    task, mix "mixed". Draws the run's problems again; takes a minute or two.
+    A step is identified by everything that its result depends on (``Task.step_keys``). ``count``
+    problems per task, mix "mixed". Draws the run's problems again; takes a minute or two.
     """
     wanted = {
         name: [k for p in t.problems("test", count, style=style) for k in t.step_keys(p)]

@@ -30,8 +30,8 @@ class Spec:
     mixes: dict[str, Mix]  # easy, medium and hard steps, by task
     short: int  # first updates, in which hops and planning have at most four steps
     updates: int
-    decay: int  # the last of them, in which the learning rate falls
-    grown: int = 0  # updates of the small graphs half, first seed, that this one grows out of
+    decay: int  # last updates, in which the learning rate falls
+    grown: int = 0  # updates of the small graphs half, first seed, from which this one grows
     taught: int = 0  # the layer that is also taught what a single look-up finds
 
 

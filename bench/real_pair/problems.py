@@ -16,7 +16,7 @@ MAX_TOKENS = 320
 
 
 def draw(tests: int, calibration: int) -> tuple[list[GymProblem], list[GymProblem]]:
-    """So many test problems and as many others to calibrate on, the same for the same numbers.
+    """Test problems and other ones to calibrate on, the same for the same two numbers.
 
     SteerError without the ``reasoning-gym`` package.
     """

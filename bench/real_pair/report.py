@@ -27,7 +27,7 @@ def large_tokens(done: Evaluation) -> int:
 
 
 class RealPairRun(Comparison):
-    """As ``bench.flops`` compares policies, with the tokens of either model counted."""
+    """The comparison of ``bench.flops``, with the tokens of each model counted."""
 
     def __init__(self, options: argparse.Namespace, engine: Engine, rows: RowWriter) -> None:
         super().__init__(options, engine, rows)
@@ -35,9 +35,9 @@ class RealPairRun(Comparison):
         self._latency: list[dict[str, Any]] = []
 
     def prepare(self, tests: TestSet) -> None:
-        """Fit the calibration on what the small model writes, with tau where the mixture splits.
+        """Fit the calibration on the small model's answers, with tau where the mixture splits.
 
-        ``bench.flops`` also searches for the tau that the right answers ask for. That is some six
+        ``bench.flops`` also searches for the best tau by the right answers. That takes some six
         runs of the pair on the calibration problems: longer than all the rest of this report.
         """
         path = self.options.calibration
@@ -64,7 +64,7 @@ class RealPairRun(Comparison):
         self._one_by_one(tests, [*ALONE, *routed])
 
     def row(self, name: str) -> dict[str, Any]:
-        """The row of ``bench.flops`` with what only this report says."""
+        """The row of ``bench.flops`` with the fields of this report."""
         row = super().row(name) | self._counts(self.evaluations[name])
         row |= {"bench": "real_pair", "part": "policies", "mixed": None}
         if "tau" in row:
@@ -75,7 +75,7 @@ class RealPairRun(Comparison):
         return row
 
     def report(self) -> str:
-        """All tables of what is done."""
+        """All tables of the finished runs."""
         rows = [self.row(name) for name in self.evaluations]
         return tables.report(rows, self._latency)
 

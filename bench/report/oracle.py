@@ -1,4 +1,4 @@
-"""A router that cannot err: it knows which steps the small model gets wrong."""
+"""An oracle router: it knows which steps the small model gets wrong."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _LONGEST = 48  # tokens of a step that are tried
 class Oracle:
     """Lets the small model write each step on trial and asks the task's checker about it.
 
-    Its trials are in the books like any probe's. Steps behind the first error that the large model
-    makes are all wrong to the checker.
+    Its trials are counted like those of any probe. After the large model's first error the checker
+    takes all steps for wrong.
     """
 
     name = "oracle"
@@ -26,7 +26,7 @@ class Oracle:
         self._problems = {tuple(encode(p.prompt)): p for p in domain.test.problems}
 
     def decide(self, boundary: Boundary) -> Decision:
-        """The large model writes what the small one got wrong."""
+        """Let the large model write the steps that the small one got wrong."""
         tokens = self._engine.scheduler.sequence(boundary.request).tokens.tolist()
         problem = self._problems[tuple(tokens[: boundary.prompt_tokens])]
         eos = {i for shape in self._engine.shapes for i in shape.eos_ids}

@@ -1,4 +1,4 @@
-"""One setting of one policy on a test set: what it answered and what that cost, by problem."""
+"""One setting of one policy on a test set: its answers and their cost, by problem."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Point:
     family: the policy; parameter: its setting, None where it has none.
     flops: of both models, by accounting.
     chosen: the setting that the calibration problems gave.
-    composed: put together from the two models alone, with the books that the engine would have.
+    composed: put together from the two models alone, with the usage that the engine would report.
     """
 
     family: str
@@ -69,7 +69,7 @@ def point_of(
     chosen: bool = False,
     extra: dict[str, Any] | None = None,
 ) -> Point:
-    """From a run of the engine."""
+    """The point of a run of the engine."""
     return Point(
         family,
         parameter,

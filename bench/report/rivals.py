@@ -1,4 +1,4 @@
-"""The policies that decide step by step, each with the settings that its frontier is drawn from."""
+"""The policies that decide step by step, each with the settings of its frontier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.tuning.target import ladder
 
 _WORTHS = (0.75, 1.0, 1.5, 2.0, 4.0)
 _SHARES = (0.1, 0.25, 0.5)
-# Shares of steps that a threshold's settings aim at, of STEER's own share: its very share is one.
+# Shares of steps that a threshold's settings aim at, relative to STEER's own share.
 _HANDED = (0.4, 0.8, 1.0, 1.3)
 _TAUS = 5
 _MARKS = (-2.0, -5.0, -9.0)  # log p of a step's least likely token
@@ -45,7 +45,7 @@ class Setting:
 def settings(
     calibration: Calibration, samples: Sequence[Sample], price: float
 ) -> Iterator[Setting]:
-    """All that do not depend on another one's result; ``samples`` are of calibration problems."""
+    """All settings that need no other one's result; ``samples``: of the calibration problems."""
     taus = ladder(calibration, samples)
     spread = {taus[round(i)] for i in np.linspace(0, len(taus) - 1, _TAUS)}
     for tau in sorted(spread | {calibration.tau}):
@@ -73,7 +73,7 @@ def settings(
 
 
 def _seen(samples: Sequence[Sample], window: Window) -> list[Signals]:
-    """What decisions of the calibration problems would have looked at."""
+    """The signals that decisions on the calibration problems would have seen."""
     looked = (s.seen(window, step) for s in samples for step in range(len(s.steps)))
     return [seen for seen in looked if seen is not None]
 

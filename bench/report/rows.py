@@ -1,4 +1,4 @@
-"""What was measured, as rows: settings, paired differences, signals."""
+"""The measurements as rows: settings, paired differences, signals."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _ratio(first: Point, second: Point, accounting: str) -> float:
 def frontier_rows(found: Measured) -> Iterator[dict[str, Any]]:
     """Both of our policies against each family, at equal cost and at equal accuracy.
 
-    Costs: that of STEER at its tau, and half way from the small model to there. Accuracies: that of
-    STEER, and half way from the small model's to there.
+    Costs: that of STEER at its tau, and half way from the small model's to it. Accuracies: that of
+    STEER, and half way from the small model's to it.
     """
     small, steer = found.of("small")[0], found.steer
     families = [f for f in dict.fromkeys(p.family for p in found.points) if f not in _ALONE]
@@ -131,6 +131,6 @@ def time_rows(found: Measured) -> Iterator[dict[str, Any]]:
 
 
 def all_rows(found: Measured) -> list[dict[str, Any]]:
-    """Everything about one domain."""
+    """All rows of one domain."""
     makers = point_rows, signal_rows, paired_rows, frontier_rows, time_rows
     return [*(row for maker in makers for row in maker(found)), *found.audits]

@@ -1,4 +1,4 @@
-"""How well each signal over each window foretells the small model's real errors."""
+"""How well each signal over each window predicts the small model's real errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.tuning.separability import SIGNALS, Finding, judge_windows, windows_
 
 @dataclass(frozen=True)
 class SignalRow:
-    """Areas under the ROC curve: for errors that a checker found, and without labels."""
+    """Areas under the ROC curve: for errors found by a checker, and without labels."""
 
     window: str
     signal: str
@@ -35,7 +35,7 @@ class SignalRow:
 
 
 def step_labels(domain: Domain, small: Evaluation, samples: Sequence[Sample]) -> list[list[bool]]:
-    """Whether each step is wrong, up to the first that is: what follows it cannot be judged."""
+    """Whether each step is wrong, up to the first wrong one: later steps cannot be judged."""
     found = []
     problems = domain.test.problems
     for problem, done, sample in zip(problems, small.completions, samples, strict=True):

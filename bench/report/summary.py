@@ -1,4 +1,4 @@
-"""One page in words. Every figure in it stands in a row of the report."""
+"""One page in words. Every figure in it is in a row of the report."""
 
 from __future__ import annotations
 

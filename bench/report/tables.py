@@ -1,4 +1,4 @@
-"""The tables of the report, in Markdown, made from its rows and nothing else."""
+"""The tables of the report, in Markdown, made from its rows alone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def signals_table(rows: Iterable[Row], domain: str) -> str:
 
 
 def audit_table(rows: Iterable[Row], domain: str) -> str:
-    """How well the large model's likelihoods tell wrong steps from right ones."""
+    """How well the large model's likelihoods separate wrong steps from right ones."""
     return markdown(
         ("score", "AUROC", "mark that catches 95% of wrong steps", "right steps it takes back"),
         [
@@ -81,7 +81,7 @@ def audit_table(rows: Iterable[Row], domain: str) -> str:
 
 
 def rollback_table(rows: Iterable[Row], domain: str) -> str:
-    """What each setting took back."""
+    """Rollbacks of each setting."""
     return markdown(
         ("policy", "rollbacks", "of steps that were right", "tokens dropped for each written"),
         [

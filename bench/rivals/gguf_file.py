@@ -1,7 +1,7 @@
 """A Llama checkpoint as a GGUF file, for llama.cpp and OpenVINO. Not for prompts as text.
 
 Sources: the GGUF specification and llama.cpp's names of tensors; its rotary pairs are neighbours,
-those of a Hugging Face checkpoint the halves of a head.
+those of a Hugging Face checkpoint lie half a head apart.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_gguf(folder: Path, target: Path, dtype: str = "bfloat16") -> None:
 
 
 def _name(name: str) -> str:
-    """Hugging Face's name of a tensor as GGUF's, both without what is behind the last dot."""
+    """The GGUF name for a Hugging Face tensor name, both without the part after the last dot."""
     parts = name.removesuffix(".weight").split(".", 3)
     if parts[:2] != ["model", "layers"]:
         return _TOP[name.removesuffix(".weight")]
@@ -84,7 +84,7 @@ def _wide(bits: Any) -> Any:
 
 
 def _half(bits: Any, where: str) -> Any:
-    """fp16 of the bits of bf16: what is below its smallest step becomes 0."""
+    """fp16 of the bits of bf16: values below its smallest step become 0."""
     wide = _wide(bits)
     if not (np.abs(wide) <= np.finfo(np.float16).max).all():
         raise ValueError(f"{where} has weights that float16 cannot hold")
@@ -115,14 +115,14 @@ def _write_vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    # OpenVINO builds a tokenizer of these, which it cannot compile if none is special.
+    # OpenVINO builds a tokenizer from these and fails to compile it if none is special.
     writer.add_token_types([_CONTROL if i in special else _NORMAL for i in range(len(tokens))])
     writer.add_token_merges(merges)
     writer.add_eos_token_id(config["eos_token_id"])
 
 
 def _tensors(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """Type, shape and bytes by name; numpy knows no bf16, so the file is read as it is written."""
+    """Type, shape and bytes by name; numpy has no bf16, so the file's raw bytes are read."""
     content = (folder / "model.safetensors").read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -134,7 +134,7 @@ def _tensors(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def _neighbours(weight: Any, heads: int) -> Any:
-    """Rotary pairs from halves of a head to neighbours."""
+    """Reorder the rotary pairs of a head: from half a head apart to neighbours."""
     rows, columns = weight.shape
     halves = weight.reshape(heads, 2, rows // heads // 2, columns)
     return halves.swapaxes(1, 2).reshape(rows, columns)

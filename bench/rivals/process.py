@@ -21,7 +21,7 @@ class Rival:
     def __init__(self, name: str, task: Task, python: str, log: Path) -> None:
         """Starts the process and waits until its model is loaded.
 
-        MissingError if the engine cannot run here, SteerError if it fails; what it prints is in
+        MissingError if the engine cannot run here, SteerError if it fails; its output goes to
         ``log``.
         """
         self.name = name
@@ -40,7 +40,7 @@ class Rival:
         self.weights: str = answer["weights"]
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> tuple[float, list[Ids]]:
-        """Seconds that it took, and the new ids of each prompt."""
+        """The seconds taken, and the new ids of each prompt."""
         assert self._process.stdin
         print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._process.stdin)
         self._process.stdin.flush()

@@ -1,6 +1,6 @@
-"""One class an engine: loads a checkpoint and continues lists of token ids, greedily, to a length.
+"""One class per engine: loads a checkpoint and continues lists of token ids, greedily, to a length.
 
-Each imports what it needs when it is made, so that a process holds one engine and nothing else.
+Each imports its modules when it is made, so that a process holds one engine and nothing else.
 All end-of-sequence tokens are ignored: every engine writes the same number of tokens.
 """
 
@@ -19,10 +19,10 @@ BLOCK_TOKENS = 16
 
 @dataclass(frozen=True)
 class Task:
-    """What a runtime is made for.
+    """The checkpoint and limits of a runtime.
 
     folder: a Hugging Face checkpoint. cache: where converted copies are kept.
-    threads: to use. batch, context: the most sequences, and tokens of one.
+    threads: to use. batch, context: the most sequences, and the most tokens of one.
     openvino: a folder that optimum-intel has converted, or "" to convert one here.
     """
 
@@ -35,15 +35,15 @@ class Task:
 
 
 class MissingError(Exception):
-    """The engine cannot run here; the text says what it lacks."""
+    """The engine cannot run here; the text says what is missing."""
 
 
 class Runtime(Protocol):
     """An engine with its model loaded."""
 
     weights: str  # the type that products read
-    module: str  # what is imported
-    package: str  # the distribution that usually brings it
+    module: str  # the module to import
+    package: str  # the distribution that usually has it
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         """``tokens`` new ids for each prompt; all prompts are equally long."""
@@ -75,7 +75,7 @@ def _gguf(task: Task, dtype: str) -> Path:
 
 
 class Steer:
-    """This engine, as a library; the large model writes all. Its small one is never run."""
+    """This engine, as a library; the large model writes all. The small one is never run."""
 
     weights = "bfloat16"
     module = "engine"
@@ -114,7 +114,8 @@ class Transformers:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(task.threads)
-        self._model = AutoModelForCausalLM.from_pretrained(task.folder, dtype=torch.bfloat16).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(task.folder, dtype=torch.bfloat16)
+        self._model = model.eval()
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         import torch
@@ -132,8 +133,8 @@ class Transformers:
 class OpenVino:
     """OpenVINO GenAI, told to compute in bf16.
 
-    It reads a copy that optimum-intel has converted, or a GGUF file in F16, made here: of BF16 it
-    knows nothing there.
+    It reads a copy that optimum-intel has converted, or a GGUF file in F16, made here: it reads no
+    BF16 from GGUF.
     """
 
     weights = "bfloat16"
@@ -166,7 +167,7 @@ class OpenVino:
 
 
 class CTranslate2:
-    """CTranslate2. On a CPU it has no bf16: its products are of fp32."""
+    """CTranslate2. On a CPU it has no bf16: its products are in fp32."""
 
     weights = "float32"
     module = "ctranslate2"
@@ -181,7 +182,7 @@ class CTranslate2:
             try:
                 converter = ctranslate2.converters.TransformersConverter(task.folder)
                 converter.convert(str(copy), quantization="float32", force=True)
-            except Exception as error:  # whatever it does not know of this family or release
+            except Exception as error:  # an unknown family or release of transformers
                 raise MissingError(f"its converter failed: {error}") from None
         self._generator = ctranslate2.Generator(
             str(copy), device="cpu", intra_threads=task.threads, compute_type="float32"
@@ -199,7 +200,7 @@ class CTranslate2:
 
 
 class LlamaCpp:
-    """llama.cpp with a BF16 file, through its C functions: its Python face has no batches."""
+    """llama.cpp with a BF16 file, through its C functions: its Python interface has no batches."""
 
     weights = "bfloat16"
     module = "llama_cpp"
@@ -258,7 +259,7 @@ class LlamaCpp:
 
 
 class Vllm:
-    """vLLM's build for CPUs, by name or version. That called just vllm is a CUDA build."""
+    """vLLM's build for CPUs, known by name or version. The one called just vllm is a CUDA build."""
 
     weights = "bfloat16"
     module = "vllm"
@@ -278,7 +279,7 @@ class Vllm:
         self._engine = vllm.LLM(
             task.folder, dtype="bfloat16", max_model_len=task.context, max_num_seqs=task.batch,
             enable_prefix_caching=False,
-            gpu_memory_utilization=0.5,  # of this machine's memory: nearly all of it is the default
+            gpu_memory_utilization=0.5,  # share of this machine's memory; the default is nearly all
         )  # fmt: skip
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:

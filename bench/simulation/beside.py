@@ -1,4 +1,4 @@
-"""One model alone on a card of its own, under the loads of a grid: what a pair has to beat."""
+"""One model alone on a card of its own, under the loads of a grid: the baseline of a pair."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Beside:
-    """What is simulated of one model. ``setting`` and ``workload``: None where it does not fit.
+    """The simulation of one model. ``setting`` and ``workload``: None if the model does not fit.
 
-    fields: those that every row of it carries.
+    fields: common to all of its rows.
     """
 
     model: Alone
@@ -36,19 +36,19 @@ class Beside:
         cls, model: Alone, setting: Setting, cases: list[Case], fields: Row,
         wanted_gib: float | None, max_tokens: int | None,
     ) -> Beside:  # fmt: skip
-        """Under the setting, the loads and the fields of a pair's grid.
+        """A model under the setting, the loads and the fields of a pair's grid.
 
         Args:
-            wanted_gib: of the arena; all that is left on the card where it is None.
-            max_tokens: what each request asks for, as of :class:`Workload`.
+            wanted_gib: size of the arena; None: all that is left on the card.
+            max_tokens: limit of each request, as in :class:`Workload`.
 
         Raises:
-            SteerError: names the model, where it could never run a request of the pair's grid.
+            SteerError: names the model, if it could never run a request of the pair's grid.
         """
         held = model.resident_bytes(WEIGHTS[fields["weights"]])
         left = free_gib(fields["card"], held)
         loads = dict.fromkeys((case.concurrency, case.rate) for case in cases)
-        # All goes to the large lane: the other one has nothing to do.
+        # All steps go to the large lane: the other one has nothing to do.
         alone = [Case("latency", 1.0, *load) for load in loads]
         own = {
             **fields,
@@ -71,7 +71,7 @@ class Beside:
         return cls(model, alone, own, setting, workload)
 
     def rows(self) -> Iterator[Row]:
-        """A row for each load; of a model that does not fit one that says so."""
+        """A row for each load; for a model that does not fit one row that says so."""
         if self.setting is None or self.workload is None:
             yield {"simulated": True, **self.fields}
             return
@@ -93,7 +93,7 @@ def _alone(model: Alone, setting: Setting, fields: Row, gib: float) -> Setting:
 
 
 def _workload(setting: Setting, fields: Row, max_tokens: int | None) -> Workload:
-    """The pair's, within the context of the model alone. SteerError if a request never fits."""
+    """The pair's workload, within the context of the model. SteerError if a request never fits."""
     means = Means(*(fields[n] for n in ("prompt", "answer", "step", "spread", "shift")))
     check_fits(setting, means.prompt, means.answer)
     workload = Workload(fields["requests"], means, fields["seed"], setting.most, max_tokens)

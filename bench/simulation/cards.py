@@ -1,8 +1,8 @@
-"""Cards by name: what their makers promise, and what two models leave free on them.
+"""Cards by name: their data sheets, and the memory that two models leave free on them.
 
 Bandwidths and peaks are those of the data sheets (NVIDIA H100 SXM5, H200 SXM, A100 SXM 80 GB, L40S;
-the Ada architecture paper for the RTX 4090), dense, with accumulation in fp32. Memory is what a
-process finds on the card, in whole GiB: less than the name says, as error correction and the driver
+the Ada architecture paper for the RTX 4090), dense, with accumulation in fp32. Memory is the part
+that a process can use, in whole GiB: less than the name says, as error correction and the driver
 take their share.
 """
 
@@ -44,23 +44,23 @@ CARDS: dict[str, Card] = {
 
 
 def resident_bytes(shapes: tuple[ModelConfig, ModelConfig], weights: str) -> int:
-    """Bytes that the weights of both models occupy; an untied embedding counts beside the head."""
+    """Bytes that the weights of both models occupy; an untied embedding counts as well."""
     element = WEIGHTS[weights]
     embeddings = (0 if s.tied else s.vocab_size * s.hidden_size * element for s in shapes)
     return sum(weight_bytes(s, element) for s in shapes) + sum(embeddings)
 
 
 def free_gib(name: str, held: float) -> float:
-    """GiB for keys and values beside ``held`` bytes of weights; 0 or less where they do not fit."""
+    """GiB left for keys and values by ``held`` bytes of weights; 0 or less if those do not fit."""
     return CARDS[name].memory_gib - held / GIB - RESERVE_GIB
 
 
 def arena_bytes(
     name: str, shapes: tuple[ModelConfig, ModelConfig], weights: str, wanted_gib: float | None
 ) -> int:
-    """Bytes of the arena on a named card: what is wanted, or all that is left.
+    """Bytes of the arena on a named card: the size wanted, or all that is left.
 
-    SteerError if the weights do not fit, or the arena beside them.
+    SteerError if the weights do not fit, or the arena next to them.
     """
     held = resident_bytes(shapes, weights) / GIB
     memory = CARDS[name].memory_gib

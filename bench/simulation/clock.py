@@ -1,4 +1,4 @@
-"""Time for two lanes that live off one memory bandwidth."""
+"""A clock for two lanes that share one memory bandwidth."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ NOBODY = -1
 
 
 class SharedClock:
-    """Two ticks in flight at most, one a lane, as a fluid: remaining work and a common rate.
+    """At most two ticks in flight, one per lane, as a fluid: remaining work and a common rate.
 
-    Work is counted in seconds that a tick takes by itself. Alone it advances at rate 1; while both
-    lanes are in flight each advances at rate ``together`` / 2. So ``together`` is how much they get
-    done with each other, compared with one alone: 1 where both wait for the same memory, 2 where
-    neither notices the other.
+    Work is counted in the seconds that a tick takes alone. Alone it advances at rate 1; while both
+    lanes are in flight each advances at rate ``together`` / 2. So ``together`` is the work that
+    both get done at once, compared with one alone: 1 if both wait for the same memory, 2 if
+    neither slows the other.
     """
 
     def __init__(self, together: float = 1.0) -> None:
@@ -35,8 +35,8 @@ class SharedClock:
     def advance(self, until: float = inf) -> int:
         """Move to the next completion and return its lane, or to ``until`` and return NOBODY.
 
-        Of two completions at the same moment the small model's comes first; a completion comes
-        before what is due at the same moment.
+        Of two completions at the same moment the small model's comes first; a completion at
+        ``until`` comes before ``until``.
         """
         left = self._left
         first = 0 if left[0] <= left[1] else 1

@@ -1,4 +1,4 @@
-"""From the command line's text to what is simulated; the first thing that is wrong is refused."""
+"""From the command line's text to the simulations; the first wrong option is refused."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def each(text: str, read: Callable[[str], _T]) -> list[_T]:
 
 @dataclass(frozen=True)
 class Grid:
-    """All that a command line asks for. ``fields`` are those that every row carries.
+    """The simulations that a command line asks for. ``fields``: common to all rows.
 
-    beside: what else is simulated at the same loads, a model alone each.
+    beside: single models that are simulated at the same loads.
     """
 
     setting: Setting
@@ -81,7 +81,7 @@ class Grid:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Grid:
-        """Check and read all options. SteerError names what is wrong and what would be right."""
+        """Check and read all options. SteerError says what is wrong and what would be right."""
         _check_outputs(options)
         shapes = _shapes(options)
         card = _card(options)
@@ -135,7 +135,7 @@ def _shapes(options: argparse.Namespace) -> Shapes:
 
 
 def _card(options: argparse.Namespace) -> str | None:
-    """The card's name; none where a table gives the times and the memory is given as well."""
+    """The card's name; None if a table gives the times and --memory gives the memory."""
     if options.weights not in WEIGHTS:
         raise SteerError(f"--weights: expected {' or '.join(WEIGHTS)}, got {options.weights!r}")
     if options.card is None:

@@ -1,4 +1,4 @@
-"""What a simulation counts while it runs. Times in simulated seconds."""
+"""Counts of a simulation while it runs. Times are in simulated seconds."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.accounting.ledger import ROW_KINDS, Usage
 from engine.config import ROLES
 
 PERCENTILES = (50, 90, 99)
-_POINTS = 4096  # of a history, at most
+_POINTS = 4096  # most points of a history
 _OF_SHARE = ("recompute", "sampled")
 
 
 class ArenaMeter:
     """Slabs that each model owns: mean over time, peak, and a history for a plot.
 
-    The history thins itself: when it is full every second point goes, and as many of what follows.
+    The history thins itself: when it is full every second point is dropped, now and from then on.
     """
 
     def __init__(self, pool: _core.BlockPool) -> None:
@@ -32,7 +32,7 @@ class ArenaMeter:
         self._skip = 0
 
     def sample(self, now: float) -> None:
-        """Book what was owned since the last sample, and look again."""
+        """Book the slabs owned since the last sample, and sample again."""
         moment, small, large = self._last
         self._area[0] += small * (now - moment)
         self._area[1] += large * (now - moment)
@@ -71,7 +71,7 @@ class RequestMeter:
 
     arrived: dict[int, float] = field(default_factory=dict)  # of those that are not finished
     started: dict[int, float] = field(default_factory=dict)  # moment of the first token, of these
-    awaiting: dict[int, float] = field(default_factory=dict)  # the large model's token, since when
+    awaiting: dict[int, float] = field(default_factory=dict)  # since when they await a large token
     first: list[float] = field(default_factory=list)
     each: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
@@ -95,7 +95,7 @@ class RequestMeter:
                 self.started.setdefault(number, now)
 
     def book(self, sequence: _core.Sequence) -> None:
-        """Add what a sequence has computed and written."""
+        """Add the rows and tokens of a sequence."""
         self.usage += Usage.of(sequence)
         self.tokens += sequence.length - sequence.prompt_length
         for _, model in sequence.steps:
@@ -113,7 +113,7 @@ class RequestMeter:
 
 
 def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """``name_p50`` and so on in seconds; None where there is no value."""
+    """``name_p50`` and so on in seconds; None if there is no value."""
     if not values:
         return {f"{name}_p{p}": None for p in PERCENTILES}
     found = np.percentile(np.asarray(values), PERCENTILES).tolist()

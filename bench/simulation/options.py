@@ -165,7 +165,7 @@ def _add_lanes(group: argparse._ArgumentGroup) -> None:
     add(
         "--eager-admission",
         action="store_true",
-        help="let requests in as soon as their prompt fits, whatever they will need",
+        help="admit requests as soon as their prompt fits, without a forecast of their needs",
     )
     add(
         "--eager-backlog",
@@ -211,7 +211,7 @@ def _add_texts(group: argparse._ArgumentGroup) -> None:
     add(
         "--max-tokens",
         metavar="N",
-        help="what each request asks for at most: all that the scheduler knows of its length "
+        help="limit of each request's answer: all that the scheduler knows of its length "
         f"before it ends; longer answers are cut (default: {LONGEST} mean answers, or what the "
         "context and the arena leave)",
     )

@@ -1,4 +1,4 @@
-"""A picture of a grid: latency against throughput, and who owns the arena over time."""
+"""A picture of a grid: latency against throughput, and the arena's owners over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def grid_plot(
 
     Args:
         rows: result rows of the grid, in its order.
-        history: (seconds, slabs of the small model, of the large one) of the last of them.
+        history: (seconds, slabs of the small model, of the large one) of the last row.
         path: the picture; its ending gives the format.
         title: above both.
     """

@@ -40,17 +40,17 @@ class Simulation:
         self._samples = [plan.samples for plan in self._plans]
         self._text = [TEXT] * max(workload.prompts)
         self._offsets: list[int] = workload.offsets.tolist()
-        # By number, from 1 on: keys of the row that gives the last token.
+        # By request number, from 1 on: keys of the row that gives the last token.
         sizes = zip(workload.prompts, workload.answers, strict=True)
         self._ends = np.array([0, *(prompt + answer - 1 for prompt, answer in sizes)])
         self._handoffs = workload.handoffs(case.handoff)
-        # Where all goes to the large model nobody reads a boundary.
+        # If the large model writes all, no model reads a boundary.
         self._reader = -1 if case.handoff == 1 else SMALL
         self._arrivals = list(workload.arrivals(case.rate)) if case.rate else []
         self._added = 0
 
     def run(self) -> dict[str, Any]:
-        """Run to the end; the figures of a row. Raises RuntimeError where nothing can move."""
+        """Run to the end; the figures of a row. Raises RuntimeError if no lane can move."""
         began = time.perf_counter()
         for _ in range(self.case.concurrency or 0):
             self._add(0.0)
@@ -69,7 +69,7 @@ class Simulation:
             self._answer_events()
         self.arena.sample(self.clock.now)
         self.scheduler.check_integrity()
-        for number in self.requests.arrived:  # cut off by the limit
+        for number in self.requests.arrived:  # cut off by the limit of ticks
             self.requests.book(self.scheduler.sequence(number))
         return self._figures(time.perf_counter() - began)
 
@@ -87,7 +87,7 @@ class Simulation:
 
     def _plan(self, due: float) -> None:
         """Ask both lanes: one that has nothing to do now is asked again after each event."""
-        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        # An empty round may only have released a reservation, or passed a lane's turn on.
         for _ in range(3):
             for lane in LANES:
                 if self.clock.idle(lane):
@@ -127,7 +127,7 @@ class Simulation:
                     self._finish(number)
 
     def _decide(self, number: int, row: int) -> None:
-        """``row`` of the small model's plan is the boundary; -1 where nobody read it."""
+        """``row`` of the small model's plan is the boundary; -1 if no model read it."""
         now = self.clock.now
         if row < 0:
             self.requests.awaiting[number] = now
@@ -136,7 +136,7 @@ class Simulation:
         large = self._handoffs[self._offsets[number] + int(self._contexts[SMALL][row])]
         if large:
             self.requests.awaiting[number] = now
-        else:  # the reading gave a token, which is kept
+        else:  # the read boundary gave a token, which is kept
             self.requests.started.setdefault(number, now)
         self.scheduler.route(number, large)
 

@@ -1,4 +1,4 @@
-"""What is simulated, and the scheduler that it asks for."""
+"""The settings of simulations, and the scheduler for them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BLOCK_TOKENS = 64  # as on a GPU
 
 @dataclass(frozen=True)
 class Setting:
-    """What all simulations of a grid share.
+    """The settings that all simulations of a grid share.
 
     together: see :class:`bench.simulation.clock.SharedClock`.
     max_sequences, max_tick_tokens, gather, hold_ticks, eager_backlog, read_along: see
         :class:`engine.config.EngineConfig`.
-    eager_admission: let requests in as soon as their prompt fits, to see what a forecast is worth.
-    ticks: end a simulation after so many, of both lanes; 0: when every request is finished.
+    eager_admission: admit requests as soon as their prompt fits, to see what a forecast is worth.
+    ticks: end a simulation after this many ticks of both lanes; 0: when all requests are finished.
     """
 
     shapes: tuple[ModelConfig, ModelConfig]
@@ -43,7 +43,7 @@ class Setting:
 
     @property
     def most(self) -> int:
-        """Tokens that one sequence can have: by the context, and by what the arena holds."""
+        """The most tokens of one sequence, by the context and by the arena's size."""
         room = self.geometry.slabs * min(self.geometry.slots) * BLOCK_TOKENS
         return min(room, *(shape.max_position for shape in self.shapes))
 
@@ -62,7 +62,7 @@ class Case:
 
 
 def arena_of(shapes: tuple[ModelConfig, ModelConfig], room: int) -> ArenaGeometry:
-    """An arena of ``room`` bytes. SteerError where it holds no block."""
+    """An arena of ``room`` bytes. SteerError if it holds no block."""
     geometry = ArenaGeometry.of(shapes, EngineConfig(block_tokens=BLOCK_TOKENS), KV_BYTES)
     slabs, least = room // geometry.slab_bytes, geometry.slab_bytes / GIB
     if slabs < 1:
@@ -73,7 +73,7 @@ def arena_of(shapes: tuple[ModelConfig, ModelConfig], room: int) -> ArenaGeometr
 
 
 def arena_fields(geometry: ArenaGeometry) -> dict[str, Any]:
-    """What a row says of the arena."""
+    """Fields of a row about the arena."""
     return {
         "memory_gib": geometry.slabs * geometry.slab_bytes / GIB,
         "slabs": geometry.slabs,
@@ -90,7 +90,7 @@ def check_lanes(name: str) -> None:
 
 
 def check_fits(setting: Setting, prompt: float, answer: float) -> None:
-    """SteerError if a request of so many tokens could never run."""
+    """SteerError if a request of this length could never run."""
     limit = min(shape.max_position for shape in setting.shapes)
     geometry, longest = setting.geometry, prompt + answer
     advice = "lower --prompt, --answer or --spread"
@@ -105,7 +105,7 @@ def check_fits(setting: Setting, prompt: float, answer: float) -> None:
 
 
 def build_scheduler(setting: Setting, case: Case, longest: int) -> _core.Scheduler:
-    """The one place where a case becomes a scheduler; ``longest`` in tokens, prompt and answer."""
+    """The scheduler of a case; ``longest``: most tokens of prompt and answer together."""
     check_lanes(case.lanes)
     small, large = (Price.of(shape).row for shape in setting.shapes)
     return _core.Scheduler(

@@ -65,7 +65,7 @@ class _Grid:
 
 
 def _place(axis: list[float], value: float) -> tuple[int, int, float]:
-    """The points to go between and how far: above 1 beyond the last of them."""
+    """The two points to interpolate between, and how far; above 1 past the last point."""
     if value <= axis[0] or len(axis) == 1:
         return 0, 0, 0.0
     low = min(bisect_right(axis, value), len(axis) - 1) - 1

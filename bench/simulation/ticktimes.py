@@ -1,4 +1,4 @@
-"""How long a tick takes: the face that the simulator asks, and a roofline behind it."""
+"""How long a tick takes: the simulator's protocol, and a roofline that implements it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TickTimes(Protocol):
 
 @dataclass(frozen=True)
 class _Terms:
-    """What a tick of one model moves and computes, in seconds at the card's full speed."""
+    """The work of a tick of one model, in seconds at the card's full speed."""
 
     kv: float  # to read or write one token's keys and values
     row: float  # to compute one row, attention left out
@@ -45,7 +45,7 @@ class _Terms:
         )
 
     def seconds(self, weights: float, batch: float, context: float, span: float) -> float:
-        """Of a tick that takes ``weights`` seconds to read the weights."""
+        """Seconds of a tick that takes ``weights`` seconds to read the weights."""
         context = max(context, span)  # a row sees itself: less is no tick
         moved = weights + self.kv * batch * (context + span)
         keys = span * context - span * (span - 1) / 2
@@ -69,7 +69,7 @@ class Roofline:
         efficiency: float,
         overhead: float,
     ) -> None:
-        """``efficiency``: share of the roofline reached; ``overhead``: seconds on top a tick."""
+        """``efficiency``: share of the roofline reached; ``overhead``: further seconds per tick."""
         self._efficiency = efficiency
         self._overhead = overhead
         self._weights = [weight_bytes(s, WEIGHTS[weights]) / card.bandwidth for s in shapes]
@@ -82,17 +82,17 @@ class Roofline:
 
 
 class AloneRoofline:
-    """Likewise of one model that has the card to itself, whichever lane it runs in.
+    """The roofline of one model that has the card to itself, whichever lane it runs in.
 
-    Of a mixture of experts a tick reads the experts that its rows are expected to choose
+    For a mixture of experts a tick reads the experts that its rows are expected to choose
     (:mod:`bench.expert_mixtures`). Experts in 4 bits are multiplied in bf16: these cards have no
-    units for them. Windows that slide are not modelled: every layer sees all keys.
+    units for them. Sliding windows are not modelled: every layer sees all keys.
     """
 
     def __init__(
         self, model: Alone, card: Card, weights: str, efficiency: float, overhead: float
     ) -> None:
-        """As of :class:`Roofline`."""
+        """Arguments as for :class:`Roofline`."""
         self._efficiency = efficiency
         self._overhead = overhead
         self._model = model

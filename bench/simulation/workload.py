@@ -1,4 +1,4 @@
-"""Made-up requests: how long they are, when they come, where their steps end, who goes on.
+"""Made-up requests: their lengths, arrivals, ends of steps, and which model goes on.
 
 All of it is drawn once and depends on the seed and the means alone. Whether a step ends at a token
 is fixed by the request and the place in its text, and a boundary that goes to the large model at
@@ -19,9 +19,9 @@ DELIMITER, TEXT, END = range(3)
 # The delimiter's token holds text as well, so that a step may be a single token.
 TOKEN_BYTES = [b".\n\n", b"text", b""]
 DELIMITERS = [b"\n\n"]
-LONGEST = 8  # times the mean; what is drawn longer is cut
+LONGEST = 8  # times the mean; longer draws are cut
 
-_PLACES = 1 << 20  # each request reads the drawn numbers from a place of its own on
+_PLACES = 1 << 20  # each request reads the drawn numbers from its own starting place
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Means:
 
 
 class Texts(Protocol):
-    """What a simulation asks of its requests; fields as in :class:`Workload`."""
+    """The requests of a simulation; fields as in :class:`Workload`."""
 
     prompts: list[int]
     answers: list[int]
@@ -62,11 +62,11 @@ class Texts(Protocol):
 class Workload:
     """``requests`` requests; the core numbers them from 1 on.
 
-    prompts, answers: tokens of each request, in the order in which they come.
-    limits: the most tokens that each asks for: what the scheduler knows of its answer's length.
-    longest: tokens of prompt and limit at most.
+    prompts, answers: tokens of each request, in the order of arrival.
+    limits: max_tokens of each request: all that the scheduler knows of its answer's length.
+    longest: the most tokens of a prompt and its limit together.
     offsets: int64 [requests + 1], by number: where its text begins in ``tokens``.
-    tokens: int32; the token behind ``context`` tokens stands at offset + context.
+    tokens: int32; the token after ``context`` tokens is at offset + context.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Workload:
         most: int = 2**30,
         max_tokens: int | None = None,
     ) -> None:
-        """Answers longer than what is asked for are cut there, as a server cuts them.
+        """Answers longer than their limit are cut there, as a server cuts them.
 
         Args:
-            most: tokens that one sequence can have.
-            max_tokens: what each request asks for; ``LONGEST`` mean answers where it is None.
+            most: the most tokens of one sequence.
+            max_tokens: limit of each request; None: ``LONGEST`` mean answers.
         """
         draws = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
         lengths, places, delimiters, decisions, arrivals = draws

@@ -11,7 +11,7 @@ token is a copy and says nothing about the doubt that follows::
 
     47+36=83 / 83*7=81 / 81-15=66<eos>
 
-Nothing marks how hard a step is except its operation: ``+`` and ``-`` are easy, ``*`` by 3, 7
+Only the operation shows how hard a step is: ``+`` and ``-`` are easy, ``*`` by 3, 7
 or 9 is medium, ``*`` by 11..99 is hard. Multipliers end in 1, 3, 7 or 9: they are coprime to
 100, so a wrong digit can never be multiplied away again.
 """
@@ -98,7 +98,7 @@ def first_error(problem: Problem, text: str) -> int | None:
 
 
 def answer_of(text: str) -> str:
-    """The answer that a completion gives: its last line, behind the equals sign if it has one."""
+    """The answer that a completion gives: its last line, after the equals sign if it has one."""
     return last_line(text, EQUALS)
 
 

@@ -35,11 +35,11 @@ class GymProblem:
     names: dict[str, str] | None = None  # labels by town, where the prompt is in the pair's words
 
     def score(self, text: str) -> float:
-        """What reasoning-gym gives for a completion, 0 to 1: the best of the readings of it.
+        """The score of a completion by reasoning-gym, 0 to 1: the best score of its readings.
 
-        Where a plain number is expected there is one reading, the number that the text gives as its
-        answer: right if it is equal, else the scorer says whether it is near enough. Not so where a
-        fraction is expected: its form may count (3/4, not 6/8).
+        If a plain number is expected there is one reading, the number that the text gives as its
+        answer: right if it is equal, else the scorer says whether it is near enough. Fractions are
+        excepted: their form may count (3/4, not 6/8).
         """
         expected = str(self.entry["answer"])
         by_form = self.names is not None or "/" in expected
@@ -55,7 +55,7 @@ class GymProblem:
             return 0.0  # some scorers raise on an answer of another form
 
     def _score_number(self, given: Fraction | None, wanted: Fraction) -> float:
-        """Some scorers take the first number of any text, and overlook its sign."""
+        """Score a number as bare text: some scorers take any text's first number without a sign."""
         if given is None or (given < 0) != (wanted < 0):
             return 0.0
         if given == wanted:
@@ -84,7 +84,7 @@ def is_correct(problem: GymProblem, text: str) -> bool:
 def read_problems(source: str, count: int, seed: int = 0, pair: bool = False) -> list[GymProblem]:
     """``count`` distinct problems, the same for the same arguments.
 
-    ``pair``: put them in the words of the embedded pair, where it knows the task.
+    ``pair``: put them in the words of the embedded pair, if it knows the task.
     """
     name, settings = _parse(source)
     data = _create(source, name, count, seed, settings)
@@ -142,7 +142,7 @@ def _as_routes(problem: GymProblem) -> GymProblem:
         raise SteerError(
             f"{problem.where}: {len(labels)} nodes, the embedded pair knows {len(planning.TOWNS)}"
         )
-    # Which names a graph gets is arbitrary; the same ones for all would make small graphs equal.
+    # A graph's names are arbitrary; the same names for all would make small graphs equal.
     drawn = random.Random(problem.prompt).sample(planning.TOWNS, len(labels))
     towns = dict(zip(labels, drawn, strict=True))
     start, goal = (towns[end] for end in ends.split())

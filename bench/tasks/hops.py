@@ -1,10 +1,10 @@
 """Multi-hop questions over facts in the prompt, with a worked trace of one hop a step.
 
-People sit in a ring and each likes somebody. The prompt lists who comes next (``a>b``: after a
-comes b) and who likes whom (``a@c``), shuffled, most of it beside the point, then asks where a walk
-from one person ends: ``/aA>B>>C<`` starts at a, takes the next (hop A), from there the second next
-(hop B), from there the one before (hop C). Each line of the trace names the person reached, then
-the letter and the relation of the next hop::
+People sit in a ring and each likes another one. The prompt lists who comes next (``a>b``: after a
+comes b) and who likes whom (``a@c``), shuffled, most of it irrelevant, then asks where a walk from
+one person ends: ``/aA>B>>C<`` starts at a, takes the next (hop A), from there the second next (hop
+B), from there the one before (hop C). Each line of the trace names the person reached, then the
+letter and the relation of the next hop::
 
     aA>. / bB>>. / dC<. / c<eos>
 
@@ -44,7 +44,7 @@ _HOP = re.compile(r"([A-I])(>>|[>@<])")
 
 def make_problem(rng: random.Random, hops: int, mix: Mix, style: str = "open") -> Problem:
     """Draw one problem with ``hops`` hops (at most 9) of the kinds that ``mix`` weighs."""
-    # Short questions have small rings: where training begins to learn to look things up.
+    # Short questions have small rings: training first learns to look things up there.
     ring = rng.sample(PEOPLE, rng.randint(min(5, hops + 2), min(7, hops + 2)))
     after = dict(zip(ring, ring[1:] + ring[:1], strict=True))
     likes = {a: rng.choice([b for b in ring if b != a]) for a in ring}
@@ -82,7 +82,7 @@ def solve(prompt: str, style: str = "open") -> list[str]:
 
 
 def first_found(prompt: str) -> list[str]:
-    """For each hop the person that one look-up leads to: of ``>>``, the one between."""
+    """For each hop the person that one look-up leads to: for ``>>`` the one in between."""
     after, likes, question = _read(prompt)
     person, found = question[0], []
     for _, relation in _HOP.findall(question):

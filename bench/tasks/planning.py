@@ -1,7 +1,7 @@
 """Routes over one-way roads: moves to a goal, past dead ends, with a checker.
 
-The prompt lists roads (``a>b``: one can go from a to b), shuffled, some of them beside the point;
-the goal has a road to the exit (``g>!``). Then come start and goal: ``/ag``. Each line of the trace
+The prompt lists roads (``a>b``: one can go from a to b), shuffled, some of them irrelevant; the
+goal has a road to the exit (``g>!``). Then come start and goal: ``/ag``. Each line of the trace
 is a move, named by where it goes; that is the choice to be made, so it opens the step (style
 ``open``)::
 
@@ -11,7 +11,7 @@ In style ``rigid`` the step restates where the move starts: ``a>b. / b>c. / c>g.
 
 A move is easy where one road leads out, medium where two do and one of them leads to the goal. It
 is hard where two lead out and one of them leads to a dead end: which one shows only in the roads of
-the towns behind them, so the move needs a look ahead. There is one way to the goal, as in the
+the towns after them, so the move needs a look ahead. There is one way to the goal, as in the
 ``path_star`` task of reasoning-gym, whose graphs have one fork, at the start.
 """
 
@@ -85,9 +85,9 @@ def solve(prompt: str) -> list[str]:
 
 
 def first_error(problem: Problem, text: str) -> int | None:
-    """The first move that leads off every way to the goal; None where the last one is the exit.
+    """The first move that leaves every way to the goal; None if the last move is the exit.
 
-    A move is wrong where there is no such road, or where the goal cannot be reached from its town.
+    A move is wrong if there is no such road, or if the goal cannot be reached from its town.
     """
     roads, _, question = problem.prompt.partition(QUESTION)
     known = set(_ROADS.findall(roads))

@@ -1,4 +1,4 @@
-"""What the tasks of the embedded pair share: problems, styles of steps, splits, seeded streams."""
+"""Common parts of the embedded pair's tasks: problems, styles of steps, splits, seeded streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EOS = "<eos>"
 PAD = "<pad>"
 EQUALS = "="  # opens the result of a step of arithmetic in the rigid style
 COLON = ":"  # the same in hops
-FULL_STOP = "."  # ends a step of hops and planning, whose symbols are all their own
+FULL_STOP = "."  # ends a step of hops and planning, which share no symbol with arithmetic
 STYLES = ("open", "rigid")
 SPLITS = ("train", "calibration", "test")
 
@@ -24,8 +24,8 @@ Make = Callable[[random.Random, int, Mix, str], "Problem"]
 class Problem:
     """One problem, its gold trace and its answer.
 
-    ``steps`` excludes delimiters; ``kinds[i]`` is the kind of what must be worked out to open step
-    ``i`` (``"copy"`` where a step only repeats what the prompt says).
+    ``steps`` excludes delimiters; ``kinds[i]`` is the kind of the result that opens step ``i``
+    (``"copy"`` if the step only repeats the prompt).
     """
 
     prompt: str
@@ -36,7 +36,7 @@ class Problem:
 
     @property
     def where(self) -> str:
-        """What error messages call it."""
+        """The problem's name in error messages."""
         return self.prompt.strip()
 
     @property
@@ -46,7 +46,7 @@ class Problem:
 
 
 def split_of(prompt: str) -> str:
-    """Which split a problem belongs to: decided by a hash, so the splits are disjoint."""
+    """The split of a problem: decided by a hash, so the splits are disjoint."""
     byte = hashlib.sha256(prompt.encode()).digest()[0]
     return "test" if byte < 16 else "calibration" if byte < 32 else "train"
 
@@ -56,8 +56,8 @@ class Task:
     """A generator of problems with its named mixes of step kinds and its two checkers.
 
     ``is_correct`` asks for the right answer, ``first_error`` for the first wrong step of a trace
-    (None where all are right and none is missing), reading nothing but the prompt. ``step_keys``
-    names each step by all that its result depends on: equal keys, equal results.
+    (None if all are right and none is missing), reading nothing but the prompt. ``step_keys`` names
+    each step by everything that its result depends on: equal keys, equal results.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Task:
     is_correct: Callable[[Problem, str], bool]
     first_error: Callable[[Problem, str], int | None]
     step_keys: Callable[[Problem], list[str]]
-    max_tokens: dict[str, int]  # by style; no right trace is as long
+    max_tokens: dict[str, int]  # by style; every right trace is shorter
     kinds: tuple[str, ...] = ("easy", "medium", "hard")
 
     def stream(
@@ -99,7 +99,7 @@ class Task:
 
 
 def last_line(text: str, mark: str) -> str:
-    """The answer that a completion gives: its last line, behind ``mark`` if it has one."""
+    """The answer that a completion gives: its last line, after ``mark`` if it has one."""
     return text.rsplit(DELIMITER, 1)[-1].rsplit(mark, 1)[-1].strip()
 
 

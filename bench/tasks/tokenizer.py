@@ -7,8 +7,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from bench.tasks import hops, planning
 from bench.tasks.problem import COLON, DELIMITER, EOS, EQUALS, FULL_STOP, PAD
 
-# Ids are positions. No symbol but the end of sequence is used by arithmetic and the others both:
-# the halves of the pair that were trained on them stay apart (bench/pair_training/join.py).
+# Ids are positions. Arithmetic shares only the end of sequence with the other tasks: the halves of
+# the pair that were trained on them stay apart (bench/pair_training/join.py).
 NUMBERS = [PAD, EOS, DELIMITER, *"0123456789+-*?"]
 GRAPHS = [COLON, FULL_STOP + DELIMITER, *hops.PEOPLE, *hops.HOPS, *hops.RELATIONS, hops.QUESTION]
 GRAPHS.append(planning.EXIT)

@@ -9,7 +9,7 @@
 namespace steer::cpu {
 namespace {
 
-// Heads in fp32 as the values come from memory: bf16 ones split into low and high halves.
+// Width of a head in fp32, in the order in which values are loaded: bf16 in low and high halves.
 template <typename T>
 inline Index padded(Index width) {
   return (width + kStep<T> - 1) / kStep<T> * kStep<T>;
@@ -50,8 +50,8 @@ inline void fetch(const T* from, Index count) {
   for (Index i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i, 0, 2);
 }
 
-// Pages lie far apart, so what the hardware fetches ahead ends with each: keys are asked for two
-// pages before they are scored, values while their keys are.
+// Pages lie far apart, so hardware prefetching ends with each page: keys are prefetched two pages
+// before they are scored, values while their keys are scored.
 template <typename T>
 inline void score(State<T>& s, const T* query, Index begin, Index end, Index keys) {
   const Index width = s.queries.width, ahead = 2 * s.pages.page;
@@ -128,7 +128,7 @@ inline void mix(State<T>& s, Index query, Index begin, Index end, Index column) 
     for (int h = 0; h < kSums; ++h) store(mixed + q * room + h * kLanes, sums[q][h]);
 }
 
-// The rest of the width, as many steps at a time as there are sums that need not wait.
+// The rest of the width, as many steps at a time as there are independent sums.
 template <typename T, int COUNT, int STEPS>
 inline void mix_from(State<T>& s, Index query, Index begin, Index end, Index column) {
   const Index width = s.queries.width;
@@ -180,7 +180,7 @@ void attend(const Pages& pages, const Queries& queries, const T* arena, const T*
   State<T> s{pages, queries, arena, count, scratch, mixed, top, top + count};
   for (Index i = 0; i < count * padded<T>(width); ++i) mixed[i] = 0;
   for (Index q = 0; q < count; ++q) {
-    s.top[q] = -3.4e38f;  // finite: of two infinities there is no difference
+    s.top[q] = -3.4e38f;  // finite: the difference of two infinities is NaN
     s.total[q] = 0;
   }
   const Index keys = queries.keys + queries.rows - 1;

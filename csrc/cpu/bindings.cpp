@@ -1,4 +1,4 @@
-// The Python face of the CPU kernels: addresses and sizes, which kernels/cpu.py has checked.
+// The Python bindings of the CPU kernels: addresses and sizes, which kernels/cpu.py has checked.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -7,7 +7,7 @@ namespace steer::cpu {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr float kMostLogOdds = 87.0f;  // beyond, the rest is no normal number
+constexpr float kMostLogOdds = 87.0f;  // beyond it the rest is no normal number
 
 struct Stretch {
   float top = -kInfinity;  // largest
@@ -33,7 +33,7 @@ inline Stretch scan(const float* z, Index begin, Index end) {
 }
 
 struct Sums {
-  float weights = 0, surprise = 0;  // of e^(z - top), and of that times (z - top)
+  float weights = 0, surprise = 0;  // sums of e^(z - top), and of that times (z - top)
 };
 
 // Adds a stretch in blocks: a sum of blocks loses less than one long chain.
@@ -64,7 +64,8 @@ inline void confidence(const float* z, Index size, Statistics& out) {
   if (!out.valid) return;
   Index index = 0;
   while (z[index] != all.top) ++index;
-  // The maximum's own term is exactly 1: kept out of the sum, the rest is not lost beside it.
+  // The maximum's own term is exactly 1: it is kept out of the sum, so that rounding does not lose
+  // the rest.
   Sums sums;
   add(z, 0, index, all.top, sums);
   add(z, index + 1, size, all.top, sums);

@@ -12,8 +12,8 @@ namespace steer::cpu {
 
 namespace {
 
-constexpr std::int64_t kTaskBytes = 64 * 1024;  // of weights that a thread takes at a time
-constexpr std::int64_t kRowTile = 16;           // all tiles of all kernels divide it
+constexpr std::int64_t kTaskBytes = 64 * 1024;  // weights that a thread takes at a time
+constexpr std::int64_t kRowTile = 16;           // a multiple of every kernel's tile
 constexpr std::int64_t kColumns = 64;           // rows of a batch whose gates are kept at a time
 constexpr std::int64_t kQueryRows = 8;          // query rows that share a pass over their keys
 
@@ -115,19 +115,19 @@ class TypedDecoder final : public Decoder {
         stretches_.push_back(
             {i, row, std::min(kQueryRows, end - row), b_.contexts[i] - (end - row) + 1});
     }
-    // The longest first, so that no thread is left with one at the end.
+    // The longest first, so that no thread starts a long one at the end.
     std::stable_sort(stretches_.begin(), stretches_.end(), [](const Stretch& a, const Stretch& b) {
       return a.rows * a.keys > b.rows * b.keys;
     });
   }
 
-  // Rows of a matrix with so many columns that make a task.
+  // Rows per task of a matrix with `columns` columns.
   static std::int64_t task_rows(std::int64_t columns) {
     const std::int64_t bytes = columns * static_cast<std::int64_t>(sizeof(T));
     return std::max<std::int64_t>(1, kTaskBytes / bytes / kRowTile) * kRowTile;
   }
 
-  // Calls use(first, rows, thread) for stretches of a matrix' rows.
+  // Calls use(first, rows, thread) for stretches of a matrix's rows.
   template <typename Use>
   void each_rows(Team::Member& m, std::int64_t rows, std::int64_t columns, Use use) {
     const std::int64_t step = task_rows(columns);
@@ -192,7 +192,7 @@ class TypedDecoder final : public Decoder {
     });
   }
 
-  // Adds the bias of some outputs, which may be null, to each column's sums of them.
+  // Adds the bias of some outputs, which may be null, to their sums in each column.
   void add_bias(const void* bias, std::int64_t first, std::int64_t rows, std::int64_t columns,
                 float* sums) const {
     if (!bias) return;
@@ -272,7 +272,7 @@ class TypedDecoder final : public Decoder {
   const Shape s_;
   const Weights w_;
   Team team_;
-  std::mutex turn_;  // of the rest, which is of the pass at hand
+  std::mutex turn_;  // guards the members below, which belong to the current pass
   Batch b_{};
   Layout l_{};
   T* arena_ = nullptr;

@@ -16,7 +16,7 @@ struct Shape {
   float eps;
 };
 
-// Addresses of one layer's weights, [out, in] each; what a family lacks is null.
+// Addresses of one layer's weights, [out, in] each; null for weights that the family lacks.
 struct Layer {
   const void *attention_norm, *qkv, *output, *mlp_norm, *gate_up, *down;
   const void *qkv_bias, *output_bias, *gate_up_bias, *down_bias, *query_norm, *key_norm;
@@ -35,22 +35,22 @@ struct Layout {
 };
 
 // One tick; buffers as in csrc/plan.h. Rows from starts[sequences] on are padding, as are those
-// with a slot below 0: nothing of them is stored.
+// with a slot below 0: their keys and values are not stored.
 struct Batch {
   const std::int32_t *tokens, *positions, *slots;  // [rows]
   const std::int32_t *starts, *contexts, *table;   // [sequences + 1], [sequences], [.., width]
   const std::int32_t* sampled;                     // rows whose logits are wanted
   std::int64_t rows, sequences, width, sampled_rows;
-  std::int64_t headless;  // of the sampled rows, the last so many stop before the head
+  std::int64_t headless;  // of the sampled rows, how many of the last stop before the head
 };
 
 class Decoder {
  public:
   virtual ~Decoder() = default;
   // Writes the batch's keys and values into the arena, logits [sampled_rows - headless,
-  // vocabulary], and what the head would be multiplied with, [headless, hidden] in the weights'
-  // type. std::invalid_argument, before anything is written, if the batch points outside of
-  // anything.
+  // vocabulary], and the head's input of the other sampled rows, [headless, hidden] in the weights'
+  // type. Throws std::invalid_argument, before anything is written, if an index of the batch is out
+  // of range.
   virtual void forward(const Batch& batch, const Layout& layout, void* arena, float* logits,
                        void* hidden) = 0;
 };

@@ -1,8 +1,8 @@
-// The face of the CPU kernels: one table of functions an instruction set, chosen at run time.
+// The interface of the CPU kernels: one table of functions per instruction set, chosen at run time.
 //
 // Activations that feed a product are of the weights' type, everything else is fp32. Sums run in
-// fp32, each output's in an order that depends on its length alone: a row's result has the same
-// bits whatever its neighbours are, and however the work is cut.
+// fp32, each output's sum in an order that depends on its length alone: a row's result has the same
+// bits whatever its neighbours are, and however the work is split.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct Pages {
   std::int64_t slots;         // blocks of a slab
   std::int64_t slab;          // elements from slab to slab
   std::int64_t block;         // elements from block to block
-  std::int64_t plane;         // elements from the block's start to this layer's and head's keys
+  std::int64_t plane;         // elements from the block's start to the keys of this layer and head
   std::int64_t values;        // elements from a key to its value
   std::int64_t page;          // tokens of a block
 };
@@ -34,7 +34,7 @@ struct Queries {
   float scale;              // of the products of queries and keys
 };
 
-// Of one row of logits; `valid` is false where it holds NaN, +inf or nothing but -inf.
+// Statistics of one row of logits; `valid` is false if it holds NaN, +inf or nothing but -inf.
 struct Statistics {
   float entropy, max_prob, log_odds, margin, max_logit, logsumexp;
   std::int64_t argmax;
@@ -53,8 +53,8 @@ struct TypedKernels {
   void (*rms_norm)(const float* x, const T* weight, float eps, std::int64_t size, T* out);
   // out = silu(gate) * up.
   void (*silu_mul)(const float* gate, const float* up, std::int64_t size, T* out);
-  // A head [2 * half]: plus `bias`, normed with `norm` (either may be null), then its pairs
-  // (i, i + half) turned by the angles of which `turn` holds cosines [half] and sines [half].
+  // A head [2 * half]: adds `bias`, normalises with `norm` (either may be null), then rotates its
+  // pairs (i, i + half) by the angles whose cosines [half] and sines [half] `turn` holds.
   void (*rope)(const float* x, const T* bias, const T* norm, float eps, const float* turn,
                std::int64_t half, T* out);
   // out = x + bias; `bias` may be null.
@@ -72,9 +72,9 @@ struct Kernels {
   void (*confidence)(const float* logits, std::int64_t vocabulary, Statistics& out);
 };
 
-// Floats of scratch that `attend` needs for so many query heads (rows * group).
+// Floats of scratch that `attend` needs for `queries` query heads (rows * group).
 inline std::int64_t attend_scratch(std::int64_t queries, std::int64_t width) {
-  constexpr std::int64_t padding = 32;  // a head is filled up to whole vectors
+  constexpr std::int64_t padding = 32;  // a head is padded to whole vectors
   return queries * (kKeyChunk + width + padding + 2);
 }
 

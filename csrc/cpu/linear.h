@@ -6,18 +6,18 @@
 namespace steer::cpu {
 namespace {
 
-constexpr Index kCacheBytes = 24 * 1024;  // of activations that stay in the L1 cache
-constexpr Index kStrip = 16;              // rows of weights that meet them before the next ones do
+constexpr Index kCacheBytes = 24 * 1024;  // activations that stay in the L1 cache
+constexpr Index kStrip = 16;              // rows of weights that use them before the next ones
 
-// Rows of x that a tile takes, with kTileRows of weights: as many sums as there are registers for,
-// beside the operands and, where bf16 is widened, a mask.
+// Rows of x in a tile, with kTileRows rows of weights: as many sums as there are registers for,
+// besides the operands and, where bf16 is widened, a mask.
 constexpr int kTileRows = 4;
 template <typename T>
 constexpr int kWide = kLanes >= 16 ? 4 : 2;
 template <>
 constexpr int kWide<float> = kLanes == 8 ? 3 : kWide<Bf16>;
 
-// One step of all sums of a tile: the whole operands from k on, or the `rest` that is left of them.
+// One step of all sums of a tile: whole operands from k on, or the `rest` elements that are left.
 template <typename T, int ROWS, int COLUMNS, bool WHOLE>
 inline void step(const T* w, Index w_stride, const T* x, Index x_stride, Index rest, Floats* sums) {
   STEER_UNROLL
@@ -35,20 +35,20 @@ inline void step(const T* w, Index w_stride, const T* x, Index x_stride, Index r
   }
 }
 
-// One row of x alone waits for memory, which gives most if it is read nearly in order: two rows at
-// a time. Where others ask for the weights, as many sums as a vector has lanes keep arithmetic
-// busy.
+// A single row of x waits for memory, whose bandwidth is highest when it is read nearly in order:
+// two rows of weights at a time. Where other passes prefetch the weights, as many sums as a vector
+// has lanes keep the arithmetic units busy.
 template <int SHARES>
 constexpr int tile_rows(Index columns) {
   return columns > 1 ? kTileRows : SHARES == 1 ? 2 : kLanes;
 }
 
-// Bytes of weights that a tile asks memory for each step, if so many passes share the asking.
+// Bytes of weights that a tile prefetches in each step, if SHARES passes share the prefetching.
 template <int ROWS, int SHARES>
 constexpr Index kPace = SHARES ? ROWS * STEER_VECTOR / SHARES : 0;
 
-// ROWS x COLUMNS outputs. One accumulator an output, so that its order of summation is the same in
-// tiles of any shape. `next`: what is asked for meanwhile.
+// ROWS x COLUMNS outputs. One accumulator per output, so that its order of summation is the same in
+// tiles of any shape. `next`: what is prefetched meanwhile.
 template <typename T, int ROWS, int COLUMNS, int SHARES>
 [[gnu::noinline]] void tile(const T* w, Index w_stride, const T* x, Index x_stride, Index size,
                             float* y, Index y_stride, const char* next) {
@@ -96,8 +96,8 @@ inline void strip_of(Index columns, const T* w, Index w_stride, Index rows, cons
                                      next);
 }
 
-// The first SHARES passes of rows of x over these weights ask for those behind, each for its share,
-// so that memory is at work all the time. A pass alone asks for what its next tile takes.
+// The first SHARES passes of rows of x over these weights prefetch the weights after them, each its
+// share, so that memory is always busy. A single pass prefetches the weights of its next tile.
 template <typename T, int SHARES>
 inline void passes(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
                    Index columns, Index size, float* y, Index y_stride) {
@@ -115,7 +115,7 @@ inline void passes(const T* w, Index w_stride, Index rows, const T* x, Index x_s
   for (; c < columns; c += kWide<T>) pass(strip_of<T, kWide<T>, 0>, c);
 }
 
-// All rows of w times all of x. `ask`: whether the weights behind are to be asked for.
+// All rows of w times all rows of x. `ask`: whether to prefetch the weights after these.
 template <typename T>
 inline void products(const T* w, Index w_stride, Index rows, const T* x, Index x_stride,
                      Index columns, Index size, float* y, Index y_stride, bool ask) {
@@ -126,7 +126,7 @@ inline void products(const T* w, Index w_stride, Index rows, const T* x, Index x
   run(w, w_stride, rows, x, x_stride, columns, size, y, y_stride);
 }
 
-// Blocks of activations that fit the L1 cache meet a few rows of weights at a time.
+// Multiplies blocks of activations that fit the L1 cache with a few rows of weights at a time.
 template <typename T>
 void linear(const T* w, Index rows, const T* x, Index x_stride, Index columns, Index size, float* y,
             Index y_stride) {

@@ -60,7 +60,7 @@ inline float to_float(Bf16 x) {
   return y;
 }
 
-// To the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 inline std::uint32_t round_bf16(std::uint32_t word) {
   const std::uint32_t rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
   return (word & 0x7fffffffu) > 0x7f800000u ? (word >> 16) | 0x40u : rounded;
@@ -72,12 +72,12 @@ inline void put(Bf16* to, float x) {
   to->bits = static_cast<std::uint16_t>(round_bf16(word));
 }
 
-// What one step of a dot product takes from memory: kStep<T> elements of type T. Two bf16 share a
-// word; as all operands are split alike, the halves never need to be put back in order.
+// Operands of one step of a dot product: kStep<T> elements of type T. Two bf16 share a word; as all
+// operands are split alike, the halves never need to be put back in order.
 template <typename T>
 constexpr int kStep = STEER_VECTOR / static_cast<int>(sizeof(T));
 
-// How many operands a step is taken in, one after the other: what is widened comes in halves.
+// The number of operands of a step, one after the other: bf16 that is widened comes in halves.
 #ifdef STEER_BF16_DOT
 template <typename T>
 constexpr int kParts = 1;
@@ -113,7 +113,7 @@ inline Operand<Bf16> operand(const Bf16*, Words w, int part) {
 }
 #endif
 
-// Part of a step's elements: of all, or of the `rest` that is left and zeros.
+// Part of a step's elements: of all, or of the `rest` that are left, then zeros.
 template <typename T, bool WHOLE>
 inline Operand<T> take(const T* from, Index rest, int part) {
   if constexpr (WHOLE) return operand(from, load<Words>(from), part);
@@ -143,8 +143,8 @@ inline Floats add_quads(Floats a, Floats b, Sequence<I...>) {
          __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
 }
 
-// Lane i of the result is the sum over the lanes of parts[i]; the parts are used up. Lanes of 16
-// bytes first: shuffles across them cost several times as much.
+// Lane i of the result is the sum over the lanes of parts[i]; the parts are overwritten. Lanes of
+// 16 bytes first: shuffles across them cost several times as much.
 inline Floats sum_each(Floats* parts) {
   constexpr typename Count<kLanes>::type lanes;
   STEER_UNROLL

@@ -10,7 +10,7 @@ namespace steer::cpu {
 
 namespace {
 
-constexpr int kLooks = 300;  // before sleeping: some 5 to 10 microseconds
+constexpr int kLooks = 300;  // polls before sleeping: some 5 to 10 microseconds
 
 inline void pause() {
 #ifdef __x86_64__
@@ -47,7 +47,7 @@ void Team::run(const std::function<void(Member&)>& job) {
   Member own(*this, 0);
   job(own);
   std::unique_lock lock(mutex_);
-  job_ = nullptr;  // who has not come by now need not come
+  job_ = nullptr;  // threads that have not come by now need not come
   lock.unlock();
   for (int looks = 0; inside_ != 0 && looks < kLooks; ++looks) pause();
   lock.lock();

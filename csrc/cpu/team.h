@@ -2,9 +2,9 @@
 //
 // A job is a function that every thread of the team runs; it consists of phases, each of them a
 // number of tasks that the threads draw. A phase ends when its tasks are done, not when all threads
-// have arrived: one that is late, or that the machine has put aside, holds nobody up unless it
-// holds a task. Between jobs threads sleep. Between phases they look again for some microseconds,
-// then sleep too.
+// have arrived: one that is late, or that the machine has descheduled, delays no other unless it
+// holds a task. Between jobs threads sleep. Between phases they poll for some microseconds, then
+// sleep too.
 #pragma once
 
 #include <atomic>
@@ -28,8 +28,8 @@ class Team {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   class Member;
-  // Runs the job on every thread; returns when all of its phases are done and nobody is in it any
-  // more. One call at a time. The job must not throw.
+  // Runs the job on every thread; returns when all of its phases are done and all threads have left
+  // it. One call at a time. The job must not throw.
   void run(const std::function<void(Member&)>& job);
 
  private:
@@ -38,7 +38,7 @@ class Team {
 
   std::vector<std::thread> workers_;
 
-  std::mutex mutex_;  // of the next four
+  std::mutex mutex_;  // guards the next four
   std::condition_variable changed_;
   const std::function<void(Member&)>* job_ = nullptr;
   std::int64_t jobs_ = 0;
