@@ -132,7 +132,7 @@ class EngineConfig:
             raise SteerError(f"host_kv_tokens must be at most {limit}, got {tokens}")
         if tokens and not self.prefix_cache:
             raise SteerError(
-                "host_kv_tokens needs prefix_cache, through which parked KV is found again; "
+                "host_kv_tokens needs prefix_cache, through which offloaded KV is found again; "
                 "turn it on, or set host_kv_tokens to 0"
             )
 
