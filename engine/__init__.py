@@ -1,7 +1,7 @@
 """steer-engine: a small and a large language model that write one answer together.
 
-Names are imported when they are first asked for, so that importing the package alone costs little;
-the first that runs a model brings Torch.
+Names are imported at their first use, so that importing the package alone costs little; the first
+name that runs a model imports Torch.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ else:
     def __getattr__(name):
         if name not in _HOME_OF:
             raise AttributeError(f"module 'engine' has no attribute {name!r}")
-        found = globals()[name] = getattr(_import_module(_HOME_OF[name]), name)
-        return found
+        value = globals()[name] = getattr(_import_module(_HOME_OF[name]), name)
+        return value
 
     def __dir__():
         return sorted({*globals(), *__all__})

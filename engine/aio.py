@@ -1,4 +1,4 @@
-"""The asyncio face: one engine, one thread that drives it, any number of coroutines."""
+"""The asyncio interface: one engine, one thread that drives it, any number of coroutines."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _Queue = asyncio.Queue[StreamEvent | Exception]
 class AsyncEngine:
     """Serves coroutines of one event loop from one engine.
 
-    The engine must not be used otherwise while this is open. Close it with :meth:`aclose` or use it
-    as an async context manager. A policy that raises ends its request with the reason "abort"; the
-    exception goes to the log.
+    While this is open, no other code may use the engine. Close it with :meth:`aclose` or use it as
+    an async context manager. A policy that raises ends its request with the reason "abort"; the
+    exception is logged.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -30,7 +30,7 @@ class AsyncEngine:
         self._thread = ThreadPoolExecutor(1, "steer-engine")
         self._open: dict[int, tuple[StreamedText, _Queue]] = {}
         self._driving: asyncio.Task[None] | None = None
-        self._failures = 0  # steps in a row
+        self._failures = 0  # steps in a row that raised
         self._closed = False
 
     def __repr__(self) -> str:
@@ -43,11 +43,11 @@ class AsyncEngine:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End what runs and stop the thread. The engine itself stays usable."""
+        """Abort open requests and stop the thread. The engine itself stays usable."""
         if self._closed:
             return
         self._closed = True
-        await self._call(int)  # what is being submitted is open then
+        await self._call(int)  # after it, requests that are being submitted are in self._open
         for request in list(self._open):
             await self._call(self._engine.abort, request)
         while self._open:
@@ -64,7 +64,7 @@ class AsyncEngine:
         priority: int = 0,
         timeout: float | None = None,
     ) -> Completion:
-        """Answer one prompt. Arguments and errors as for ``Engine.submit``."""
+        """Answer one prompt. Arguments and errors are those of ``Engine.submit``."""
         events = self.stream(prompt, params, policy, priority=priority, timeout=timeout)
         async for event in events:
             if event.completion is not None:
@@ -80,7 +80,7 @@ class AsyncEngine:
         priority: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[StreamEvent]:
-        """Events as of ``Engine.stream``. Leaving early, or cancellation, ends the request."""
+        """The events of ``Engine.stream``. Leaving early, or cancellation, aborts the request."""
 
         if self._closed:
             raise RuntimeError("the AsyncEngine is closed")
@@ -90,7 +90,7 @@ class AsyncEngine:
             request = self._engine.submit(
                 prompt, params, policy, priority=priority, timeout=timeout
             )
-            # In the engine's thread, so that no step comes in between.
+            # In the engine's thread, so that no step runs in between.
             self._open[request] = StreamedText(self._engine.tokenizer), queue
             return request
 
@@ -110,7 +110,7 @@ class AsyncEngine:
                 if event.kind == "done":
                     return
         finally:
-            if request in self._open:  # nobody listens any more
+            if request in self._open:  # the caller has stopped reading
                 self._thread.submit(self._engine.abort, request)
 
     def _drop(self, submitted: asyncio.Future[int]) -> None:
@@ -133,15 +133,15 @@ class AsyncEngine:
                     del self._open[request]
 
     def _advance(self) -> list[tuple[int, StreamEvent | Exception]]:
-        """One step, in the engine's thread; what is new for each open stream."""
+        """Run one step, in the engine's thread, and return the new events of the open streams."""
         done: dict[int, Completion] = {}
         try:
             done = {c.request_id: c for c in self._engine.step()}
             self._failures = 0
-        except Exception as error:  # of a policy: its request is aborted, the others go on
+        except Exception as error:  # a policy raised: only its request is aborted
             _log.exception("a step failed")
             self._failures += 1
-            if self._failures > len(self._open) + 2:  # more than policies can account for
+            if self._failures > len(self._open) + 2:  # more than one for each open request's policy
                 for request in self._open:
                     self._engine.abort(request)
                 return [(request, error) for request in list(self._open)]

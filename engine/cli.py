@@ -25,7 +25,7 @@ from engine.tuning import command as calibrating
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="steer",
         description="A small and a large language model write one answer together.",
@@ -33,25 +33,26 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     generate = commands.add_parser(
         "generate",
-        help="answer prompts and show who wrote which step",
+        help="answer prompts and show which model wrote each step",
         epilog="example: steer generate '47+36*7-15?\\n\\n' (\\n is read as a line end)",
     )
-    add = generate.add_argument
-    add("prompts", nargs="+", metavar="PROMPT")
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
     conversation.add_flags(generate)
+    _add_engine_flags(generate)
+    _add_policy_flags(generate)
+    _add_sampling_flags(generate)
+    calibrating.add_parser(commands)
+    replaying.add_parser(commands)
+    commands.add_parser("pairs", help="list the named pairs and their shapes")
+    return parser
+
+
+def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """The pair and where it runs."""
+    add = parser.add_argument
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
     add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
     add("--large", type=Path, metavar="PATH", help="the large model, likewise")
-    add(
-        "--policy",
-        default="steer",
-        help=f"{HELP}; WINDOW is {FORMS} (default: steer)",
-    )
-    add(
-        "--answer-policy",
-        metavar="POLICY",
-        help="who writes what follows the text that ends thinking (default: as before it)",
-    )
     add(
         "--retokenize",
         action="store_true",
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype",
         default="auto",
         help="of weights and KV: float32, bfloat16, or auto, bfloat16 on a GPU and float32 on a "
-        "CPU, even of a bfloat16 checkpoint, whose memory and reads it doubles (default: auto)",
+        "CPU, which doubles a bfloat16 checkpoint's memory and reads (default: auto)",
     )
     add("--device", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
     add(
@@ -69,20 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SMALL,LARGE",
         help="one for each model instead: both CPUs or both GPUs, as in cuda:0,cuda:1",
     )
-    add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
-    add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
+
+
+def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model writes each step, and the trace of the decisions."""
+    add = parser.add_argument
     add(
-        "--max-think-tokens",
-        type=int,
-        default=0,
-        metavar="N",
-        help="write --think-end after N tokens if no model has (default: 0, never)",
+        "--policy",
+        default="steer",
+        help=f"{HELP}; WINDOW is {FORMS} (default: steer)",
     )
     add(
-        "--think-end",
-        default="",
-        metavar="TEXT",
-        help="what ends thinking (default: </think>, which the tiny pair does not write by itself)",
+        "--answer-policy",
+        metavar="POLICY",
+        help="policy after the text that ends thinking (default: the same as before it)",
     )
     add(
         "--max-large-share",
@@ -92,22 +93,38 @@ def build_parser() -> argparse.ArgumentParser:
         help="hand no step over while the large model has written more than this share "
         "(default: 1)",
     )
+    add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
+    add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """How answers are sampled, and how long they may be."""
+    add = parser.add_argument
+    add("--max-tokens", type=int, default=128, help="per answer (default: 128)")
+    add("--n", type=int, default=1, help="answers to each prompt (default: 1)")
+    add(
+        "--max-think-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="insert --think-end after N tokens if no model wrote it (default: 0, never)",
+    )
+    add(
+        "--think-end",
+        default="",
+        metavar="TEXT",
+        help="text that ends thinking (default: </think>, which the tiny pair never writes itself)",
+    )
     add(
         "--temperature",
         type=float,
         help="0 is greedy (default: what the large checkpoint recommends, else 0)",
     )
-    add("--seed", type=int, help="of the random draws (default: a fresh one)")
-    add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
-    add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
-    calibrating.add_parser(commands)
-    replaying.add_parser(commands)
-    commands.add_parser("pairs", help="list the named pairs and their shapes")
-    return parser
+    add("--seed", type=int, help="seed of the random draws (default: a fresh one)")
 
 
 def show(completion: Completion) -> str:
-    """One line a step, then what it cost."""
+    """A completion as text: one line for each step, then its row counts."""
     lines = [f"{s.model:5}  {s.text.strip() or '(empty)':32}  {s.reason}" for s in completion.steps]
     counts = ", ".join(
         f"{role} {completion.usage.count(role, 'sampled')} sampled"
@@ -121,15 +138,7 @@ def show(completion: Completion) -> str:
 
 def run_generate(options: argparse.Namespace) -> int:
     """``steer generate``."""
-    params = SamplingParams(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature or 0.0,
-        seed=options.seed,
-        n=options.n,
-        max_think_tokens=options.max_think_tokens,
-        think_end=options.think_end,
-        max_large_share=options.max_large_share,
-    )
+    params = _params(options)
     talk = conversation.Conversation.of(options)
     check_output(options.trace, "--trace")
     bar = sys.stderr.isatty() and options.pair != "tiny"
@@ -156,8 +165,20 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _params(options: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature or 0.0,
+        seed=options.seed,
+        n=options.n,
+        max_think_tokens=options.max_think_tokens,
+        think_end=options.think_end,
+        max_large_share=options.max_large_share,
+    )
+
+
 def _devices(options: argparse.Namespace) -> list[str] | None:
-    """One for each model, where they are named."""
+    """The device names of --devices; None without the flag."""
     if options.devices is None:
         return None
     if options.device is not None:
@@ -166,7 +187,7 @@ def _devices(options: argparse.Namespace) -> list[str] | None:
 
 
 def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
-    """How to draw is the checkpoint's to say where the command line does not."""
+    """Parameters with the checkpoint's recommended sampling, for a run without --temperature."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return replace(params, **{name: getattr(defaults, name) for name in names})
 
@@ -194,7 +215,7 @@ _COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 on bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         return _COMMANDS[options.command](options)

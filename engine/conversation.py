@@ -1,4 +1,4 @@
-"""How a text becomes a prompt: as it is, or as a user's message that a chat template writes."""
+"""Turns a text into a prompt: as it is, or as a user's message in a chat template."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
         "--chat",
         action="store_true",
         default=None,
-        help="each prompt is a user's message: the checkpoint's chat template writes what the "
-        "models read",
+        help="each prompt is a user's message, written with the checkpoint's chat template",
     )
     add(
         "--system",
         metavar="TEXT",
-        help="with --chat: the system's message before it; \\n is read as a line end",
+        help="with --chat: the system message before it; \\n is read as a line end",
     )
     add(
         "--instruction",
         metavar="TEXT",
-        help="put TEXT behind each prompt, on a line of its own, with or without --chat, such as "
+        help="put TEXT after each prompt, on a line of its own, with or without --chat, such as "
         "'Separate steps by blank lines.'; \\n is read as a line end",
     )
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What stands around the text of each prompt.
+    """What is put around the text of each prompt.
 
     chat: the text is a user's message, and the checkpoint's chat template writes the prompt.
-    system: a system's message before it; only with ``chat``.
-    instruction: follows the text on a line of its own.
+    system: a system message before it; only with ``chat``.
+    instruction: text after it, on a line of its own.
     """
 
     chat: bool = False
@@ -55,7 +54,7 @@ class Conversation:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Conversation:
-        """From the flags. SteerError on ones that do not go together."""
+        """A conversation from the flags. SteerError on flags that do not go together."""
         if options.system is not None and not options.chat:
             raise SteerError("--system goes with --chat")
         system, instruction = (
@@ -67,7 +66,7 @@ class Conversation:
         return cls(bool(options.chat), system, instruction)
 
     def check(self, engine: Engine) -> None:
-        """SteerError where the checkpoint cannot write such chats: said before any is written."""
+        """SteerError if the checkpoint has no template for such chats."""
         template = engine.tokenizer.chat_template
         if not self.chat:
             return
@@ -83,12 +82,12 @@ class Conversation:
                 raise SteerError(f"--system: {error}") from None
 
     def prompts(self, engine: Engine, texts: Sequence[str]) -> list[Asked]:
-        """What the engine is given for each text. SteerError as :meth:`check`, or naming a text."""
+        """The prompt of each text. SteerError as in :meth:`check` and :meth:`prompt`."""
         self.check(engine)
         return [self.prompt(engine, text) for text in texts]
 
     def prompt(self, engine: Engine, text: str) -> Asked:
-        """What the engine is given for one text: itself, or the ids of a chat.
+        """The prompt of one text: the text itself, or the ids of a chat.
 
         Raises:
             SteerError: if the template refuses the messages, or the tokenizer their text.
@@ -96,7 +95,7 @@ class Conversation:
         return engine.chat(self._messages(text)) if self.chat else self._message(text)
 
     def settings(self) -> dict[str, Any]:
-        """What is set, by flag: for the rows of a benchmark."""
+        """The flags that are set, by name, for the rows of a benchmark."""
         named = {"chat": self.chat or None, "system": self.system, "instruction": self.instruction}
         return {name: value for name, value in named.items() if value is not None}
 
@@ -109,7 +108,7 @@ class Conversation:
 
 
 def length(engine: Engine, prompt: Asked) -> int:
-    """Tokens of a prompt; the longer writing, where a chat is written for each model."""
+    """Tokens of a prompt; if each model has its own ids, the larger number."""
     if isinstance(prompt, Prompt):
         return max(len(prompt.small), len(prompt.large))
     return len(engine.tokenizer.encode(prompt, special=True) if isinstance(prompt, str) else prompt)

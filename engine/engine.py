@@ -1,4 +1,4 @@
-"""The engine: two models, one arena, one trace."""
+"""The engine: two models that share one KV arena and write one answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.params import SamplingParams
 from engine.progress import progress_bar
 from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
-from engine.requests.stream import StreamedText, StreamEvent
+from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
@@ -34,12 +34,12 @@ AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 class Engine:
     """A small and a large model that write one answer together.
 
-    ``tokenizer`` encodes texts and chats (the small model's, where ``config.retokenize`` allows
-    two); ``default_params`` are what the large checkpoint's generation_config.json recommends:
-    requests without parameters of their own get them.
+    tokenizer: encodes texts and chats; the small model's, if the two differ.
+    default_params: parameters of requests without any, from the large checkpoint's
+        generation_config.json.
 
-    An engine owns its weights, its arena and its scheduler, and frees them when it dies. Engines
-    share nothing: several can live in one process. One thread drives an engine.
+    An engine owns its weights, its arena and its scheduler. Engines share nothing: several can live
+    in one process. One thread drives an engine.
     """
 
     def __init__(
@@ -58,14 +58,12 @@ class Engine:
 
         Args:
             pair: a named pair, or a Pair. ``"tiny"`` comes with its weights.
-            small: Hugging Face folder or GGUF file of the small model, for pairs without weights
-                here.
-            large: likewise.
+            small, large: Hugging Face folder or GGUF file of each model, for other pairs.
             config: settings; the defaults suit the embedded pair.
-            dtype: of KV and of weights that are not quantised, "float32", "bfloat16", or
+            dtype: dtype of KV and of weights that are not quantised: "float32", "bfloat16", or
                 "auto": bfloat16 on GPUs, float32 on a CPU, whatever the checkpoint has.
-            device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one.
-            devices: one for each model instead.
+            device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
+            devices: one device for each model instead.
             progress: show a bar on standard error while weights are read.
 
         Raises:
@@ -86,22 +84,22 @@ class Engine:
         parts = assemble(loaded, self.config, self.dtype, self.devices, geometry)
         self.arena, self.scheduler, self.lanes = parts.arena, parts.scheduler, parts.lanes
         self._driver, self._inputs = parts.driver, parts.inputs
-        # One where both models have the same tokens.
+        # Only one if both models have the same tokens.
         self._tokenizers = loaded.tokenizers if parts.bridge else loaded.tokenizers[:1]
-        self._submitted: set[int] = set()  # whose completions step() returns
+        self._submitted: set[int] = set()  # requests whose completions step() returns
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
     def warm_up(self, sequences: int | None = None) -> None:
-        """Record the graphs of all decodes of up to so many sequences, and wait for it.
+        """Record the graphs of all decodes of up to ``sequences`` sequences, and wait for it.
 
-        Otherwise the first tick of each size does, in the middle of requests, and that holds up
-        the whole card. Where decodes are not filled up, as on a CPU, there is nothing to do.
+        Otherwise the first tick of each size records its graph while requests run, which stalls the
+        whole GPU. Where decodes are not padded, as on a CPU, there is nothing to do.
 
         Args:
-            sequences: at once; default: ``max_sequences``.
+            sequences: most sequences at once; default: ``max_sequences``.
 
         Raises:
             SteerError: if requests are queued or running, or the number is out of range.
@@ -117,18 +115,18 @@ class Engine:
 
     @property
     def graph_counts(self) -> dict[str, GraphCounts]:
-        """How often each lane replayed a graph, recorded one, or did without."""
+        """By role: how often the lane replayed a graph, recorded one, or ran without."""
         return {r: lane.runner.graphs.counts for r, lane in zip(ROLES, self.lanes, strict=True)}
 
     @property
     def executed(self) -> dict[str, Executed]:
-        """FLOPs that the forward passes of each model really ran so far, by term."""
+        """By role: FLOPs that the model's forward passes have executed, by term."""
         return {r: lane.runner.executed for r, lane in zip(ROLES, self.lanes, strict=True)}
 
     def policy(self, policy: AnyPolicy, calibration: Calibration | None = None) -> Policy:
-        """Resolve a policy; by name, the calibrated ones use the given calibration of this pair.
+        """Resolve a policy; calibrated policies by name use ``calibration``, fitted on this pair.
 
-        Without one they use that which comes with the embedded pair.
+        Without it the embedded pair uses its own; SteerError for any other pair.
         """
         if is_calibrated(policy) and calibration is None:
             if self.pair.name != "tiny":
@@ -141,7 +139,7 @@ class Engine:
 
     @property
     def row_price(self) -> float:
-        """FLOPs of a row of the small model over those of a row of the large one."""
+        """FLOPs of a row of the small model divided by those of a row of the large one."""
         small, large = (Price.of(shape).row for shape in self.shapes)
         return small / large
 
@@ -155,13 +153,13 @@ class Engine:
         timeout: float | None = None,
         settle_at_once: bool = True,
     ) -> int:
-        """Queue a request for one answer and return its id; :meth:`step` moves it on.
+        """Queue a request for one answer and return its id; :meth:`step` runs it.
 
         Args:
-            prompt: text or token ids; a Prompt where the models have different tokens.
-            params: how to sample.
-            policy: who writes each step.
-            priority: lower goes first; equal ones in order of arrival.
+            prompt: text or token ids; a Prompt if the models have different tokens.
+            params: sampling parameters.
+            policy: chooses the model of each step.
+            priority: lower goes first, equal priorities in order of arrival.
             timeout: seconds from now after which it ends with the reason "deadline".
             settle_at_once: False keeps tokens open to ``scheduler.truncate`` until settled.
 
@@ -186,7 +184,7 @@ class Engine:
         timeout: float | None = None,
         settle_at_once: bool = True,
     ) -> list[int]:
-        """As :meth:`submit`, for ``params.n`` answers to one prompt: all are queued, or none."""
+        """Like :meth:`submit`, for ``params.n`` answers to one prompt: all are queued, or none."""
         requests = self._inputs.queue(
             prompt, params, self.policy(policy), priority, timeout, settle_at_once
         )
@@ -200,16 +198,16 @@ class Engine:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int] | Prompt:
-        """The prompt of a conversation, as :meth:`Tokenizer.chat` writes it; where the models have
-        different tokens each one's own template counts."""
-        found = [
+        """The prompt of a conversation, see :meth:`Tokenizer.chat`; if the models have different
+        tokens, each one's by its own template."""
+        ids = [
             tokenizer.chat(messages, tools, add_generation_prompt, **variables)
             for tokenizer in self._tokenizers
         ]
-        return Prompt(*map(tuple, found)) if len(found) > 1 else found[0]
+        return Prompt(*map(tuple, ids)) if len(ids) > 1 else ids[0]
 
     def abort(self, request: int) -> None:
-        """End a request; its completion comes with the next :meth:`step`. Finished ones stay so."""
+        """End a request; :meth:`step` returns its completion. No effect on a finished one."""
         if request in self._driver.live:
             self.scheduler.abort(request)
 
@@ -218,10 +216,10 @@ class Engine:
         return request in self._driver.live
 
     def step(self) -> list[Completion]:
-        """One tick of each lane. Returns the submitted requests that are finished.
+        """Run one tick of each lane; returns the submitted requests that have finished.
 
         A policy that raises ends its request with an abort; the exception passes through, and the
-        next step goes on with all others.
+        next step continues with all other requests.
         """
         self._driver.advance()
         done = [request for request in self._driver.finished if request in self._submitted]
@@ -238,20 +236,19 @@ class Engine:
         progress: bool = False,
         trace: str | Path | None = None,
     ) -> list[Completion]:
-        """Answer many prompts at once; completions come in the order of the prompts.
+        """Answer many prompts at once; completions are in the order of the prompts.
 
         With ``params.n`` > 1 each prompt has so many completions, next to each other.
 
         Args:
             prompts: texts or lists of token ids, or Prompts.
-            params: how to sample, the same for all.
+            params: sampling parameters, the same for all.
             policy: a name, a Policy, or a function of a Boundary.
-            timeout: seconds for each, from when it is queued.
+            timeout: seconds for each request, from when it is queued.
             progress: show a bar on standard error.
             trace: file for the decision trace, JSON lines, written as requests finish.
 
-        An exception (Ctrl-C among them) ends the requests of this call; the engine and its other
-        requests go on.
+        An exception (also Ctrl-C) aborts the requests of this call; other requests continue.
         """
         if isinstance(prompts, str):
             raise SteerError("generate() takes a list of prompts, got one text")
@@ -260,11 +257,10 @@ class Engine:
         chosen = self.policy(policy)
         waiting = deque(self._inputs.prompt_ids(prompt) for prompt in prompts)
         count = (params or self.default_params).n
-        order: dict[int, None] = {}  # a set that remembers the order
+        order: dict[int, None] = {}  # an ordered set
         done: dict[int, Completion] = {}
         finished = self._driver.finished
-        named = self.fingerprint, chosen.name, str(window_of(chosen))
-        writer = TraceWriter(Path(trace), *named) if trace else None
+        writer = self._trace_writer(trace, chosen) if trace else None
         with writer or nullcontext(), progress_bar(count * len(prompts), progress) as bar:
             try:
                 while len(done) < count * len(prompts):
@@ -283,8 +279,11 @@ class Engine:
                 raise
         return [done[request] for request in order]
 
+    def _trace_writer(self, trace: str | Path, policy: Policy) -> TraceWriter:
+        return TraceWriter(Path(trace), self.fingerprint, policy.name, str(window_of(policy)))
+
     def _has_room(self, count: int) -> bool:
-        """Whether the queue takes so many; what it never takes is left to its error."""
+        """Whether ``count`` requests can wait; more than ever can are left to the queue's error."""
         limit = self.config.max_waiting
         return not limit or self.scheduler.waiting + min(count, limit) <= limit
 
@@ -296,22 +295,12 @@ class Engine:
         *,
         timeout: float | None = None,
     ) -> Iterator[StreamEvent]:
-        """Answer one prompt piece by piece: settled text only, a step event where a step opens.
+        """Answer one prompt piece by piece: settled text, and a step event where a step opens.
 
-        The last event is ``done`` and carries the completion. Other requests move on meanwhile.
-        Closing the iterator early ends the request.
+        The last event is ``done`` and has the completion. Other requests run meanwhile. Closing the
+        iterator early aborts the request.
         """
         if params and params.n > 1:
             raise SteerError(f"a stream is one answer, not n={params.n}")
         request = self._inputs.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
-        text = StreamedText(self.tokenizer)
-        finished = self._driver.finished
-        try:
-            while request not in finished:
-                self._driver.advance()
-                if request in self._driver.live:
-                    yield from text.grow(self.scheduler.sequence(request))
-            completion = finished.pop(request)
-            yield from text.finish(completion)
-        finally:
-            self._driver.cancel([request])
+        yield from stream_events(self._driver, self.scheduler, self.tokenizer, request)

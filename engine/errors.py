@@ -1,4 +1,4 @@
-"""What the engine says when it is asked for something that cannot be done."""
+"""The errors that the engine raises on a request that it cannot serve."""
 
 
 class SteerError(ValueError):

@@ -41,8 +41,8 @@ def read_json(path: Path) -> dict[str, Any]:
 class JsonLines:
     """Writes one JSON object a line, flushed at once; without a path it writes nothing.
 
-    The file is opened with the first row: a run that comes to nothing leaves an old file alone.
-    With ``append`` rows are added to what a file already holds.
+    The file is opened at the first row: a run that writes none leaves an old file as it is.
+    With ``append`` rows are added to those of an existing file.
     """
 
     def __init__(self, path: Path | None, append: bool = False) -> None:
@@ -73,7 +73,7 @@ class JsonLines:
 
 
 def check_output(path: Path | None, what: str) -> None:
-    """SteerError if no file can be written there: said before the work is done."""
+    """SteerError if no file can be written there; called before the work is done."""
     if path is None:
         return
     if path.is_dir():

@@ -1,19 +1,19 @@
-"""Which errors say that memory ran out: PyTorch has a type for but one of them."""
+"""Recognises out-of-memory errors; PyTorch has an exception type for only one kind of them."""
 
 from __future__ import annotations
 
 import torch
 
-# In small letters. CUDA's own and Triton's, those of its libraries, and PyTorch's on the host.
+# In lower case: messages of CUDA and Triton, of CUDA's libraries, of PyTorch's host allocator.
 _PHRASES = ("out of memory", "_alloc_failed", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory of a device or of the host was short; the same may succeed later.
+    """Whether an error says that a device or the host ran out of memory; a retry may succeed.
 
-    ``torch.OutOfMemoryError`` comes from PyTorch's allocator alone. What a library allocates
-    (``CUBLAS_STATUS_ALLOC_FAILED``), a kernel that Triton loads, a graph and pinned memory fail
-    with a plain RuntimeError.
+    ``torch.OutOfMemoryError`` comes from PyTorch's allocator only. Libraries
+    (``CUBLAS_STATUS_ALLOC_FAILED``), kernels that Triton loads, graphs and pinned memory fail with
+    a plain RuntimeError.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

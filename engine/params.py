@@ -1,4 +1,4 @@
-"""What a request asks for, checked when it is made."""
+"""The sampling parameters of a request, checked at construction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _is_list(value: Any) -> bool:
 
 
 class _Biases(Mapping[int, float]):
-    """A copy of a caller's biases. Unlike a proxy of a dict it has a hash and can be pickled."""
+    """A copy of a caller's biases; unlike a proxy of a dict it can be hashed and pickled."""
 
     def __init__(self, given: Mapping[int, float]) -> None:
         self._of = {token: float(bias) for token, bias in given.items()}
@@ -52,42 +52,43 @@ class _Biases(Mapping[int, float]):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What a request asks for. The same for both models.
+    """The sampling parameters of a request, the same for both models.
 
-    What changes logits is applied in this order: repetition penalty, frequency and presence
-    penalty, logit bias, the ban of stop tokens by ``min_tokens``, temperature, then ``top_k``,
-    ``top_p`` and ``min_p``. Greedy sampling obeys it too; a policy's signals and ``logprobs`` are
-    taken from the logits as the model gave them.
+    Logits are changed in this order: repetition penalty, frequency and presence penalty, logit
+    bias, the ban of stop tokens by ``min_tokens``, temperature, then ``top_k``, ``top_p`` and
+    ``min_p``. This holds for greedy sampling too; a policy's signals and ``logprobs`` are taken
+    from the model's unchanged logits.
 
-    max_tokens: generated tokens at most.
+    max_tokens: most tokens to generate.
     temperature: 0 is greedy.
     top_k, top_p, min_p: applied in this order; 0, 1 and 0 switch them off.
-    seed: of the random draws; None takes a fresh one. The same seed, prompt and routing give the
-        same text, whatever else runs beside it.
-    stop_token_ids: end the text, as the models' end-of-sequence tokens do.
+    seed: seed of the random draws; None takes a fresh one. The same seed, prompt and routing give
+        the same text, whatever else runs at the same time.
+    stop_token_ids: tokens that end the text, besides the models' end-of-sequence tokens.
     stop: strings that end the text; it is cut before the first of them.
     ignore_eos: end-of-sequence tokens do not end the text.
     min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
-    max_step_tokens: a step that is longer is closed and a boundary forced; 0 sets no limit.
-    n: answers to the prompt, drawn apart; they share what is computed of the prompt.
-    max_think_tokens: tokens after which ``think_end`` is written if no model has; 0 sets no limit.
-    think_end: text that ends the thinking part, and its step; by default ``</think>`` where the
-        limit or the policy needs one.
+    max_step_tokens: a longer step is closed and a boundary forced; 0 sets no limit.
+    n: answers to the prompt, sampled independently; they share the computed prompt.
+    max_think_tokens: tokens after which ``think_end`` is inserted if no model wrote it; 0 sets no
+        limit.
+    think_end: text that ends the thinking part, and its step; by default ``</think>`` if the limit
+        or the policy needs one.
     max_repeats: ends the text with the reason "repetition" once the same piece of it (up to 256
-        tokens) stands so many times in a row, over 32 tokens or more; 0 switches it off.
+        tokens) is repeated so many times in a row, over 32 tokens or more; 0 switches it off.
     max_large_share: no step is handed over while the large model has written more than this share
         of the answer.
-    max_flops: no step is handed over that would bring the request past so many FLOPs; None sets no
-        limit.
-    repetition_penalty: divides the positive logits of tokens that the prompt or the generated text
-        holds and multiplies the others; above 0, 1 switches it off.
-    presence_penalty: taken from the logits of generated tokens, once; in [-2, 2].
-    frequency_penalty: the same for each time that the token was generated; in [-2, 2].
-    logit_bias: token id -> what is added to its logit, in [-100, 100]. A copy is kept.
-    logprobs: how many of the likeliest tokens come back with each generated token and its own
-        log-probability, 0 to 20; None gives no log-probabilities.
-    token_signals: the small model's signals come back with each token that it wrote.
-    audit: whether the large model scores what it reads of the small one's steps: off, score,
+    max_flops: no step is handed over that would make the request exceed so many FLOPs; None sets
+        no limit.
+    repetition_penalty: divides the positive logits and multiplies the negative logits of tokens in
+        the prompt or the generated text; above 0, 1 switches it off.
+    presence_penalty: subtracted once from the logit of each generated token; in [-2, 2].
+    frequency_penalty: subtracted for each time that the token was generated; in [-2, 2].
+    logit_bias: token id -> number added to its logit, in [-100, 100]. A copy is kept.
+    logprobs: number of likeliest tokens, 0 to 20, returned with each generated token and its own
+        log-probability; None returns no log-probabilities.
+    token_signals: return the small model's signals of each token that it wrote.
+    audit: whether the large model scores the small model's steps when it reads them: off, score,
         rollback or rollback:SCORE:MARK (``engine.routing.audit``).
 
     SteerError on a value out of its range or of the wrong type, naming the field.

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Bar(Protocol):
-    """What is used of a bar; a context manager."""
+    """The part of tqdm's bar that is used here; a context manager."""
 
     def __enter__(self) -> Bar: ...
 
@@ -19,11 +19,11 @@ class Bar(Protocol):
     ) -> None: ...
 
     def update(self, count: int = 1) -> object:
-        """So many more are done."""
+        """``count`` more are done."""
 
 
 class _Hidden:
-    """tqdm starts a thread for each process that makes a bar, even for one that is not shown."""
+    """Stands in for tqdm, which starts a thread even for a bar that is not shown."""
 
     def __enter__(self) -> _Hidden:
         return self
@@ -36,7 +36,7 @@ class _Hidden:
 
 
 def progress_bar(total: int, shown: bool, label: str | None = None, unit: str = "it") -> Bar:
-    """A bar on standard error, or none."""
+    """A bar on standard error; with ``shown`` false an object that draws nothing."""
     if not shown:
         return _Hidden()
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""What goes in and comes back: a prompt; the answer, its steps, its log-probabilities."""
+"""Prompts and completions: the answer, its steps, its log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline", "repet
 class Prompt:
     """A prompt in the tokens of each model, for a pair whose tokenizers differ.
 
-    Only what follows crosses as text, so the two may differ in special tokens.
+    Only the text after it crosses between the models, so the two may differ in special tokens.
     """
 
     small: tuple[int, ...]
@@ -23,12 +23,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities at one generated token's place, by the model that wrote it.
+    """Log-probabilities at one generated token's position, by the model that wrote it.
 
     They are natural logarithms over the tokenizer's vocabulary at temperature 1, before penalties,
-    biases and bans. ``logprob`` is the token's own; ``top`` are the likeliest tokens, the likeliest
-    first, as (token id, log-probability), the token itself among them if it is one. None and empty
-    where no model sampled the token.
+    biases and bans.
+
+    logprob: the token's own; None if no model sampled it.
+    top: the likeliest tokens, in descending order, as (token id, log-probability); empty if no
+        model sampled the token.
     """
 
     logprob: float | None
@@ -37,13 +39,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a trace: who wrote it and why.
+    """One step of an answer: which model wrote it, and why.
 
-    ``position`` is its first token's place in the sequence; ``text`` is that of all its tokens, a
-    stop that ends the completion's text included; ``signals`` are None where the policy
-    did not read the boundary; ``posterior`` is the probability of the confident component;
-    ``tried`` are the tokens that stood on trial when it was decided; ``audit`` has log p_small and
-    log p_large of each token, empty where the large model did not read a step of the small one.
+    index: its number in the answer, from 0.
+    position: index of its first token in the sequence, prompt included.
+    model: the role of the model that wrote it.
+    text: text of all its tokens, including a stop that the completion's text leaves out.
+    reason: the decision's reason.
+    signals: those of the decision; None if the policy did not read the boundary.
+    posterior: probability of the confident component, if the policy has one.
+    tried: tokens on trial at the decision.
+    audit: log p_small and log p_large of each token; empty if the large model did not read the
+        step, or wrote it.
     """
 
     index: int
@@ -60,10 +67,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Retracted:
-    """A step of the small model that an audit took back.
+    """A step of the small model that an audit rolled back.
 
-    position: its first token's place. token_ids: its own. dropped: tokens that went with it, its
-    own included. score: what it had.
+    position: index of its first token in the sequence.
+    token_ids: its tokens.
+    dropped: all tokens that were dropped, its own included.
+    score: its score, below the audit's mark.
     """
 
     position: int
@@ -74,12 +83,16 @@ class Retracted:
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one request. ``token_ids`` include what stopped it, ``text`` does not.
+    """The answer to one request.
 
-    ``logprobs`` has an entry for each of ``token_ids``, or is None where none were asked for;
-    ``sample`` counts the answers to one prompt from 0. ``token_signals`` has an entry for each of
-    ``token_ids``, None for those of the large model; it is None where none were asked for.
-    ``retracted`` are the steps that an audit took back.
+    text: the answer, without the stop that ended it.
+    token_ids: all generated tokens, those of the stop included.
+    finish_reason: one of ``FINISH_REASONS`` except "none".
+    sample: number of the answer among those to the same prompt, from 0.
+    logprobs: an entry for each of ``token_ids``; None if not requested.
+    token_signals: an entry for each of ``token_ids``, None for the large model's tokens; None if
+        not requested.
+    retracted: steps that an audit rolled back.
     """
 
     request_id: int

@@ -1,1 +1,1 @@
-"""Counts: what was computed, why, and what it cost."""
+"""Accounting: which rows were computed, why, and what they cost."""

@@ -1,4 +1,4 @@
-"""What was computed: rows by model and kind. Shape-free, so it can be priced at any shapes."""
+"""Computed rows by model and kind. Counts hold no shapes, so they can be priced at any."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ Counts = npt.NDArray[np.int64]
 class Usage:
     """Counts of one request or of many.
 
-    rows: int64 [model, kind, (rows, keys)]: rows computed, and keys they attended to, each row
-        itself included. Every computed row has one kind:
-        ``prompt`` and ``catchup`` were read (a catch-up row lies past the prompt), ``sampled``
-        gave a token that was kept, ``discarded`` gave one that was dropped, ``recompute`` had
-        been there before.
-    cached: int64 [model]: no work either: rows found in the prefix cache, or with another sample
-        of the same prompt, and not computed.
-    restored: likewise rows of the large model that were copied back from host memory.
-    spared: int64 [model, kind, (rows, keys)]: both of these, by the kind that they would have had
-        if they had been computed (all zeros in traces older than this field).
-    decision_wait: rows that the small model still had to read when a boundary was reached, before
-        it could be decided; all of them are among ``rows``.
-    audited: rows of the large model, among ``rows``, that went through the head for an audit only.
-    retokenised: int64 [model]: tokens that text was encoded into where it crossed from a model with
-        other tokens, prompts not included; no work either. crossings: how often text crossed.
-    entries: int64 [model, (rows, keys)]: no work that was done, but the prefix that a server
-        without memory of the request would read again at each entry of a model.
+    rows: int64 [model, kind, (rows, keys)]: computed rows, and the keys they attended to, a row's
+        own key included. Every computed row has one kind: ``prompt`` and ``catchup`` rows were read
+        (a catch-up row lies after the prompt), a ``sampled`` row gave a token that was kept, a
+        ``discarded`` row one that was dropped, a ``recompute`` row had been computed before.
+    entries: int64 [model, (rows, keys)]: not computed here: the prefixes that a server which keeps
+        no KV between calls would read again, one at each entry of a model.
+    cached: int64 [model]: rows not computed because the prefix cache, or another sample of the
+        same prompt, had them.
+    decision_wait: rows that the small model still had to read at boundaries before they could be
+        decided; all of them are among ``rows``.
+    audited: rows of the large model, among ``rows``, that went through the head only for an audit.
+    restored: rows of the large model not computed because they were copied back from host memory.
+    retokenised: int64 [model]: tokens that crossing text was encoded into, prompts not included.
+    crossings: how often text crossed between models with different tokens.
+    spared: int64 [model, kind, (rows, keys)]: ``cached`` and ``restored`` rows, by the kind that
+        they would have had if computed (all zeros in traces older than this field).
     """
 
     rows: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
@@ -64,7 +63,7 @@ class Usage:
 
     @classmethod
     def of(cls, sequence: _core.Sequence) -> Usage:
-        """What a sequence of the core has cost so far."""
+        """The counts of a sequence of the core so far."""
         cached = np.array(sequence.cached)
         wait, restored = sequence.decision_wait, sequence.restored
         return cls(
@@ -73,9 +72,9 @@ class Usage:
         )  # fmt: skip
 
     def unspared(self) -> Usage:
-        """As if nothing had been found or copied back: what was spared counts as computed.
+        """The counts without a prefix cache or host memory: spared rows count as computed.
 
-        KV that was given up for room is still there: with another cache it might not have been.
+        Rows recomputed after an eviction stay, though another cache might not have evicted them.
         """
         none = np.zeros_like
         return replace(
@@ -89,16 +88,16 @@ class Usage:
 
     @property
     def recomputed_share(self) -> float:
-        """Share of the rows of both models that were computed again; 0.0 where none was computed.
+        """Share of both models' rows that were computed again (kind ``recompute``), 0.0 if no rows.
 
-        Their KV had been given up for room, or was lost otherwise (kind ``recompute``).
+        Their KV had been evicted or lost.
         """
         rows = self.rows[:, :, 0]
         return float(rows[:, ROW_KINDS.index("recompute")].sum() / max(1, rows.sum()))
 
     @classmethod
     def alone(cls, role: str, prompt: int, generated: int) -> Usage:
-        """What one model alone books for a prompt and ``generated`` tokens, nothing lost."""
+        """Counts of one model alone on a prompt and ``generated`` tokens, without evictions."""
         usage, model, last = cls(), ROLES.index(role), prompt + generated - 1
         usage.rows[model, ROW_KINDS.index("prompt")] = span_counts(0, prompt - 1)
         usage.rows[model, ROW_KINDS.index("sampled")] = span_counts(prompt - 1, last)

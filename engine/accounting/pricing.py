@@ -1,8 +1,8 @@
 """Turns shapes and counts into FLOPs and bytes.
 
-FLOPs are those of matrix products, two per multiply-add; norms, rotations and softmax are left
-out. Two counts are kept: *useful* (causal attention, no padding), which prices a ledger and is
-what tables show, and *executed*, which is what the CPU path really ran, padding included.
+FLOPs are those of matrix products, two per multiply-add, without norms, rotations and softmax.
+There are two counts: *useful* FLOPs (causal attention, no padding) price a ledger and appear in
+tables; *executed* FLOPs are those that the CPU path ran, padding included.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Price:
 def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     """FLOPs of one model under one accounting.
 
-    ``decode``: rows that gave a token, kept or dropped (the field's habit).
-    ``catchup``: all rows, and the head where an audit used it: what this engine does.
-    ``reprefill``: the decode rows, and the whole prefix again at each entry of the model: what
-    servers without memory of the request do.
+    ``decode``: rows that gave a token, kept or dropped (the usual count in papers).
+    ``catchup``: all rows, and the head where an audit used it: the work of this engine.
+    ``reprefill``: the decode rows, and the whole prefix at each entry of the model: the work of a
+    server that keeps no KV between calls.
+
+    ValueError on an unknown accounting.
     """
     if accounting not in ACCOUNTINGS:
         raise ValueError(f"unknown accounting {accounting!r}: one of {', '.join(ACCOUNTINGS)}")
@@ -55,7 +57,7 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
         computed = counts.sum(0)
     elif accounting == "reprefill":
         computed = decoded + usage.entries[ROLES.index(role)]
-    rows, keys = computed.tolist()
+    rows, keys = map(int, computed)
     heads = int(decoded[0])
     if role == ROLES[1] and accounting != "decode":
         heads += usage.audited
@@ -72,17 +74,17 @@ def pair_flops(usage: Usage, shapes: tuple[ModelConfig, ModelConfig], accounting
 
 @dataclass
 class Executed:
-    """FLOPs that forward passes of one model really ran, by term."""
+    """FLOPs that forward passes of one model executed, by term."""
 
     linear: int = 0
     attention: int = 0
     head: int = 0
 
     def add(self, shape: ModelConfig, rows: int, sampled: int, groups: Iterable[int]) -> None:
-        """Book one forward pass.
+        """Add one forward pass.
 
         Args:
-            rows: of the batch.
+            rows: rows of the batch.
             sampled: rows that went through the head.
             groups: for each attention group, sequences x padded queries x padded keys.
         """
@@ -93,9 +95,9 @@ class Executed:
 
 
 def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
-    """Bytes that one forward pass reads of the weights: all but the embedding, head included.
+    """Bytes of weights that one forward pass reads: all but the embedding, head included.
 
-    ``element_bytes`` are those of what is not quantised.
+    ``element_bytes``: bytes of an element that is not quantised.
     """
     return read_bytes(shape, element_bytes)
 
@@ -103,7 +105,7 @@ def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
 def bytes_moved(
     usage: Usage, ticks: tuple[int, int], shapes: tuple[ModelConfig, ModelConfig], element: int
 ) -> dict[str, int]:
-    """Bytes of weights (read once a tick) and of KV (read per key, written per row)."""
+    """Bytes of weights (read once per tick) and of KV (read per key, written per row)."""
     weights = sum(t * weight_bytes(s, element) for t, s in zip(ticks, shapes, strict=True))
     kv = 0
     for model, shape in enumerate(shapes):

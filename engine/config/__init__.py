@@ -1,4 +1,4 @@
-"""What an engine is set up with: the shapes of its models, its settings, its pair."""
+"""The configuration of an engine: the shapes of its models, its settings, its pair."""
 
 from __future__ import annotations
 

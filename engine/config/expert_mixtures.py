@@ -1,6 +1,6 @@
-"""Mixtures of experts by name: what one would run instead of a routed pair.
+"""Mixtures of experts by name: the alternative to a routed pair.
 
-The engine cannot run them. By their shapes they are priced, and simulated.
+The engine cannot run them; their shapes serve to price and to simulate them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from engine.errors import SteerError
 
 @dataclass(frozen=True)
 class ExpertMixture:
-    """The shape of a decoder whose MLPs are mixtures of experts, in every layer. In elements.
+    """The shape of a decoder with a mixture of experts as the MLP of every layer. In elements.
 
-    row_shape: the dense model that one row meets: attention and head, and as its MLP the experts
-        that are chosen, side by side.
-    experts: of a layer.
-    chosen: experts of a layer that a row goes through.
-    expert_bits: of an expert's weight as published, scales included; None where experts are stored
-        like everything else.
+    row_shape: the dense model that computes one row: attention, head, and as its MLP the chosen
+        experts side by side.
+    experts: experts of a layer.
+    chosen: experts of a layer that compute a row.
+    expert_bits: bits of an expert's weight as published, scales included; None where experts are
+        stored like all other weights.
     biased: router and experts add biases, and each attention head has a sink (gpt-oss).
     """
 
@@ -48,7 +48,7 @@ def _qwen3(hidden: int, layers: int, heads: int, width: int) -> ExpertMixture:
 
 
 def _gpt_oss(layers: int, experts: int) -> ExpertMixture:
-    """Experts in MXFP4: 4 bits, and a scale of 8 for each 32 of them."""
+    """Experts in MXFP4: 4 bits a weight, and an 8-bit scale for each 32 weights."""
     return ExpertMixture(
         ModelConfig(
             201088, 2880, 4 * 2880, layers, 64, 8, 64, max_position=131072, rope_theta=150000.0,

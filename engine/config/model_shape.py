@@ -1,4 +1,4 @@
-"""The shape of a model: what the rest of the engine knows of it."""
+"""The shape of a model, as the rest of the engine sees it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from engine.errors import SteerError
 
-ROLES = ("small", "large")  # of the two models, by index
+ROLES = ("small", "large")  # names of the two models, by index
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class RopeScaling:
     """How rotary frequencies are stretched over a longer context.
 
     kind: "default" (not at all), "linear", "llama3" or "yarn".
-    factor: how much longer.
-    original_max_position: tokens that the model was first trained on (llama3, yarn).
-    low, high: llama3's bounds on original_max_position / wavelength, between which it is blended;
-        yarn's likewise (beta_slow, beta_fast).
+    factor: ratio of the longer context to the original one.
+    original_max_position: context length of the first training, in tokens (llama3, yarn).
+    low, high: bounds on original_max_position / wavelength between which frequencies are blended:
+        of llama3 low_freq_factor and high_freq_factor, of yarn beta_slow and beta_fast.
     attention_factor: multiplies cosines and sines (yarn).
     truncate: yarn rounds the blended range outward to whole dimensions.
     """
@@ -36,14 +36,14 @@ class Quantisation:
     """How a checkpoint packs its linear layers; see :mod:`engine.models.quantisation`.
 
     method: "fp8", "gptq", "awq", or "packed" (compressed-tensors' int weights).
-    bits: of a weight.
-    group: columns that share a scale, 0 for all of a row (not fp8).
-    strategy: of fp8: "tensor", "channel" or "block", what shares a scale.
+    bits: bits of a weight.
+    group: columns that share a scale, 0 for a whole row (not fp8).
+    strategy: what shares a scale: "tensor", "channel" or "block" (fp8 only).
     block: rows and columns of a block.
-    scale_name: of fp8: how its scales are called.
-    symmetric: there are no zero points, or all are in the middle.
-    zero_shift: what GPTQ's first format took from its zero points.
-    plain: linear layers of the checkpoint that it did not quantise, by name.
+    scale_name: name of the scale tensors (fp8 only).
+    symmetric: there are no zero points, or all are in the middle of the range.
+    zero_shift: what GPTQ's first format subtracted from its zero points.
+    plain: names of the linear layers that are not quantised.
     """
 
     method: str
@@ -67,12 +67,12 @@ class ModelConfig:
     """The shape of one decoder, as its ``config.json`` gives it. Sizes in elements.
 
     max_position: tokens of one sequence at most. A sliding window counts as such a limit: within it
-        attention is complete, so what is computed is exact.
+        attention is complete, so results are exact.
     qkv_bias, output_bias, mlp_bias: which linear layers add a bias.
     qk_norm: queries and keys are normed head by head (Qwen3).
     tied: the head is the embedding.
-    rope_factors: what each rotated pair's frequency is divided by, [head_dim / 2]; GGUF files say
-        so what others say by ``rope``. Empty: nothing.
+    rope_factors: divisor of each rotated pair's frequency, [head_dim / 2], in GGUF files in place
+        of ``rope``. Empty: no scaling.
     """
 
     vocab_size: int
@@ -118,7 +118,7 @@ class ModelConfig:
 
     @property
     def description(self) -> str:
-        """What fingerprints are made of. Fields that came later show where they are not default."""
+        """The text that fingerprints hash. Later fields appear only where they are not default."""
         early = [f for f in fields(self) if f.name not in _LATER]
         late = [f for f in fields(self) if f.name in _LATER and getattr(self, f.name) != f.default]
         return (

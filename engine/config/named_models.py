@@ -1,7 +1,7 @@
-"""Shapes of published checkpoints by name, as the ``config.json`` of each has them.
+"""Shapes of published checkpoints by name, as in the ``config.json`` of each.
 
-They price what is not on disk and shape made-up weights. With weights on disk, their own
-config.json counts. docs/library.md lists the repositories that they come from.
+They give prices for models that are not on disk, and shapes for dummy weights. A checkpoint on
+disk is read with its own config.json. docs/library.md lists the repositories of these shapes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NAMED_MODELS: dict[str, ModelConfig] = {
     "qwen3-8b": _qwen3(4096, 36, 32, 12288),
     "qwen3-32b": _qwen3(5120, 64, 64, 25600),
     # meta-llama/Llama-3.2-1B-Instruct; Llama-3.1-8B-Instruct; Llama-3.1-70B-Instruct and
-    # Llama-3.3-70B-Instruct, which are of one shape
+    # Llama-3.3-70B-Instruct, which have the same shape
     "llama-1b": _llama3(2048, 16, 32, 64, 8192, 32.0, tied=True),
     "llama-8b": _llama3(4096, 32, 32, 128, 14336, 8.0),
     "llama-70b": _llama3(8192, 80, 64, 128, 28672, 8.0),

@@ -27,15 +27,17 @@ NAMED_PAIRS: tuple[str, ...] = (
     "llama-1b/llama-8b",
     "llama-1b/llama-70b",
 )
-# What makes a checkpoint the one that a name says. Not ``tied``: a file may repeat a tied head.
+# Fields that a checkpoint must share with the named shape. Not ``tied``: a file may repeat a tied
+# head.
 _COMPARED = ("layers", "hidden_size", "heads", "kv_heads", "head_dim", "intermediate_size")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A small and a large model by name, and where their weights are, if anywhere.
+    """A small and a large model by name.
 
-    ``made_up``: shapes that no checkpoint has, for dummy weights.
+    small, large: a folder or GGUF file with the weights; None for a pair of shapes only.
+    made_up: shapes of small and large that no checkpoint has, for dummy weights.
     """
 
     name: str
@@ -64,7 +66,7 @@ class Pair:
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
-        """The named shapes of small and large; SteerError for a pair without (tiny)."""
+        """The shapes of small and large; SteerError for a pair without named ones (tiny)."""
         if self.made_up:
             return self.made_up
         small, slash, large = self.name.partition("/")
@@ -72,11 +74,11 @@ class Pair:
             raise SteerError(f"pair {self.name!r} has no named shapes: it needs its weights")
         return NAMED_MODELS[small], NAMED_MODELS[large]
 
-    def check_shapes(self, found: tuple[ModelConfig, ModelConfig]) -> None:
-        """SteerError if checkpoints do not hold what the pair's name says."""
+    def check_shapes(self, shapes: tuple[ModelConfig, ModelConfig]) -> None:
+        """SteerError if the checkpoints' ``shapes`` are not those of the pair's name."""
         if "/" not in self.name:
             return
-        for name, shape, named in zip(self.name.split("/"), found, self.shapes, strict=True):
+        for name, shape, named in zip(self.name.split("/"), shapes, self.shapes, strict=True):
             for field in _COMPARED:
                 if getattr(shape, field) != getattr(named, field):
                     raise SteerError(

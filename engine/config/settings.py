@@ -1,4 +1,4 @@
-"""The settings of an engine. Every default of it lives here."""
+"""The settings of an engine; all defaults are defined here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
 GRAPHS = ("auto", "on", "off")
 PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU at least, if memory allows
-ROWS_AT_ONCE = 16  # that are penalised or sorted, in fp64: each takes many times its logits' bytes
+# Rows penalised or sorted together in fp64: a row takes many times the bytes of its logits.
+ROWS_AT_ONCE = 16
 LOAD_FORMATS = ("safetensors", "dummy")
-DUMMY = "dummy:"  # how the fingerprint of a pair with made-up weights begins
+DUMMY = "dummy:"  # the fingerprint of a pair with dummy weights begins with it
 _SWITCHES = (
     "prefix_cache", "eager_admission", "cpu_kernels", "overlap", "fused_head", "fused_sampling",
     "retokenize",
@@ -28,44 +29,50 @@ class EngineConfig:
     """Settings of one engine.
 
     block_tokens: tokens of a KV block.
-    arena_tokens: KV room in tokens of the large model; the small one may borrow all of it. 0 takes
-        what is free on a GPU; on a CPU what ``max_sequences`` need, half of what is free at most.
+    arena_tokens: KV capacity in tokens of the large model; the small one may borrow all of it. 0:
+        on a GPU all free memory; on a CPU what ``max_sequences`` need, at most half of what is
+        free.
     max_context: tokens of one sequence, prompt included; 0 takes the smaller model's limit.
-    max_sequences: running at once, the rest waits; fewer where the arena is likely not to hold
-        them until they end.
-    max_waiting: waiting at once, the rest is refused; 0 sets no limit.
+    max_sequences: requests that run at once, others wait; fewer where the arena is not expected to
+        hold them until they end.
+    max_waiting: requests that wait at once, further ones are refused; 0 sets no limit.
     max_tick_tokens: rows of one forward pass; long prefills are cut to fit.
-    delimiters: what ends a step.
+    delimiters: texts that end a step.
     prefix_cache: keep the KV of full settled blocks and share it among requests with the same
-        beginning, until the room is needed.
-    host_kv_tokens: KV room in tokens of the large model in host memory (pinned for a GPU). What is
-        evicted there is copied back where it would else be computed again; 0 keeps nothing. Needs
+        prefix, until its memory is needed.
+    host_kv_tokens: KV capacity in host memory (pinned for a GPU), in tokens of the large model.
+        Evicted KV is kept there, and copied back instead of recomputed; 0 keeps none. Needs
         prefix_cache, and both models on one device.
-    eager_admission: let requests run as soon as there is room for their prompts, whatever they are
-        likely to need; to see what the forecast is worth.
+    eager_admission: let requests run as soon as their prompts fit, whatever they are expected to
+        need later; serves to measure what the forecast gains.
     lane_policy: which lane may run: "latency", each whenever it can; "weighted", the lanes share
-        the time; "throughput", one at a time, large steps gather; "auto", latency while few run.
-    gather: sequences that are worth a large tick under throughput; 0 works it out from the load.
-    hold_ticks: ticks of the other lane that one with work is held at most under throughput.
-    eager_backlog: the large model reads along once it lags so many settled tokens behind what the
-        small one writes, with rows and blocks that nobody else needs; 0 reads at the handoff only.
-    read_along: likewise the small model, where it will read the next boundary.
+        the time; "throughput", one at a time, and steps of the large model gather; "auto", latency
+        while few requests run.
+    gather: sequences that are worth a tick of the large model under throughput; 0 derives it from
+        the load.
+    hold_ticks: ticks of the other lane for which a lane with work is held back under throughput,
+        at most.
+    eager_backlog: the large model catches up during the small model's steps once so many settled
+        tokens are unread, with rows and blocks that no other work needs; 0 reads at the handoff
+        only.
+    read_along: the same for the small model, where it will read the next boundary.
     plan_ahead: lanes whose next tick is planned and launched while the last one runs: "off",
-        "small", "both", or "auto": the small model's on a GPU. What was launched in vain where the
-        other model takes over costs a row; of the large model, that is a whole tick for little.
+        "small", "both", or "auto": the small model's on a GPU. Where the other model takes over,
+        the row launched ahead is wasted; for the large model that can be a whole tick.
     overlap: whether both lanes may run at the same time; if not, each waits for the other's tick.
-    fused_head: whether statistics come out of the head's product on a GPU, without its logits.
-    fused_sampling: whether a GPU draws in a kernel of its own; if not, in plain PyTorch.
-    check_every: ticks between proofs of the core's books; 0 checks only when idle.
-    load_format: "safetensors" reads the pair's folders; "dummy" makes weights up, to measure speed:
-        of the folders' shapes, or of the pair's named ones where it has no folders.
+    fused_head: whether a GPU computes signals within the head's product, without storing logits.
+    fused_sampling: whether a GPU samples in a kernel of its own; if not, in plain PyTorch.
+    check_every: ticks between integrity checks of the core; 0 checks only when idle.
+    load_format: "safetensors" reads the pair's checkpoints; "dummy" generates weights, to measure
+        speed: in the checkpoints' shapes, or in the pair's named ones where it has none.
     graphs: whether ticks are recorded and replayed: "on", "off", or "auto", on GPUs only. Ticks of
-        decodes alone always, others up to ``graph_rows``.
+        decodes alone always are, others up to ``graph_rows``.
     graph_rows: rows of the largest recorded tick with a span (catch-up, short prefill); 0: none.
-    memory_fraction: of a GPU's memory, what may be in use, that of other programs included.
-    cpu_kernels: whether a CPU runs the compiled kernels where they take the model; if not, PyTorch.
-    retokenize: take pairs whose tokenizers differ: text crosses at step boundaries, encoded again.
-        Where they agree nothing changes.
+    memory_fraction: share of a GPU's memory that may be in use, other programs included.
+    cpu_kernels: whether a CPU runs the compiled kernels where they support the model; if not,
+        PyTorch.
+    retokenize: accept pairs whose tokenizers differ: text crosses at step boundaries and is encoded
+        again. Where they agree nothing changes.
     """
 
     block_tokens: int = 16
@@ -125,13 +132,13 @@ class EngineConfig:
             raise SteerError(f"host_kv_tokens must be at most {limit}, got {tokens}")
         if tokens and not self.prefix_cache:
             raise SteerError(
-                "host_kv_tokens needs prefix_cache, through which parked KV is found again; "
+                "host_kv_tokens needs prefix_cache, through which offloaded KV is found again; "
                 "turn it on, or set host_kv_tokens to 0"
             )
 
     @property
     def host_blocks(self) -> int:
-        """Blocks that ``host_kv_tokens`` are."""
+        """``host_kv_tokens`` in blocks, rounded up."""
         return -(-self.host_kv_tokens // self.block_tokens)
 
     def _check_choices(self) -> None:
@@ -167,9 +174,9 @@ class EngineConfig:
                 'load_format "dummy" cannot go with retokenize: made-up weights have '
                 "made-up tokens, the same for both models"
             )
-        found = self.delimiters
-        listed = isinstance(found, tuple | list) and bool(found)
-        if not listed or not all(isinstance(d, str) and d for d in found):
+        delimiters = self.delimiters
+        listed = isinstance(delimiters, tuple | list) and bool(delimiters)
+        if not listed or not all(isinstance(d, str) and d for d in delimiters):
             raise SteerError(
-                f"delimiters must be one or more strings that are not empty, got {found!r}"
+                f"delimiters must be one or more strings that are not empty, got {delimiters!r}"
             )

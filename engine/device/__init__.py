@@ -1,1 +1,1 @@
-"""Bytes, queues and graphs of a device. Knows no request."""
+"""Memory, queues and graphs of a device. This package knows nothing of requests."""

@@ -1,4 +1,4 @@
-"""How large an arena is by default on a CPU, and whether it holds all requests at once."""
+"""The default size of an arena on a CPU, and a log line if it cannot hold all requests at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine.device.kv_arena import ArenaGeometry
 from engine.device.memory_budget import LEAST_TOKENS
 from engine.errors import SteerError
 
-_SHARE = 0.5  # of the memory that is free: passes, other engines and other programs need some, too
-_MOST = 0.75  # of it, where half does not hold one request
+_SHARE = 0.5  # of free memory: passes, other engines and other programs need some too
+_MOST = 0.75  # of free memory, if half of it does not hold one request
 _log = logging.getLogger(__name__)
 
 
 def slabs_for(requests: int, context: int, block_tokens: int, geometry: ArenaGeometry) -> int:
-    """Slabs that hold so many requests of ``context`` tokens, each on both models."""
+    """Slabs that hold ``requests`` requests of ``context`` tokens, each on both models."""
     blocks = requests * math.ceil(context / block_tokens)
     return sum(math.ceil(blocks / slots) for slots in geometry.slots)
 
@@ -26,16 +26,16 @@ def default_slabs(geometry: ArenaGeometry, config: EngineConfig, context: int, f
     """Slabs of an arena in host memory where ``arena_tokens`` is 0.
 
     As many as ``max_sequences`` requests of full context need on both models, and not fewer than
-    ``geometry`` has, as the prefix cache lives in what requests leave. But at most half of what is
-    free; if one request of full context would then not fit on each model alone, what it needs, up
-    to three quarters. Memory is taken as it is written, but an engine that runs long writes all of
-    its arena, for the prefix cache.
+    ``geometry`` has, since the prefix cache uses the slabs that requests leave free. At most half
+    of free memory; if that does not hold one request of full context on each model alone, as much
+    as it needs, up to three quarters. The system maps memory when it is written, but the prefix
+    cache makes a long-running engine write all of its arena.
 
     Args:
-        free: bytes that can be allocated, the weights being loaded.
+        free: bytes that can be allocated after the weights were loaded.
 
     Raises:
-        SteerError: if there is too little for any use.
+        SteerError: if memory is too short for a useful arena.
     """
     free -= config.host_blocks * geometry.block_bytes[1]
     blocks = math.ceil(context / config.block_tokens)
@@ -58,11 +58,11 @@ def default_slabs(geometry: ArenaGeometry, config: EngineConfig, context: int, f
 
 
 def log_shortage(geometry: ArenaGeometry, config: EngineConfig, context: int) -> None:
-    """Say how many requests of full context the arena holds, if not ``max_sequences``.
+    """Log how many requests of full context the arena holds, if not ``max_sequences``.
 
-    Few requests are that long, so with a long context this is the ordinary case and no fault:
-    INFO. Where there is no room for one on both models it is a WARNING: what the context allows
-    may be refused, or lose its KV whenever the other model takes over, though it runs alone.
+    Few requests are that long, so with a long context this is normal: INFO. If not even one fits on
+    both models, it is a WARNING: a request within the context may be refused, or lose its KV at
+    each handoff, even if it runs alone.
     """
     most = config.max_sequences
 

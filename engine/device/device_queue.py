@@ -1,40 +1,43 @@
-"""Where a lane's work runs: at once on a CPU, on a stream of its own on a GPU."""
+"""The queue of a lane's work: run at once on a CPU, on a CUDA stream of its own on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+_cuda: Any = torch.cuda  # PyTorch does not type its streams and events
+
 
 class Ticket(Protocol):
-    """Work that was submitted."""
+    """The state of submitted work."""
 
     def done(self) -> bool:
-        """Whether it is over. Never waits."""
+        """Whether the work is done. Never waits."""
 
     def wait(self) -> None:
-        """Until it is over. Raises what the work raised, if that did not come up at once."""
+        """Wait until the work is done. Raises its error, if ``submit`` did not."""
 
 
 class DeviceQueue(Protocol):
-    """Runs what it is given in order. Two lanes have two, which do not wait for each other."""
+    """Runs work in order. Each lane has its own; the two do not wait for each other."""
 
     device: torch.device
 
     def submit(self, work: Callable[[], None]) -> Ticket:
-        """Start ``work`` after all that was submitted before. It must not wait for the device."""
+        """Start ``work`` after all earlier work. It must not wait for the device."""
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """From within work: a copy on the host, there once that work's ticket is done."""
+        """Called by work: a copy on the host, complete when that work's ticket is done."""
 
     def adopt(self, tensors: Iterable[Tensor]) -> None:
-        """Work will use what other code has made: after that, and before it is given out again."""
+        """Make tensors that were created on another stream safe to use in work: it starts after
+        their creation, and their memory is reused only after it."""
 
     def release(self) -> None:
-        """Give memory back that is only kept to be used again."""
+        """Return cached memory to the system."""
 
 
 class _Over:
@@ -46,7 +49,7 @@ class _Over:
 
 
 class HostQueue:
-    """Runs work while it is submitted."""
+    """Runs work within ``submit``."""
 
     device = torch.device("cpu")
 
@@ -64,8 +67,16 @@ class HostQueue:
         pass
 
 
+class _Event(Protocol):
+    """The part of ``torch.cuda.Event`` that is used."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+
 class _Recorded:
-    def __init__(self, event: torch.cuda.Event) -> None:
+    def __init__(self, event: _Event) -> None:
         self._event = event
 
     def done(self) -> bool:
@@ -76,13 +87,13 @@ class _Recorded:
 
 
 class CudaQueue:
-    """A stream. Work that fails is waited for, so that nothing it uses is still being read."""
+    """A CUDA stream. After work that fails it is synchronised, so that no buffer is still read."""
 
     def __init__(self, device: torch.device, priority: int = 0) -> None:
-        """``priority``: lower goes first; a card has few levels and takes the nearest."""
+        """``priority``: lower goes first; a GPU has few levels and takes the nearest."""
         self.device = device
         with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device, priority=priority)
+            self.stream: torch.cuda.Stream = _cuda.Stream(device, priority=priority)
 
     def submit(self, work: Callable[[], None]) -> Ticket:
         with torch.cuda.stream(self.stream):
@@ -91,12 +102,12 @@ class CudaQueue:
             except BaseException:
                 self.stream.synchronize()
                 raise
-            event = torch.cuda.Event()
+            event = _cuda.Event()
             event.record(self.stream)
         return _Recorded(event)
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        # Freed pinned memory is given out again only after this copy: its allocator sees to that.
+        # PyTorch's allocator reuses freed pinned memory only after this copy.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 

@@ -1,4 +1,4 @@
-"""Which devices an engine runs on, and in which numbers."""
+"""Chooses the devices and the dtype of an engine."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from kernels.ops import gpu_limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]
-_PRIORITIES = (-1, 0)  # ticks of the small model are short: they go between those of the large
+_PRIORITIES = (-1, 0)  # the small model's ticks are short: they run between the large model's
 
 
 def choose_devices(name: str, each: Sequence[str] | None = None) -> Devices:
-    """Of the small and the large model.
+    """The devices of the small and the large model.
 
     Args:
-        name: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N", for both.
-        each: two names instead; both on CPUs, or both on GPUs.
+        name: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N", for both.
+        each: two names instead; both CPUs, or both GPUs.
+
+    Raises:
+        SteerError: on an unknown or missing device.
     """
     if each is None:
-        found = _device(name)
-        return found, found
+        shared = _device(name)
+        return shared, shared
     if isinstance(each, str) or len(each) != 2:
         raise SteerError(f"devices must name one for each of the two models, got {each!r}")
     small, large = map(_device, each)
@@ -53,7 +56,10 @@ def _device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, devices: Devices) -> torch.dtype:
-    """Of weights and KV; "auto" is bfloat16 on GPUs that have it, else float32."""
+    """The dtype of weights and KV; "auto" is bfloat16 on GPUs that support it, else float32.
+
+    SteerError on an unknown dtype, or one that a GPU lacks.
+    """
     if name != "auto" and name not in DTYPES:
         raise SteerError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}, auto")
     cards = [device for device in devices if device.type == "cuda"]
@@ -67,12 +73,12 @@ def choose_dtype(name: str, devices: Devices) -> torch.dtype:
 
 
 def make_queue(model: int, device: torch.device) -> DeviceQueue:
-    """Where a lane's passes run."""
+    """The queue of a lane's passes."""
     return CudaQueue(device, _PRIORITIES[model]) if device.type == "cuda" else HostQueue()
 
 
 def card_memory(device: torch.device, fraction: float) -> CardMemory:
-    """A card as it is now."""
+    """A GPU's present memory; ``fraction``: share of it that may be in use."""
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     name = f"{device} ({torch.cuda.get_device_name(device)})"
@@ -80,7 +86,7 @@ def card_memory(device: torch.device, fraction: float) -> CardMemory:
 
 
 def check_shapes(shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig) -> None:
-    """SteerError on what the kernels for GPUs were not built for."""
+    """SteerError on shapes that the GPU kernels do not support."""
     limits = gpu_limits()
     if config.block_tokens not in limits.block_tokens:
         known = ", ".join(map(str, limits.block_tokens))

@@ -1,7 +1,7 @@
 """Work that is recorded once and replayed: CUDA graphs, and a stand-in on a CPU.
 
-Recorded work reads static buffers only. What a replay gives is overwritten by the next replay of
-any graph of the same lane, so it must be read, or copied on the same stream, before that.
+Recorded work reads static buffers only. The outputs of a replay are overwritten by the next replay
+of any graph of the same lane, so they must be read, or copied on the same stream, before that.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ Work = Callable[[], Outputs]
 
 @dataclass
 class GraphCounts:
-    """Ticks of one lane by how they ran, and graphs recorded.
+    """Ticks of one lane by how they ran, and recorded graphs.
 
-    eager: without a graph, ``misses`` included: those for which one was yet to be recorded.
-    captures: graphs recorded, those that were prepared before any tick included.
-    refused: graphs for which there was no memory, to record or to replay them; they are given up.
+    replays: ticks that replayed a graph.
+    eager: ticks without a graph.
+    misses: eager ticks after which a graph was to be recorded.
+    captures: recorded graphs, those prepared before any tick included.
+    refused: graphs given up because memory ran out when they were recorded or replayed.
     """
 
     replays: int = 0
@@ -38,14 +40,17 @@ class GraphCounts:
 
 
 class Recorder(Protocol):
-    """Turns work into a function that does it again."""
+    """Turns work into a function that repeats it."""
 
     def record(self, work: Work) -> Work:
-        """``work`` has run on this lane just before, with all that it compiles and loads."""
+        """Record ``work``, which must have run on this lane before: all it needs is compiled."""
 
 
 class HostRecorder:
-    """Runs work again, into the buffers of the first time; like a GPU's pool, spoils all others."""
+    """Runs the work again into its first outputs, and fills all other graphs' outputs with NaN.
+
+    A CUDA pool that is shared by graphs overwrites them in the same way.
+    """
 
     def __init__(self) -> None:
         self._pool: list[Tensor] = []
@@ -54,28 +59,28 @@ class HostRecorder:
         kept: list[Tensor] = []
 
         def replay() -> Outputs:
-            made = work()
+            outputs = work()
             for tensor in self._pool:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else 1)
             if not kept:
-                kept.extend(torch.empty_like(tensor) for tensor in made)
+                kept.extend(torch.empty_like(tensor) for tensor in outputs)
                 self._pool.extend(kept)
-            for mine, tensor in zip(kept, made, strict=True):
+            for mine, tensor in zip(kept, outputs, strict=True):
                 mine.copy_(tensor)
             return tuple(kept)
 
         return replay
 
 
-_RECORDING = threading.Lock()  # CUDA lets nobody wait for a card while a graph is recorded on it
+_RECORDING = threading.Lock()  # no thread may synchronise a GPU while a graph is recorded on it
 
 
 class CudaRecorder:
     """CUDA graphs of one lane, in one memory pool: replays of a lane never overlap.
 
-    A graph lives as long as its recorder, also one that broke off or is not replayed any more:
-    with the first graph that dies, Torch frees the workspace that cuBLAS has on the lane's stream,
-    and all other graphs of the lane write there.
+    A graph lives as long as its recorder, even if its recording failed or it is not replayed any
+    more: when the first graph dies, PyTorch frees cuBLAS's workspace on the lane's stream, and all
+    other graphs of the lane write there.
     """
 
     def __init__(self, queue: CudaQueue) -> None:
@@ -99,7 +104,7 @@ class CudaRecorder:
         return replay
 
     def _capture(self, graph: torch.cuda.CUDAGraph, work: Work) -> Outputs:
-        # Beside other engines' threads, whose calls must not spoil the recording.
+        # "thread_local": calls of other engines' threads must not break the recording.
         with (
             _RECORDING,
             torch.cuda.graph(
@@ -109,20 +114,22 @@ class CudaRecorder:
             return work()
 
     def _mend_pool(self) -> None:
-        """A recording that CUDA itself breaks off leaves its pool as if it went on, and Torch would
-        refuse every other one into it: they get another. One that broke off in order keeps its
-        pool, and what that has of memory."""
+        """Take a new pool if a failed recording left the old one open.
+
+        If CUDA itself aborts a recording, PyTorch keeps the pool open and refuses further
+        recordings into it. If the recording was ended properly, the pool and its memory are kept.
+        """
         end = getattr(torch._C, "_cuda_endAllocateToPool", None)
         if end is not None:
             try:
                 end(self._queue.device.index, self._pool)
-            except RuntimeError:  # it was ended in order
+            except RuntimeError:  # the recording was ended properly
                 return
         self._pool = torch.cuda.graph_pool_handle()
 
 
 class Graphs:
-    """The graphs of one lane by what they are for. The first time runs without one."""
+    """The graphs of one lane by key. The first run of a key is eager."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         """``recorder``: None runs everything eagerly."""
@@ -131,7 +138,7 @@ class Graphs:
         self.counts = GraphCounts()
 
     def run(self, key: Hashable, work: Work) -> Outputs:
-        """Work that may be replayed. ``key`` names everything that it depends on but buffers."""
+        """Run work by its graph, if any. ``key`` names all that it depends on except buffers."""
         replayed = self._replay(key)
         if replayed is not None:
             return replayed
@@ -142,12 +149,12 @@ class Graphs:
         return outputs
 
     def prepare(self, key: Hashable, work: Work) -> None:
-        """Run work once, and record it if it is not. No tick: nothing but the graph is counted."""
+        """Run work once and record it, unless it is recorded. Not counted as a tick."""
         if self._replays.get(key) is not None:
             return
         try:
             work()
-        except RuntimeError as error:  # when such a tick comes there may be room
+        except RuntimeError as error:  # at the first such tick memory may suffice
             if not is_out_of_memory(error):
                 raise
             self.counts.refused += 1
@@ -156,12 +163,12 @@ class Graphs:
             self._replays[key] = self._record(work)
 
     def run_eagerly(self, work: Work) -> Outputs:
-        """Work that is never recorded."""
+        """Run work without a graph."""
         self.counts.eager += 1
         return work()
 
     def _replay(self, key: Hashable) -> Outputs | None:
-        """None without a graph, and where the device has no room to start one."""
+        """The outputs of a replay; None without a graph, and if memory to launch it is out."""
         replay = self._replays.get(key)
         if replay is None:
             return None
@@ -180,7 +187,7 @@ class Graphs:
         assert self._recorder is not None
         try:
             replay = self._recorder.record(work)
-        except RuntimeError as error:  # a recording that breaks off hides why behind its own error
+        except RuntimeError as error:  # the cause may be the context of a failed recording's error
             if not is_out_of_memory(error) and not is_out_of_memory(error.__context__):
                 raise
             self.counts.refused += 1

@@ -1,4 +1,4 @@
-"""How much memory the host has free: what an arena on a CPU may be taken from."""
+"""The host's free memory, of which an arena on a CPU may take a share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-# Of control groups, version 2 and version 1: where they are, the files that say what a group may
-# use and what it uses, and how its statistics call the files in memory, which can be dropped.
+# Control groups of version 2 (True) and version 1: their folder, the files with a group's limit and
+# usage, and the prefix of the counts of cached file pages, which can be dropped.
 _GROUPS = {
     True: ("sys/fs/cgroup", "memory.max", "memory.current", ""),
     False: ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
@@ -16,11 +16,11 @@ _GROUPS = {
 
 
 def available(root: Path = Path("/")) -> int | None:
-    """Bytes that can still be allocated without swapping; None where the system does not say.
+    """Bytes that can still be allocated without swapping; None if the system does not say.
 
-    That is what the kernel calls available, or less where this process is in a control group (a
-    container is one) that has less left. Memory is counted as it is used: what was allocated and
-    never written is still available.
+    This is the kernel's MemAvailable, or less if this process is in a control group (such as a
+    container) with less left. Memory counts once it is written: allocated but untouched memory is
+    still available.
 
     Args:
         root: the folder that holds ``proc`` and ``sys``.
@@ -29,12 +29,12 @@ def available(root: Path = Path("/")) -> int | None:
         text = (root / "proc/meminfo").read_text()
     except OSError:
         return _free_pages()
-    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
-    return min([1024 * int(found[1]), *_left_in_groups(root)]) if found else _free_pages()
+    line = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return min([1024 * int(line[1]), *_left_in_groups(root)]) if line else _free_pages()
 
 
 def _free_pages() -> int | None:
-    """Without /proc."""
+    """Bytes of free pages, for systems without /proc; None if unknown."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not on every system
@@ -42,10 +42,10 @@ def _free_pages() -> int | None:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What this process's control group, and each one above it, may still use."""
+    """Bytes that this process's control group, and each group above it, may still use."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):  # a name that is no text
+    except (OSError, ValueError):  # a group's name need not be UTF-8
         return
     for line in lines:
         _, _, rest = line.partition(":")
@@ -54,7 +54,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             continue
         base, *names = _GROUPS[not controllers]
         group = PurePosixPath(path.lstrip("/"))
-        # In a container the path may be the host's; its own group is the top of what it sees.
+        # In a container the path may be the host's; the container's own group is the visible root.
         for place in (group, *group.parents):
             left = _left(root / base / place, *names)
             if left is not None:
@@ -62,7 +62,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _left(group: Path, limit: str, used: str, prefix: str) -> int | None:
-    """Of one group; None where it sets no limit, or does not exist."""
+    """Bytes that one group may still use; None if it sets no limit, or does not exist."""
     try:
         most = (group / limit).read_text().strip()
         if most == "max":

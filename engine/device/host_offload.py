@@ -1,4 +1,4 @@
-"""Host memory that keeps KV of the large model which the arena has no room for."""
+"""Offloads KV of the large model to host memory when the arena is full."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ Pairs = npt.NDArray[np.int32]  # [copies, 2]
 
 
 class OffloadCopies:
-    """What a plan copies to host memory and back, taken over from the scheduler's buffers.
+    """The copies of a plan to host memory and back, taken from the scheduler's buffers.
 
-    saves: (block, slot). restores: (slot, block).
+    tick: number of the plan's tick.
+    offloaded: int32 [copies, (block, slot)].
+    restored: int32 [copies, (slot, block)].
     """
 
     def __init__(self, plan: _core.Plan) -> None:
         self.tick = plan.tick
-        self.saves: Pairs = plan.saves[: plan.saved].copy()
-        self.restores: Pairs = plan.restores[: plan.restored].copy()
+        self.offloaded: Pairs = plan.saves[: plan.saved].copy()
+        self.restored: Pairs = plan.restores[: plan.restored].copy()
 
 
 class HostKVStore:
-    """Slots of one block each. Pinned for a GPU, so that copies need not wait for anybody.
+    """Slots of one block each, in memory that is pinned for a GPU, so that copies do not wait.
 
-    Which slot holds what is the scheduler's business. Copies run on the queue of the lane whose
-    plan lists them, before its pass.
+    The scheduler knows which slot holds which block. Copies run on the queue of the lane whose plan
+    lists them, before its pass.
     """
 
     def __init__(self, arena: KVArena, slots: int) -> None:
@@ -69,13 +71,13 @@ class HostKVStore:
         """Size of all slots."""
         return sum(piece.numel() for piece in self._pieces)
 
-    def save(self, pairs: Pairs) -> None:
-        """Copy blocks to slots. pairs: [copies, (block, slot)]."""
+    def offload(self, pairs: Pairs) -> None:
+        """Copy blocks to slots. pairs: int32 [copies, (block, slot)]."""
         for block, slot in pairs.tolist():
             self._slot(slot).copy_(self._block(block), non_blocking=True)
 
     def restore(self, pairs: Pairs) -> None:
-        """Copy slots to blocks. pairs: [copies, (slot, block)]."""
+        """Copy slots to blocks. pairs: int32 [copies, (slot, block)]."""
         for slot, block in pairs.tolist():
             self._block(block).copy_(self._slot(slot), non_blocking=True)
 

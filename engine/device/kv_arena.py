@@ -1,4 +1,4 @@
-"""The KV arena: one allocation that both models share, and each model's view of it."""
+"""The KV arena: one allocation that both models share, and a view of it for each model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from kernels.ops import KVLayout
 
 @dataclass(frozen=True)
 class ArenaGeometry:
-    """How the arena is cut: equal slabs, each lent to one model at a time. Sizes in bytes."""
+    """How the arena is divided: equal slabs, each lent to one model at a time.
+
+    slabs: their number.
+    slab_bytes, block_bytes: bytes of a slab, and of a KV block of each model.
+    """
 
     slabs: int
     slab_bytes: int
@@ -31,10 +35,10 @@ class ArenaGeometry:
     def of(
         cls, shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig, element_bytes: int
     ) -> ArenaGeometry:
-        """A slab holds one block of the model with the larger blocks.
+        """The geometry for ``config.arena_tokens``; a slab holds one block of the larger kind.
 
-        It is rounded up to whole head rows of both models, so that each can see the arena as a
-        matrix of its own head rows.
+        Slabs are rounded up to whole head rows of both models, so that each model can view the
+        arena as a matrix of its own head rows.
         """
         small, large = (config.block_tokens * s.kv_bytes_per_token(element_bytes) for s in shapes)
         unit = math.lcm(*(s.head_dim * element_bytes for s in shapes))
@@ -45,16 +49,19 @@ class ArenaGeometry:
 
 
 class KVArena:
-    """Owns the arena's memory for the life of an engine; freed with it. Nothing else holds KV.
+    """Owns the memory of all KV on the devices, for the life of an engine.
 
-    Two models on two devices have an arena of the same geometry on each: a slab is used on the
-    device of the model that it is lent to, and lies idle on the other.
+    For two models on two devices there is an arena of the same geometry on each: a slab is used on
+    the device of the model that it is lent to, and is idle on the other.
     """
 
     def __init__(
         self, geometry: ArenaGeometry, dtype: torch.dtype, devices: tuple[torch.device, ...] = ()
     ) -> None:
-        """``devices``: of the small and the large model; default: the CPU."""
+        """Allocate the arena; SteerError if memory is too short.
+
+        devices: those of the small and the large model; default: the CPU.
+        """
         self.geometry = geometry
         size = geometry.slabs * geometry.slab_bytes
         self._devices = devices or (torch.device("cpu"),) * 2
@@ -63,7 +70,7 @@ class KVArena:
         if size >= 2**63:  # more than PyTorch can count
             raise lacking
         try:
-            # Never zeroed: rows that nobody wrote are masked by every reader.
+            # Not zeroed: every reader masks rows that were not written.
             self._memory = {
                 device: torch.empty(size, dtype=torch.uint8, device=device)
                 for device in dict.fromkeys(self._devices)
@@ -80,17 +87,17 @@ class KVArena:
         return sum(memory.numel() for memory in self._memory.values())
 
     def rows(self, shape: ModelConfig, model: int = 0) -> Tensor:
-        """A model's arena as its head rows: [arena_rows, head_dim]. A view, never a copy."""
+        """A model's view of the arena: [arena_rows, head_dim] in the arena's dtype."""
         memory = self._memory[self._devices[model]]
         return memory.view(self._dtype).view(-1, shape.head_dim)
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
-        """Where it lies: one device, or those of the two models."""
+        """The devices that hold it: one, or those of the two models."""
         return tuple(self._memory)
 
     def block(self, model: int, block: int) -> Tensor:
-        """The bytes of a block of ``model``: [block_bytes], uint8. A view."""
+        """A view of the bytes of a block of ``model``: uint8 [block_bytes]."""
         geometry = self.geometry
         slab, place = divmod(block, geometry.slots[model])
         size = geometry.block_bytes[model]
@@ -98,7 +105,7 @@ class KVArena:
         return self._memory[self._devices[model]][first : first + size]
 
     def layout(self, shape: ModelConfig, model: int, block_tokens: int) -> KVLayout:
-        """Where the blocks of ``model`` lie among those rows."""
+        """Where the blocks of ``model`` lie in :meth:`rows`."""
         row_bytes = shape.head_dim * self._dtype.itemsize
         return KVLayout(
             layers=shape.layers,

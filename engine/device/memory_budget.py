@@ -1,4 +1,4 @@
-"""What fits a card: bytes of weights, workspaces and the arena, before any of it is allocated."""
+"""Bytes of weights, workspaces and the arena on a GPU, computed before they are allocated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from engine.errors import SteerError
 from engine.models.footprint import stored_bytes
 from kernels.ops import WORKSPACE, split_attention_bytes
 
-LEAST_TOKENS = 1024  # of the large model: an arena for less serves nobody
-_EDITED = 80  # bytes of a logit while it is penalised, or sorted, or scored by an audit
-_SORTED = 120  # bytes of a logit while it is drawn from in plain PyTorch
+LEAST_TOKENS = 1024  # smallest useful arena, in tokens of the large model
+_EDITED = 80  # bytes per logit while rows are penalised, sorted, or scored by an audit
+_SORTED = 120  # bytes per logit while rows are sampled in plain PyTorch
 
 
 @dataclass(frozen=True)
 class CardMemory:
-    """Bytes of one card. ``fraction``: of ``total``, what may be in use, others' included."""
+    """Memory of one GPU in bytes.
+
+    fraction: share of ``total`` that may be in use, other programs included.
+    """
 
     name: str
     total: int
@@ -26,22 +29,22 @@ class CardMemory:
 
     @property
     def usable(self) -> int:
-        """What may still be allocated."""
+        """Bytes that may still be allocated."""
         return max(0, self.free - math.ceil((1 - self.fraction) * self.total))
 
 
 def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
-    """Bytes of a model's weights; ``element_bytes`` are those of what is not quantised."""
+    """Bytes of a model's weights; ``element_bytes``: of an element that is not quantised."""
     return stored_bytes(shape, element_bytes)
 
 
 def workspace_bytes(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
-    """Bytes beside weights and arena that one lane's biggest tick takes, and its graphs' pool.
+    """Bytes beside weights and arena that one lane needs: its largest tick and its graphs' pool.
 
-    Activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows as they are computed
-    with and without graphs, kept for all graphs, and copied up to three times for a draw; partial
-    results of split attention; what is dequantised at a time of packed weights. The pool does not
-    share with ticks that have no graph.
+    These are activations of ``max_tick_tokens`` rows; logits of ``max_sequences`` rows, computed
+    with and without graphs, kept for all graphs, and copied up to three times for sampling; partial
+    results of split attention; and dequantised parts of packed weights. Ticks without a graph do
+    not share the pool.
     """
     rows, sequences = config.max_tick_tokens, config.max_sequences
     recorded = 0 if config.graphs == "off" else max(sequences, min(rows, config.graph_rows))
@@ -64,17 +67,17 @@ def workspace_bytes(shape: ModelConfig, config: EngineConfig, element_bytes: int
 def arena_slabs(
     card: CardMemory, needed: dict[str, int], slab: int, slab_tokens: int, asked: int = 0
 ) -> int:
-    """Slabs of an arena that fit a card beside everything else.
+    """Slabs of an arena that fit on a GPU beside everything else.
 
     Args:
-        card: as it is now.
-        needed: bytes still to be allocated by what they are for, the arena apart.
-        slab: bytes of one.
-        slab_tokens: of the large model that one holds.
+        card: the GPU's present memory.
+        needed: bytes that are still to be allocated, by purpose, without the arena.
+        slab: bytes of a slab.
+        slab_tokens: tokens of the large model in a slab.
         asked: slabs wanted; 0 takes all that fit.
 
     Raises:
-        SteerError: what is needed, what is free, and what would fit.
+        SteerError: if they do not fit: what is needed, what is free, and what would fit.
     """
     least = asked or math.ceil(LEAST_TOKENS / slab_tokens)
     others = sum(needed.values())

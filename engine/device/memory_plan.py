@@ -1,4 +1,4 @@
-"""Whether a pair fits its devices, and how large an arena that leaves."""
+"""Checks that a pair fits its devices, and sizes the arena in the memory that is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shapes = tuple[ModelConfig, ModelConfig]
 
 
 class MemoryPlan:
-    """The memory of the devices of one engine. On a CPU all weights are taken to fit."""
+    """The memory of one engine's devices. On a CPU, weights are assumed to fit."""
 
     def __init__(
         self, devices: tuple[torch.device, torch.device], config: EngineConfig, element_bytes: int
@@ -28,13 +28,13 @@ class MemoryPlan:
         self._on_cards = devices[0].type == "cuda"
 
     def check(self, shapes: Shapes) -> None:
-        """SteerError if the kernels cannot run a pair, or its cards not hold it."""
+        """SteerError if GPU kernels do not support a pair, or its GPUs cannot hold it."""
         if self._on_cards:
             check_shapes(shapes, self._config)
             self._slabs(shapes, loaded=False)
 
     def geometry(self, shapes: Shapes, context: int) -> ArenaGeometry:
-        """The arena, once the weights are loaded, for requests of up to ``context`` tokens."""
+        """The arena's geometry for requests of up to ``context`` tokens, after loading weights."""
         config = self._config
         geometry = ArenaGeometry.of(shapes, config, self._element_bytes)
         slabs = geometry.slabs
@@ -47,11 +47,11 @@ class MemoryPlan:
         return geometry
 
     def _slabs(self, shapes: Shapes, loaded: bool) -> int:
-        """What fits all cards: each holds an arena of the same geometry."""
+        """Slabs that fit on every GPU: each holds an arena of the same geometry."""
         config, size = self._config, self._element_bytes
         geometry = ArenaGeometry.of(shapes, config, size)
         tokens = geometry.slots[1] * config.block_tokens
-        found = []
+        fitting = []
         for device in dict.fromkeys(self._devices):
             here = [shape for shape, d in zip(shapes, self._devices, strict=True) if d == device]
             needed = {
@@ -60,5 +60,5 @@ class MemoryPlan:
             }
             card = card_memory(device, config.memory_fraction)
             asked = geometry.slabs if config.arena_tokens else 0
-            found.append(arena_slabs(card, needed, geometry.slab_bytes, tokens, asked))
-        return min(found)
+            fitting.append(arena_slabs(card, needed, geometry.slab_bytes, tokens, asked))
+        return min(fitting)

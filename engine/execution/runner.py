@@ -226,9 +226,9 @@ class ModelRunner:
         """What the tick takes the room of goes to the host, then what it takes back comes here."""
         # A launch that was cut short is repeated, but has written where the blocks were.
         if parcel.tick != self._saved:
-            host.save(parcel.saves)
+            host.offload(parcel.offloaded)
             self._saved = parcel.tick
-        host.restore(parcel.restores)
+        host.restore(parcel.restored)
 
     def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
         """The forward pass: a graph's replay where it may be one."""

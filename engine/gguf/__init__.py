@@ -1,1 +1,1 @@
-"""GGUF files: what one holds, whatever it is used for."""
+"""GGUF files: their metadata and tensors, whatever these are used for."""

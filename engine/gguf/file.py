@@ -1,4 +1,4 @@
-"""A GGUF checkpoint: one file, or all the files that llama.cpp split one into."""
+"""A GGUF checkpoint: one file, or all the parts that llama.cpp split it into."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SPLIT = re.compile(
 
 
 class GgufFile:
-    """The metadata of a checkpoint and the places of its tensors; nothing is kept open.
+    """The metadata of a checkpoint and the places of its tensors; no file is kept open.
 
-    path: as given, of any of the parts where there are several.
-    tensors: by the file's own names.
+    path: as given; where there are several parts, that of any of them.
+    tensors: places by the tensors' names in the file.
     """
 
     def __init__(self, path: Path) -> None:
-        """SteerError, naming the file, on one that is missing or not sound."""
+        """SteerError, naming the file, on one that is missing or malformed."""
         self.path = path
         headers = [read_header(each) for each in _paths(path)]
         self._fields = headers[0].fields
@@ -30,9 +30,9 @@ class GgufFile:
         self.tensors = _joined(headers)
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """A value of the metadata, or ``default`` where there is none.
+        """A value of the metadata, or ``default`` if the key is missing.
 
-        SteerError where it is of another type than ``kind``.
+        SteerError if the value's type is not ``kind``.
         """
         value = self._fields.get(key, default)
         if value is default:
@@ -44,22 +44,22 @@ class GgufFile:
         return value
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts; SteerError where there is none."""
-        found = self.get(key, list)
-        if not found or not all(isinstance(text, str) for text in found):
-            raise SteerError(f"{self.path}: {key} must be a list of texts, got {short(found)}")
-        return list(found)
+        """A list of strings; SteerError if the key has no such list."""
+        values = self.get(key, list)
+        if not values or not all(isinstance(text, str) for text in values):
+            raise SteerError(f"{self.path}: {key} must be a list of texts, got {short(values)}")
+        return list(values)
 
     def __str__(self) -> str:
         return str(self.path)
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin so."""
+        """The keys that begin with ``prefix``."""
         return [key for key in self._fields if key.startswith(prefix)]
 
 
 def opened(source: Path | GgufFile) -> Path | GgufFile:
-    """A path that names a GGUF file, by its ending, as such a file; any other path as it is."""
+    """The GgufFile of a path that ends in .gguf; any other source as it is."""
     gguf = isinstance(source, Path) and source.suffix.lower() == ".gguf"
     return GgufFile(source) if gguf and isinstance(source, Path) else source
 
@@ -71,7 +71,7 @@ def short(value: Any) -> str:
 
 
 def _paths(path: Path) -> list[Path]:
-    """Of all parts, the first one first. SteerError for the first that is missing."""
+    """Paths of all parts in order. SteerError for the first that is missing."""
     parts = _SPLIT.fullmatch(path.name)
     count = int(parts["count"]) if parts else 1
     if parts and not 1 <= int(parts["number"]) <= count:
@@ -81,14 +81,14 @@ def _paths(path: Path) -> list[Path]:
         if parts
         else [path.name]
     )
-    found = [path.with_name(name) for name in names]
-    for each in found:
+    paths = [path.with_name(name) for name in names]
+    for each in paths:
         if each.is_dir():
             raise SteerError(f"{each}: is a folder, expected a GGUF file")
         if not each.is_file():
             of = f", part of the {count} of {path.name}" if parts else ""
             raise SteerError(f"{each}: no such GGUF file{of}")
-    return found
+    return paths
 
 
 def _joined(headers: list[Header]) -> dict[str, TensorEntry]:
@@ -102,7 +102,7 @@ def _joined(headers: list[Header]) -> dict[str, TensorEntry]:
 
 
 def _check_split(path: Path, headers: list[Header]) -> None:
-    """Each part says how many there are, and which one it is."""
+    """SteerError unless each part's metadata agrees with its name: its number, and of how many."""
     for number, header in enumerate(headers):
         count = header.fields.get("split.count", 1)
         place = header.fields.get("split.no", 0)
@@ -114,6 +114,6 @@ def _check_split(path: Path, headers: list[Header]) -> None:
                 "name"
             )
     total = headers[0].fields.get("split.tensors.count")
-    found = sum(len(header.tensors) for header in headers)
-    if len(headers) > 1 and total is not None and total != found:
-        raise SteerError(f"{path}: {total} tensors are announced, its parts hold {found}")
+    held = sum(len(header.tensors) for header in headers)
+    if len(headers) > 1 and total is not None and total != held:
+        raise SteerError(f"{path}: {total} tensors are announced, its parts hold {held}")

@@ -1,4 +1,4 @@
-"""The formats of numbers in GGUF files, and their dequantisation by the ``gguf`` package."""
+"""The number formats of GGUF files, and their dequantisation by the ``gguf`` package."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Format:
-    """``block`` numbers of a row stand together in ``size`` bytes."""
+    """A block format: ``block`` numbers of a row are stored in ``size`` bytes."""
 
     name: str
     block: int
     size: int
 
     def bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor. ValueError where its rows are not made of whole blocks."""
+        """Bytes of a tensor. ValueError if its rows are not whole blocks."""
         if shape[-1] % self.block:
             raise ValueError(f"rows of {shape[-1]} are not made of {self.name}'s {self.block}")
         return math.prod(shape) // self.block * self.size
 
 
 def format_of(code: int) -> Format:
-    """A format by the file's number for it. ValueError on one that is not supported."""
+    """A format by its code in the file. ValueError on one that is not supported."""
     constants = _package("constants")
     try:
         kind = constants.GGMLQuantizationType(code)
@@ -47,18 +47,18 @@ def format_of(code: int) -> Format:
 
 
 def dequantised(data: np.ndarray, name: str) -> np.ndarray:
-    """Numbers of whole rows.
+    """Dequantise whole rows.
 
     Args:
         data: uint8 [rows, bytes of a row], as in the file.
-        name: of the format.
+        name: the format's name.
 
     Returns:
         fp32 [rows, columns].
     """
     kind = _package("constants").GGMLQuantizationType[name]
-    found: np.ndarray = _package("quants").dequantize(data, kind)
-    return found
+    numbers: np.ndarray = _package("quants").dequantize(data, kind)
+    return numbers
 
 
 def _package(module: str) -> Any:

@@ -2,7 +2,7 @@
 
 Source: the GGUF specification (ggml-org/ggml, docs/gguf.md), versions 2 and 3, little-endian. The
 ``gguf`` package reads headers too, but makes three objects for each token of a vocabulary (seconds
-and hundreds of megabytes for a model of 1 GB) and does not ask whether a file is cut off.
+and hundreds of megabytes for a model of 1 GB) and does not notice a truncated file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from engine.gguf.formats import format_of
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-# Codes of the values' types, as struct and NumPy write them.
+# Type codes of values, and the format characters of struct and NumPy for them.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 _DIMENSIONS = 4
 _ALIGNMENT = 32
 _LONGEST = 2**16  # bytes of a name
-_LONGEST_HEADER = 100_000_000  # bytes, as of safetensors
+_LONGEST_HEADER = 100_000_000  # bytes: the limit of safetensors
 _MOST = 2**24  # entries of an array
 
 
@@ -34,9 +34,9 @@ _MOST = 2**24  # entries of an array
 class TensorEntry:
     """Where a tensor lies in its file.
 
-    shape: rows first, as PyTorch counts (the file has it the other way round).
-    format: of its numbers, such as "Q4_K".
-    first, bytes: its place in the file.
+    shape: rows first, as in PyTorch (the file has the reverse order).
+    format: the format of its numbers, such as "Q4_K".
+    first, bytes: offset in the file and size, in bytes.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the numbers: ``fields`` by key, tensors by name."""
+    """What a file holds before its numbers: metadata ``fields`` by key, tensors by name."""
 
     path: Path
     fields: dict[str, Any]
@@ -57,7 +57,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read a file's header. SteerError, naming the file, on whatever is not sound in it."""
+    """Read a file's header. SteerError, naming the file, if it is malformed."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(path, data).header()
@@ -70,7 +70,7 @@ def read_header(path: Path) -> Header:
 
 
 class _Reader:
-    """Walks through the header; ValueError where it is not sound."""
+    """Reads the header from front to back; ValueError where it is malformed."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._place = path, data, 0
@@ -91,13 +91,13 @@ class _Reader:
         return Header(self._path, fields, self._placed(entries, first, alignment))
 
     def _unique(self, count: int, read: Callable[[], tuple[str, Any]], what: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for _ in range(count):  # each one takes bytes: a wrong count soon meets the end
+        values: dict[str, Any] = {}
+        for _ in range(count):  # each entry takes bytes: a wrong count soon reaches the end
             name, value = read()
-            if name in found:
+            if name in values:
                 raise ValueError(f"{what} {name} appears twice")
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     def _field(self) -> tuple[str, Any]:
         key = self._text(_LONGEST)
@@ -125,8 +125,8 @@ class _Reader:
         if kind != _BOOL and kind not in _NUMBERS:
             raise ValueError(f"arrays of type {kind} are not supported")
         dtype = np.dtype("?" if kind == _BOOL else f"<{_NUMBERS[kind]}")
-        found: list[Any] = np.frombuffer(self._bytes(count * dtype.itemsize), dtype).tolist()
-        return found
+        entries: list[Any] = np.frombuffer(self._bytes(count * dtype.itemsize), dtype).tolist()
+        return entries
 
     def _tensor(self) -> tuple[str, tuple[tuple[int, ...], str, int, int]]:
         name = self._text(_LONGEST)
@@ -148,7 +148,7 @@ class _Reader:
     def _placed(
         self, entries: dict[str, Any], first: int, alignment: int
     ) -> dict[str, TensorEntry]:
-        """Tensors with their places in the file: within it, one behind the other."""
+        """Tensors with their places; ValueError where they overlap or pass the file's end."""
         placed, end = {}, first
         for name, (shape, format, offset, size) in sorted(entries.items(), key=lambda e: e[1][2]):
             begin = first + offset
@@ -181,6 +181,6 @@ class _Reader:
             raise ValueError(f"the file is cut off at byte {len(self._data)}, within its header")
         if end > _LONGEST_HEADER:
             raise ValueError(f"its header is longer than {_LONGEST_HEADER} bytes")
-        found = self._data[self._place : end]
+        data = self._data[self._place : end]
         self._place = end
-        return found
+        return data

@@ -1,1 +1,1 @@
-"""Decoders and their weights. Knows kernels; knows no scheduler."""
+"""Decoders and their weights. This package uses kernels, and knows nothing of scheduling."""

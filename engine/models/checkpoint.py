@@ -33,15 +33,16 @@ from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
 
-# Written by some exporters and of no use here: scales of activations and of a quantised cache too.
+# Tensors of some exporters that are not used here, such as scales of activations and of a
+# quantised KV cache.
 _IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
 
 
 def load_config(source: Path | GgufFile) -> ModelConfig:
     """The model's shape. SteerError on a checkpoint that cannot be read.
 
-    Of a folder, end-of-sequence ids of generation_config.json win over config.json's, and which
-    layers of a quantised checkpoint are plain is read from its weights, if they are there.
+    In a folder, end-of-sequence ids of generation_config.json take precedence over config.json's.
+    Which layers of a quantised checkpoint are plain is read from its weights, if there are any.
     """
     source = opened(source)
     return model_config(source) if isinstance(source, GgufFile) else _folder_config(source)
@@ -70,13 +71,13 @@ def _folder_config(folder: Path) -> ModelConfig:
 
 
 def _linear_layers(config: ModelConfig) -> Iterator[str]:
-    """Of the checkpoint, by name."""
+    """Names of the checkpoint's linear layers."""
     for part in model_parts(config):
         yield from (name for name, _ in part.parts) if isinstance(part, Linear) else ()
 
 
 def _is_plain(shards: Shards | GgufTensors, name: str) -> bool:
-    """What is there decides, whatever config.json says of it."""
+    """Whether a layer is not quantised: its tensors decide, whatever config.json says."""
     return shards.dtypes.get(f"{name}.weight") in FLOATS
 
 
@@ -89,18 +90,18 @@ def load_weights(
 ) -> dict[str, Weight]:
     """All weights by the names of :mod:`engine.models.layout`, plain ones in ``dtype``.
 
-    Each is allocated once and filled from the mapped files, which are unmapped layer by layer: at
-    no time are there two copies of more than a layer.
+    Each is allocated once and filled from the mapped files, which are unmapped layer by layer: no
+    more than one layer exists twice at any time.
 
     Args:
         source: the checkpoint.
         config: its shape.
-        dtype: of what is not quantised; all that a GGUF file holds is dequantised to it.
+        dtype: dtype of weights that are not quantised; a GGUF file's are all dequantised to it.
         progress: show a bar on standard error.
-        device: to allocate them on; what comes from a file is never whole on the host.
+        device: where weights are allocated; the host never holds all of them for another device.
 
     Raises:
-        SteerError: on missing, extra, doubled or mis-shaped tensors and unreadable files.
+        SteerError: on missing, extra, duplicate or mis-shaped tensors and unreadable files.
     """
     source = opened(source)
     shards = GgufTensors(source, config) if isinstance(source, GgufFile) else Shards(source)
@@ -163,11 +164,11 @@ class _Loader:
             raise SteerError(f"{where} is {self._shards.dtypes[name]}; expected {right}")
 
     def _unused(self, name: str) -> bool:
-        """A tied head is written out by some exporters: the embedding counts."""
+        """Whether a tensor is ignored; some exporters write out a tied head."""
         return (self._config.tied and name == "lm_head.weight") or bool(_IGNORED.fullmatch(name))
 
     def _wanted(self, part: Part) -> Iterator[tuple[str, Wanted]]:
-        """Names, shapes and dtypes of the tensors that make a part."""
+        """Names, shapes and dtypes of a part's tensors."""
         if isinstance(part, Table):
             yield part.name, Wanted((part.shape,), FLOATS)
             return
@@ -178,7 +179,7 @@ class _Loader:
                 yield f"{name}.bias", Wanted(((rows,),), FLOATS)
 
     def _weight_tensors(self, name: str, rows: int, columns: int) -> dict[str, Wanted]:
-        """By suffix. What is there decides: checkpoints leave some layers unquantised."""
+        """Tensors of one layer by suffix; checkpoints leave some layers unquantised."""
         packing = self._packing(name)
         if packing is None:
             return {"weight": Wanted(((rows, columns),), FLOATS)}
@@ -206,14 +207,14 @@ class _Loader:
             yield f"{part.name}.bias", self._stacked([f"{n}.bias" for n in names], (part.rows,))
 
     def _weight(self, name: str, rows: int, columns: int) -> Tensor | Fp8Weight | IntWeight:
-        """A layer of the checkpoint; if it is packed there, as it is and on the host."""
+        """A layer of the checkpoint; a packed one stays packed, and on the host."""
         packing = self._packing(name)
         if packing is None:
             return self._stacked([f"{name}.weight"], (rows, columns))
         suffixes = self._weight_tensors(name, rows, columns)
-        found = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
+        names = {s: f"{name}.{s}" for s in suffixes if f"{name}.{s}" in self._shards.shapes}
         try:
-            tensors = {suffix: self._shards.read(full) for suffix, full in found.items()}
+            tensors = {suffix: self._shards.read(full) for suffix, full in names.items()}
             return pack(packing, tensors, rows, columns)
         except SteerError as error:
             raise SteerError(f"{self._shards.folder}: layer {name}: {error}") from None

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face ``config.json``: which family, which shape, which rotary scaling."""
+"""Reads the family, the shape and the rotary scaling from a Hugging Face ``config.json``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,14 @@ ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """The shape of the model. SteerError on what is not supported, naming ``where``."""
     fields = _Fields(raw, where)
-    architectures = raw.get("architectures")
-    found = architectures[0] if isinstance(architectures, list) and architectures else None
-    if found not in ARCHITECTURES:
-        raise SteerError(
-            f"{where}: architecture {found or 'none named'} is not supported; "
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
+    architecture = _architecture(raw, where)
     activation = raw.get("hidden_act") or "silu"
     if activation != "silu":
         raise SteerError(f"{where}: hidden_act {activation!r} is not supported: silu is")
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     rope, theta = _rope(fields)
-    width = 128 if found == "Qwen3ForCausalLM" else hidden // heads
+    width = 128 if architecture == "Qwen3ForCausalLM" else hidden // heads
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -41,15 +35,26 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelCon
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", heads),
         head_dim=fields.integer("head_dim", width),
-        max_position=_max_position(fields, rope, found),
+        max_position=_max_position(fields, rope, architecture),
         rope_theta=theta,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         tied=fields.boolean("tie_word_embeddings", False),
         eos_ids=fields.token_ids("eos_token_id"),
         rope=rope,
         quantisation=_quantisation(fields),
-        **_family(fields, found),
+        **_family(fields, architecture),
     )
+
+
+def _architecture(raw: Mapping[str, Any], where: str) -> str:
+    architectures = raw.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    if first not in ARCHITECTURES:
+        raise SteerError(
+            f"{where}: architecture {first or 'none named'} is not supported; "
+            f"supported: {', '.join(ARCHITECTURES)}"
+        )
+    return str(first)
 
 
 def _quantisation(fields: _Fields) -> Quantisation | None:
@@ -58,7 +63,7 @@ def _quantisation(fields: _Fields) -> Quantisation | None:
 
 
 def _family(fields: _Fields, architecture: str) -> dict[str, Any]:
-    """What the families differ in: biases and norms of queries and keys."""
+    """The fields in which families differ: biases and norms of queries and keys."""
     if architecture == "Qwen2ForCausalLM":
         return {"qkv_bias": True}
     if architecture == "MistralForCausalLM":
@@ -78,7 +83,7 @@ def _max_position(fields: _Fields, rope: RopeScaling, architecture: str) -> int:
     if rope.kind == "yarn":
         limit = max(limit, int(rope.factor * rope.original_max_position))
     slides = fields.boolean("use_sliding_window", architecture == "MistralForCausalLM")
-    # Where the file says nothing, transformers takes 4096; null switches the window off.
+    # Without the key transformers takes 4096; null switches the window off.
     windowed = slides and fields.raw.get("sliding_window", 4096) is not None
     return min(limit, fields.integer("sliding_window", 4096)) if windowed else limit
 
@@ -114,7 +119,7 @@ def _rope(fields: _Fields) -> tuple[RopeScaling, float]:
 
 
 def _yarn(fields: _Fields, inner: _Fields, original: int) -> RopeScaling:
-    """Peng et al., YaRN (arXiv 2309.00071), with the extras that checkpoints bring."""
+    """Peng et al., YaRN (arXiv 2309.00071), with the extra fields that checkpoints use."""
     limit = fields.integer("max_position_embeddings", 32768)
     factor = inner.number("factor", limit / original)
     scales = [inner.raw.get(name) for name in ("mscale", "mscale_all_dim")]
@@ -145,10 +150,10 @@ class _Fields:
     where: str
 
     def _wrong(self, name: str, expected: str) -> SteerError:
-        found = self.raw.get(name)
-        if found is None:
+        value = self.raw.get(name)
+        if value is None:
             return SteerError(f"{self.where}: {name!r} is missing")
-        return SteerError(f"{self.where}: {name} must be {expected}, found {found!r}")
+        return SteerError(f"{self.where}: {name} must be {expected}, found {value!r}")
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.raw.get(name)
@@ -181,11 +186,11 @@ class _Fields:
         return tuple(ids)
 
     def inner(self, names: tuple[str, ...]) -> _Fields:
-        """The first object that is there under one of ``names``; an empty one if none is."""
+        """The first object under one of ``names``; an empty one if there is none."""
         for name in names:
-            found = self.raw.get(name)
-            if found and not isinstance(found, Mapping):
+            value = self.raw.get(name)
+            if value and not isinstance(value, Mapping):
                 raise self._wrong(name, "an object")
-            if found:
-                return _Fields(found, self.where)
+            if value:
+                return _Fields(value, self.where)
         return _Fields({}, self.where)

@@ -1,7 +1,6 @@
-"""Made-up weights and tokens of given shapes: for measuring speed where no checkpoint is at hand.
+"""Random weights and tokens of given shapes, to measure speed without a checkpoint.
 
-They say nothing about text. What is written by them is never an accuracy, and no calibration can
-be fitted on their signals.
+Their text means nothing: no accuracy can be measured and no calibration fitted on it.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ _BYTES = 256
 
 
 class DummyWeights(Mapping[str, Weight]):
-    """Weights by the names of the layout, each made on the device when asked for and not kept.
+    """Weights by the names of the layout, each generated on the device at its look-up and not kept.
 
-    So a card needs no room for two copies of a model. A tensor depends on the seed, its name and
-    the kind of device alone. Matrices are normal with a deviation that keeps activations and logits
-    near 1 at any width and depth: finite in every dtype. Where the model is quantised its linear
-    layers are packed, with the same deviation; integers are uniform.
+    So a GPU needs no memory for two copies of a model. A tensor depends only on the seed, its name
+    and the kind of device. Matrices are normal with a deviation that keeps activations and logits
+    near 1 at any width and depth, so finite in every dtype. The linear layers of a quantised model
+    are packed, with the same deviation; integer codes are uniform.
     """
 
     def __init__(
@@ -54,18 +53,18 @@ class DummyWeights(Mapping[str, Weight]):
     def __getitem__(self, name: str) -> Weight:
         if self._packing is not None and name in self._packed:
             return self._pack(self._packing, name)
-        made = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
+        weight = torch.empty(self._shapes[name], dtype=self._dtype, device=self._device)
         if name.endswith("norm.weight"):
-            return made.fill_(1.0)
+            return weight.fill_(1.0)
         if name.endswith(".bias"):
-            return made.zero_()
-        return made.normal_(0.0, self._spread(name), generator=self._generator(name))
+            return weight.zero_()
+        return weight.normal_(0.0, self._spread(name), generator=self._generator(name))
 
     def _spread(self, name: str) -> float:
         """Standard deviation of a matrix."""
         spread = 1 / math.sqrt(self._shapes[name][1])
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            spread /= math.sqrt(2 * self._layers)  # what the residual stream sums up
+            spread /= math.sqrt(2 * self._layers)  # the residual stream adds up so many terms
         return spread
 
     def _generator(self, name: str) -> torch.Generator:
@@ -73,12 +72,12 @@ class DummyWeights(Mapping[str, Weight]):
         return torch.Generator(self._device).manual_seed(int.from_bytes(key))
 
     def _pack(self, packing: Quantisation, name: str) -> Fp8Weight | IntWeight:
-        """A linear layer as a checkpoint of this format would keep it."""
+        """A linear layer in a checkpoint's packed format."""
         (rows, columns), spread = self._shapes[name], self._spread(name)
         generator = self._generator(name)
         if packing.method == "fp8":
-            made = torch.empty((rows, columns), dtype=torch.bfloat16, device=self._device)
-            codes = made.normal_(0.0, 1.0, generator=generator).to(torch.float8_e4m3fn)
+            normal = torch.empty((rows, columns), dtype=torch.bfloat16, device=self._device)
+            codes = normal.normal_(0.0, 1.0, generator=generator).to(torch.float8_e4m3fn)
             block = packing.block if packing.strategy == "block" else (1, columns)
             grid = (-(-rows // block[0]), -(-columns // block[1]))
             return Fp8Weight(codes, torch.full(grid, spread, device=self._device), block)
@@ -86,7 +85,7 @@ class DummyWeights(Mapping[str, Weight]):
         codes = torch.empty((rows, width), dtype=torch.uint8, device=self._device)
         codes.random_(0, 256, generator=generator)
         groups, levels = -(-columns // group), 1 << packing.bits
-        scale = spread / math.sqrt((levels**2 - 1) / 12)  # of a uniform code
+        scale = spread / math.sqrt((levels**2 - 1) / 12)  # a uniform code's deviation is 1 after it
         kept = torch.full((groups, rows), scale, dtype=torch.float16, device=self._device)
         zero = None
         if not packing.symmetric:
@@ -101,7 +100,7 @@ class DummyWeights(Mapping[str, Weight]):
 
 
 def dummy_tokenizer(size: int) -> Tokenizer:
-    """A tokenizer of ``size`` ids: 256 for the bytes, which write any text, and words behind them.
+    """A tokenizer of ``size`` ids: 256 for the bytes, which spell any text, then words.
 
     SteerError if there are fewer ids than bytes.
     """
@@ -109,10 +108,10 @@ def dummy_tokenizer(size: int) -> Tokenizer:
         raise SteerError(f"dummy weights need a vocabulary of {_BYTES} ids or more, got {size}")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*alphabet, *(f"Ġw{index}" for index in range(_BYTES, size))]
-    made = HFTokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    with TemporaryDirectory() as folder:  # through the same door as a checkpoint's
+    tokenizer = HFTokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    with TemporaryDirectory() as folder:  # read back through the same code as a checkpoint's
         path = Path(folder) / "tokenizer.json"
-        made.save(str(path), pretty=False)
+        tokenizer.save(str(path), pretty=False)
         return Tokenizer(path)

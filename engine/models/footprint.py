@@ -1,4 +1,4 @@
-"""Bytes of a model's weights as they are kept: packed where the checkpoint packs them."""
+"""Bytes of a model's weights in memory: packed where the checkpoint packs them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 def stored_bytes(config: ModelConfig, element_bytes: int) -> int:
-    """Of all weights. Layers that a quantised checkpoint left plain count as such."""
+    """Bytes of all weights; layers that a quantised checkpoint left plain count unpacked."""
     return sum(size for _, size in _sizes(config, element_bytes))
 
 
 def read_bytes(config: ModelConfig, element_bytes: int) -> int:
-    """What one forward pass reads of them: all but the embedding, the head included."""
+    """Bytes of weights that one forward pass reads: all but the embedding, head included."""
     return sum(
         size for part, size in _sizes(config, element_bytes)
         if part.name != _EMBEDDING or config.tied

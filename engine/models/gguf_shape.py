@@ -1,4 +1,4 @@
-"""The shape of a model from a GGUF file's metadata, put in the words of a ``config.json``."""
+"""The shape of a model from a GGUF file's metadata, translated to the keys of a ``config.json``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,31 @@ from engine.models.config_json import parse_config
 from engine.models.gguf_tensors import ROPE_FACTORS, dequantised_tensor
 from engine.text.gguf_tokenizer import end_ids
 
-# llama.cpp's name for an architecture, and transformers'. Mistral's files say "llama".
+# llama.cpp's names of architectures, and transformers'. Mistral's files say "llama".
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
+# Keys of config.json, their GGUF names, and the types of their values.
+_SHAPE_KEYS: tuple[tuple[str, str, type], ...] = (
+    ("num_hidden_layers", "block_count", int),
+    ("max_position_embeddings", "context_length", int),
+    ("hidden_size", "embedding_length", int),
+    ("intermediate_size", "feed_forward_length", int),
+    ("num_attention_heads", "attention.head_count", int),
+    ("num_key_value_heads", "attention.head_count_kv", int),
+    ("head_dim", "attention.key_length", int),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon", float),
+    ("rope_theta", "rope.freq_base", float),
+    ("sliding_window", "attention.sliding_window", int),
+)
 _NUMBER = (int, float)
 _NEEDED = (
     "block_count", "context_length", "embedding_length", "feed_forward_length",
     "attention.head_count", "attention.layer_norm_rms_epsilon",
 )  # fmt: skip
-# Keys that are read, and those that change nothing. Any other could: it is refused.
+# Keys that are read, and keys without effect. Any other could change the model and is refused.
 _READ = {
     "block_count", "context_length", "embedding_length", "feed_forward_length",
     "attention.head_count", "attention.head_count_kv", "attention.key_length",
@@ -36,7 +49,7 @@ _READ = {
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
 }  # fmt: skip
 _NO_MATTER = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
-# Keys that are fine as long as they switch nothing on.
+# Keys that are accepted only with the value that switches their feature off.
 _OFF: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
     "use_parallel_residual": (False,), "pooling_type": (0,),
@@ -89,26 +102,12 @@ def _check_keys(file: GgufFile, name: str) -> None:
 
 
 def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
-    """What the model's ``config.json`` would say."""
+    """The content of the model's ``config.json``."""
     embedding, biased = file.tensors.get("token_embd.weight"), "blk.0.attn_q.bias" in file.tensors
     if embedding is None:
         raise SteerError(f"{file.path}: tensor token_embd.weight is missing")
-    found = {
-        theirs: file.get(f"{name}.{ours}", kind)
-        for theirs, ours, kind in (
-            ("num_hidden_layers", "block_count", int),
-            ("max_position_embeddings", "context_length", int),
-            ("hidden_size", "embedding_length", int),
-            ("intermediate_size", "feed_forward_length", int),
-            ("num_attention_heads", "attention.head_count", int),
-            ("num_key_value_heads", "attention.head_count_kv", int),
-            ("head_dim", "attention.key_length", int),
-            ("rms_norm_eps", "attention.layer_norm_rms_epsilon", float),
-            ("rope_theta", "rope.freq_base", float),
-            ("sliding_window", "attention.sliding_window", int),
-        )
-    }
-    raw = {key: _plain(value) for key, value in found.items() if value is not None}
+    values = {key: file.get(f"{name}.{theirs}", kind) for key, theirs, kind in _SHAPE_KEYS}
+    raw = {key: _plain(value) for key, value in values.items() if value is not None}
     for key in ("hidden_size", "num_attention_heads"):
         if raw.get(key, 1) < 1:
             raise SteerError(f"{file.path}: {key} must be at least 1, got {raw[key]}")
@@ -126,18 +125,18 @@ def _config_json(file: GgufFile, name: str) -> dict[str, Any]:
 
 
 def _check_heads(file: GgufFile, name: str, raw: dict[str, Any]) -> None:
-    """SteerError unless values are as wide as keys, and all of a head is rotated."""
+    """SteerError unless values are as wide as keys, and RoPE rotates whole heads."""
     width = raw.get("head_dim", raw["hidden_size"] // raw["num_attention_heads"])
     for key in ("attention.value_length", "rope.dimension_count"):
-        found = file.get(f"{name}.{key}", int, width)
-        if found != width:
+        size = file.get(f"{name}.{key}", int, width)
+        if size != width:
             raise SteerError(
-                f"{file.path}: {name}.{key} {found} is not supported: a head has {width}"
+                f"{file.path}: {name}.{key} {size} is not supported: a head has {width}"
             )
 
 
 def _rope_scaling(file: GgufFile, name: str) -> dict[str, Any] | None:
-    """As llama.cpp reads it: linear where there is no type, by 1 where there is no factor."""
+    """The scaling as llama.cpp reads it: the default type is linear, the default factor 1."""
     prefix = f"{name}.rope.scaling."
 
     def number(key: str) -> Any:
@@ -156,7 +155,7 @@ def _rope_scaling(file: GgufFile, name: str) -> dict[str, Any] | None:
         "beta_fast": number("yarn_beta_fast"),
         "beta_slow": number("yarn_beta_slow"),
     }
-    if times != 1:  # on top of what YaRN itself asks for
+    if times != 1:  # it multiplies YaRN's own factor
         extra["attention_factor"] = times * (0.1 * math.log(max(factor, 1.0)) + 1)
     return scaling | {key: value for key, value in extra.items() if value is not None}
 

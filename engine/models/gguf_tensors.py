@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file, dequantised, by the names that they have in checkpoint folders."""
+"""The tensors of a GGUF file, dequantised, under their names in checkpoint folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.gguf.file import GgufFile, short
 from engine.gguf.formats import dequantised
 from engine.gguf.header import TensorEntry
 
-ROPE_FACTORS = "rope_freqs.weight"  # what Llama 3.1 divides its frequencies by: read with the shape
+ROPE_FACTORS = "rope_freqs.weight"  # divisors of Llama 3.1's frequencies; read with the shape
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -34,31 +34,31 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<stem>\w+)\.(?P<kind>weight|bias)")
-_PIECE = 2**24  # numbers that are dequantised at once
+_PIECE = 2**24  # numbers dequantised at once
 
 
 def folder_name(name: str) -> str | None:
-    """A tensor's name in a checkpoint folder; None where it has none."""
-    found = _NAME.fullmatch(name)
-    if not found:
+    """A tensor's name in a checkpoint folder; None for an unknown tensor."""
+    match = _NAME.fullmatch(name)
+    if not match:
         return None
-    known = _TOP if found["layer"] is None else _LAYER
-    if found["stem"] not in known:
+    known = _TOP if match["layer"] is None else _LAYER
+    if match["stem"] not in known:
         return None
-    prefix = "" if found["layer"] is None else f"model.layers.{found['layer']}."
-    return f"{prefix}{known[found['stem']]}.{found['kind']}"
+    prefix = "" if match["layer"] is None else f"model.layers.{match['layer']}."
+    return f"{prefix}{known[match['stem']]}.{match['kind']}"
 
 
 class GgufTensors:
-    """The same face as :class:`engine.models.shards.Shards`, over GGUF files.
+    """The same interface as :class:`engine.models.shards.Shards`, over GGUF files.
 
-    All numbers come as fp32, whatever their format in the file.
+    All numbers are fp32, whatever their format in the file.
     """
 
-    source = "its metadata"  # of the shapes that are asked for
+    source = "its metadata"  # where the expected shapes come from, for messages
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
-        """``config``: of the same file."""
+        """``config``: the shape of the same file. SteerError on an unknown tensor."""
         self.folder = file.path
         self._entries = dict[str, TensorEntry]()
         for name, entry in file.tensors.items():
@@ -82,7 +82,7 @@ class GgufTensors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is kept open between two tensors."""
+        """Nothing to close: no file is kept open between two tensors."""
 
     def path(self, name: str) -> Path:
         """The file that holds a tensor."""
@@ -93,7 +93,7 @@ class GgufTensors:
         return torch.cat(list(self.pieces(name)))
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """A tensor's rows in turn, fp32, some at a time: never all of a large one."""
+        """A tensor's rows in order, fp32, in pieces that bound the memory of a large tensor."""
         entry = self._entries[name]
         parts = name.split(".")
         heads = self._heads.get(parts[-2]) if len(parts) > 1 else None
@@ -117,11 +117,11 @@ def _pieces(entry: TensorEntry) -> Iterator[Tensor]:
         raise SteerError(f"{entry.path}: tensor {entry.name} cannot be read: {error}") from None
     for first in range(0, rows, step):
         # A copy: the map is read-only, and F32 would be a view of it.
-        found = torch.from_numpy(np.array(dequantised(data[first : first + step], entry.format)))
-        yield found.reshape(-1, *entry.shape[1:])
+        piece = torch.from_numpy(np.array(dequantised(data[first : first + step], entry.format)))
+        yield piece.reshape(-1, *entry.shape[1:])
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rotary pairs from neighbours, as llama.cpp has them, to halves of a head. Rows or a bias."""
+    """Reorder a weight's rows (or a bias) from llama.cpp's adjacent rotary pairs to halves."""
     pairs = weight.reshape(heads, len(weight) // heads // 2, 2, -1)
     return pairs.transpose(1, 2).reshape(weight.shape)

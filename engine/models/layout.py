@@ -1,4 +1,4 @@
-"""Which tensors a model is made of, and which of its checkpoint they come from."""
+"""The tensors of a model, and the tensors of its checkpoint that they come from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engine.config import ModelConfig
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer of the model: layers of the checkpoint that read the same input, stacked.
+    """A linear layer of the model: layers of the checkpoint with the same input, stacked.
 
-    name: of the model's layer, without ``.weight``.
-    parts: the checkpoint's layers and their rows.
-    columns: inputs.
+    name: name of the model's layer, without ``.weight``.
+    parts: names and rows of the checkpoint's layers.
+    columns: number of inputs.
     biased: whether each part has a bias.
     """
 
@@ -25,13 +25,13 @@ class Linear:
 
     @property
     def rows(self) -> int:
-        """Outputs."""
+        """Number of outputs."""
         return sum(rows for _, rows in self.parts)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A tensor that both have in common: a norm, the embedding, the head."""
+    """A tensor that is the same in model and checkpoint: a norm, the embedding, the head."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How a layer's tensors, in its checkpoint's format, become the one form that the kernels take."""
+"""Repacks a layer's tensors from its checkpoint's format to the format of the kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.config import Quantisation
 from engine.errors import SteerError
 from kernels.ops import Fp8Weight, IntWeight
 
-_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where each of eight columns lies in its word
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each of eight columns in their word
 
 
 def pack(
@@ -19,7 +19,7 @@ def pack(
 ) -> Fp8Weight | IntWeight:
     """A linear layer's weight from its tensors by suffix, which may be views of a mapped file.
 
-    SteerError, without the layer's name, on values that cannot be.
+    SteerError, without the layer's name, on invalid values.
     """
     if q.method == "fp8":
         return _pack_fp8(q, tensors["weight"], tensors[q.scale_name].float(), rows, columns)
@@ -35,7 +35,7 @@ def pack(
 
 
 def _pack_fp8(q: Quantisation, codes: Tensor, scale: Tensor, rows: int, columns: int) -> Fp8Weight:
-    """One scale for all of a tensor becomes one a row, so that tensors can be stacked."""
+    """An fp8 layer; a per-tensor scale is repeated for each row, so that layers can be stacked."""
     if q.strategy == "block":
         return Fp8Weight(codes.clone(), scale.clone(), q.block)
     return Fp8Weight(codes.clone(), scale.reshape(-1, 1).expand(rows, 1).clone(), (1, columns))
@@ -56,7 +56,7 @@ def _pack_compressed(
 
 
 def packed_bytes(q: Quantisation, rows: int, columns: int) -> int:
-    """What :func:`pack` keeps of a layer, with scales of 2 bytes (fp8: 4) and columns in order."""
+    """Bytes of a layer after :func:`pack`, with 2-byte scales (fp8: 4) and columns in order."""
     if q.method == "fp8":
         per = q.block if q.strategy == "block" else (1, columns)
         return rows * columns + 4 * _ceil(rows, per[0]) * _ceil(columns, per[1])
@@ -71,7 +71,7 @@ def _ceil(size: int, part: int) -> int:
 def _int_weight(
     q: Quantisation, codes: Tensor, scale: Tensor, zero: Tensor | None, index: Tensor | None
 ) -> IntWeight:
-    """Codes [out, in] one a byte, scales and zeros [groups, out] become one packed weight."""
+    """A packed weight from uint8 codes [out, in], scales and int16 zeros [groups, out]."""
     columns, group = codes.shape[1], q.group or codes.shape[1]
     if columns % 2:
         raise SteerError(f"an even number of inputs is needed, got {columns}")
@@ -89,7 +89,7 @@ def _int_weight(
 
 
 def _order(index: Tensor, group: int, columns: int) -> Tensor | None:
-    """Columns sorted by their group [in], int32; None where they are in order, or all -1."""
+    """int32 [in]: columns sorted by their group; None if they are in order, or all -1."""
     runs = torch.arange(columns) // group
     if torch.equal(index, runs) or bool((index < 0).all()):
         return None
@@ -103,7 +103,7 @@ def _order(index: Tensor, group: int, columns: int) -> Tensor | None:
 
 
 def _words(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Numbers of ``bits`` out of int32 words, the lowest first, along ``dim``: uint8."""
+    """Unpack numbers of ``bits`` from int32 words along ``dim``, lowest bits first: uint8."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     view = [1] * (words.dim() + 1)
     view[dim + 1] = len(shifts)
@@ -112,6 +112,6 @@ def _words(words: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def _awq_columns(codes: Tensor) -> Tensor:
-    """Columns in their own order: a word holds eight, the even ones first."""
+    """Undo AWQ's column order: a word holds eight columns, the even ones first."""
     order = torch.arange(codes.shape[1]).view(-1, 8)[:, list(_AWQ_ORDER)]
     return codes[:, order.flatten()]

@@ -1,6 +1,6 @@
-"""Quantised checkpoints: what config.json says, and which tensors there are.
+"""Quantised checkpoints: their entry in config.json, and the tensors that they need.
 
-Formats, all weights only (activations stay as they are, whatever a checkpoint says of them):
+Formats, all weight-only (activations are not quantised, whatever a checkpoint says):
 
 * fp8 (``quant_method`` "fp8"): float8_e4m3fn with a scale per tensor, or per block of
   ``weight_block_size`` (DeepSeek-V3's and Qwen3's files), under ``weight_scale_inv`` or
@@ -43,11 +43,10 @@ def parse_quantisation(raw: Mapping[str, Any], where: str) -> Quantisation | Non
             f"{where}: quant_method {method!r} is not supported; supported: {', '.join(readers)}"
         )
     try:
-        found = readers[method](raw)
+        return readers[method](raw)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise SteerError(f"{where}: quantization_config: {detail}") from None
-    return found
 
 
 def _parse_fp8(raw: Mapping[str, Any]) -> Quantisation:
@@ -79,7 +78,7 @@ def _bits(value: Any) -> int:
 
 
 def _group(value: Any) -> int:
-    """Columns that share a scale; 0 for all of a row."""
+    """Columns that share a scale; 0 for a whole row."""
     if not isinstance(value, int) or (value < 1 and value not in (-1, 0)):
         raise ValueError(f"group_size must be a whole number, got {value!r}")
     return max(value, 0)
@@ -126,7 +125,7 @@ def _parse_compressed(raw: Mapping[str, Any]) -> Quantisation:
 
 
 def wanted_tensors(q: Quantisation, rows: int, columns: int) -> dict[str, Wanted]:
-    """The tensors of a packed linear layer by suffix. SteerError where its shape does not fit."""
+    """The tensors of a packed linear layer by suffix. SteerError if its shape does not fit."""
     if q.method == "fp8":
         scales = {
             "tensor": ((), (1,), (1, 1)),

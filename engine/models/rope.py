@@ -1,4 +1,4 @@
-"""Rotary tables of a model, scaled as its config.json asks. All in fp32."""
+"""Rotary tables of a model, scaled according to its config.json. All in fp32."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _yarn_ramp(config: ModelConfig, scaling: RopeScaling) -> Tensor:
     """0 for the pairs that turn fast, 1 for the slow ones: [head_dim / 2]."""
 
     def pair_of(turns: float) -> float:
-        """The dimension that turns so often over the original context."""
+        """The dimension that makes ``turns`` full turns over the original context."""
         ratio = scaling.original_max_position / (turns * 2 * math.pi)
         return config.head_dim * math.log(ratio) / (2 * math.log(config.rope_theta))
 

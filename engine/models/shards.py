@@ -1,4 +1,4 @@
-"""The safetensors files of one folder: what they hold, checked, and their tensors one by one."""
+"""The safetensors files of one folder: their checked list of tensors, and each tensor's data."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
 class Shards:
-    """Maps the files of a folder and reads tensors of them.
+    """Maps the files of a folder and reads their tensors.
 
-    As a context manager it keeps files open. Leaving it unmaps them: pages that were read count as
-    the process's memory until then.
+    As a context manager it keeps files open. Leaving it unmaps them: until then, pages that were
+    read count as the process's memory.
     """
 
-    source = "config.json"  # of the shapes that are asked for
+    source = "config.json"  # where the expected shapes come from, for messages
 
     def __init__(self, folder: Path) -> None:
-        """SteerError that names the file, and the tensor where there is one, on a bad folder."""
+        """List the tensors. SteerError, naming the file and any tensor, on a bad folder."""
         self.folder = folder
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}  # as safetensors writes them, "BF16"
+        self.dtypes: dict[str, str] = {}  # in safetensors' notation, such as "BF16"
         self._files: dict[str, Path] = {}
         self._stack, self._open = ExitStack(), dict[Path, Any]()
         for path in _paths(folder):
@@ -57,17 +57,18 @@ class Shards:
         return self._files[name]
 
     def read(self, name: str) -> Tensor:
-        """A view of the mapped file, or a copy: not to be kept beyond this context, nor written."""
+        """A tensor, maybe a view of the mapped file: read-only, valid within this context only."""
         path = self._files[name]
         try:
             if path not in self._open:
                 self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-            return self._open[path].get_tensor(name)
+            tensor: Tensor = self._open[path].get_tensor(name)
+            return tensor
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise SteerError(f"{path}: tensor {name} cannot be read: {error}") from None
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """A tensor's rows in turn: at once, since they are only mapped."""
+        """A tensor's rows in order: in one piece, since they are only mapped."""
         yield self.read(name)
 
     def _list(self, path: Path) -> None:
@@ -86,7 +87,7 @@ class Shards:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether there are safetensors, good or bad."""
+    """Whether a folder has safetensors files, valid or not."""
     return (folder / _INDEX).is_file() or (folder / _SINGLE).is_file()
 
 
@@ -110,7 +111,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def _first_wrong_tensor(path: Path) -> str | None:
-    """Which tensor of a refused file is wrong, in words; the library does not always say."""
+    """Describe the first wrong tensor of a refused file; the library does not always name it."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -145,7 +146,7 @@ def _whole(value: Any) -> TypeGuard[list[int]]:
 
 
 def _wrong(entry: Any, end: int, data: int) -> str | None:
-    """What is wrong with a tensor that should begin where the one before it ended."""
+    """What is wrong with a tensor that should begin at ``end``, where the one before it ends."""
     if not isinstance(entry, Mapping) or not _whole(entry.get("shape")):
         return "has no shape of whole numbers"
     shape, offsets, dtype = entry["shape"], entry.get("data_offsets"), entry.get("dtype")

@@ -1,4 +1,4 @@
-"""Where a model's weights lie: on a CPU side by side in huge pages, where the system has them."""
+"""Memory for a model's weights: on a CPU, side by side in huge pages if the system has them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _ALIGNED = 64
 
 
 class WeightMemory:
-    """Gives uninitialised tensors that lie behind each other; memory is freed with the tensors.
+    """Allocates uninitialised tensors one after the other; memory is freed with the tensors.
 
-    A decode step reads all weights, and with pages of 4 KiB looking up their addresses takes part
-    of that time. Torch asks for larger pages only where an environment variable of its own
-    says so, and for each tensor apart: most are too small for that.
+    A decode step reads all weights, and with 4 KiB pages address translation takes part of that
+    time. PyTorch uses larger pages only if an environment variable says so, and for each tensor
+    separately, though most tensors are too small for that.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -27,7 +27,7 @@ class WeightMemory:
         self._used = 0
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor. MemoryError or RuntimeError where there is no room."""
+        """An uninitialised tensor. MemoryError or RuntimeError if memory is out."""
         count = math.prod(shape)
         size = count * dtype.itemsize
         if self._device.type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -40,9 +40,9 @@ class WeightMemory:
 
 def _mapped(size: int) -> mmap.mmap:
     try:
-        made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(str(error)) from None
     with suppress(OSError):  # a kernel without huge pages
-        made.madvise(mmap.MADV_HUGEPAGE)
-    return made
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,1 +1,1 @@
-"""What another policy would have decided on a trace, and what that would have cost."""
+"""Replays traces: what another policy would have decided, and what that would have cost."""

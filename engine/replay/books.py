@@ -1,4 +1,4 @@
-"""The books of one request, worked out from who writes which step. No model runs."""
+"""Counts the rows of one request from which model writes which step. No model runs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SMALL, _LARGE = range(2)
 
 
 class Books:
-    """Books the rows that the engine computes, lazy catch-up, without a prefix cache.
+    """Counts the rows that the engine would compute, with lazy catch-up and no prefix cache.
 
-    Tokens are read when their model is needed; the row of the last one gives the next token.
+    A model reads tokens when it is needed; the row of the last token gives the next one.
     """
 
     def __init__(self, prompt: int) -> None:
@@ -25,14 +25,14 @@ class Books:
 
     @property
     def usage(self) -> Usage:
-        """What was booked so far."""
+        """The counts so far."""
         return replace(self._usage, decision_wait=self._waited)
 
     def _book(self, model: int, kind: str, first: int, last: int) -> None:
         self._usage.rows[model, ROW_KINDS.index(kind)] += span_counts(first, last)
 
     def _draw(self, model: int, kind: str, first: int, last: int) -> None:
-        """Rows [first, last) that each give a token; what lies before them is read first."""
+        """Count rows [first, last), which each give a token, and the unread rows before them."""
         done = self.computed[model]
         self._book(model, "prompt", min(done, self._prompt), min(first, self._prompt))
         self._book(model, "catchup", max(done, self._prompt), max(first, self._prompt, done))
@@ -43,19 +43,19 @@ class Books:
         self.computed[model] = last
 
     def read(self, position: int) -> None:
-        """The small model stands at a boundary and draws a token that may be dropped."""
-        # Kept tokens are booked by write(): only a dropped one is booked here.
+        """The small model computes a boundary at ``position`` and its token is dropped."""
+        # A kept token is counted by write().
         self._draw(_SMALL, "discarded", position - 1, position)
 
     def wait(self, position: int) -> None:
-        """A decision past the prompt waits for what the small model has not read."""
+        """A decision at ``position``, after the prompt, waits for the small model's unread rows."""
         self._waited += position - self.computed[_SMALL] - 1
 
     def reject(self, position: int, tried: int) -> None:
-        """The small model wrote so many tokens on trial, which are taken back."""
+        """The small model wrote ``tried`` tokens on trial, which are dropped."""
         self._draw(_SMALL, "discarded", position - 1, position + tried - 1)
         self.computed[_SMALL] = position
 
     def write(self, role: str, position: int, tokens: int) -> None:
-        """A model writes a step of so many tokens."""
+        """The model of ``role`` writes a step of ``tokens`` tokens from ``position`` on."""
         self._draw(ROLES.index(role), "sampled", position - 1, position + tokens - 1)

@@ -20,7 +20,7 @@ Shapes = tuple[ModelConfig, ModelConfig]
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The command's flags."""
+    """Add the command ``replay`` and its flags."""
     parser = commands.add_parser(
         "replay",
         help="say what other policies would have decided on a trace, without a model",
@@ -40,17 +40,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    """Nothing is run but the policies."""
+    """Ask the policies at the trace's boundaries and print a table of their costs."""
     trace = Trace.read(options.trace)
     pair = Pair.named(options.pair, options.small, options.large)
     shapes = pair.shapes if pair.small is None else _shapes(pair)
     price = Price.of(shapes[0]).row / Price.of(shapes[1]).row
     calibration = _calibration(options, trace)
-    found = [replay(trace, make_policy("small"), "small"), replay(trace, make_policy("large"))]
+    replayed = [replay(trace, make_policy("small"), "small"), replay(trace, make_policy("large"))]
     for name in dict.fromkeys(options.policy):
-        found.append(replay(trace, make_policy(name, calibration, price=price), name))
+        replayed.append(replay(trace, make_policy(name, calibration, price=price), name))
     print(f"{len(trace.requests)} requests of policy {trace.policy} on {trace.pair}\n")
-    print(_table(trace, found, shapes))
+    print(_table(trace, replayed, shapes))
     print(f"\n{LIMITS}")
     return 0
 
@@ -61,7 +61,7 @@ def _shapes(pair: Pair) -> Shapes:
 
 
 def _calibration(options: argparse.Namespace, trace: Trace) -> Calibration | None:
-    """The user's, else the embedded one where the trace is of the embedded pair."""
+    """The user's calibration, else the embedded one if the trace is of the embedded pair."""
     if options.calibration:
         return Calibration.load(options.calibration, trace.pair)
     if not any(map(is_calibrated, options.policy)):
@@ -71,7 +71,7 @@ def _calibration(options: argparse.Namespace, trace: Trace) -> Calibration | Non
     return Calibration.load(TINY / "calibration.json", trace.pair)
 
 
-def _table(trace: Trace, found: list[Replayed], shapes: Shapes) -> str:
+def _table(trace: Trace, replayed: list[Replayed], shapes: Shapes) -> str:
     lengths = [(r.prompt_tokens, r.completion_tokens) for r in trace.requests]
     alone = Usage.alone_sum("large", lengths)
     base = {a: pair_flops(alone, shapes, a) for a in ACCOUNTINGS}
@@ -83,10 +83,10 @@ def _table(trace: Trace, found: list[Replayed], shapes: Shapes) -> str:
         requests=len(trace.requests),
         same=len(trace.requests),
     )
-    width = max(len(f.policy) for f in [recorded, *found])
+    width = max(len(f.policy) for f in [recorded, *replayed])
     header = ("large steps", "decode", "with catch-up", "re-prefill", "changed", "exact requests")
     lines = [f"{'policy':{width}}" + "".join(f"  {h:>14}" for h in header)]
-    for f in [recorded, *found]:
+    for f in [recorded, *replayed]:
         flops = [f"{pair_flops(f.usage, shapes, a) / base[a]:.3f}" for a in ACCOUNTINGS]
         cells = [f"{f.large_step_share:.1%}", *flops, str(f.changed), f"{f.same}/{f.requests}"]
         lines.append(f"{f.policy:{width}}" + "".join(f"  {cell:>14}" for cell in cells))

@@ -1,4 +1,4 @@
-"""Replays the decisions of a trace under another policy, on the text that was written then."""
+"""Replays the decisions of a trace under another policy, on the text of the trace."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ another length. So it says nothing about accuracy, and its costs are those of th
 
 @dataclass
 class Replayed:
-    """What a policy decided.
+    """Counts of a policy's decisions on a trace.
 
-    changed: decisions that differ from the trace's; same: requests in which none does.
+    usage: rows that its decisions would have cost.
+    steps, large_steps: all steps, and those that it gives to the large model.
+    changed: decisions that differ from the trace's.
+    requests, same: all requests, and those without a changed decision.
     """
 
     policy: str
@@ -39,7 +42,7 @@ class Replayed:
 
 
 def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
-    """Ask a policy at every boundary of a trace. SteerError where it needs what is not there."""
+    """Ask a policy at every boundary of a trace. SteerError if the trace lacks signals it needs."""
     window = window_of(policy)
     looks = policy.reads or hasattr(policy, "window")
     if looks and str(window) != trace.window:
@@ -51,17 +54,17 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
         raise SteerError(
             "a decision on a whole answer cannot be replayed: what was taken back is not in a trace"
         )
-    found = Replayed(name or policy.name)
+    replayed = Replayed(name or policy.name)
     for request in trace.requests:
-        _Request(policy, request, found).run()
-    return found
+        _Request(policy, request, replayed).run()
+    return replayed
 
 
 class _Request:
-    """One request on its way through a policy."""
+    """Replays one request; its counts are added to ``total``."""
 
-    def __init__(self, policy: Policy, traced: TracedRequest, found: Replayed) -> None:
-        self.policy, self.traced, self.found = policy, traced, found
+    def __init__(self, policy: Policy, traced: TracedRequest, total: Replayed) -> None:
+        self.policy, self.traced, self.total = policy, traced, total
         self.window = window_of(policy)
         self.books = Books(traced.prompt_tokens)
         self.standing: Decision | None = None
@@ -70,19 +73,19 @@ class _Request:
         self.large_tokens = 0
 
     def run(self) -> None:
-        """All steps, in order."""
-        before = self.found.changed
+        """Replay all steps in order."""
+        before = self.total.changed
         for index, step in enumerate(self.traced.trail):
             model = self._model(index, step)
             self.books.write(model, step.position, step.tokens)
             self.previous = model
             self.large_tokens += step.tokens * (model == "large")
-            self.found.steps += 1
-            self.found.large_steps += model == "large"
-            self.found.changed += model != step.model
-        self.found.usage += self.books.usage
-        self.found.requests += 1
-        self.found.same += self.found.changed == before
+            self.total.steps += 1
+            self.total.large_steps += model == "large"
+            self.total.changed += model != step.model
+        self.total.usage += self.books.usage
+        self.total.requests += 1
+        self.total.same += self.total.changed == before
 
     def _model(self, index: int, step: TracedStep) -> str:
         if self.standing:

@@ -1,7 +1,7 @@
-"""The decision trace: JSON lines that say who wrote each step, why, and what it cost.
+"""The decision trace: JSON lines on which model wrote each step, why, and at what cost.
 
-Three kinds of line, told apart by ``type``: ``run`` (first), ``step`` and ``request``. The rows of
-a request are shape-free, so a trace can be priced at the shapes of any pair.
+A line's ``type`` is ``run`` (the first line), ``step`` or ``request``. The counts of a request hold
+no shapes, so a trace can be priced at the shapes of any pair.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SCHEMA = "steer-trace/1"
 
 
 class TraceWriter(JsonLines):
-    """Writes one run."""
+    """Writes the trace of one run."""
 
     def __init__(self, path: Path, pair: str, policy: str, window: str = "boundary") -> None:
-        """``window``: what the signals of its steps were taken from."""
+        """``window``: the window of the signals of its steps."""
         super().__init__(path)
         run = {"schema": SCHEMA, "type": "run", "pair": pair, "policy": policy, "window": window}
         self.write(run)
@@ -66,9 +66,13 @@ class TraceWriter(JsonLines):
 
 @dataclass(frozen=True)
 class TracedStep:
-    """One step: its place, its length, who wrote it, what the decision saw.
+    """One step of a trace.
 
-    ``tried``: tokens that stood on trial when it was decided.
+    position: tokens before it, prompt included.
+    tokens: its length.
+    model: the role of the model that wrote it.
+    signals: those that the decision saw, if any.
+    tried: tokens on trial at the decision.
     """
 
     position: int
@@ -90,18 +94,18 @@ class TracedRequest:
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """Number of steps."""
         return len(self.trail)
 
     @property
     def large_steps(self) -> int:
-        """How many the large model wrote."""
+        """Number of steps that the large model wrote."""
         return sum(step.model == "large" for step in self.trail)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace that was read back."""
+    """A trace read from its file."""
 
     pair: str
     policy: str
@@ -129,7 +133,7 @@ class Trace:
                 trail = []
         if not requests:
             raise SteerError(f"{path}: no finished request in this trace")
-        # Older traces name no window; those of policy cascade had another one.
+        # Older traces name no window; in all but the policy cascade's it was the boundary.
         window = str(run.get("window", "boundary"))
         return cls(str(run.get("pair")), str(run.get("policy")), tuple(requests), window)
 

@@ -1,1 +1,1 @@
-"""Requests from submit to completion, and the lanes that move them on. Knows no tensor."""
+"""Requests from submit to completion, and the lanes that run them. No tensors here."""

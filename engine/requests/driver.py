@@ -1,4 +1,4 @@
-"""Moves requests on: ticks the lanes, answers the core's questions, keeps what is finished."""
+"""Runs requests: ticks the lanes, answers the core's events, keeps completions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _POLL = 2e-5  # seconds between looks at two lanes that run
 
 
 class _Live(dict[int, RequestState]):
-    """Requests by id. One that was queued by a call cut short before start() runs greedily until
-    its first decision, where it is ended."""
+    """Requests by id. A request whose call was interrupted between the core's queue and start() is
+    sampled greedily until its first decision, where it is aborted."""
 
     def __missing__(self, request: int) -> RequestState:
         return RequestState(SamplingParams(), 0, Always("small"))
@@ -47,7 +47,7 @@ class Driver:
     ) -> None:
         """
         Args:
-            check: ticks between proofs of the core's books, 0 only when idle.
+            check: ticks between integrity checks of the core, 0 only when idle.
             overlap: whether a lane may start while the other one runs.
         """
         self.live: dict[int, RequestState] = _Live()
@@ -63,24 +63,24 @@ class Driver:
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
         self._dropped: set[int] = set()
-        self._ended: set[int] = set()  # whose shadows have not
+        self._ended: set[int] = set()  # ended requests whose shadows have not ended yet
         self._deadlines: list[tuple[float, int]] = []
 
     def start(self, request: int, live: RequestState, timeout: float | None) -> None:
-        """Take over a request that the scheduler has just queued."""
+        """Take over a request that the scheduler has just queued; ``timeout`` in seconds."""
         self.live[request] = live
         if timeout is None:
             return
         heapq.heappush(self._deadlines, (time.monotonic() + timeout, request))
-        if len(self._deadlines) > 2 * len(self.live) + 16:  # most of them were met
+        if len(self._deadlines) > 2 * len(self.live) + 16:  # most of these requests have ended
             self._deadlines = [entry for entry in self._deadlines if entry[1] in self.live]
             heapq.heapify(self._deadlines)
 
     def advance(self) -> None:
-        """Commit the ticks that are over and launch the next ones; wait only if all lanes run.
+        """Commit finished ticks and launch the next ones; wait only if no lane can do either.
 
-        On a CPU that is one tick of each lane. A policy that raises ends its request with an abort;
-        the exception passes through, and the next call goes on with all others.
+        On a CPU this is one tick of each lane. A policy that raises ends its request with an abort;
+        the exception passes through, and the next call continues with all other requests.
         """
         self._expire()
         before = len(self.finished)
@@ -92,30 +92,30 @@ class Driver:
         if not progressed:
             progressed = self._wait()
         self._idle = 0 if progressed or not self.live else self._idle + 1
-        # An empty round may only have given a reservation back, or a lane's turn to the other.
+        # A round without progress may have returned a reservation, or passed the turn to a lane.
         if self._idle > 2:
             raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
         self._ticks += 1
         self._guard.look(self._scheduler.limit)
         if not self.live:
-            for lane in self._lanes:  # what was launched in vain
+            for lane in self._lanes:  # ticks planned ahead for requests that have ended
                 lane.land(self.live)
         if not self.live or (self._check and self._ticks % self._check == 0):
             self._scheduler.check_integrity()
 
     def _tick(self, lane: Lane) -> bool:
         moved = lane.retire(self.live)
-        self._answer()  # before the next plan: it follows what was decided
+        self._answer()  # before the next plan, which depends on these decisions
         if self._overlap or not any(o.in_flight for o in self._lanes if o is not lane):
             moved |= lane.start(self.live)
             if lane.out_of_memory:
-                self._make_room(lane)
-        moved |= lane.retire(self.live)  # on a CPU it is over at once
+                self._retry(lane)
+        moved |= lane.retire(self.live)  # on a CPU a launched tick is done at once
         self._answer()
         return moved
 
-    def _make_room(self, lane: Lane) -> None:
-        """A launch found no memory: once more, when nothing runs and nothing is kept."""
+    def _retry(self, lane: Lane) -> None:
+        """Repeat a launch that ran out of memory, after all ticks ended and caches are released."""
         for each in self._lanes:
             while each.in_flight:
                 each.wait()
@@ -125,19 +125,19 @@ class Driver:
         lane.start(self.live)
 
     def _wait(self) -> bool:
-        """Until a tick is over, whichever lane's it is. False if none runs."""
-        flying = [lane for lane in self._lanes if lane.in_flight]
-        if len(flying) == 1:
-            flying[0].wait()
-        while flying and not any(lane.ready() for lane in flying):
+        """Wait until a tick of any lane is done. False if none runs."""
+        busy = [lane for lane in self._lanes if lane.in_flight]
+        if len(busy) == 1:
+            busy[0].wait()
+        while busy and not any(lane.ready() for lane in busy):
             time.sleep(_POLL)
-        return bool(flying)
+        return bool(busy)
 
     def cancel(self, requests: Iterable[int]) -> None:
-        """End requests and drop their completions, whatever state an exception left them in.
+        """End requests and drop their completions, in whatever state an exception left them.
 
-        Never raises. A forward pass that fails here stays in flight and fails again, and questions
-        about other requests are left to the next :meth:`advance`: their errors come up there.
+        Never raises. A forward pass that fails here stays in flight, and events of other requests
+        wait: the next :meth:`advance` handles both and raises their errors.
         """
         for request in requests:
             if request in self.live:
@@ -155,7 +155,7 @@ class Driver:
                 self._scheduler.abort(request, deadline=True)
 
     def _answer(self) -> None:
-        """Handle the core's events until there are none; an exception leaves the rest for later."""
+        """Handle the core's events until there are none; after an exception the others wait."""
         while True:
             self._events.extend(self._scheduler.take_events())
             if not self._events:
@@ -171,7 +171,7 @@ class Driver:
     def _finish(self, request: int) -> None:
         live = self.live.get(request)
         if live and live.retokenizer and live.retokenizer.open:
-            self._ended.add(request)  # its shadow ends with it, and belongs into the books
+            self._ended.add(request)  # its shadow ends next, and its rows must be counted
             return
         sequence = self._scheduler.sequence(request)
         self._scheduler.forget(request)
@@ -204,9 +204,9 @@ class Driver:
         if request not in self.live:  # queued by a call that was interrupted before start()
             return self._scheduler.abort(request)
         if not sequence.awaits_route:
-            return None  # ended since the event
+            return None  # it ended after the event
         live = self.live[request]
-        if sequence.closing:  # an audit has read the end, and let it stand
+        if sequence.closing:  # an audit has read the last step and accepted it
             return self._scheduler.route(request, _LARGE)
         read = row >= 0 and reader_of(live.policy) == ROLES[_SMALL]
         boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if read else None)
@@ -214,7 +214,7 @@ class Driver:
             decision, unread = live.decide(
                 boundary, lambda: self._flops(sequence, boundary.position)
             )
-            if self._scheduler.sequence(request).awaits_route:  # the policy may have ended it
+            if self._scheduler.sequence(request).awaits_route:  # the policy may have aborted it
                 model = ROLES.index(decision.model)
                 if live.retokenizer and model == _LARGE:
                     if not live.retokenizer.opened:
@@ -230,7 +230,7 @@ class Driver:
         return None
 
     def _flops(self, sequence: _core.Sequence, position: int) -> int:
-        """What a request has cost, and what the large model would have to read now."""
+        """FLOPs of a request so far, plus those of the large model's catch-up to ``position``."""
         live = self.live[sequence.id]
         usage, (first, missing) = live.usage(sequence), live.behind(sequence, position)
         usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, first + missing)

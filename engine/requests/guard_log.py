@@ -1,4 +1,4 @@
-"""Says when the core's guard acts: fewer sequences run at once, as too much was computed again."""
+"""Logs when the core's guard acts: too much is recomputed, so fewer sequences run at once."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ _log = logging.getLogger(__name__)
 
 
 class GuardLog:
-    """Follows one scheduler's limit. One line when it falls, one when all may run again.
+    """Follows one scheduler's limit: logs a line when it falls, and one when it is back.
 
-    The limit moves in small steps while the guard acts; they are not logged. The first time is a
-    WARNING, as it tells that the engine is set up for more than its memory holds; what follows in
-    the life of the engine says nothing new: INFO.
+    The small steps of the limit in between are not logged. The first fall is a WARNING, since the
+    engine is configured for more requests than its memory holds; later ones are INFO.
     """
 
     def __init__(self, most: int) -> None:
-        """``most``: sequences that may run at once while the guard does nothing."""
+        """``most``: sequences that may run at once without the guard."""
         self._most = most
         self._acts = False
         self._level = logging.WARNING
 
     def look(self, limit: int) -> None:
-        """``limit``: sequences that may run at once now."""
+        """Compare with the present ``limit``: sequences that may run at once now."""
         acts = limit < self._most
         if acts == self._acts:
             return

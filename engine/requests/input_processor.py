@@ -1,4 +1,4 @@
-"""Where requests come in: a prompt, its parameters and a policy become sequences of the core."""
+"""Turns a prompt, its parameters and a policy into sequences of the core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOBODY = -1
 
 
 class InputProcessor:
-    """Checks requests and queues them; SteerError in one line on what can never run."""
+    """Checks requests and queues them; SteerError on a request that can never run."""
 
     def __init__(
         self,
@@ -36,9 +36,10 @@ class InputProcessor:
     ) -> None:
         """
         Args:
-            eos_ids: end a text unless a request ignores them.
-            defaults: for requests without parameters.
-            vocabularies: where the models have different tokens; all else is the small one's.
+            eos_ids: tokens that end a text unless a request ignores them.
+            defaults: parameters of requests without any.
+            vocabularies: set if the models have different tokens; ``tokenizer`` and ``eos_ids`` are
+                then the small model's.
         """
         self._bridge = vocabularies
         self._defaults = defaults
@@ -56,7 +57,12 @@ class InputProcessor:
         timeout: float | None = None,
         settle_at_once: bool = True,
     ) -> range:
-        """Queue ``params.n`` samples, all or none; their ids."""
+        """Queue ``params.n`` samples, all or none, and return their ids.
+
+        Raises:
+            QueueFullError: if too many requests wait.
+            SteerError: if the request can never run.
+        """
         params = params or self._defaults
         if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
             raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
@@ -141,7 +147,7 @@ class InputProcessor:
             raise SteerError(f"think_end {marker!r}: {error}") from None
 
     def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
-        """Token ids of a prompt; those of each model where they have different tokens."""
+        """Token ids of a prompt, or of each model if their tokens differ. SteerError if invalid."""
         try:
             if self._bridge:
                 return self._bridge.prompt(prompt)
@@ -157,7 +163,7 @@ class InputProcessor:
         return ids
 
     def check_ids(self, ids: Iterable[int], where: str = "") -> None:
-        """SteerError for the first id that is no token."""
+        """SteerError, beginning with ``where``, for the first id that is no token."""
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
             raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")

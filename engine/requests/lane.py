@@ -1,4 +1,4 @@
-"""One model's clock: plan, run, commit."""
+"""One model's ticks: plan, run, commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _SMALL = 0
 
 @dataclass
 class _Flight:
-    """A plan that is not committed. ``pending``: None until its launch has succeeded."""
+    """A plan that is not committed.
+
+    pending: its tick; None until the launch has succeeded.
+    failed: whether a launch has failed once.
+    """
 
     plan: _core.Plan
     pending: InFlightTick | None = None
@@ -27,7 +31,7 @@ class _Flight:
 
 
 class Lane:
-    """Drives one model through the scheduler. Never waits for the device unless it is told to.
+    """Runs one model's ticks. Only ``wait`` and ``land`` wait for the device.
 
     With ``ahead`` the next tick is planned and launched while the last one still runs, so that the
     device has work while the host decides.
@@ -41,10 +45,10 @@ class Lane:
         self._depth = 2 if ahead else 1
         self._plans = [scheduler.buffers(runner.model, index) for index in range(2)]
         self._flights: deque[_Flight] = deque()  # at most ``depth``, oldest first
-        self._latest: InFlightTick | None = None  # of the tick that was launched last
+        self._latest: InFlightTick | None = None  # the tick that was launched last
         self._result: TickResult | None = None
         self._running = False
-        self.out_of_memory = False  # for the last launch
+        self.out_of_memory = False  # whether the last launch ran out of memory
 
     @property
     def ahead(self) -> bool:
@@ -53,16 +57,15 @@ class Lane:
 
     @property
     def in_flight(self) -> bool:
-        """Whether a tick runs whose end can be waited for."""
+        """Whether a launched tick is not committed yet."""
         return bool(self._flights) and self._flights[0].pending is not None
 
     def start(self, requests: Mapping[int, RequestState]) -> bool:
-        """Plan and launch what there is to do. False if that was nothing.
+        """Plan and launch the next ticks. False if there was no work.
 
-        A plan whose launch an exception cut short is launched again, behind those before it: it
-        writes the same rows. If it fails twice its requests end with an error, and the exception
-        passes through again. Out of memory does not raise: it sets ``out_of_memory``, because other
-        requests are unaffected.
+        A plan whose launch raised is launched again, in its old order: it writes the same rows. If
+        it fails twice, its requests end with an error, and the exception passes through again. Out
+        of memory does not raise: it sets ``out_of_memory``, because other requests are unaffected.
         """
         if self._running:  # called from within its own forward pass
             return False
@@ -74,7 +77,7 @@ class Lane:
         return moved
 
     def _next(self) -> _Flight | None:
-        """What is to be launched next."""
+        """The plan to launch next, if any."""
         flights = self._tidied()
         if flights and flights[-1].pending is None:
             return flights[0] if len(flights) == 1 else None
@@ -87,7 +90,7 @@ class Lane:
         return flights[-1]
 
     def _tidied(self) -> deque[_Flight]:
-        """The flights, also where an interrupt came between the core's books and these."""
+        """The flights, brought in line with the core's after an interrupt between the two."""
         flights = self._flights
         while flights and not flights[0].plan.in_flight:
             flights.popleft()
@@ -107,41 +110,42 @@ class Lane:
         finally:
             self._running = False
         if flight.pending is None:
-            self.runner.release()  # not before: the error held on to what the pass had made
+            self.runner.release()  # only now: the exception kept the tensors of the pass alive
             return False
         self._latest = flight.pending
         return True
 
     def _give_up(self, flight: _Flight) -> None:
-        """A launch failed: again later, unless it was the second time."""
+        """Note that a launch failed; at the second failure its requests end."""
         if flight.failed:
             self._flights.remove(flight)
             self._scheduler.fail(self.runner.model)
         flight.failed = True
 
     def ready(self) -> bool:
-        """Whether ``retire`` has something to commit."""
+        """Whether ``retire`` would commit a tick."""
         flights = self._tidied()
         return bool(flights) and (pending := flights[0].pending) is not None and pending.done()
 
     def retire(self, requests: Mapping[int, RequestState]) -> bool:
-        """Commit the oldest tick if it is over. False if it is not."""
+        """Commit the oldest tick if it is done. False if it is not."""
         if not self.ready():
             return False
         self._commit(requests)
         return True
 
     def wait(self) -> None:
-        """Until the oldest tick is over, if one runs."""
+        """Wait until the oldest tick is done, if one runs."""
         pending = self._flights[0].pending if self._flights else None
         if pending is not None and pending.ticket is not None:
-            with suppress(Exception):  # it comes up with the result
+            with suppress(Exception):  # it is raised again with the result
                 pending.ticket.wait()
 
     def _audit(self, request: int, scores: list[tuple[int, float]], draw: RequestState) -> None:
-        """Book what the large model read; cut at the first step that it doubts, settle the rest.
+        """Add scores, given as (position, log p_large); cut at the first step that fails the audit,
+        or settle what has passed.
 
-        Before the commit, so that what was drawn behind a doubted step is dropped with it.
+        Called before the commit, so that tokens drawn after a failed step are dropped with it.
         """
         if draw.audit is None or not scores:
             return
@@ -154,13 +158,13 @@ class Lane:
             self._scheduler.truncate(request, cut)
             return
         read = 1 + max(position for position, _ in scores)
-        # A stop string may yet begin in what is there, and a part of a step is not judged yet.
+        # A stop string may begin in these tokens, and an incomplete step is not judged yet.
         whole = read if read >= sequence.length else sequence.settled
         if not draw.params.stop and whole > sequence.settled and not sequence.closing:
             self._scheduler.settle(request, whole)
 
     def land(self, requests: Mapping[int, RequestState]) -> None:
-        """Bring home what is in flight, and what an exception left unlaunched."""
+        """Commit all ticks in flight, after launching those that an exception left unlaunched."""
         while self._tidied() and not self._running:
             flight = self._flights[0]
             if flight.pending is None and not self._launch(flight, requests):
@@ -168,14 +172,14 @@ class Lane:
             self._commit(requests)
 
     def _commit(self, requests: Mapping[int, RequestState]) -> None:
-        """Waits. What fails on the device itself cannot be tried again: its requests end."""
+        """Wait for the oldest tick and commit it. If it failed on the device, its requests end."""
         flight = self._flights[0]
         assert flight.pending is not None
         result = None
         try:
             result = flight.pending.result()
         except Exception as error:
-            while self._flights:  # what ran behind it has read what it should have written
+            while self._flights:  # later ticks have read KV that this one should have written
                 self._flights.popleft()
                 self._scheduler.fail(self.runner.model)
             if not is_out_of_memory(error):
@@ -191,7 +195,7 @@ class Lane:
     def _keep(
         self, plan: _core.Plan, result: TickResult, requests: Mapping[int, RequestState]
     ) -> None:
-        """What requests want to know of their draws, before a commit can end them."""
+        """Store the draws, signals and scores of requests, before a commit can end them."""
         stands = self._scheduler.standing(self.runner.model) if self.ahead else None
         sampled = set(result.sampled)
         for row in sorted(sampled | result.audited.keys()):
@@ -210,7 +214,7 @@ class Lane:
                 self._audit(request, result.audited.get(row, []), draw)
 
     def signals(self, row: int) -> Signals:
-        """Boundary statistics of a row of the tick that was committed last."""
+        """Signals of a plan row of the tick that was committed last."""
         if self._result is None:
             raise RuntimeError("no tick was committed on this lane")
         return self._result.signals(row)

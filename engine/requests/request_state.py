@@ -27,7 +27,16 @@ _SMALL, _LARGE = range(2)
 
 @dataclass
 class RequestState:
-    """What the engine keeps beside the core's sequence: the policy, its decisions, its signals."""
+    """What the engine keeps of a request beside the core's sequence.
+
+    retokenizer: set if the models have different tokens.
+    decisions: boundaries and their decisions, by position.
+    signals: of the small model's tokens, by position.
+    drawn: the last draw of each position, if log-probabilities are kept.
+    window, audit: of the policy; the audit may also be the parameters'. None: no audit.
+    asks: likely tokens for which log-probabilities are computed; None: no log-probabilities.
+    collects: whether the signals of all of the small model's tokens are kept.
+    """
 
     params: SamplingParams
     seed: int
@@ -35,9 +44,9 @@ class RequestState:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
-    retokenizer: Retokenizer | None = None  # where the models have different tokens
-    decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)  # by position
-    signals: dict[int, Signals] = field(default_factory=dict)  # of small's tokens, by position
+    retokenizer: Retokenizer | None = None
+    decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)
+    signals: dict[int, Signals] = field(default_factory=dict)
     _rest: tuple[Boundary, Decision] | None = None
     drawn: DrawLog = field(default_factory=DrawLog)
 
@@ -45,7 +54,7 @@ class RequestState:
         self.window: Window = window_of(self.policy)
         rule: Audit = getattr(self.policy, "audit", None) or Audit.parse(self.params.audit)
         self.audit = AuditLog(rule) if rule.on else None
-        # An audit compares log-probabilities of both models.
+        # An audit needs log-probabilities of both models.
         self.asks = self.params.logprobs
         if self.audit and self.asks is None:
             self.asks = FORESEEN if reader_of(self.policy) == ROLES[_LARGE] else 0
@@ -57,18 +66,18 @@ class RequestState:
 
     @property
     def audited(self) -> bool:
-        """Whether the large model scores what the small one wrote."""
+        """Whether the large model scores the small model's steps."""
         return self.audit is not None
 
     def shadow(self) -> RequestState:
-        """How its shadow draws. Log-probabilities of other tokens would say nothing here."""
+        """The state of its shadow; without log-probabilities, which no completion would show."""
         assert self.retokenizer is not None
         params = replace(self.params, logprobs=None)
         prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
         return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
 
     def behind(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
-        """How far the large model has read, and how much it lacks to write at ``position``."""
+        """Tokens that the large model has read, and those it still lacks before ``position``."""
         if self.retokenizer:
             return self.retokenizer.behind(sequence.id, position)
         return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
@@ -103,12 +112,15 @@ class RequestState:
         )
 
     def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
-        """Ask the policy; decisions that a truncation took back are forgotten.
+        """Ask the policy, unless an audit or an earlier decision for the rest has the answer.
 
-        ``rest`` of the decision tells whether nobody needs to be asked again: a policy's own word
-        for the rest ends with the thinking part, or with a step that an audit takes back, and is
-        capped step by step, by a budget or by what can cross. Until then no boundary is read: the
-        second answer.
+        Decisions at later positions, which a truncation undid, are dropped.
+
+        Returns:
+            The decision, whose ``rest`` says that no later boundary needs a decision, and whether
+            later boundaries need not be read. The two differ: a policy's decision for the rest
+            ends with the thinking part or at a rolled back step, and budgets and text that cannot
+            cross may overrule it at each step.
         """
         for position in [p for p in self.decisions if p >= boundary.position]:
             del self.decisions[position]
@@ -127,7 +139,7 @@ class RequestState:
         return replace(decision, rest=decision.rest and not asked_again), decision.rest
 
     def _crossing(self, decision: Decision, boundary: Boundary) -> Decision:
-        """The small model with the reason, where the text cannot cross to the large one."""
+        """The decision; where the text cannot cross, the small model with the reason."""
         if self.retokenizer is None or decision.model != ROLES[_LARGE]:
             return decision
         why = self.retokenizer.obstacle(boundary.request, boundary.position)
@@ -136,22 +148,22 @@ class RequestState:
         return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
 
     def _redo(self, boundary: Boundary) -> Decision | None:
-        """The large model, where an audit took a step back."""
+        """The large model, if an audit rolled back the step here."""
         if self.audit is None:
             return None
         self.audit.forget(boundary.position)
         reason = self.audit.redo.get(boundary.position)
         if reason is None:
             return None
-        self._rest = None  # what was decided for the rest ends here
+        self._rest = None  # an earlier decision for the rest ends here
         return Decision("large", reason, rest=self.audit.rule.rest)
 
     def _standing(self, boundary: Boundary) -> Decision | None:
         """The decision for the rest, if it still holds."""
         if self._rest is None:
             return None
-        made, decision = self._rest
-        if made.position < boundary.position and made.thinking == boundary.thinking:
+        origin, decision = self._rest
+        if origin.position < boundary.position and origin.thinking == boundary.thinking:
             return decision
         self._rest = None
         return None
@@ -183,7 +195,7 @@ class RequestState:
         )
 
     def usage(self, sequence: _core.Sequence) -> Usage:
-        """What the request has cost so far."""
+        """The request's counts so far, its shadow's included."""
         own = replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
         return own + self.retokenizer.usage(sequence.id) if self.retokenizer else own
 
@@ -202,10 +214,10 @@ class RequestState:
     def _step(
         self, index: int, position: int, ids: list[int], model: str, tokenizer: Tokenizer
     ) -> Step:
-        # After a decision for the rest, or on a whole answer, later steps stand on that decision.
-        made = max((p for p in self.decisions if p <= position), default=None)
-        boundary, decision = (None, None) if made is None else self.decisions[made]
-        here = made == position
+        # After a decision for the rest, or on a whole answer, later steps follow that decision.
+        decided = max((p for p in self.decisions if p <= position), default=None)
+        boundary, decision = (None, None) if decided is None else self.decisions[decided]
+        here = decided == position
         return Step(
             index=index,
             position=position,

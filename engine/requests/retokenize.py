@@ -1,7 +1,8 @@
 """Pairs whose tokenizers differ: text crosses between the models at step boundaries, as bytes.
 
-A request is a sequence of the core in the small model's tokens, and a *shadow* in the large one's
-that writes its steps (csrc/relay.cpp). Here what crosses is encoded, and what cannot is said.
+A request is a sequence of the core in the small model's tokens, and a *shadow* sequence in the
+large model's tokens, which writes the large model's steps (csrc/relay.cpp). This module encodes the
+text that crosses, and finds text that cannot.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ _NONE, _STOP, _LENGTH, _REPETITION = map(
 
 @dataclass(frozen=True)
 class TokenizerBridge:
-    """What both models, small first, need to hand text over. ``eos_ids`` end a text."""
+    """Tokenizers of both models, small first, and the ids that end a text of each."""
 
     tokenizers: tuple[Tokenizer, Tokenizer]
     eos_ids: tuple[tuple[int, ...], tuple[int, ...]]
 
     def prompt(self, prompt: str | Sequence[int] | Prompt) -> Prompt:
-        """Text as each model writes it. SteerError on ids of one model only, and of no token."""
+        """A prompt's ids for each model. SteerError on ids of one model only, and on wrong ids."""
         if isinstance(prompt, str):
             small, large = (tuple(t.encode(prompt, special=True)) for t in self.tokenizers)
-            found = Prompt(small, large)
+            both = Prompt(small, large)
         elif isinstance(prompt, Prompt):
-            found = Prompt(*(tuple(map(index, ids)) for ids in (prompt.small, prompt.large)))
+            both = Prompt(*(tuple(map(index, ids)) for ids in (prompt.small, prompt.large)))
         else:
             raise SteerError(
                 "the models have different tokens: a prompt must be text or a Prompt, got "
                 f"{prompt!r}"
             )
-        for ids, tokenizer in zip((found.small, found.large), self.tokenizers, strict=True):
+        for ids, tokenizer in zip((both.small, both.large), self.tokenizers, strict=True):
             if not ids:
                 raise SteerError("the prompt is empty")
             for wrong in (i for i in ids if not 0 <= i < tokenizer.size):
                 raise SteerError(f"token id {wrong} is not in 0..{tokenizer.size - 1}")
-        return found
+        return both
 
 
 def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) -> None:
-    """SteerError on what a request cannot have while the text crosses between two vocabularies."""
+    """SteerError on parameters that do not work while text crosses between two vocabularies."""
     audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
     for wrong, what in (
         (audit.on, "an audit"),
@@ -73,7 +74,7 @@ def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) 
 
 
 class Retokenizer:
-    """One request between two vocabularies. ``prompt``, ``stop_ids`` are the large model's."""
+    """The crossings of one request. ``prompt`` and ``stop_ids`` are the large model's."""
 
     def __init__(
         self, scheduler: _core.Scheduler, vocabularies: TokenizerBridge, prompt: Prompt,
@@ -81,29 +82,29 @@ class Retokenizer:
     ) -> None:  # fmt: skip
         """
         Args:
-            stop_ids: that end the text, of each model.
+            stop_ids: ids that end the text, of each model.
             think_end: ids of the large model that end the thinking part.
         """
         self.prompt = prompt.large
         self.stop_ids = stop_ids[_LARGE]
-        self.opened = False  # the shadow was made
-        self.open = False  # and has not ended
+        self.opened = False  # whether the shadow was added
+        self.open = False  # whether it was added and has not ended
         self._scheduler = scheduler
         self._small, self._large = vocabularies.tokenizers
         self._ends = stop_ids[_SMALL]
         self._think_end = list(think_end)
-        self._crossed = len(prompt.small)  # so much of the text the shadow has
-        self._ready: list[int] = []  # what is to cross next
-        self._closed = ""  # why the large model writes no more
-        self._usage = Usage()  # of the shadow, once it has ended, and of crossings
+        self._crossed = len(prompt.small)  # tokens of the small model that the shadow has
+        self._ready: list[int] = []  # ids of the large model that cross next
+        self._closed = ""  # why the large model cannot write any more; empty: it can
+        self._usage = Usage()  # of crossings, and of the shadow once it has ended
 
     def _shadow(self, request: int) -> _core.Sequence | None:
         return self._scheduler.sequence(-request) if self.open else None
 
     def behind(self, request: int, position: int) -> tuple[int, int]:
-        """How far the large model has read, and how many tokens it would have to read now.
+        """Tokens that the large model has read, and those it must still read before ``position``.
 
-        What has not crossed yet counts as so many tokens as the small model has for it.
+        Text that has not crossed yet is counted in the small model's tokens.
         """
         shadow, waiting = self._shadow(request), position - self._crossed
         if shadow is None:
@@ -111,12 +112,12 @@ class Retokenizer:
         return shadow.computed[_LARGE], shadow.length - shadow.computed[_LARGE] + waiting
 
     def usage(self, request: int) -> Usage:
-        """What the large model has cost so far, and what has crossed."""
+        """Counts of the large model and of the crossings so far."""
         shadow = self._shadow(request)
         return self._usage + Usage.of(shadow) if shadow else self._usage
 
     def obstacle(self, request: int, position: int) -> str | None:
-        """Why the large model cannot go on behind ``position``; None if :meth:`cross` can."""
+        """Why the text up to ``position`` cannot cross; None if :meth:`cross` may be called."""
         if self._closed:
             return self._closed
         tokens = self._scheduler.sequence(request).tokens[self._crossed : position]
@@ -130,7 +131,7 @@ class Retokenizer:
         return None
 
     def cross(self, request: int, position: int, unread: bool) -> None:
-        """The large model writes the next step. To be called where there was no obstacle."""
+        """Hand the next step to the large model; :meth:`obstacle` must have returned None."""
         if not self.opened:
             self._scheduler.add_shadow(
                 request, prompt=list(self.prompt), stop_ids=list(self.stop_ids),
@@ -142,10 +143,10 @@ class Retokenizer:
         self._crossed, self._ready = position, []
 
     def cross_back(self, request: int) -> None:
-        """Take a step, or the end, over from the shadow."""
+        """Take over a step, or the end of the text, from the shadow."""
         shadow = self._scheduler.sequence(-request)
         step, end = shadow.tokens[shadow.steps[-1][0] :].tolist(), shadow.finish
-        # What ends a text has another id here; a stop string is found again.
+        # The small model has its own id for the end of a text; the core finds stop strings again.
         ended = (
             end == _STOP
             and step[-1] in self.stop_ids
@@ -162,7 +163,7 @@ class Retokenizer:
         self._scheduler.cross_back(request, ids + list(self._ends[:1]) * ended, end)
 
     def close(self, request: int) -> None:
-        """The shadow has ended: keep what it has cost."""
+        """Keep the counts of the shadow, which has ended."""
         shadow = self._shadow(request)
         if shadow:
             self._usage += Usage.of(shadow)

@@ -1,4 +1,4 @@
-"""Streaming: settled text as it comes, with the steps it belongs to."""
+"""Streaming: events for settled text, and for the steps it belongs to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engine import _core
 from engine.config import ROLES
 from engine.request import Completion
+from engine.requests.driver import Driver
 from engine.text.tokenizer import Tokenizer
 
 
@@ -17,9 +18,9 @@ class StreamEvent:
     """A piece of an answer.
 
     kind: "step" where a step opens, "text", or "done" at the end.
-    text: of a text event; all texts join to the completion's.
-    model: who writes, for step and text events.
-    completion: of the done event.
+    text: the text of a text event; all of them join to the completion's.
+    model: the role of the model that writes, for step and text events.
+    completion: the completion of the done event.
     """
 
     kind: str
@@ -28,8 +29,26 @@ class StreamEvent:
     completion: Completion | None = None
 
 
+def stream_events(
+    driver: Driver, scheduler: _core.Scheduler, tokenizer: Tokenizer, request: int
+) -> Iterator[StreamEvent]:
+    """Advance all requests and yield the events of one until it is finished.
+
+    Closing the iterator early aborts the request.
+    """
+    text = StreamedText(tokenizer)
+    try:
+        while request not in driver.finished:
+            driver.advance()
+            if request in driver.live:
+                yield from text.grow(scheduler.sequence(request))
+        yield from text.finish(driver.finished.pop(request))
+    finally:
+        driver.cancel([request])
+
+
 class StreamedText:
-    """Turns a growing sequence into events. Characters are held back until they are whole."""
+    """Turns a growing sequence into events. Incomplete characters are held back."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -40,7 +59,7 @@ class StreamedText:
         self._sent = 0  # characters
 
     def grow(self, sequence: _core.Sequence) -> Iterator[StreamEvent]:
-        """Events for what was settled since the last call."""
+        """Events for the text that settled since the last call."""
         tokens = sequence.tokens
         position = max(self._position, sequence.prompt_length)
         starts = sequence.steps

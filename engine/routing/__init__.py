@@ -1,1 +1,1 @@
-"""Signals, calibration and policies. Sees numbers, never tensors."""
+"""Signals, calibration and policies. This package handles numbers, never tensors."""

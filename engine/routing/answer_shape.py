@@ -1,4 +1,4 @@
-"""What answers look like: their lengths in steps and tokens, from those of the small model."""
+"""The lengths of answers in steps and tokens, counted on the small model's answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from engine.errors import SteerError
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """Expected lengths.
+    """Expected lengths of prompts, steps and answers.
 
-    prompt_tokens, step_tokens: means.
-    ends: chance that an answer ends with its step 0, 1, ... if it comes so far; the last one is 1.
+    prompt_tokens, step_tokens: mean tokens of a prompt and of a step.
+    ends: for step 0, 1, ...: chance that an answer which reaches the step ends with it; the last
+        chance is 1.
     """
 
     prompt_tokens: float
@@ -38,7 +39,7 @@ class AnswerShape:
 
     @classmethod
     def of(cls, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> AnswerShape:
-        """From prompt lengths and, for each answer, the tokens of each step."""
+        """Count a shape from prompt lengths and, for each answer, the tokens of each step."""
         steps = [len(answer) for answer in answers]
         reached = [sum(n > k for n in steps) for k in range(max(steps))]
         ended = [sum(n == k + 1 for n in steps) for k in range(max(steps))]
@@ -49,7 +50,7 @@ class AnswerShape:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """The fields as JSON values."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "step_tokens": self.step_tokens,

@@ -1,4 +1,4 @@
-"""What the large model makes of steps that the small one wrote, once it has read them."""
+"""Scores of the small model's steps by the large model, taken when it reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pairs = Sequence[tuple[float, float]]
 
 
 def step_score(kind: str, tokens: Pairs) -> float:
-    """How well a step of the small model stands with the large one; higher is better.
+    """The large model's score of a small model's step; higher is better.
 
     ``min`` and ``mean`` of log p_large over its tokens; ``ratio``, the lowest log p_large minus
     log p_small: a token that both find unlikely may be a matter of taste.
@@ -32,13 +32,14 @@ def step_score(kind: str, tokens: Pairs) -> float:
 
 @dataclass(frozen=True)
 class Audit:
-    """Whether the large model scores what it catches up on, and what follows from it.
+    """Whether the large model scores the steps it catches up on, and whether it may undo them.
 
     mode: ``off``; ``score``, the log-probabilities are kept, and the head's work on those rows is
-        in the books; ``rollback``, besides, the earliest step whose score is below ``mark`` is
-        taken back with all that follows it, and the large model writes it. Tokens settle once they
-        have passed, so a stream holds them back until then.
-    score: of a step, see :func:`step_score`.
+        counted; ``rollback``, in addition the earliest step whose score is below ``mark`` is rolled
+        back with all that follows it, and the large model writes it. Tokens settle when they have
+        passed the audit, so a stream holds them back until then.
+    score: kind of score, see :func:`step_score`.
+    mark: lowest score that a step may have.
     rest: after a rollback the large model writes to the end.
     """
 
@@ -56,7 +57,7 @@ class Audit:
 
     @classmethod
     def parse(cls, text: str) -> Audit:
-        """From its name. SteerError on any other text."""
+        """An audit from its name. SteerError on any other text."""
         mode, *rest = text.split(":")
         try:
             if mode == "rollback" and len(rest) == 2:
@@ -69,16 +70,16 @@ class Audit:
 
     @property
     def on(self) -> bool:
-        """Whether anything is scored."""
+        """Whether steps are scored."""
         return self.mode != "off"
 
     @property
     def rolls_back(self) -> bool:
-        """Whether steps are taken back."""
+        """Whether steps can be rolled back."""
         return self.mode == "rollback"
 
     def doubts(self, tokens: Pairs) -> bool:
-        """Whether a step is to be taken back."""
+        """Whether a step is to be rolled back."""
         return self.rolls_back and step_score(self.score, tokens) < self.mark
 
 

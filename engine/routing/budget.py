@@ -11,13 +11,13 @@ from engine.routing.policies import Boundary, Decision
 
 @dataclass(frozen=True)
 class Budget:
-    """Turns a decision for the large model into one for the small where a cap is reached.
+    """Turns a decision for the large model into one for the small model where a cap is reached.
 
-    A step that has been handed over is written to its end, so what is spent can pass a cap by one
-    step and what the small model needs for the rest.
+    A step that was handed over is written to its end, so the cost can exceed a cap by one step and
+    by the small model's work for the rest.
 
-    large_share: of the tokens written so far, at most this share by the large model.
-    flops: of both models for this request, catch-up included.
+    large_share: share of the written tokens that may be the large model's, in [0, 1].
+    flops: FLOPs of both models for this request, catch-up included.
     """
 
     large_share: float = 1.0
@@ -29,19 +29,19 @@ class Budget:
         return self.large_share >= 1 and math.isinf(self.flops)
 
     def cap(self, decision: Decision, boundary: Boundary, flops: Callable[[], int]) -> Decision:
-        """The decision, or the small model with the reason.
+        """The decision, or one for the small model that gives the cap as its reason.
 
         Args:
-            flops: what the request would have cost once the large model has caught up.
+            flops: gives the request's FLOPs including the large model's catch-up at this boundary.
         """
         if decision.model == "small" or self.unlimited:
             return decision
         written = boundary.position - boundary.prompt_tokens
         share = boundary.large_tokens / written if written else 0.0
         if share > self.large_share or self.large_share == 0:
-            found = f"large share {share:.3f}, cap {self.large_share:.3g}"
+            excess = f"large share {share:.3f}, cap {self.large_share:.3g}"
         elif math.isfinite(self.flops) and (spent := flops()) > self.flops:
-            found = f"{spent:.3g} FLOPs with this handoff, cap {self.flops:.3g}"
+            excess = f"{spent:.3g} FLOPs with this handoff, cap {self.flops:.3g}"
         else:
             return decision
-        return replace(decision, model="small", reason=f"budget: {found} ({decision.reason})")
+        return replace(decision, model="small", reason=f"budget: {excess} ({decision.reason})")

@@ -1,4 +1,4 @@
-"""A calibration: how one signal of one pair tells sure boundaries from unsure ones. A JSON file."""
+"""A calibration: a JSON file on how one signal of a pair separates sure and unsure boundaries."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ SCHEMA = "steer-calibration/1"
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted mixture, the threshold on its posterior, and where it came from.
+    """A fitted mixture, the threshold on its posterior, and where both come from.
 
-    ``pair`` is the fingerprint of the engine that it was fitted on (``Engine.fingerprint``): the
-    numbers mean nothing on another pair. ``errors`` are the chances that the small model errs in a
-    step of either component; ``shape`` tells how long answers are, None where nobody has counted.
+    pair: fingerprint of the engine that it was fitted on (``Engine.fingerprint``); the numbers mean
+        nothing for another pair.
+    errors: for the unsure and the sure component, chance that the small model errs in a step.
+    shape: lengths of answers; None where they were not counted.
     """
 
     pair: str
@@ -105,7 +106,7 @@ class Calibration:
             if schema != SCHEMA:
                 raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")
             weights, means, deviations = (_two(raw["mixture"][name]) for name in _PARTS)
-            found = cls(
+            calibration = cls(
                 pair=raw["pair"],
                 signal=raw["signal"],
                 mixture=Mixture(weights, means, deviations),
@@ -119,11 +120,11 @@ class Calibration:
             raise SteerError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SteerError(f"{path}: not a calibration file: {error}") from None
-        if found.pair != pair:
+        if calibration.pair != pair:
             raise SteerError(
-                f"{path}: fitted on pair {found.pair}, this engine is {pair}; calibrate again"
+                f"{path}: fitted on pair {calibration.pair}, this engine is {pair}; calibrate again"
             )
-        return found
+        return calibration
 
 
 _PARTS = ("weights", "means", "deviations")

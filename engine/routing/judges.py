@@ -1,4 +1,4 @@
-"""Policies that let the small model write and the large one read it: their rule is an audit."""
+"""Policies that let the small model write and the large model audit what it wrote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from engine.routing.policies import Boundary, Decision
 
 @dataclass(frozen=True)
 class Judge:
-    """The large model reads each finished step, the last one too, and rewrites what it doubts.
+    """The large model reads each finished step, the last one too, and rewrites those it doubts.
 
-    After SpecReason (Pan et al., arXiv 2504.07891), with the step's likelihood in place of a
-    verbal mark. What it reads for that is in the books.
+    As in SpecReason (Pan et al., arXiv 2504.07891), with the step's likelihood in place of a verbal
+    mark. The rows read for it are counted.
     """
 
     mark: float = -6.0
@@ -24,17 +24,19 @@ class Judge:
 
     @property
     def audit(self) -> Audit:
-        """Its rule."""
+        """The audit of each step."""
         return Audit("rollback", self.score, self.mark)
 
     def decide(self, boundary: Boundary) -> Decision:
-        """The small model, wherever the audit has nothing against it."""
+        """The small model; the audit may take the step back."""
         return Decision("small", "to be judged")
 
 
 @dataclass(frozen=True)
 class AuditOnly:
-    """The small model writes all; the large one reads it once and writes on from a first doubt."""
+    """The small model writes a whole answer; the large one reads it and goes on from the first
+    step that it doubts.
+    """
 
     mark: float = -6.0
     score: str = "min"
@@ -44,9 +46,9 @@ class AuditOnly:
 
     @property
     def audit(self) -> Audit:
-        """Its rule."""
+        """The audit of the answer."""
         return Audit("rollback", self.score, self.mark, rest=True)
 
     def decide(self, boundary: Boundary) -> Decision:
-        """The small model, for good: only the audit ends that."""
+        """The small model for the rest; only the audit changes that."""
         return Decision("small", "to be audited", rest=True)

@@ -1,4 +1,4 @@
-"""A mixture of two normals on one signal, fitted by EM, with a posterior that is monotone."""
+"""A mixture of two normals on one signal, fitted by EM, with a monotone posterior."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.errors import SteerError
 class Mixture:
     """Two components; index 1 is the confident one (the higher mean).
 
-    Unequal variances would let the posterior turn back far out in a tail. It is made monotone:
-    below the lower mean it does not rise again, above the higher mean it does not fall.
+    With unequal variances the posterior would turn around far out in a tail. So it is constant
+    below the lower mean and above the higher mean.
     """
 
     weights: tuple[float, float]
@@ -54,10 +54,13 @@ class Mixture:
 
 
 def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1e-9) -> Mixture:
-    """Fit by EM from a split at the 25th percentile. SteerError where two components make no sense.
+    """Fit by EM from a split at the 25th percentile.
 
-    Deviations are kept above 1% of the data's, so that no component collapses on a point. One that
-    is left with less than two values, or both on one mean, is an error too.
+    Deviations are kept above 1% of the data's, so that no component collapses to a point.
+
+    Raises:
+        SteerError: on fewer than 8 or infinite values, and where the values are all equal, a
+            component keeps less than two of them, or both components have the same mean.
     """
     x = np.asarray(values, np.float64)
     if x.size < 8 or not np.isfinite(x).all():

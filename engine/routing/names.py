@@ -52,7 +52,7 @@ def is_calibrated(policy: object) -> bool:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A name that was taken apart."""
+    """The parts of a policy's name, and the settings that fill in defaults."""
 
     text: str
     name: str
@@ -66,7 +66,7 @@ class _Wanted:
         return SteerError(f"policy {self.text!r}: expected {_FORMS[self.name]}")
 
     def number(self, default: float | None) -> float:
-        """The only argument."""
+        """The single argument as a number; SteerError on none (without ``default``) or several."""
         if not self.arguments and default is not None:
             return default
         try:
@@ -76,19 +76,19 @@ class _Wanted:
             raise self.fail() from None
 
     def threshold(self, kinds: tuple[str, ...]) -> Threshold:
-        """SIGNAL:VALUE, over a window of one of these kinds."""
-        found = Threshold()
+        """A threshold from SIGNAL:VALUE, over a window of one of these kinds."""
+        threshold = Threshold()
         if self.arguments:
             try:
                 signal, text = self.arguments
                 value = float(text)
             except ValueError:
                 raise self.fail() from None
-            found = Threshold(signal, value)
-        return self.looking(found, kinds)
+            threshold = Threshold(signal, value)
+        return self.looking(threshold, kinds)
 
     def looking(self, threshold: Threshold, kinds: tuple[str, ...]) -> Threshold:
-        """Over the window that stands behind the name, the first kind's by default."""
+        """The threshold over the window after the ``@``; by default over that of the first kind."""
         window = self.window or Window(kinds[0], least=kinds[0] == "answer")
         if window.kind not in kinds:
             raise SteerError(
@@ -97,7 +97,7 @@ class _Wanted:
         return replace(threshold, window=window)
 
     def fitted(self) -> Calibration:
-        """The calibration."""
+        """The calibration; SteerError without one."""
         if self.calibration is None:
             raise SteerError(f"policy {self.name} needs a calibration of this pair")
         return self.calibration
@@ -163,15 +163,23 @@ def make_policy(
 ) -> Policy:
     """A policy from its name, from a function, or the policy itself.
 
-    Names: small and large; random and query-random, with ``:SHARE`` or at ``share``; steer and
-    steer:TAU, steer-cost and steer-cost:WORTH, which need ``calibration``; and with a signal and a
-    value of their own threshold, previous (the step just finished), query (one decision, at the
-    prompt's end) and cascade (one, on the small model's whole answer); with a value only entropy
-    and max-logit, of a step's first token; judge and audit with the mark that a step's
-    log-probability has to reach with the large model. ``@WINDOW`` behind a name looks there.
+    Names, with their arguments (``HELP`` lists the exact forms):
+
+    * small, large: one model writes everything.
+    * random, query-random: ``:SHARE``, by default ``share``.
+    * threshold, previous (on the step just finished), query (one decision, at the prompt's end),
+      cascade (one decision, on the small model's whole answer): a signal and a value.
+    * entropy, max-logit: a value, for the step's first token.
+    * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
+    * judge, audit: the lowest log-probability of a step that the large model accepts.
+
+    ``@WINDOW`` after a name takes the signals from that window.
 
     Args:
-        price: of a row of the small model in rows of the large one, for steer-cost.
+        price: cost of a row of the small model in rows of the large one, for steer-cost.
+
+    Raises:
+        SteerError: on an unknown name, malformed arguments, or a missing calibration.
     """
     if not isinstance(policy, str):
         if isinstance(policy, type) or not (isinstance(policy, Policy) or callable(policy)):

@@ -1,4 +1,4 @@
-"""Who writes the next step. A policy turns the numbers of a boundary into a decision."""
+"""Policies: each turns the numbers of a boundary into a decision on which model writes next."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
 @dataclass(frozen=True)
 class Boundary:
-    """What is known where a step may begin. Boundary 0 is the end of the prompt.
+    """The state of a request where a step may begin. Boundary 0 is the end of the prompt.
 
-    position: tokens so far, prompt included; none that stands on trial.
-    previous: who wrote the last step, None at boundary 0.
-    catch_up: tokens that the large model would have to read now; where it has tokens of its own,
-        what has not crossed to it counts in the small model's.
-    signals: those of the policy's window; None where it does not read, or nothing is there yet.
-    tried: tokens that stand on trial.
-    large_tokens: of the answer so far, written by the large model.
+    position: tokens so far, prompt included, without those on trial.
+    previous: the model that wrote the last step, None at boundary 0.
+    catch_up: tokens that the large model would have to read now; if its tokenizer differs, text
+        that has not crossed to it is counted in the small model's tokens.
+    signals: those of the policy's window; None if the policy does not read, or the window is empty.
+    tried: tokens on trial.
+    large_tokens: tokens of the answer so far that the large model wrote.
     thinking: whether the text that ends the thinking part is still to come.
-    risk: chance that a step so far has gone wrong, from the ``risk`` of the decisions before.
+    risk: chance that some step so far is wrong, from the ``risk`` of earlier decisions.
     """
 
     request: int
@@ -44,11 +44,14 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Decision:
-    """``model`` is "small" or "large"; ``reason`` is for people.
+    """The model that writes the next step.
 
-    With ``rest`` the model writes to the end: later boundaries are neither read nor decided.
-    ``risk`` is the chance that the step goes wrong, as the policy sees it; later boundaries carry
-    what has come together.
+    model: "small" or "large".
+    reason: a short text for logs and traces.
+    posterior: probability that the boundary is a confident one, None if the policy has none.
+    rest: the model writes to the end; later boundaries are neither read nor decided.
+    risk: the policy's estimate of the chance that the step is wrong; later boundaries carry the
+        combined risk.
     """
 
     model: str
@@ -60,15 +63,19 @@ class Decision:
 
 @runtime_checkable
 class Policy(Protocol):
-    """Where a policy ``reads``, the small model computes each boundary before the decision.
+    """Decides which model writes each step.
 
-    A policy that does not read costs no reading. It gets no signals, unless it has an attribute
-    ``window`` (a :class:`Window`) whose tokens are there anyway; without one it is the boundary's.
+    If a policy ``reads``, the small model computes each boundary before the decision. Without, no
+    row is computed for it, and it gets no signals unless its window's tokens were computed anyway.
+
+    Optional attributes: ``window`` (a :class:`Window`, by default the boundary's first token),
+    ``reader`` (the role of the model that reads, by default "small"), and ``audit`` (an
+    :class:`engine.routing.audit.Audit`, which then is the request's).
     """
 
     @property
     def name(self) -> str:
-        """What traces and tables call it."""
+        """Its name in traces and tables."""
         ...
 
     @property
@@ -77,20 +84,20 @@ class Policy(Protocol):
         ...
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Who writes the step that opens here."""
+        """Choose the model that writes the step that opens here."""
         ...
 
 
 def window_of(policy: Policy) -> Window:
-    """The policy's window."""
-    found = getattr(policy, "window", BOUNDARY)
-    if not isinstance(found, Window):
-        raise SteerError(f"a policy's window must be a Window, got {found!r}")
-    return found
+    """The policy's window; SteerError if it is no Window."""
+    window = getattr(policy, "window", BOUNDARY)
+    if not isinstance(window, Window):
+        raise SteerError(f"a policy's window must be a Window, got {window!r}")
+    return window
 
 
 def reader_of(policy: Policy) -> str:
-    """The model that reads boundaries, where the policy reads."""
+    """The role of the model that reads boundaries, if the policy reads."""
     return str(getattr(policy, "reader", ROLES[0]))
 
 
@@ -107,13 +114,13 @@ class Always:
         return self.model
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Once, for good."""
+        """The model, for the rest of the answer."""
         return Decision(self.model, "always", rest=True)
 
 
 @dataclass(frozen=True)
 class Random:
-    """The large model writes a random share of the steps: the control without a signal."""
+    """The large model writes a random share of the steps: a control that uses no signal."""
 
     share: float
     seed: int = 0
@@ -125,7 +132,7 @@ class Random:
             raise SteerError(f"the random policy's share must be in [0, 1], got {self.share}")
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Keyed by seed, request and step: the same run draws the same."""
+        """Draw by seed, request and step, so that equal runs draw equal numbers."""
         key = f"{self.seed}/{boundary.request}/{boundary.step}".encode()
         drawn = int.from_bytes(hashlib.sha256(key).digest()[:7]) / 256**7
         chosen = "large" if drawn < self.share else "small"
@@ -134,7 +141,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The large model writes where a raw signal is below (for entropy: above) a value."""
+    """The large model writes where a raw signal is below ``value`` (entropy: above it)."""
 
     signal: str = "max_prob"
     value: float = 0.9
@@ -148,49 +155,49 @@ class Threshold:
 
     @property
     def reads(self) -> bool:
-        """As its window does."""
+        """Whether its window needs a read boundary."""
         return self.window.reads
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Compares one number."""
+        """Compare the signal with the value; SteerError if the boundary was not read."""
         signals = read_signals(boundary, self.window)
         if signals is None:
             return NOTHING_TO_JUDGE
-        found = float(getattr(signals, self.signal))
-        sure = found <= self.value if self.signal == "entropy" else found >= self.value
-        sign = "<=" if found <= self.value else ">"
+        signal = float(getattr(signals, self.signal))
+        sure = signal <= self.value if self.signal == "entropy" else signal >= self.value
+        sign = "<=" if signal <= self.value else ">"
         chosen = "small" if sure else "large"
-        return Decision(chosen, f"{self.signal} {found:.4g} {sign} {self.value:.4g}")
+        return Decision(chosen, f"{self.signal} {signal:.4g} {sign} {self.value:.4g}")
 
 
 @dataclass(frozen=True)
 class Query:
-    """One decision a request, at the prompt's end: another policy's answer there, for the rest."""
+    """One decision a request, at the prompt's end: that of another policy, for the whole answer."""
 
     at_prompt: Policy
     name: str = "query"
 
     @property
     def window(self) -> Window:
-        """Of the policy that it asks."""
+        """The other policy's window."""
         return window_of(self.at_prompt)
 
     @property
     def reads(self) -> bool:
-        """As that policy does."""
+        """Whether the other policy reads."""
         return self.at_prompt.reads
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Asks once."""
+        """The other policy's decision, for the rest."""
         return replace(self.at_prompt.decide(boundary), rest=True)
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """The small model solves; the large one solves again where the small one's answer is unsure.
+    """The small model answers; the large one answers again where the small one's answer is unsure.
 
-    Nothing settles before: a stream shows no token until the answer is kept. By default the answer
-    counts as sure as its least sure token.
+    No token settles before the decision, so a stream shows nothing until then. By default an answer
+    is as sure as its least sure token.
     """
 
     signal: str = "max_prob"
@@ -203,27 +210,27 @@ class Cascade:
         Threshold(self.signal, self.value)
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Asks once, when the small model's answer is there."""
-        found = Threshold(self.signal, self.value, window=self.window).decide(boundary)
-        return replace(found, rest=True)
+        """One decision, on the small model's whole answer."""
+        decision = Threshold(self.signal, self.value, window=self.window).decide(boundary)
+        return replace(decision, rest=True)
 
 
 @dataclass(frozen=True)
 class AfterThinking:
-    """One policy up to the text that ends the thinking part, another for the answer behind it."""
+    """One policy up to the text that ends the thinking part, another for the answer after it."""
 
     thinking: Policy
     answer: Policy
 
     def __post_init__(self) -> None:
-        found = list(dict.fromkeys(map(str, self._windows())))
-        if len(found) > 1:
-            raise SteerError(f"both policies must look at one window, got {' and '.join(found)}")
-        if found and found[0].startswith("answer"):
+        windows = list(dict.fromkeys(map(str, self._windows())))
+        if len(windows) > 1:
+            raise SteerError(f"both policies must look at one window, got {' and '.join(windows)}")
+        if windows and windows[0].startswith("answer"):
             raise SteerError("the window answer spans the whole text: it cannot end with thinking")
 
     def _windows(self) -> list[Window]:
-        """Of the policies that look at one."""
+        """The windows of those of the two policies that use one."""
         both = self.thinking, self.answer
         return [window_of(p) for p in both if p.reads or hasattr(p, "window")]
 
@@ -234,16 +241,16 @@ class AfterThinking:
 
     @property
     def window(self) -> Window:
-        """The one that they look at."""
+        """The window that both use."""
         return next(iter(self._windows()), BOUNDARY)
 
     @property
     def reads(self) -> bool:
-        """Whether one of them does."""
+        """Whether one of the two reads."""
         return self.thinking.reads or self.answer.reads
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Asks the one in charge."""
+        """The decision of the policy for this part of the answer."""
         return (self.thinking if boundary.thinking else self.answer).decide(boundary)
 
 
@@ -257,7 +264,7 @@ class Call:
     window: Window = BOUNDARY
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Asks the function."""
+        """The function's decision."""
         answer = self.function(boundary)
         return Decision(answer, "callable") if isinstance(answer, str) else answer
 
@@ -266,7 +273,10 @@ NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")
 
 
 def read_signals(boundary: Boundary, window: Window) -> Signals | None:
-    """The signals; None where a window of the last step has none to offer."""
+    """The boundary's signals; None if the window is the last step and the small model wrote none.
+
+    SteerError if the window needs a read boundary and this one was not read.
+    """
     if boundary.signals is None and window.reads:
         raise SteerError("this policy needs signals, but the boundary was not read")
     return boundary.signals

@@ -1,4 +1,4 @@
-"""The numbers that describe a boundary: all from the small model's logits at temperature 1."""
+"""The six signals of a token: all from the small model's logits at temperature 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from engine.errors import SteerError
 
 @dataclass(frozen=True)
 class Signals:
-    """Statistics of the distribution of a token, or of several in one. Natural logarithms."""
+    """Signals of one token's distribution, or one summary of several. Natural logarithms.
+
+    max_prob: highest probability.
+    entropy: in nats.
+    log_odds: log(p / (1 - p)) of the highest probability p.
+    margin: highest logit minus the second highest.
+    max_logit, logsumexp: the highest logit, and the logarithm of the sum of all exponentials.
+    """
 
     max_prob: float
     entropy: float
@@ -23,9 +30,9 @@ class Signals:
 
     @classmethod
     def mean(cls, tokens: Sequence[Signals]) -> Signals:
-        """The mean of each statistic; the log-odds are those of the mean probability."""
+        """The mean of each signal; the log-odds are those of the mean probability."""
         sure = fmean(s.max_prob for s in tokens)
-        # 1 - p is lost near p = 1: it is taken from the log-odds.
+        # 1 - p rounds to 0 near p = 1: it is computed from the log-odds.
         unsure = fmean(1 / (1 + math.exp(min(s.log_odds, 700.0))) for s in tokens)
         return cls(
             max_prob=sure,
@@ -38,32 +45,32 @@ class Signals:
 
     @classmethod
     def least(cls, tokens: Sequence[Signals]) -> Signals:
-        """Each statistic where it is least sure: the highest entropy, the lowest of the rest."""
+        """Each signal at its least sure token: the highest entropy, the lowest of the others."""
         lowest = {name: min(getattr(s, name) for s in tokens) for name in SIGNAL_NAMES}
         return cls(**lowest | {"entropy": max(s.entropy for s in tokens)})
 
     def to_json(self) -> dict[str, float]:
-        """Plain numbers; infinities become the largest finite value, JSON has none."""
+        """The fields as JSON values; infinities, which JSON lacks, become +-1e300."""
         limit = 1e300
         return {k: max(-limit, min(limit, v)) for k, v in asdict(self).items()}
 
 
-SIGNAL_NAMES = tuple(Signals.__dataclass_fields__)
+SIGNAL_NAMES = tuple(Signals.__dataclass_fields__)  # columns of every table of signals, in order
 _CAP = 60.0  # log-odds beyond what fp32 logits resolve
 
 
 def check_signal(name: str) -> str:
-    """The name itself, or SteerError."""
+    """The name itself; SteerError if no signal has it."""
     if name not in SIGNAL_NAMES:
         raise SteerError(f"unknown signal {name!r}; known: {', '.join(SIGNAL_NAMES)}")
     return name
 
 
 def confidence_scale(name: str, signals: Signals) -> float:
-    """A signal on a scale where more is surer and a mixture of two normals can fit.
+    """A signal on a scale where higher is surer and a mixture of two normals can fit.
 
-    Probabilities pile up at 1, so ``max_prob`` is taken as log-odds; ``entropy`` as minus its
-    logarithm; the rest as they are.
+    Probabilities pile up at 1, so ``max_prob`` becomes log-odds; ``entropy`` becomes minus its
+    logarithm; other signals keep their scale.
     """
     if name == "max_prob":
         name = "log_odds"

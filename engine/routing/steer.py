@@ -1,4 +1,4 @@
-"""STEER: the posterior of a calibrated mixture decides, alone or against what a handoff costs."""
+"""STEER: the posterior of a calibrated mixture decides, alone or against the cost of a handoff."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Steer:
 
     @property
     def window(self) -> Window:
-        """The one that the calibration was fitted on."""
+        """The window of the calibration."""
         return Window.parse(self.calibration.window)
 
     @property
     def reads(self) -> bool:
-        """As its window does."""
+        """Whether its window needs a read boundary."""
         return self.window.reads
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Mixture posterior against tau."""
+        """Compare the posterior with tau."""
         signals = read_signals(boundary, self.window)
         if signals is None:
             return NOTHING_TO_JUDGE
@@ -48,18 +48,18 @@ class Steer:
 
 @dataclass(frozen=True)
 class CostAware:
-    """The large model writes where that is worth what it costs.
+    """The large model writes where the expected gain exceeds the cost.
 
     Compares the gain of a correct step with its cost: the catch-up now, the step itself, and the
     discarded trial. Later handoffs enter through a :class:`ValueTable`: reading now makes them
     cheaper, and an answer that has probably gone wrong is worth less.
 
-    worth: of one right answer, in answers by the large model alone: at 1 a point of accuracy may
-        cost 1% of what the large model alone costs.
-    price: of a row of the small model, in rows of the large one.
+    worth: value of one right answer, in answers of the large model alone: at 1, a point of accuracy
+        may cost 1% of the large model's cost.
+    price: cost of a row of the small model, in rows of the large one.
 
-    The calibration must know the shape of answers. A decision is made on each boundary's own
-    signals; further ones are expected as often unsure as the calibration's were.
+    The calibration must have the shape of answers. Each boundary is judged on its own signals;
+    later boundaries are assumed to be unsure as often as in the calibration.
     """
 
     calibration: Calibration
@@ -80,23 +80,23 @@ class CostAware:
 
     @property
     def window(self) -> Window:
-        """The one that the calibration was fitted on."""
+        """The window of the calibration."""
         return Window.parse(self.calibration.window)
 
     @property
     def reads(self) -> bool:
-        """As its window does."""
+        """Whether its window needs a read boundary."""
         return self.window.reads
 
     @cached_property
     def _values(self) -> ValueTable:
-        shape, found = self.calibration.shape, self.calibration
+        shape, calibration = self.calibration.shape, self.calibration
         assert shape is not None
-        doubts = tuple(zip(found.mixture.weights, found.errors, strict=True))
+        doubts = tuple(zip(calibration.mixture.weights, calibration.errors, strict=True))
         return ValueTable(shape, self.worth * shape.tokens, doubts)
 
     def decide(self, boundary: Boundary) -> Decision:
-        """Expected worth minus cost of either model."""
+        """Compare the expected worth minus cost of the two models."""
         signals = read_signals(boundary, self.window)
         if signals is None:
             return NOTHING_TO_JUDGE

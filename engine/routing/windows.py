@@ -1,4 +1,4 @@
-"""Which tokens a decision looks at: a step's first one, the last step, or some written on trial."""
+"""Which tokens a decision's signals come from: a step's first, the last step, or a trial."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FORMS = "boundary, step, step:least, probe:K, probe:K:least, answer or answer:le
 
 @dataclass(frozen=True)
 class Window:
-    """What the signals of a decision are taken from.
+    """The tokens whose signals a decision uses.
 
     kind: ``boundary``, the distribution of the step's first token; ``step``, the tokens of the step
-        just finished, if the small model wrote it; ``probe``, up to ``tokens`` tokens of the step
-        that the small model writes on trial, kept or taken back by the decision; ``answer``, its
-        whole answer, likewise.
-    least: of several tokens take each statistic where it is least sure, instead of the mean.
+        just finished, if the small model wrote it; ``probe``, up to ``tokens`` tokens of the next
+        step that the small model writes on trial, kept or dropped by the decision; ``answer``, its
+        whole answer on trial.
+    least: summarise several tokens by each signal at its least sure token, instead of the mean.
     """
 
     kind: str = "boundary"
@@ -38,10 +38,10 @@ class Window:
     @classmethod
     def parse(cls, text: str) -> Window:
         """A window from its name. SteerError on any other text."""
-        found = _FORM.fullmatch(text)
-        if not found or text == "boundary:least":
+        match = _FORM.fullmatch(text)
+        if not match or text == "boundary:least":
             raise SteerError(f"unknown window {text!r}; known: {FORMS}")
-        return cls(found[1].partition(":")[0], int(found[2] or 0), bool(found[3]))
+        return cls(match[1].partition(":")[0], int(match[2] or 0), bool(match[3]))
 
     def __str__(self) -> str:
         name = f"probe:{self.tokens}" if self.kind == "probe" else self.kind
@@ -49,16 +49,16 @@ class Window:
 
     @property
     def reads(self) -> bool:
-        """Whether the small model must compute the boundary before the decision."""
+        """Whether it needs the boundary computed before the decision."""
         return self.kind != "step"
 
     @property
     def trial_tokens(self) -> int:
-        """Tokens on trial as the core counts them: 0 none, -1 the whole answer."""
+        """Tokens on trial in the core's notation: 0 none, -1 the whole answer."""
         return _WHOLE_ANSWER if self.kind == "answer" else self.tokens
 
     def summary(self, tokens: Sequence[Signals]) -> Signals | None:
-        """One set of signals from those of the window's tokens; None without any."""
+        """One summary of the signals of the window's tokens; None if there are none."""
         if not tokens:
             return None
         return Signals.least(tokens) if self.least else Signals.mean(tokens)

@@ -1,1 +1,1 @@
-"""Characters: from text to tokens and back, and how a conversation is written."""
+"""Text to tokens and back, and how a conversation is written as text."""

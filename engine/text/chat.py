@@ -1,4 +1,4 @@
-"""Chat templates: messages become the text that a model was trained on, as transformers does it.
+"""Chat templates: messages become the text that a model was trained on, as in transformers.
 
 Templates come with checkpoints and are not trusted: they run in Jinja's immutable sandbox and see
 nothing but plain JSON values.
@@ -18,11 +18,14 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """One template and the special tokens that it may name."""
+    """One template and the special tokens that it may use."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """``tokens``: ``bos_token``, ``eos_token`` and so on, by name. SteerError if malformed."""
-        from jinja2 import TemplateError  # not to be paid for by who sends no messages
+        """Compile a template; SteerError if it is malformed.
+
+        tokens: text of ``bos_token``, ``eos_token`` and so on, by name.
+        """
+        from jinja2 import TemplateError  # imported here: many programs send no messages
 
         self.source = source
         self._tokens = dict(tokens)
@@ -47,10 +50,10 @@ class ChatTemplate:
             messages: each with a ``role`` and a ``content``.
             tools: JSON schemas of functions that the model may call.
             add_generation_prompt: end where the assistant's answer begins.
-            variables: what else the template reads, such as ``enable_thinking``.
+            variables: further variables of the template, such as ``enable_thinking``.
 
         Raises:
-            SteerError: on messages that are none, or that the template refuses.
+            SteerError: on malformed messages, and on those that the template refuses.
         """
         from jinja2 import TemplateError
 
@@ -60,7 +63,7 @@ class ChatTemplate:
         plain["messages"] = [_message(message) for message in plain["messages"]]
         given = {**self._tokens, **plain, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(**given)
+            return str(self._template.render(**given))
         except TemplateError as error:
             raise SteerError(f"the chat template refuses these messages: {error}") from None
         except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
@@ -68,7 +71,7 @@ class ChatTemplate:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """A copy of JSON types only: other objects have methods that a sandbox cannot know."""
+    """A copy of plain JSON types: other objects have methods that a sandbox cannot judge."""
     try:
         copy: dict[str, Any] = json.loads(json.dumps(values))
     except (TypeError, ValueError, RecursionError) as error:
@@ -87,15 +90,34 @@ def _message(message: Any) -> dict[str, Any]:
 
 def _environment() -> Any:
     """Jinja as transformers sets it up (utils/chat_template_utils.py)."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": refuse,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "namespace": _safe_namespace(),
+        "dict": lambda *given, **entries: dict(*given, **entries),
+    }
+    return environment
+
+
+def _generation_tag() -> Any:
+    """The class of a Jinja extension that accepts ``{% generation %}`` and prints its content."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
 
     class Generation(Extension):
-        """``{% generation %}`` marks what the assistant wrote: for training, no matter here."""
+        """Marks what the assistant wrote: used in training, without effect here."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -104,34 +126,27 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    class Space(Namespace):
-        """Jinja's namespace without names that lead into Python."""
+    return Generation
 
+
+def _safe_namespace() -> Any:
+    """Jinja's ``namespace()`` without names that lead into Python."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
+    class SafeNamespace(Namespace):
         def __setitem__(self, name: str, value: Any) -> None:
             if name.startswith("_"):
                 raise SecurityError(f"a template must not set {name!r}")
             super().__setitem__(name, value)
 
-    def space(*given: Any, **attributes: Any) -> Space:
-        made = Space()
+    def namespace(*given: Any, **attributes: Any) -> SafeNamespace:
+        names = SafeNamespace()
         for name, value in dict(*given, **attributes).items():
-            made[name] = value
-        return made
+            names[name] = value
+        return names
 
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": refuse,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-        "namespace": space,
-        "dict": lambda *given, **entries: dict(*given, **entries),
-    }
-    return environment
+    return namespace
 
 
 def _to_json(
@@ -141,7 +156,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML."""
+    """JSON as text; replaces Jinja's own filter, which escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

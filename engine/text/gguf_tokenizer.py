@@ -26,24 +26,25 @@ _KEYS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
-    "sep_token": "seperator_token_id",  # so spelled in the format
+    "sep_token": "seperator_token_id",  # the format's spelling
     "pad_token": "padding_token_id",
 }
-_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Files name one end; of these, checkpoints' generation_config.json lists the others.
-# llama.cpp's converter takes whatever looks so for a control token; in Qwen's own files these are
-# words that have a text.
+# llama.cpp's converter takes every token of this look for a control token; in Qwen's own files
+# these have text.
 _WORDS = {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
           "<|file_sep|>"}  # fmt: skip
 _LONGEST_PIECE = 1000  # characters: all cuts of each piece are tried
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# A GGUF file may name only one end token; the generation_config.json of the same checkpoint lists
+# several of these.
 _END_TEXTS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>")
 
 
 class _Splitter(NamedTuple):
-    """What ``tokenizer.ggml.pre`` stands for: how text is cut before merges.
+    """A value of ``tokenizer.ggml.pre``: how text is cut before merges.
 
     whole: a piece that is a token stays whole, whatever the merges say.
-    marks: whether a text begins with the beginning's token, where the file does not say.
+    marks: whether a text begins with the beginning-of-text token if the file does not say.
     """
 
     cut: Callable[[], list[pre_tokenizers.PreTokenizer]]
@@ -64,7 +65,7 @@ def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
 
 
 def _words(digits: str) -> str:
-    """The pattern of Llama 3 and Qwen2, which differ in how many digits stand together."""
+    """The pattern of Llama 3 and Qwen2; they differ in how many digits form a piece."""
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
         r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -99,7 +100,7 @@ class GgufTokenizer(NamedTuple):
 
 
 def read_tokenizer(file: GgufFile) -> GgufTokenizer:
-    """SteerError, naming the file, on a kind of tokenizer that is not supported, by its name."""
+    """Read a file's tokenizer. SteerError, naming file and kind, on an unsupported kind."""
     vocabulary = _Vocabulary(file)
     kind = file.get("tokenizer.ggml.model", str)
     if kind == "gpt2":
@@ -123,7 +124,7 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
 
 
 def end_ids(file: GgufFile) -> list[int]:
-    """The ids that end an answer: those that the file names, and known control tokens."""
+    """The ids that end an answer, sorted: those that the file names, and known control tokens."""
     vocabulary = _Vocabulary(file)
     named = (file.get(f"tokenizer.ggml.{key}", int) for key in _ENDS)
     known = (
@@ -157,23 +158,23 @@ class _Vocabulary:
             raise SteerError(
                 f"{self._file.path}: {key} is {index}, there are {len(self.tokens)} tokens"
             )
-        return self.tokens[index]
+        return str(self.tokens[index])
 
     def ids(self) -> dict[str, int]:
-        """Of all tokens that are in use."""
-        found: dict[str, int] = {}
+        """Ids by token, of all tokens that are in use."""
+        ids: dict[str, int] = {}
         for index, (text, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
             if kind == _UNUSED:
                 continue
-            if text in found:
+            if text in ids:
                 raise SteerError(
-                    f"{self._file.path}: token {text!r} has two ids, {found[text]} and {index}"
+                    f"{self._file.path}: token {text!r} has two ids, {ids[text]} and {index}"
                 )
-            found[text] = index
-        return found
+            ids[text] = index
+        return ids
 
     def added(self) -> list[AddedToken]:
-        """Tokens that stand for themselves; the special ones have no text."""
+        """Tokens that text is never split inside of; the special ones decode to no text."""
         pairs = zip(self.tokens, self.kinds, strict=True)
         return [
             AddedToken(text, special=kind == _CONTROL, normalized=False)
@@ -182,7 +183,7 @@ class _Vocabulary:
         ]
 
     def check_ids(self, tokenizer: Tokenizer) -> None:
-        """SteerError where the library gave a token another id than the file."""
+        """SteerError if the library gave a token an id that differs from the file's."""
         for text, index in self.ids().items():
             if tokenizer.token_to_id(text) != index:
                 raise SteerError(
@@ -214,13 +215,13 @@ def _byte_level(file: GgufFile, vocabulary: _Vocabulary) -> tuple[Tokenizer, boo
 
 
 def _merges(file: GgufFile) -> list[tuple[str, str]]:
-    found = []
+    merges = []
     for merge in file.texts("tokenizer.ggml.merges"):
         left, _, right = merge.partition(" ")
         if not (left and right) or " " in right:
             raise SteerError(f"{file.path}: a merge must be of two tokens, got {merge!r}")
-        found.append((left, right))
-    return found
+        merges.append((left, right))
+    return merges
 
 
 def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> Tokenizer:
@@ -230,7 +231,7 @@ def _sentencepiece(file: GgufFile, vocabulary: _Vocabulary) -> Tokenizer:
         raise SteerError(f"{file.path}: tokenizer.ggml.scores must have one number for each token")
     if max(map(len, vocabulary.tokens)) > _LONGEST_PIECE:
         raise SteerError(f"{file.path}: a token is longer than {_LONGEST_PIECE} characters")
-    vocabulary.ids()  # refuses doubled tokens
+    vocabulary.ids()  # raises on duplicate tokens
     pieces = list(zip(vocabulary.tokens, scores, vocabulary.kinds, strict=True))
     model = SentencePieceModel(
         pieces,
@@ -251,9 +252,9 @@ def _end(
 
 
 def _mark(file: GgufFile, tokenizer: Tokenizer, ends: list[str | None]) -> None:
-    """Puts tokens around each text that is to be encoded with special tokens."""
+    """Set the tokens put around each text that is encoded with special tokens."""
     first, last = ends
-    for token in filter(None, ends):  # the library reads these marks in a language of its own
+    for token in filter(None, ends):  # the library parses these marks: "$" and ":" have meaning
         if tokenizer.token_to_id(token) is None or token[0] == "$" or set(token) & set(": "):
             raise SteerError(f"{file.path}: {short(token)} cannot mark an end of a text")
     parts = [f"{first}:0"] * bool(first) + ["$A:0"] + [f"{last}:0"] * bool(last)

@@ -1,7 +1,7 @@
-"""Reads a sentencepiece ``tokenizer.model`` into a fast tokenizer. BPE with byte fallback.
+"""Reads a sentencepiece ``tokenizer.model`` (BPE with byte fallback) into a fast tokenizer.
 
 The file is a protobuf message (sentencepiece_model.proto); the few fields that matter here are read
-from the wire format, so no protobuf library is needed. Only data is read, nothing executed.
+from the wire format, so no protobuf library is needed. Only data is read, no code is run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SentencePieceModel:
 
     @classmethod
     def read(cls, path: Path) -> SentencePieceModel:
-        """SteerError on anything that is not such a file, or not supported."""
+        """Read a model file. SteerError on one that is malformed or not supported."""
         model = cls()
         try:
             for number, value in _fields(path.read_bytes()):
@@ -66,10 +66,10 @@ class SentencePieceModel:
             self.removes_spaces = bool(part.get(4, 1))
 
     def tokenizer(self) -> Tokenizer:
-        """The same as a fast tokenizer.
+        """This model as a fast tokenizer.
 
-        The leading space goes before each stretch between special tokens, as in the tokenizer.json
-        of Llama 2.
+        A leading space is added to each stretch of text between special tokens, as in the
+        tokenizer.json of Llama 2.
         """
         vocabulary = {text: i for i, (text, _, _) in enumerate(self.pieces)}
         unknown = next((t for t, _, kind in self.pieces if kind == _UNKNOWN), None)
@@ -83,7 +83,7 @@ class SentencePieceModel:
         steps: list[normalizers.Normalizer] = []
         if self.removes_spaces:
             runs = (r"\A +| +\z", ""), (" +", " ")
-            steps += [normalizers.Replace(Regex(found), kept) for found, kept in runs]
+            steps += [normalizers.Replace(Regex(spaces), kept) for spaces, kept in runs]
         if self.dummy_prefix:
             steps.append(normalizers.Prepend(_SPACE))
         tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
@@ -102,7 +102,7 @@ class SentencePieceModel:
                 tokenizer.add_tokens([AddedToken(text, normalized=False)])
 
     def _merges(self, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-        """Every pair of pieces that makes a piece, the best score first."""
+        """Every pair of pieces that forms a piece, the best score first."""
         merges = []
         for text, score, kind in self.pieces:
             if kind != 1:

@@ -16,18 +16,19 @@ from engine.text.chat import Message
 from engine.text.tokenizer_difference import definition_difference, vocabulary_difference
 from engine.text.tokenizer_files import read_tokenizer
 
-_ANCHOR = "\n"  # before a text, takes the space that some tokenizers put there
+_ANCHOR = "\n"  # put before a text: some tokenizers then add their space before it, not the text
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
-    """One tokenizer; both models of a pair agree on it, unless text is to cross between two.
+    """One tokenizer, shared by both models of a pair unless the engine retokenizes.
 
-    ``size`` is one more than the largest id; ``bytes`` are those of each id, none for special ones.
+    size: one more than the largest id.
+    bytes: the bytes of each id, empty for special tokens.
     """
 
     def __init__(self, source: Path | GgufFile) -> None:
-        """Read a checkpoint, or a tokenizer.json. SteerError on what cannot be read."""
+        """Read a checkpoint, or a tokenizer.json. SteerError if it cannot be read."""
         files = read_tokenizer(source)
         self._where = str(source)
         self._tokenizer = files.tokenizer
@@ -58,10 +59,10 @@ class Tokenizer:
             messages: each with a ``role`` and a ``content``.
             tools: JSON schemas of functions that the model may call.
             add_generation_prompt: end where the assistant's answer begins.
-            variables: what else the template reads, such as ``enable_thinking``.
+            variables: further variables of the template, such as ``enable_thinking``.
 
         Raises:
-            SteerError: without a template, and on messages that are none or that it refuses.
+            SteerError: without a template, and on malformed messages or those that it refuses.
         """
         if self.chat_template is None:
             raise SteerError(f"{self._where}: the checkpoint brings no chat template")
@@ -74,10 +75,10 @@ class Tokenizer:
 
         Args:
             text: what to encode.
-            special: add what the model wants around a text, such as a token of its beginning.
+            special: add the model's tokens around a text, such as a beginning-of-text token.
 
         Raises:
-            SteerError: on text that the tokenizer cannot write.
+            SteerError: on text that the tokenizer cannot encode.
         """
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=special)
@@ -95,25 +96,25 @@ class Tokenizer:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens and padding ids have none."""
+        """Text of ids; special tokens and padding ids give no text."""
         known = [i for i in ids if 0 <= i < self.size]
         return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
     def text_of(self, ids: Sequence[int], cut: int = 0) -> str:
-        """Text of a piece of a sequence, less the last ``cut`` bytes. Pieces join to the whole."""
+        """Text of a piece of a sequence, less its last ``cut`` bytes. Pieces join to the whole."""
         joined = self.bytes_of(ids)
         return joined[: len(joined) - cut].decode(errors="replace")
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids, joined; special tokens and padding ids have none."""
+        """The joined bytes of ids; special tokens and padding ids give none."""
         return b"".join(self.bytes[i] for i in ids if 0 <= i < self.size)
 
     def write(self, data: bytes) -> list[int] | None:
-        """Ids whose bytes are exactly ``data``, for text that goes on; None if there are none.
+        """Ids whose bytes are exactly ``data``, for the middle of a text; None if there are none.
 
-        As the tokenizer would encode it, if that keeps every byte: neither a normaliser, nor a
-        special token that is spelled out, nor a space put before a text may change any. Else of all
-        ways to write the bytes in pieces one of the fewest.
+        These are the tokenizer's own ids if they keep every byte: a normaliser, a special token
+        spelled out in the text or a space added before it can change some. Else they are one of the
+        shortest sequences of tokens that spell the bytes.
         """
         try:
             text = data.decode()
@@ -148,15 +149,15 @@ class Tokenizer:
 
     @cached_property
     def _pieces(self) -> tuple[dict[bytes, int], int]:
-        """The lowest id of each token's bytes, and the length of the longest."""
+        """The lowest id for each token's bytes, and the length of the longest token in bytes."""
         pieces = {data: i for i, data in reversed(list(enumerate(self.bytes))) if data}
         return pieces, max(map(len, pieces), default=0)
 
     def difference(self, other: Tokenizer) -> str | None:
-        """The first thing in which two tokenizers differ, in words; None if they agree.
+        """The first difference of two tokenizers, in words; None if they agree.
 
-        Compared are ids, added tokens with their flags, and all that makes ids of a text or a text
-        of ids. This one counts as the small model's.
+        Compares ids, added tokens with their flags, and every part of encoding and decoding. This
+        tokenizer is called the small model's.
         """
         mine, theirs = (t._tokenizer.get_vocab(with_added_tokens=True) for t in (self, other))
         return vocabulary_difference(mine, theirs) or definition_difference(
@@ -165,7 +166,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever changes ids or text."""
+        """A hash that changes with everything that changes ids or text."""
         definition = json.dumps(self._definition, sort_keys=True)
         return hashlib.sha256(definition.encode()).hexdigest()[:16]
 

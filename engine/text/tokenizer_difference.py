@@ -1,8 +1,8 @@
-"""The first thing in which the tokenizers of two models differ, in words.
+"""The first difference of the tokenizers of two models, in words.
 
-A token may have the same id on both sides and still not be the same: a special one has no text, and
-some take the spaces beside them. What is compared is the definition as the tokenizers library
-writes it, the content of a tokenizer.json.
+A token may have the same id in both and still differ: a special token has no text, and some strip
+the spaces beside them. The definitions are compared as the tokenizers library writes them, as in a
+tokenizer.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 Definition = Mapping[str, Any]
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 _PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
-_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model: none, or empty
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")  # of a model: null means empty
 _SIDES = "{} in the small model, {} in the large"
 _LONGEST = 60  # characters of a value in a message
 
@@ -28,7 +28,7 @@ _MISSING = _Missing()
 
 
 def vocabulary_difference(small: Mapping[str, int], large: Mapping[str, int]) -> str | None:
-    """Of the ids of tokens, added ones included; None if they agree."""
+    """The first difference of two maps from tokens (added ones included) to ids, or None."""
     for token, index in sorted(small.items(), key=lambda item: item[1]):
         if large.get(token) != index:
             there = f"is {large[token]}" if token in large else "does not exist"
@@ -40,7 +40,7 @@ def vocabulary_difference(small: Mapping[str, int], large: Mapping[str, int]) ->
 
 
 def definition_difference(small: Definition, large: Definition) -> str | None:
-    """Of two definitions whose tokens have the same ids; None if they agree."""
+    """The first difference of two definitions whose tokens have the same ids, or None."""
     return next(_differences(small, large), None)
 
 
@@ -48,7 +48,8 @@ def _differences(small: Definition, large: Definition) -> Iterator[str]:
     added, others = ({t["id"]: t for t in side["added_tokens"]} for side in (small, large))
     for index in sorted({*added, *others}):
         yield from _of_added(index, added.get(index), others.get(index))
-    # Text never reaches the model of what is added on both sides: some list it there, too.
+    # Tokens added in both are split off before the model sees the text; some files list them in its
+    # vocabulary too.
     both = {
         added[index]["content"]
         for index in {*added, *others}
@@ -71,10 +72,10 @@ def _less(model: Any, tokens: set[str]) -> Any:
 
 
 def _effective(value: Any, part: str) -> Any:
-    """A part less what changes neither ids nor text; exporters differ in it.
+    """A part of a definition without settings that change neither ids nor text.
 
-    Byte-level steps carry settings of each other's, and one that follows the model moves offsets
-    only. Of templates that mark a text's ends, the one for pairs of texts is never used.
+    Exporters differ in these: byte-level steps carry settings of other steps, a byte-level
+    post-processor moves offsets only, and templates for pairs of texts are never used.
     """
     if isinstance(value, list):
         return [_effective(each, part) for each in value]
@@ -97,7 +98,7 @@ def _effective(value: Any, part: str) -> Any:
 
 
 def _of_added(index: int, small: Any, large: Any) -> Iterator[str]:
-    """Of one added token: whether it is one, and how it acts."""
+    """Differences of one added token: whether both add it, and its flags."""
     name = f"token {(small or large)['content']!r} (id {index})"
     if small is None or large is None:
         yield f"{name} is {_SIDES.format(*('added' if t else 'not added' for t in (small, large)))}"
@@ -108,7 +109,7 @@ def _of_added(index: int, small: Any, large: Any) -> Iterator[str]:
 
 
 def _leaves(small: Any, large: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Where two JSON values differ, as deep as both have the same kind; a merge is one value."""
+    """Paths and values where two JSON values differ; a merge counts as one value."""
     if small == large:
         return
     if isinstance(small, dict) and isinstance(large, dict):

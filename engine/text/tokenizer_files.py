@@ -1,4 +1,4 @@
-"""What a checkpoint says about its tokenizer, wherever it says it."""
+"""Reads the tokenizer and the chat template of a checkpoint from its various files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class TokenizerFiles:
 def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
     """Read a folder (tokenizer.json, else tokenizer.model), a tokenizer.json alone or a GGUF file.
 
-    tokenizer_config.json adds tokens, and the chat template, for which chat_template.jinja counts
-    more. The marks of a text's beginning and end are those of tokenizer.json, as in transformers;
-    only for tokenizer.model is it the config that says.
+    tokenizer_config.json adds tokens and the chat template; chat_template.jinja takes precedence.
+    The tokens at a text's beginning and end are those of tokenizer.json, as in transformers; for
+    tokenizer.model they are those of the config.
     """
     source = opened(source)
     if isinstance(source, GgufFile):
-        found = read_gguf_tokenizer(source)
-        return TokenizerFiles(found.tokenizer, _template(source, found.template, found.special))
+        read = read_gguf_tokenizer(source)
+        return TokenizerFiles(read.tokenizer, _template(source, read.template, read.special))
     return _read_folder(source)
 
 
@@ -66,12 +66,12 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str:
-    """A token as text: some are written as objects."""
+    """The text of a token, which some files write as an object."""
     return str(token.get("content")) if isinstance(token, Mapping) else str(token)
 
 
 def _add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
-    """Tokens that the folder adds; SteerError where they get other ids than it says."""
+    """Add the folder's tokens; SteerError if one does not get the id that the folder says."""
     listed = config.get("added_tokens_decoder") or {}
     path = folder / "tokenizer_config.json"
     added: dict[int, Any] = {}
@@ -88,13 +88,12 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -
         options = token if isinstance(token, Mapping) else {}
         flags = {n: bool(options.get(n, False)) for n in ("lstrip", "rstrip", "single_word")}
         special = bool(options.get("special", False))
-        made = AddedToken(
+        added_token = AddedToken(
             text, special=special, normalized=bool(options.get("normalized", not special)), **flags
         )
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([made])
-        if tokenizer.token_to_id(text) != index:
-            found = tokenizer.token_to_id(text)
-            raise SteerError(f"{path}: added token {text!r} should be id {index}, it is {found}")
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added_token])
+        if (actual := tokenizer.token_to_id(text)) != index:
+            raise SteerError(f"{path}: added token {text!r} should be id {index}, it is {actual}")
 
 
 def _is_added(tokenizer: Tokenizer, index: int) -> bool:
@@ -102,7 +101,7 @@ def _is_added(tokenizer: Tokenizer, index: int) -> bool:
 
 
 def _mark_ends(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Tokens around a text."""
+    """Set the tokens put before and after a text."""
     wanted = ("bos_token", "add_bos_token"), ("eos_token", "add_eos_token")
     bos, eos = (_content(config[name]) if config.get(flag) else "" for name, flag in wanted)
     ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token]

@@ -1,1 +1,1 @@
-"""Fits a calibration to a user's own pair and prompts, and shows what it is worth."""
+"""Fits a calibration to a user's own pair and prompts, and measures its quality."""

@@ -1,8 +1,8 @@
-"""tau without answers: from steps of the small model that the large one has read.
+"""Chooses tau without answers, from steps of the small model that the large one has scored.
 
-The small model writes, a few steps handed over at random make the large one catch up, and what it
-reads is scored. Without the random handoffs only steps before a doubt would ever be read, and the
-kept ones would be censored.
+The small model writes, a few steps are handed over at random, and the large model scores the steps
+that it catches up on. The handoffs must be random: otherwise only steps before an unsure boundary
+would be read, a biased sample.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from engine.routing.policies import Random
 from engine.routing.signals import Signals
 from engine.routing.windows import Window
 
-SHARE = 0.1  # of steps that are handed over at random
+SHARE = 0.1  # share of steps that are handed over at random
 MARK = -3.0  # log p_large of a step's least likely token: below it the models disagree
-_LEAST = 30  # steps that were read: fewer tell nothing
+_LEAST = 30  # read steps: an estimate from fewer is useless
 
 
 @dataclass(frozen=True)
 class ReadStep:
-    """A step of the small model that the large one has read."""
+    """A step of the small model that the large one has read.
+
+    ``agreed``: whether the large model's score of it reaches the mark.
+    """
 
     signals: Signals
     agreed: bool
@@ -37,7 +40,7 @@ class ReadStep:
 def read_steps(
     engine: Engine, prompts: Sequence[Asked], params: SamplingParams, window: Window, seed: int = 0
 ) -> list[ReadStep]:
-    """Runs both models once: random handoffs, each catch-up scored."""
+    """Run both models once with random handoffs; the steps that the large model has scored."""
     wanted = replace(params, token_signals=True, audit="score")
     done = engine.generate(prompts, wanted, Random(SHARE, seed))
     return [step for completion in done for step in _read(completion, window)]
@@ -45,7 +48,7 @@ def read_steps(
 
 def _read(completion: Completion, window: Window) -> list[ReadStep]:
     first, signals = len(completion.prompt_token_ids), completion.token_signals or ()
-    found = []
+    steps = []
     before: list[Signals] = []
     for step in completion.steps:
         start = step.position - first
@@ -53,17 +56,22 @@ def _read(completion: Completion, window: Window) -> list[ReadStep]:
         looked = before if window.kind == "step" else own[: window.tokens or 1]
         seen = window.summary(looked)
         if step.audit and seen is not None:
-            found.append(ReadStep(seen, step_score("min", step.audit) >= MARK))
+            steps.append(ReadStep(seen, step_score("min", step.audit) >= MARK))
         before = own
-    return found
+    return steps
 
 
 def tau_for_agreement(
     calibration: Calibration, steps: Sequence[ReadStep], taus: Sequence[float], aim: float
 ) -> Calibration:
-    """The lowest tau at which the large model agrees with at least ``aim`` of the kept steps.
+    """The calibration at the lowest tau where the large model agrees with ``aim`` of kept steps.
 
-    ``taus`` in rising order. The highest stands where none is good enough.
+    Args:
+        taus: candidates, ascending; if none is good enough, the highest is taken.
+        aim: least share of the kept steps, in [0, 1].
+
+    Raises:
+        SteerError: if the large model has read too few steps.
     """
     if len(steps) < _LEAST:
         raise SteerError(

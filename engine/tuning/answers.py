@@ -32,22 +32,22 @@ _CLAUSE_ENDS = re.compile(
 
 def final_answer(text: str) -> str:
     """The last boxed answer, else what follows the last ####, else the last number or line."""
-    for found in (_boxed(text), text.rpartition("####")[2] if "####" in text else ""):
-        if found.strip():
-            return found.strip()
+    for marked in (_boxed(text), text.rpartition("####")[2] if "####" in text else ""):
+        if marked.strip():
+            return marked.strip()
     numbers = _NUMBER.findall(text)
     lines = text.strip().splitlines()
     return str(numbers[-1]) if numbers else lines[-1] if lines else ""
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that a text gives as its answer; None where it gives none.
+    """The number that a text gives as its answer; None if it gives none.
 
-    What the text marks counts, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
-    (both must hold one number, behind the last = if there is one, and no formula: 3x), ``#### X``
+    Marked answers come first, the last of each kind and in this order: ``<answer>``, ``\\boxed{}``
+    (both must hold one number, after the last = if there is one, and no formula: 3x), ``#### X``
     (X is a number with at most a unit), "answer is X" or "answer: X", bold in the last line that
     holds a number. Without a mark it is the last number of that line: "18 of 20" is 20. The number
-    of a list's item is none. How numbers are written is said at ``engine.tuning.numerals``.
+    of a list item is not an answer. For the notation of numbers see ``engine.tuning.numerals``.
     """
     text = _squeezed(text)
     if (given := marked_answer(text)) is not None:
@@ -66,7 +66,7 @@ def final_number(text: str) -> Fraction | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """What stands in the last answer tags, else in the last box; of tags with a box, in that."""
+    """The content of the last answer tags (of a box in them, if any), else of the last box."""
     end = text.rfind("</answer>")
     begin = text.rfind("<answer>", 0, max(end, 0))
     if begin < 0:
@@ -76,30 +76,30 @@ def marked_answer(text: str) -> str | None:
 
 
 def hashed_answer(text: str) -> str | None:
-    """The last line behind #### that is read as a number; None where there is none."""
-    found = _after_hashes(_squeezed(text))
-    return found[-1] if found else None
+    """The last text after #### that reads as a number; None if there is none."""
+    lines = _after_hashes(_squeezed(text))
+    return lines[-1] if lines else None
 
 
 def _squeezed(text: str) -> str:
-    """A text less its empty lines and long runs of spaces, which would be slow to search."""
+    """A text without empty lines and long runs of spaces, which would be slow to search."""
     return "\n".join(_SPACES.sub(" ", line) for line in text.splitlines() if line.strip())
 
 
 def _only(text: str) -> Fraction | None:
-    """The one number of a text, behind its last =; None where there are several.
+    """The one number of a text, after its last =; None if there are several.
 
-    So there are in x = 3, y = 4, where a comma stands before a further =.
+    Several are also assumed where a comma comes before a further =, as in x = 3, y = 4.
     """
     comma = _COMMA.search(text)
     if comma and "=" in text[comma.end() :]:
         return None
-    found = numerals(text.rpartition("=")[2])
-    return found[0] if len(found) == 1 else None
+    numbers = numerals(text.rpartition("=")[2])
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def _named(clause: str) -> Fraction | None:
-    """The number that a clause opens with, if it is the only one up to a comma or the like."""
+    """The number that a clause begins with, if it is the only one up to a comma or the like."""
     return _only(_CLAUSE_ENDS.split(clause, 1)[0]) if starts_with_number(clause) else None
 
 
@@ -111,28 +111,28 @@ def _told(sentence: str) -> Fraction | None:
 
 
 def _after_hashes(text: str) -> list[str]:
-    """The lines behind #### that hold a number with at most a unit; any other is a heading.
+    """The texts after #### that hold a number with at most a unit; any other is a heading.
 
-    A unit that is a word of its own makes a heading too ("2 children") if a number comes after it.
+    A separate word as unit ("2 children") also makes a heading if a number comes later in the text.
     """
     last_digit = max(map(text.rfind, "0123456789"))
-    found = []
+    lines = []
     for hashes in _HASHES.finditer(text):
         line = hashes[1]
         most = int(last_digit < hashes.end())
         if starts_with_number(line) and not _LISTED.match(line) and words_beside(line) <= most:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 def _said(text: str) -> list[str]:
-    """What follows each "answer is"; the first item of a list below it is no answer."""
-    found = [(said["gap"], said["rest"]) for said in _SAID.finditer(text)]
-    return [rest for gap, rest in found if "\n" not in gap or not _LISTED.match(rest)]
+    """The texts after each "answer is", except a list that begins on the next line."""
+    answers = [(said["gap"], said["rest"]) for said in _SAID.finditer(text)]
+    return [rest for gap, rest in answers if "\n" not in gap or not _LISTED.match(rest)]
 
 
 def _without_item(line: str) -> str:
-    """A line less the number of a list's item."""
+    """A line without the number of a list item."""
     item = _LISTED.match(line)
     return line[item.end() :] if item else line
 
@@ -150,7 +150,7 @@ def _boxed(text: str) -> str:
 
 
 def expected_number(expected: str) -> Fraction | None:
-    """The value of an expected answer that is a plain number, also boxed or behind ####."""
+    """The value of an expected answer that is a plain number, also if boxed or after ####."""
     return plain_number(_wanted(expected))
 
 
@@ -163,8 +163,8 @@ def matches(expected: str, text: str) -> bool:
     """Whether a text's answer is the expected one.
 
     A number is compared with :func:`final_number` of the text; other answers with
-    :func:`final_answer`, as text but for case and marks, or with the last word. What is expected is
-    read like a text if it is boxed or follows ####.
+    :func:`final_answer`, ignoring case and punctuation, or with the last word. An expected answer
+    that is boxed or follows #### is extracted first.
     """
     number = expected_number(expected)
     if number is not None:
@@ -181,7 +181,7 @@ def matches(expected: str, text: str) -> bool:
 
 
 def agree(first: str, second: str) -> bool:
-    """Whether two texts give the same answer: as a number where both give one."""
+    """Whether two texts give the same answer; as numbers if both give one."""
     one, two = final_number(first), final_number(second)
     if one is None or two is None:
         return final_answer(first) == final_answer(second)

@@ -25,7 +25,7 @@ from engine.tuning import target as targets
 from engine.tuning.agreement import read_steps, tau_for_agreement
 from engine.tuning.fitting import fitted
 from engine.tuning.pictures import can_draw, histogram, reliability_plot
-from engine.tuning.prompts import Prompts, read_prompts
+from engine.tuning.prompts import IsRight, Prompts, read_prompts
 from engine.tuning.samples import Sample, observe
 from engine.tuning.separability import (
     SIGNALS,
@@ -37,11 +37,11 @@ from engine.tuning.separability import (
 )  # fmt: skip
 from engine.tuning.target import Bench, Target, choose_tau, ladder
 
-MOST_TOKENS = 1024  # of an answer, where none is asked for
+MOST_TOKENS = 1024  # default length limit of an answer
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The command's flags."""
+    """Add the command ``calibrate`` and its flags."""
     parser = commands.add_parser(
         "calibrate",
         help="fit a calibration to a pair on your prompts, and say what it is worth",
@@ -49,6 +49,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "foretells its doubts, fits the mixture, and picks tau.",
         epilog="example: steer calibrate prompts.jsonl --target loss:0.01 --output mine.json",
     )
+    _add_run_flags(parser)
+    _add_fit_flags(parser)
+    parser.add_argument(
+        "--retokenize",
+        action="store_true",
+        help="take a pair whose tokenizers differ, as steer generate does; not for agreement, "
+        "whose large model reads the small one's own tokens",
+    )
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The pair, the prompts and how they are answered."""
     add = parser.add_argument
     add("prompts", type=Path, metavar="FILE", help='{"prompt": ...} a line; "answer" is optional')
     add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
@@ -69,6 +81,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="TEXT",
         help="what ends a step, \\n is read as a line end; can be repeated (default: \\n\\n)",
     )
+
+
+def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
+    """What is fitted, what tau is for, and where the results go."""
+    add = parser.add_argument
     add("--signal", help=f"one of {', '.join(SIGNALS)} (default: the best)")
     add("--window", help=f"one of {WINDOWS} (default: the best)")
     add(
@@ -79,16 +96,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
     add("--no-plots", action="store_true", help="write no pictures beside the output")
-    add(
-        "--retokenize",
-        action="store_true",
-        help="take a pair whose tokenizers differ, as steer generate does; not for agreement, "
-        "whose large model reads the small one's own tokens",
-    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Everything is worked out before the first file is written."""
+    """Fit, choose tau and print the result; files are written at the end, after all checks."""
     aim = Target.parse(options.target) if options.target else None
     if options.retokenize and aim and aim.kind == "agreement":
         raise SteerError(
@@ -98,13 +109,7 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     talk = conversation.Conversation.of(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
-    config = EngineConfig(prefix_cache=False, retokenize=options.retokenize)
-    if options.delimiter:
-        delimiters = tuple(d.replace("\\n", "\n") for d in options.delimiter)
-        config = replace(config, delimiters=delimiters)
-    engine = Engine(
-        options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
-    )
+    engine = _engine(options)
     asked = talk.prompts(engine, prompts.texts)
     params = SamplingParams(max_tokens=_tokens(options.max_tokens, engine, asked))
     samples = observe(engine, asked, params, progress=sys.stderr.isatty())
@@ -127,6 +132,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _engine(options: argparse.Namespace) -> Engine:
+    config = EngineConfig(prefix_cache=False, retokenize=options.retokenize)
+    if options.delimiter:
+        delimiters = tuple(d.replace("\\n", "\n") for d in options.delimiter)
+        config = replace(config, delimiters=delimiters)
+    return Engine(
+        options.pair, small=options.small, large=options.large, dtype=options.dtype, config=config
+    )
+
+
 def _check(options: argparse.Namespace) -> None:
     if options.limit is not None and options.limit < 1:
         raise SteerError(f"--limit must be at least 1, got {options.limit}")
@@ -139,7 +154,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _tokens(wanted: int | None, engine: Engine, prompts: Sequence[conversation.Asked]) -> int:
-    """Of an answer: as many as wanted, or as the longest prompt leaves room for."""
+    """Tokens of an answer: ``wanted``, else as many as fit after the longest prompt."""
     if wanted is not None:
         return wanted
     longest = max(conversation.length(engine, prompt) for prompt in prompts)
@@ -150,14 +165,14 @@ def _limited(prompts: Prompts, limit: int | None) -> Prompts:
     return Prompts(prompts.texts[:limit], prompts.answers and prompts.answers[:limit])
 
 
-def _right(samples: Sequence[Sample], is_right: targets.IsRight | None) -> list[bool] | None:
+def _right(samples: Sequence[Sample], is_right: IsRight | None) -> list[bool] | None:
     return is_right and [is_right(i, sample.text) for i, sample in enumerate(samples)]
 
 
 def _choose(
     options: argparse.Namespace, samples: Sequence[Sample]
 ) -> tuple[Finding, list[Finding]]:
-    """The finding to fit on, and all that were looked at."""
+    """The finding to fit on, and all findings."""
     windows = [Window.parse(options.window)] if options.window else windows_for(samples)
     signals = (options.signal,) if options.signal else SIGNALS
     findings = judge_windows(samples, windows, signals)
@@ -177,7 +192,7 @@ def _choose(
 
 
 def _table(findings: Sequence[Finding], chosen: Finding | None) -> str:
-    """One line a signal and window; the chosen one is marked."""
+    """One line for each signal and window; the chosen one is marked."""
     header = f"  {'window':15}{'signal':11}{'n':>6}{'apart':>7}{'AUROC':>7}{'unsure':>8}"
     lines = [header + f"{'doubt there':>13}{'elsewhere':>11}  verdict"]
     for f in sorted(findings, key=lambda f: (f.price, f.window)):
@@ -195,19 +210,19 @@ def _verdict(calibration: Calibration, chosen: Finding) -> str:
         f"recommended: {chosen.signal} over {chosen.window} (AUROC {chosen.area:.3f} for the small "
         f"model's own doubt); tau {calibration.tau:.4g}"
     ]
-    found = calibration.provenance
-    if "agreement" in found:
-        last = found["agreement"][-1]
-        met = "met" if found["aim_reached"] else "NOT met by any tau"
+    origin = calibration.provenance
+    if "agreement" in origin:
+        last = origin["agreement"][-1]
+        met = "met" if origin["aim_reached"] else "NOT met by any tau"
         lines.append(
-            f"target {found['aim']}: {met}; {last['agreement']:.3f} of {last['kept']} kept steps"
+            f"target {origin['aim']}: {met}; {last['agreement']:.3f} of {last['kept']} kept steps"
         )
-    elif "aim" in found:
-        at = next(row for row in found["grid"] if row["tau"] == calibration.tau)
-        met = "met" if found["aim_reached"] else "NOT met by any tau"
+    elif "aim" in origin:
+        at = next(row for row in origin["grid"] if row["tau"] == calibration.tau)
+        met = "met" if origin["aim_reached"] else "NOT met by any tau"
         lines.append(
-            f"target {found['aim']}: {met}; accuracy {at['accuracy']:.3f} (large alone "
-            f"{found['large_alone']['accuracy']:.3f}), {at['large']:.1%} of steps by the large "
+            f"target {origin['aim']}: {met}; accuracy {at['accuracy']:.3f} (large alone "
+            f"{origin['large_alone']['accuracy']:.3f}), {at['large']:.1%} of steps by the large "
             f"model, FLOPs {at['flops_decode']:.3f} decode-only, {at['flops_catchup']:.3f} with "
             "catch-up"
         )

@@ -1,4 +1,4 @@
-"""From a finding to a calibration with its provenance."""
+"""Turns a finding into a calibration with its provenance."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from engine.tuning.prompts import digest
 from engine.tuning.samples import Sample, answer_shape
 from engine.tuning.separability import Finding
 
-BAYES = 0.5  # tau that takes the likelier component's side
+BAYES = 0.5  # tau that follows the likelier component
 
 
 def fitted(
     engine: Engine, samples: Sequence[Sample], finding: Finding, prompts: Sequence[str]
 ) -> Calibration:
-    """A calibration on one signal over one window, tau at the Bayes split."""
+    """A calibration on the finding's signal and window, tau at the Bayes split.
+
+    SteerError if no mixture could be fitted.
+    """
     if finding.mixture is None:
         raise SteerError(f"{finding.signal} over {finding.window}: {finding.trouble}")
     return Calibration(

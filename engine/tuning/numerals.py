@@ -1,4 +1,4 @@
-"""Numbers as people and models write them: 1,234, $18.50, **18**, 12 apples, 18km/h, 3/4, 1e3."""
+"""Reads numbers as people and models write them: 1,234, $18.50, **18**, 18km/h, 3/4, 1e3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VALUE = (
     r"(?:(?<=\d)/\d+)?"  # 3/4
 )
 _PLAIN = re.compile(rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})\s?{_CURRENCY}?")
-# A unit that is written to the number: letters and signs, no digit but that of a power.
+# A unit attached to the number: letters and signs, and no digit but that of a power.
 _NUMERAL = re.compile(
     rf"{_CURRENCY}?([-+]?){_CURRENCY}?({_VALUE})"
     r"((?:[%°'\u2019€£¥₹$]|[-/]?[^\W\d_\u2080-\u2089])[^\s\d]*(?:\^-?\d)?)?"
@@ -21,7 +21,7 @@ _NUMERAL = re.compile(
 _STARTS = re.compile(rf"{_CURRENCY}?[-+]?{_CURRENCY}?\.?\d")
 _ORDINAL = re.compile(r"\d[\d,]*(?:st|nd|rd|th)(?![^\W\d_])", re.IGNORECASE)  # 1st, but not 1/3rd
 _BEFORE = re.compile(r"^(?:[^\w.$€£¥₹^+-]|_|\.(?!\d)|[-+](?![\d.$€£¥₹]))+")
-# Only where a run of marks begins, or a long run would be tried from each of its places.
+# Matches only from the start of a run of marks: otherwise each place of a long run would be tried.
 _AFTER = re.compile(r"(?<![^\w%°$€£¥₹²³])(?<!_)(?:[^\w%°$€£¥₹²³]|_)+$")
 _BETWEEN = re.compile(
     r"[\s=≈→~|;<>]+|(?<=\D):"  # between words
@@ -32,17 +32,17 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
 _MONEY = re.compile(rf"[-+]?{_CURRENCY}")
-_UNITS = set("ABCFGHJKLMNTVWdghklmst€£¥₹Ω")  # of one letter; any other letter is a variable
+_UNITS = set("ABCFGHJKLMNTVWdghklmst€£¥₹Ω")  # units of one letter; other letters are variables
 _POWER = re.compile(r"(?:\^-?\d|[²³])$")
 _FUNCTION = re.compile(r"\\([A-Za-z]+)")
-# What stands in LaTeX by a number without changing its value.
+# LaTeX commands beside a number that do not change its value.
 _NO_FUNCTIONS = {"approx", "sim", "left", "right", "quad", "qquad", "displaystyle", "degree",
                  "circ", "mu", "Omega", "pounds", "euro", "text", "textit", "textrm", "mbox",
                  "mathrm"}  # fmt: skip
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 _UPRIGHT = r"\\(?:text|mathrm)\s*\{[^{}]*\}"
-# LaTeX, HTML, Markdown and typography, each as the plain signs that it stands for.
+# LaTeX, HTML, Markdown and typographic forms, each with its plain text.
 _REWRITTEN = [
     (re.compile(pattern), sign)
     for pattern, sign in (
@@ -69,36 +69,36 @@ _REWRITTEN = [
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The value of a text that is nothing but a number, currency marks aside; None of any other."""
-    found = _PLAIN.fullmatch(text.strip().rstrip("."))
-    return _value(found[1], found[2]) if found else None
+    """The value of a text that is one number, with or without currency marks; else None."""
+    match = _PLAIN.fullmatch(text.strip().rstrip("."))
+    return _value(match[1], match[2]) if match else None
 
 
 def numerals(text: str) -> list[Fraction | None]:
-    """The numbers of a text in their order; None stands for a word that only starts like one.
+    """The numbers of a text in order; None stands for a word that only starts like one.
 
-    A sign, thousands commas, decimals, fractions, mixed numbers and exponents count; currency
-    marks, emphasis and units do not; million and its kin multiply. A comma that stands before other
-    than three digits, a time and a date make no number. Words with a letter first (``m2``),
-    numbers in words and ordinals (``1st``) are passed over.
+    Signs, thousands commas, decimals, fractions, mixed numbers and exponents are read; currency
+    marks, emphasis and units are ignored; "million" and similar words multiply. A number with a
+    comma that is not followed by three digits, a time and a date give None. Words that begin with a
+    letter (``m2``), numbers in words and ordinals (``1st``) are skipped.
     """
-    found: list[Fraction | None] = []
-    money = False  # whether a currency mark stands before the last number
-    before: Fraction | None = None  # the word before, where it is a number without a unit
+    numbers: list[Fraction | None] = []
+    money = False  # whether the last number has a currency mark
+    before: Fraction | None = None  # the previous word, if it is a number without a unit
     for word in _words(text):
         if before is not None and (scale := _scale(word, money)):
-            found[-1], before = before * scale, None
+            numbers[-1], before = before * scale, None
         elif _starts(word):
             value, bare = _numeral(word)
             money = bool(_MONEY.match(word))
             if before is not None and value is not None and _completes(before, value, word):
-                found[-1], before = before + (value if before > 0 else -value), None
+                numbers[-1], before = before + (value if before > 0 else -value), None
             else:
-                found.append(value)
+                numbers.append(value)
                 before = value if bare else None
         else:
             before = None
-    return found
+    return numbers
 
 
 def _completes(whole: Fraction, part: Fraction, word: str) -> bool:
@@ -117,7 +117,7 @@ def _starts(word: str) -> bool:
 
 
 def words_beside(text: str) -> int:
-    """How many words of a text are no part of a number: 1 of "18 apples"."""
+    """Number of words that are not part of a number: 1 in "18 apples"."""
     return sum(not _starts(word) and not _scale(word) for word in _words(text))
 
 
@@ -127,7 +127,7 @@ def _words(text: str) -> list[str]:
 
 
 def _rewritten(text: str) -> str:
-    text = _SMALL_POWER.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
+    text = _SMALL_POWER.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]), text)
     text = _SMALL_FRACTION.sub(_written_out, text)
     for pattern, sign in _REWRITTEN:
         text = pattern.sub(sign, text)
@@ -135,19 +135,19 @@ def _rewritten(text: str) -> str:
 
 
 def _scale(word: str, money: bool = False) -> int | None:
-    """What a word like million multiplies by; None of any other word."""
+    """The factor of a word like "million"; None for any other word."""
     if money and word.casefold() in _OF_MONEY:
         return _OF_MONEY[word.casefold()]
     return _LETTERS.get(word) or _SCALES.get(word.casefold())
 
 
 def is_formula(text: str) -> bool:
-    """Whether a number stands in a formula: 3x, 2π, \\sqrt 4, \\log_2 8."""
+    """Whether a number is part of a formula: 3x, 2π, \\sqrt 4, \\log_2 8."""
     text = _rewritten(text)
-    if any(found[1] not in _NO_FUNCTIONS for found in _FUNCTION.finditer(text)):
+    if any(command[1] not in _NO_FUNCTIONS for command in _FUNCTION.finditer(text)):
         return True
     words = _words(text)
-    attached = (found[3] for word in words if (found := _NUMERAL.fullmatch(word)) and found[3])
+    attached = (match[3] for word in words if (match := _NUMERAL.fullmatch(word)) and match[3])
     apart = (after for word, after in pairwise(words) if _starts(word) and after not in ("a", "I"))
     return any(map(_is_variable, chain(attached, apart)))
 
@@ -157,19 +157,19 @@ def _is_variable(unit: str) -> bool:
     return len(letter) == 1 and letter.isalpha() and letter not in _UNITS
 
 
-def _written_out(found: re.Match[str]) -> str:
-    """½ as 1/2; that of 1½ as a word of its own."""
-    behind_digit = found.string[max(found.start() - 1, 0) : found.start()].isdigit()
-    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
-    return f"{' ' * behind_digit}{above}/{below}"
+def _written_out(match: re.Match[str]) -> str:
+    """½ as 1/2, and 1½ as the two words 1 1/2."""
+    after_digit = match.string[max(match.start() - 1, 0) : match.start()].isdigit()
+    above, below = unicodedata.normalize("NFKC", match[0]).split("\u2044")
+    return f"{' ' * after_digit}{above}/{below}"
 
 
 def _numeral(word: str) -> tuple[Fraction | None, bool]:
     """A word's value, and whether it has no unit."""
-    found = _NUMERAL.fullmatch(word)
-    if not found:
+    match = _NUMERAL.fullmatch(word)
+    if not match:
         return None, False
-    value, unit = _value(found[1], found[2]), found[3] or ""
+    value, unit = _value(match[1], match[2]), match[3] or ""
     scale = _scale(unit.removeprefix("-"), bool(_MONEY.match(word)))
     if value is not None and scale:
         return value * scale, True
@@ -180,5 +180,5 @@ def _value(sign: str, digits: str) -> Fraction | None:
     above, _, below = digits.replace(",", "").partition("/")
     try:
         return Fraction(sign + above) / Fraction(below or 1)
-    except (ValueError, ZeroDivisionError):  # too many digits, or a division by nothing
+    except (ValueError, ZeroDivisionError):  # too many digits, or a division by zero
         return None

@@ -1,4 +1,4 @@
-"""What a calibration looks like: its mixture over the data, and how far to trust its chances."""
+"""Plots of a calibration: its mixture over the data, and its reliability."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BINS = 10
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is here."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -40,7 +40,7 @@ def _finish(plt: Any, figure: Any, path: Path) -> None:
 
 
 def histogram(calibration: Calibration, samples: Sequence[Sample], path: Path) -> None:
-    """The signal at all boundaries, with the two components."""
+    """Write a picture of the signal at all boundaries, with the two components."""
     window = Window.parse(calibration.window)
     values = np.array(
         [
@@ -53,8 +53,8 @@ def histogram(calibration: Calibration, samples: Sequence[Sample], path: Path) -
     plt, figure, axis = _figure()
     axis.hist(values, bins=60, density=True, color="0.8", label=f"{values.size} boundaries")
     grid = np.linspace(values.min(), values.max(), 400)
-    found = calibration.mixture
-    parts = zip(found.weights, found.means, found.deviations, ("unsure", "sure"), strict=True)
+    mixture = calibration.mixture
+    parts = zip(mixture.weights, mixture.means, mixture.deviations, ("unsure", "sure"), strict=True)
     for weight, mean, deviation, label in parts:
         scaled = (grid - mean) / deviation
         density = weight * np.exp(-0.5 * scaled**2) / (deviation * math.sqrt(2 * math.pi))
@@ -63,7 +63,7 @@ def histogram(calibration: Calibration, samples: Sequence[Sample], path: Path) -
     axis.set(
         xlabel=f"{scale.get(calibration.signal, calibration.signal)} over {calibration.window}",
         ylabel="density",
-        title=f"{calibration.pair}: components {found.separation:.1f} deviations apart",
+        title=f"{calibration.pair}: components {mixture.separation:.1f} deviations apart",
     )
     axis.legend()
     _finish(plt, figure, path)
@@ -72,15 +72,16 @@ def histogram(calibration: Calibration, samples: Sequence[Sample], path: Path) -
 def reliability(
     calibration: Calibration, samples: Sequence[Sample], right: Sequence[bool] | None
 ) -> tuple[list[tuple[float, float, int]], str]:
-    """(predicted, found, count) a bin, and what was found.
+    """(mean prediction, mean observation, count) of each bin, and a label for the observations.
 
-    With ``right``, one for each sample: the chance that an answer of the small model is right,
-    from all of its boundaries, against the share that is. Without: the chance that a step is,
-    against the small model's own doubt about it.
+    Args:
+        right: for each sample whether its answer is right. With it, predictions are chances that
+            the small model's whole answer is right, and observations whether it is. Without, they
+            are chances for single steps, against the small model's own probability of its tokens.
     """
     window = Window.parse(calibration.window)
     predicted: list[float] = []
-    found: list[float] = []
+    observed: list[float] = []
     for index, sample in enumerate(samples):
         steps = [
             1 - calibration.error(seen) if seen else 1 - calibration.errors[1]
@@ -88,26 +89,28 @@ def reliability(
         ]
         if right is None:
             predicted += steps
-            found += [1 - doubt(step) for step in sample.steps]
+            observed += [1 - doubt(step) for step in sample.steps]
         else:
             predicted.append(math.prod(steps))
-            found.append(float(right[index]))
+            observed.append(float(right[index]))
     what = "answers that are right" if right is not None else "the small model's own chance"
-    return _binned(np.array(predicted), np.array(found)), what
+    return _binned(np.array(predicted), np.array(observed)), what
 
 
-def _binned(predicted: Any, found: Any) -> list[tuple[float, float, int]]:
+def _binned(predicted: Any, observed: Any) -> list[tuple[float, float, int]]:
     places = np.minimum((predicted * _BINS).astype(int), _BINS - 1)
     bins = [places == i for i in range(_BINS)]
     return [
-        (float(predicted[b].mean()), float(found[b].mean()), int(b.sum())) for b in bins if b.any()
+        (float(predicted[b].mean()), float(observed[b].mean()), int(b.sum()))
+        for b in bins
+        if b.any()
     ]
 
 
 def reliability_plot(
     calibration: Calibration, samples: Sequence[Sample], right: Sequence[bool] | None, path: Path
 ) -> None:
-    """The points of :func:`reliability`; larger ones stand for more."""
+    """Write a picture of the points of :func:`reliability`, their size by their count."""
     points, what = reliability(calibration, samples, right)
     plt, figure, axis = _figure()
     x, y, counts = zip(*points, strict=True)

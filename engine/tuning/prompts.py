@@ -1,4 +1,4 @@
-"""Prompts to calibrate on, from a JSON-lines file; answers are optional."""
+"""Prompts for a calibration, from a JSON-lines file; answers are optional."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from engine.errors import SteerError
 from engine.files import read_text
 from engine.tuning.answers import matches
 
-IsRight = Callable[[int, str], bool]  # number of the prompt and a text -> whether it is right
+IsRight = Callable[[int, str], bool]  # (index of the prompt, answer) -> whether it is right
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts and, where they are known, their answers in the same order."""
+    """Prompts and, if known, their answers in the same order."""
 
     texts: tuple[str, ...]
     answers: tuple[str, ...] | None = None
 
     @property
     def is_right(self) -> IsRight | None:
-        """The checker, None without answers."""
+        """A function that checks answers; None without known answers."""
         answers = self.answers
         return None if answers is None else lambda i, text: matches(answers[i], text)
 
 
 def digest(prompt: str) -> str:
-    """Tells a prompt that a calibration has seen from others, without keeping it."""
+    """A short hash that identifies a prompt of a calibration without storing its text."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:12]
 
 
 def read_prompts(path: Path) -> Prompts:
-    """All of a file. SteerError with file and line on the first bad one."""
+    """Read a whole file. SteerError with file and line on the first bad line."""
     rows: list[tuple[str, str | None]] = []
     for number, line in enumerate(read_text(path, "prompts file").split("\n"), 1):
         if line.strip():

@@ -1,4 +1,4 @@
-"""How well a number ranks: the area under the ROC curve."""
+"""The area under the ROC curve."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 def auroc(scores: Sequence[float], wrong: Sequence[float]) -> float:
     """Chance that a wrong item scores lower than a right one; ties count half.
 
-    ``wrong`` are labels, or chances: an item then counts as both by its chance (Mann-Whitney with
-    weights). NaN where all are right or all are wrong.
+    ``wrong``: labels (0 or 1), or chances in [0, 1]; an item then counts as wrong and as right in
+    these shares (a weighted Mann-Whitney test). NaN if all are right or all are wrong.
     """
     x, bad = np.asarray(scores, np.float64), np.asarray(wrong, np.float64)
     good = 1 - bad

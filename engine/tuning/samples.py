@@ -1,4 +1,4 @@
-"""What the small model writes alone, token by token: all that a calibration is fitted on."""
+"""Answers of the small model alone, token by token: the data of a calibration."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Sample:
 
     @classmethod
     def of(cls, completion: Completion) -> Sample:
-        """From a completion of the small model alone with its ``token_signals``."""
+        """A sample from a completion of the small model alone, with ``token_signals``."""
         signals, first = completion.token_signals or (), len(completion.prompt_token_ids)
         starts = [step.position - first for step in completion.steps]
         ends = [*starts[1:], len(signals)]
-        found = (tuple(s for s in signals[a:b] if s) for a, b in zip(starts, ends, strict=True))
-        return cls(first, tuple(step for step in found if step), completion.text)
+        steps = (tuple(s for s in signals[a:b] if s) for a, b in zip(starts, ends, strict=True))
+        return cls(first, tuple(step for step in steps if step), completion.text)
 
     def seen(self, window: Window, step: int) -> Signals | None:
-        """What a decision at the boundary before a step would see through a window.
+        """The signals that a decision at the boundary before a step would get from a window.
 
-        None where there is nothing to see: before the first step, for the window ``step``. A trial
-        that is kept is the text, so a probe sees the tokens that were written.
+        None before the first step for the window ``step``. A kept trial becomes the text, so a
+        probe's tokens are those of the step.
         """
         if window.kind == "step":
             return window.summary(self.steps[step - 1]) if step else None
@@ -49,7 +49,7 @@ class Sample:
 
 
 def doubt(tokens: Tokens) -> float:
-    """The small model's own chance that greedy tokens are not what it would draw."""
+    """The small model's own probability of drawing other tokens than these greedy ones."""
     return 1 - math.exp(sum(math.log(max(s.max_prob, 1e-30)) for s in tokens))
 
 
@@ -59,7 +59,7 @@ def observe(
     params: SamplingParams,
     progress: bool = False,
 ) -> list[Sample]:
-    """Let the small model answer alone. SteerError where no answer has a second step."""
+    """Let the small model answer alone. SteerError if no answer has a second step."""
     wanted = replace(params, token_signals=True)
     completions = engine.generate(prompts, wanted, "small", progress=progress)
     broken = sum(c.finish_reason == "error" for c in completions)
@@ -79,7 +79,7 @@ def observe(
 
 
 def answer_shape(samples: Sequence[Sample]) -> AnswerShape:
-    """Lengths of the answers."""
+    """The shape of the samples' answers."""
     return AnswerShape.of(
         [s.prompt_tokens for s in samples], [list(map(len, s.steps)) for s in samples]
     )

@@ -1,9 +1,9 @@
-"""Which signal over which window tells sure steps from unsure ones. No labels are needed.
+"""Measures which signal over which window separates sure steps from unsure ones, without labels.
 
-Two numbers count. How far apart the mixture's components lie says whether there are two kinds of
-boundaries at all, not what they mean: a step that was hard may be followed by an easy one. So each
-step has a reference: how unsure the small model itself was of the tokens that it then wrote. The
-area under the ROC curve says how well the signal, seen before the step, foretells that.
+Two numbers decide. The separation of the mixture's components says whether there are two kinds of
+boundaries at all, but not what they mean: a hard step may be followed by an easy one. So each step
+has a reference: how unsure the small model was of the tokens that it then wrote. The area under the
+ROC curve says how well the signal, known before the step, predicts that.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from engine.routing.windows import Window
 from engine.tuning.ranking import auroc
 from engine.tuning.samples import Sample, doubt
 
-# On a mixture's scale max_prob is the log-odds.
+# Without log_odds: on a mixture's scale max_prob is the same.
 SIGNALS = ("max_prob", "entropy", "margin", "max_logit", "logsumexp")
 _PROBES = (2, 4, 8, 16, 32, 64)
-LEAST_AREA = 0.75  # below it a signal hardly ranks
-LEAST_APART = 2.0  # Ashman's D: below it two normals are not seen as two
-FEW = 200  # boundaries
+LEAST_AREA = 0.75  # AUROC below which a signal predicts too little
+LEAST_APART = 2.0  # Ashman's D below which two normals are not distinct
+FEW = 200  # boundaries below which results are unreliable
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one signal over one window tells.
+    """The measurements of one signal over one window.
 
-    count: boundaries that have it.
-    mixture: None where none can be fitted; ``trouble`` says why.
-    area: AUROC for the reference.
-    errors: mean reference of either component.
+    count: boundaries that have the signal.
+    mixture: the fitted mixture; None if the fit failed, ``trouble`` then says why.
+    area: AUROC of the signal for the reference.
+    errors: mean reference of the unsure and the sure component.
     """
 
     signal: str
@@ -54,7 +54,7 @@ class Finding:
 
     @property
     def usable(self) -> bool:
-        """Whether a calibration on it would mean anything."""
+        """Whether a calibration on it makes sense."""
         return bool(
             self.mixture
             and self.area >= LEAST_AREA
@@ -64,13 +64,13 @@ class Finding:
 
     @property
     def price(self) -> tuple[int, bool]:
-        """Order of windows by what they cost: tokens on trial, the plain mean first."""
+        """Sort key of windows by cost: tokens on trial, the plain mean first."""
         window = Window.parse(self.window)
         return window.tokens, window.least
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """The result in a few words, for tables."""
         if self.trouble:
             return self.trouble
         if self.usable:
@@ -81,7 +81,7 @@ class Finding:
 
 
 def windows_for(samples: Sequence[Sample]) -> list[Window]:
-    """Boundary, last step, and probes up to the length that takes in nearly all steps."""
+    """Boundary, last step, and probes up to a length that covers nearly all steps."""
     lengths = [len(step) for sample in samples for step in sample.steps]
     long = float(np.quantile(lengths, 0.95))
     probes = [k for i, k in enumerate(_PROBES) if i == 0 or _PROBES[i - 1] < long]
@@ -95,7 +95,7 @@ def judge_windows(
 ) -> list[Finding]:
     """A finding for each signal over each window."""
     references = [[doubt(step) for step in sample.steps] for sample in samples]
-    found = []
+    findings = []
     for window in windows:
         pairs = [
             (seen, wrong)
@@ -103,8 +103,8 @@ def judge_windows(
             for step, wrong in enumerate(doubts)
             if (seen := sample.seen(window, step)) is not None
         ]
-        found += [_judge(signal, window, pairs) for signal in signals]
-    return found
+        findings += [_judge(signal, window, pairs) for signal in signals]
+    return findings
 
 
 def _judge(signal: str, window: Window, pairs: Sequence[tuple[Signals, float]]) -> Finding:
@@ -123,9 +123,11 @@ def _judge(signal: str, window: Window, pairs: Sequence[tuple[Signals, float]]) 
 def recommend(findings: Sequence[Finding], slack: float = 0.02) -> Finding | None:
     """The cheapest window that ranks nearly as well as the best, and its best signal.
 
-    ``slack``: of the area; some thousand boundaries give it to about half of that. None where no
-    finding is usable. Windows of the last step see no tokens of the step itself; they count as
-    cheap as the boundary.
+    None if no finding is usable. A window of the last step needs no tokens of the next one, so it
+    counts as cheap as the boundary.
+
+    ``slack``: difference in AUROC that still counts as nearly as good; the error of the estimate on
+    a few thousand boundaries is about half of the default.
     """
     usable = [f for f in findings if f.usable]
     if not usable:
@@ -137,7 +139,7 @@ def recommend(findings: Sequence[Finding], slack: float = 0.02) -> Finding | Non
 
 
 def warnings(findings: Sequence[Finding]) -> list[str]:
-    """What a user should know about the boundary signal, and about how much was seen."""
+    """Warnings for the user on too little data and on a useless boundary signal."""
     lines = []
     count = max((f.count for f in findings), default=0)
     if count < FEW:

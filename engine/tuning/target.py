@@ -1,4 +1,4 @@
-"""Picks tau for what a user wants: an accuracy, a share of large steps, a budget of FLOPs."""
+"""Chooses tau for a user's target: an accuracy, a share of large steps, a budget of FLOPs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _RUNGS = 24
 
 @dataclass(frozen=True)
 class Target:
-    """What tau is picked for.
+    """The target that tau is chosen for.
 
-    kind: ``loss``, at most so much accuracy below the large model; ``accuracy``, at least so much;
-        ``agreement``, the large model agrees with so many of the kept steps that it has read;
-        ``share``, at most this share of steps by the large model; ``flops``, at most this part of
-        the FLOPs of the large model alone, in one of the accountings.
+    kind: ``loss``, accuracy at most ``value`` below the large model's; ``accuracy``, at least
+        ``value``; ``agreement``, the large model agrees with this share of the kept steps that it
+        has read; ``share``, at most this share of steps by the large model; ``flops``, at most this
+        share of the FLOPs of the large model alone, in one of the accountings.
+    value: in [0, 1].
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """From KIND:VALUE or flops:VALUE:ACCOUNTING. SteerError on any other text."""
+        """A target from KIND:VALUE or flops:VALUE:ACCOUNTING. SteerError on any other text."""
         kind, *rest = text.split(":")
         known = kind in ("loss", "accuracy", "agreement", "share") and len(rest) == 1
         known |= kind == "flops" and len(rest) in (1, 2)
@@ -67,11 +68,11 @@ class Target:
 
     @property
     def rises(self) -> bool:
-        """Whether the target is a floor for something that rises with tau."""
+        """Whether the target is a lower bound on a number that rises with tau."""
         return self.kind in ("loss", "accuracy")
 
     def met(self, run: Run, large: Run) -> bool:
-        """Whether a run is good enough; FLOPs are relative to the large model's run."""
+        """Whether a run meets the target; FLOPs are relative to the large model's run."""
         if self.kind == "loss":
             return run.accuracy >= large.accuracy - self.value
         if self.kind == "accuracy":
@@ -83,7 +84,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """What one policy did on the prompts."""
+    """Results of one policy on the prompts: accuracy, share of large steps, FLOPs by accounting."""
 
     accuracy: float
     share: float
@@ -91,7 +92,7 @@ class Run:
 
 
 class Bench:
-    """Runs policies on the same prompts. Where no answers are known the large model's count."""
+    """Runs policies on the same prompts. Without known answers the large model's count as right."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Bench:
         self.large = self._judge(alone)
 
     def run(self, policy: Policy) -> Run:
-        """One policy."""
+        """Run one policy."""
         return self._judge(self._engine.generate(self._prompts, self._params, policy))
 
     def _judge(self, done: Sequence[Completion]) -> Run:
@@ -122,7 +123,7 @@ class Bench:
 
 
 def ladder(calibration: Calibration, samples: Sequence[Sample]) -> list[float]:
-    """Values of tau, rising, that each hand over another share of the samples' boundaries."""
+    """Ascending values of tau that each hand over a different share of the samples' boundaries."""
     window = Window.parse(calibration.window)
     sure = np.sort(
         [
@@ -142,10 +143,10 @@ def ladder(calibration: Calibration, samples: Sequence[Sample]) -> list[float]:
 def choose_tau(
     calibration: Calibration, samples: Sequence[Sample], target: Target, bench: Bench
 ) -> Calibration:
-    """The tau that just meets the target, found by halving the ladder.
+    """The calibration at the tau that just meets the target, by bisection of the ladder.
 
-    Accuracy and cost rise with tau, up to noise. Where no tau is good enough the nearest end of the
-    ladder stands, and the provenance says so.
+    Accuracy and cost rise with tau, up to noise. If no tau is good enough, the nearest end of the
+    ladder is taken, and the provenance says so.
     """
     taus = ladder(calibration, samples)
     runs: dict[float, Run] = {}
@@ -159,18 +160,19 @@ def choose_tau(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if met(middle) else (middle + 1, high)
-    # Of a floor that rung is the first good one; of a ceiling the one before it is the last.
+    # For a lower bound this rung is the first good one; for an upper bound the one before it is the
+    # last good one.
     over = met(low)
     chosen = low if target.rises else max(low - over, 0)
     met(chosen)
-    found = runs[taus[chosen]]
+    best = runs[taus[chosen]]
     return replace(
         calibration,
         tau=taus[chosen],
         provenance={
             **calibration.provenance,
             "aim": f"{target} against {bench.reference}",
-            "aim_reached": target.met(found, bench.large),
+            "aim_reached": target.met(best, bench.large),
             "large_alone": asdict(bench.large),
             "grid": [_row(tau, runs[tau], bench.large) for tau in sorted(runs)],
         },

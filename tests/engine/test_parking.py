@@ -118,7 +118,7 @@ def test_a_slot_holds_what_its_block_held(piece: int, monkeypatch: pytest.Monkey
     assert store.bytes == 48
     for block in range(6):  # two in a slab, which they do not fill
         arena.block(1, block).fill_(block)
-    store.save(torch.tensor([[3, 0], [4, 1]]).numpy())
+    store.offload(torch.tensor([[3, 0], [4, 1]]).numpy())
     assert bytes(arena.block(1, 3).tolist()) == bytes([3] * 24)
     arena.block(1, 3).zero_()
     store.restore(torch.tensor([[0, 5], [1, 3]]).numpy())
