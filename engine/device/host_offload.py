@@ -13,8 +13,7 @@ from engine.errors import SteerError
 from engine.out_of_memory import is_out_of_memory
 
 _LARGE = 1
-# Bytes allocated at once: Torch pins a power of two, up to twice what it is asked for.
-PIECE = 2**30
+PIECE_BYTES = 2**30
 Pairs = npt.NDArray[np.int32]  # [copies, 2]
 
 
@@ -39,9 +38,17 @@ class HostKVStore:
     lists them, before its pass.
     """
 
-    def __init__(self, arena: KVArena, slots: int) -> None:
-        """SteerError if there is no memory, or the models have cards of their own: then no queue
-        could copy the large model's blocks in the small one's ticks."""
+    def __init__(self, arena: KVArena, slots: int, piece_bytes: int = PIECE_BYTES) -> None:
+        """
+        Args:
+            slots: blocks of the large model that fit.
+            piece_bytes: allocated at once, a slot at least: Torch pins a power of two, up to twice
+                what it is asked for.
+
+        Raises:
+            SteerError: if there is no memory, or the models have cards of their own: then no queue
+                could copy the large model's blocks in the small one's ticks.
+        """
         if len(arena.devices) > 1:
             raise SteerError(
                 "host_kv_tokens needs both models on one device; set it to 0, or do without devices"
@@ -49,7 +56,7 @@ class HostKVStore:
         self._arena = arena
         (device,) = arena.devices
         block = arena.geometry.block_bytes[_LARGE]
-        self._each = max(1, PIECE // block)
+        self._each = max(1, piece_bytes // block)
         try:
             self._pieces = [
                 torch.empty(

@@ -92,16 +92,24 @@ class Sampler:
     """Draws the tokens of one model. Keeps nothing between ticks."""
 
     def __init__(
-        self, model: int, vocabulary: int, tokens_of: Callable[[int], Int32], fused: bool = True
+        self,
+        model: int,
+        vocabulary: int,
+        tokens_of: Callable[[int], Int32],
+        fused: bool = True,
+        rows_at_once: int = ROWS_AT_ONCE,
     ) -> None:
         """
         Args:
             vocabulary: ids from here on are padding.
             tokens_of: a sequence's tokens by its id.
             fused: draw in a kernel of its own where there is one, else in plain PyTorch.
+            rows_at_once: rows whose logits are widened at a time, for penalties and
+                log-probabilities; a batch of any size takes the memory of so many.
         """
         self._model = model
         self._fused = fused
+        self._rows_at_once = rows_at_once
         self.vocabulary = vocabulary
         self.tokens_of = tokens_of
 
@@ -135,7 +143,7 @@ class Sampler:
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
             usable = ops.editable(usable, self.vocabulary)
-            for some in _chunks(edited):
+            for some in self._chunks(edited):
                 index = _place(torch.tensor(some), logits)
                 penalties = _penalties(rows, some, last)
                 found = ops.penalise(usable.index_select(0, index), self.vocabulary, penalties)
@@ -156,7 +164,7 @@ class Sampler:
         if not asked:
             return None
         found, count = [], max(asked.values())
-        for some in _chunks(list(asked)):
+        for some in self._chunks(list(asked)):
             index = _place(torch.tensor(some), logits)
             tokens = chosen.index_select(0, index).clamp(min=0)
             part = logits.index_select(0, index)
@@ -181,6 +189,10 @@ class Sampler:
                 drawn[int(rows.ids[i])] = Drawn(place, self._model, tokens[i], entry)
         return drawn
 
+    def _chunks(self, rows: list[int]) -> list[list[int]]:
+        size = self._rows_at_once
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
     def _history(self, draw: SamplingSpec, request: int, context: int) -> History:
         tokens = self.tokens_of(request)[:context]
         unread = len(tokens) < context
@@ -204,10 +216,6 @@ class Sampler:
         draws: Any = keyed if self._fused else ops.with_uniforms(keyed)
         columns = {name: _place(column, logits) for name, column in vars(draws).items()}
         return type(draws)(**columns)
-
-
-def _chunks(rows: list[int]) -> list[list[int]]:
-    return [rows[i : i + ROWS_AT_ONCE] for i in range(0, len(rows), ROWS_AT_ONCE)]
 
 
 def _place(values: Tensor, like: Tensor) -> Tensor:

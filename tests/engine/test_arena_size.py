@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,21 +118,44 @@ def test_too_little_for_any_use():
     assert default_slabs(geometry, config, 512, least // 2) * geometry.slots[1] * 16 == 512
 
 
-def test_a_host_with_little_memory(monkeypatch):
+@pytest.fixture
+def machine(monkeypatch) -> Callable[[int | None], None]:
+    """``machine(free)``: the system says that so many bytes are free; None says nothing."""
+
+    def says(free: int | None) -> None:
+        read_text = Path.read_text
+
+        def read(path: Path, *arguments: object, **options: object) -> str:
+            if path != Path("/proc/meminfo"):
+                return read_text(path, *arguments, **options)
+            if free is None:
+                raise FileNotFoundError(path)
+            return f"MemAvailable: {free // 1024} kB\n"
+
+        def no_such_name(_: object) -> int:
+            raise ValueError("unrecognized configuration name")
+
+        monkeypatch.setattr(Path, "read_text", read)
+        if free is None:
+            monkeypatch.setattr(os, "sysconf", no_such_name)
+
+    return says
+
+
+def test_a_host_with_little_memory(machine):
     """The engine starts, and says of a request whether it fits; or does not start."""
-    free = 6 * 2**20
-    monkeypatch.setattr("engine.device.memory_plan.available", lambda: free)
+    machine(6 * 2**20)
     engine = tiny()
     assert 2**21 < engine.arena.bytes <= 2 * 2**21
     assert engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32))[0].text
-    free = 2**20
+    machine(2**20)
     with pytest.raises(SteerError, match=r"0\.00 GiB of memory are free"):
         tiny()
-    assert tiny(arena_tokens=64).arena.bytes < free
+    assert tiny(arena_tokens=64).arena.bytes < 2**20
 
 
-def test_a_system_that_does_not_say(monkeypatch):
-    monkeypatch.setattr("engine.device.memory_plan.available", lambda: None)
+def test_a_system_that_does_not_say(machine):
+    machine(None)
     arena = tiny().arena.geometry
     assert arena.slabs * arena.slots[1] * 16 == ARENA_TOKENS
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ from engine.device.devices import choose_devices, choose_dtype
 from engine.device.graphs import GraphCounts, Graphs
 from engine.device.memory_budget import CardMemory, arena_slabs, weight_bytes, workspace_bytes
 from engine.models.decoder import Batch
-from engine.routing.policies import Call
+from engine.requests.request_state import RequestState
+from engine.routing.policies import Always, Call
 from kernels import ops
 
 GPU = torch.cuda.is_available()
@@ -290,56 +292,82 @@ class LateQueue(HostQueue):
         return SimpleNamespace(done=done, wait=wait)
 
 
-def copied(plan, tokens):
-    """A plan as one made a tick ahead would be."""
-    names = ("sequences", "rows", "copied", "copies", "positions", "slots", "starts", "contexts",
-             "samples", "attempts", "blocks", "ids")  # fmt: skip
+def copied(plan):
+    """A plan whose buffers are nobody else's."""
+    names = ("sequences", "rows", "copied", "copies", "tokens", "positions", "slots", "starts",
+             "contexts", "samples", "attempts", "blocks", "ids")  # fmt: skip
     kept = {name: np.copy(getattr(plan, name)) for name in names}
     scalars = {name: int(kept[name]) for name in ("sequences", "rows", "copied")}
-    return SimpleNamespace(**{**kept, **scalars, "tokens": tokens})
+    return SimpleNamespace(**{**kept, **scalars})
+
+
+def route_all(scheduler):
+    """Let the small model write every step; the tokens of what is finished, by id."""
+    finished = {}
+    for kind, request, _ in scheduler.take_events():
+        if kind == 0:
+            scheduler.route(request, 0)
+        else:
+            finished[request] = scheduler.sequence(request).tokens.tolist()
+    return finished
+
+
+def launched(runner, plan, requests, previous, stale):
+    """Start a plan; one that names unknown tokens is refused without the tick that draws them."""
+    plan = copied(plan)
+    unknown = bool((plan.tokens[: plan.rows] < 0).any())
+    for other in (None, stale) if unknown else ():
+        with pytest.raises(ValueError, match="previous must be this lane's last tick"):
+            runner.launch(plan, requests, other)
+    pending = runner.launch(plan, requests, previous)
+    for name in ("tokens", "contexts", "blocks", "slots"):  # the plan's buffers are free again
+        getattr(plan, name)[:] = 0
+    return pending, unknown
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_tick_ahead(kit, way, prompts, monkeypatch):
+def test_a_tick_ahead(kit, way, prompts):
     """Tokens that the host has not seen are found on the device, also where they are penalised."""
-    engine = build(kit, way)
-    runner, scheduler, live = engine.lanes[0].runner, engine.scheduler, engine._driver.live
+    batch, engine = prompts(5, seed=8), build(kit, way)
+    expected = written(build(kit, way), batch, 12)
+    scheduler, runner = engine.scheduler, engine.lanes[0].runner
     if way.device == "cpu":
-        monkeypatch.setattr(runner, "queue", LateQueue())
-    for i, prompt in enumerate(prompts(5, seed=8)):
-        engine.submit(prompt, SamplingParams(max_tokens=12, seed=i, **SAMPLED[i]), "small")
-    tokens_of, compared = runner._sampler.tokens_of, 0
-    engine._driver._answer()
-    previous, drawn = None, {}
-    while scheduler.plan(0):
-        plan = scheduler.buffers(0)
-        n = plan.sequences
-        known = runner.launch(plan, live)
-        assert way.device != "cpu" or not known.done()
-        expected = known.result()
-        if drawn and plan.rows == n:
-            # Once more, as it would have been planned before the last tick came home.
-            runner._drawn.fill_(-1)
-            for row, token in drawn.values():
-                runner._drawn[row] = token
-            settle(way)
-            tokens = np.array([-1 - drawn[int(i)][0] for i in plan.ids[:n]], np.int32)
-            with monkeypatch.context() as patch:
-                patch.setattr(runner._sampler, "tokens_of", lambda i: tokens_of(i)[:-1])
-                ahead = copied(plan, tokens)
-                with pytest.raises(ValueError, match="previous must be this lane's last tick"):
-                    runner.launch(ahead, live, previous)
-                pending = runner.launch(ahead, live, known)
-                ahead.contexts[:] = ahead.blocks[:] = ahead.slots[:] = 0
-                found = pending.result()
-            assert found.tokens.tolist() == expected.tokens.tolist()
-            assert found.drawn == expected.drawn
-            compared += 1
-        drawn = {int(i): (row, int(expected.tokens[row])) for row, i in enumerate(plan.ids[:n])}
-        previous = known
-        scheduler.commit(0, expected.tokens)
-        engine._driver._answer()
-    assert compared >= 8
+        runner.queue = LateQueue()
+    requests = {}
+    for i, prompt in enumerate(batch):
+        params = SamplingParams(max_tokens=12, seed=i, **SAMPLED[i])
+        request = scheduler.add(prompt, max_tokens=12)
+        requests[request] = RequestState(params, i, Always("small"), len(prompt))
+    plans, ticks = [scheduler.buffers(0, index) for index in range(2)], deque()
+    previous = stale = None
+    finished, drawn, unknown = route_all(scheduler), {}, []
+    while len(finished) < len(batch):
+        while len(ticks) < 2:
+            plan = plans[bool(ticks) and ticks[0][0] is plans[0]]
+            if not scheduler.plan(0, bool(ticks)):
+                break
+            pending, names_unknown = launched(runner, plan, requests, previous, stale)
+            assert way.device != "cpu" or not pending.done()
+            unknown.append(names_unknown)
+            ticks.append((plan, pending))
+            previous, stale = pending, previous
+        plan, pending = ticks[0]
+        result, stands = pending.result(), scheduler.standing(0)
+        for row, request in enumerate(plan.ids[: plan.sequences].tolist()):
+            if stands[row] and request in result.drawn:
+                draw = result.drawn[request]
+                drawn[request, draw.position] = draw
+        scheduler.commit(0, result.tokens)
+        ticks.popleft()
+        finished |= route_all(scheduler)
+    assert sum(unknown) >= 8
+    for request, prompt, (tokens, logprobs) in zip(requests, batch, expected, strict=True):
+        assert finished[request] == [*prompt, *tokens]
+        for place, entry in enumerate(logprobs or (), len(prompt)):
+            own = drawn[request, place]
+            assert own.token == finished[request][place]
+            assert own.logprobs.logprob == pytest.approx(entry.logprob, abs=1e-5)
+            assert [token for token, _ in own.logprobs.top] == [token for token, _ in entry.top]
 
 
 def test_out_of_memory(kit, prompts, monkeypatch):

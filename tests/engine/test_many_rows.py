@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import EngineConfig, SamplingParams
 from engine.config.named_models import NAMED_MODELS
 from engine.device.memory_budget import workspace_bytes
-from engine.execution import sampler
 from engine.execution.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
 from kernels import ops
 
@@ -45,29 +45,38 @@ def rows_of(count):
     return SampledRows(np.arange(count), contexts, np.zeros(count, np.int32), draws, histories)
 
 
+class RowsTaken(TorchDispatchMode):
+    """Sees what PyTorch computes. ``most``: rows of logits that were taken out at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index_select.default and result.dim() == 2:
+            self.most = max(self.most, len(result))
+        return result
+
+
 @pytest.mark.parametrize("count", [1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 3 * ROWS_AT_ONCE + 5])
-def test_a_few_at_a_time_are_all_at_once(count, monkeypatch):
+def test_a_few_at_a_time_are_all_at_once(count):
     draw = torch.Generator().manual_seed(count)
     logits = 3 * torch.randn(count, VOCABULARY + 10, generator=draw)
     logits[count // 2, 4] = torch.nan
     last = torch.randint(0, VOCABULARY, (count,), generator=draw).int()
-    confidence, sizes, found = ops.confidence(logits, VOCABULARY), [], []
-    for name in ("penalise", "token_logprobs"):
-        op = getattr(ops, name)
-
-        def watched(rows, *rest, op=op):
-            sizes.append(len(rows))
-            return op(rows, *rest)
-
-        monkeypatch.setattr(ops, name, watched)
-    for most in (ROWS_AT_ONCE, 10**6):
-        monkeypatch.setattr(sampler, "ROWS_AT_ONCE", most)
-        rows, drawing = rows_of(count), Sampler(0, VOCABULARY, lambda _: None)
-        chosen = drawing.choose(logits, confidence, rows, last)
-        scores = drawing.logprobs(logits, chosen, rows)
+    confidence, taken, found = ops.confidence(logits, VOCABULARY), [], []
+    for limit in ({}, {"rows_at_once": 10**6}):
+        rows, sampler = rows_of(count), Sampler(0, VOCABULARY, lambda _: None, **limit)
+        with RowsTaken() as penalised:
+            chosen = sampler.choose(logits, confidence, rows, last)
+        with RowsTaken() as asked:
+            scores = sampler.logprobs(logits, chosen, rows)
         found.append((chosen, *scores))
-        assert most > ROWS_AT_ONCE or max(sizes) <= ROWS_AT_ONCE
-    assert max(sizes) == -(-3 * count // 4)  # three in four settings have penalties, or ask
+        taken.append((penalised.most, asked.most))
+    all_at_once = -(-3 * count // 4)  # three in four settings have penalties, or ask
+    assert max(taken[1]) == all_at_once
+    assert taken[0] == tuple(min(rows, ROWS_AT_ONCE) for rows in taken[1])
     for pieces, whole in zip(*found, strict=True):
         torch.testing.assert_close(pieces, whole, rtol=0, atol=0, equal_nan=True)
 

@@ -9,8 +9,7 @@ import torch
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine.accounting.ledger import Usage
-from engine.device import host_offload
-from engine.device.host_offload import HostKVStore
+from engine.device.host_offload import PIECE_BYTES, HostKVStore
 from engine.device.kv_arena import ArenaGeometry, KVArena
 from engine.routing.policies import Call
 from engine.routing.windows import Window
@@ -109,12 +108,11 @@ def test_a_launch_that_is_repeated_saves_nothing_twice(pair, delimiters, prompts
     assert engine.scheduler.counters()["restored"] > 0
 
 
-@pytest.mark.parametrize("piece", [1, 47, host_offload.PIECE])  # a slot or all slots at a time
-def test_a_slot_holds_what_its_block_held(piece: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(host_offload, "PIECE", piece)
+@pytest.mark.parametrize("piece", [1, 47, PIECE_BYTES])  # a slot or all slots at a time
+def test_a_slot_holds_what_its_block_held(piece: int):
     geometry = ArenaGeometry(slabs=3, slab_bytes=64, block_bytes=(12, 24))
     arena = KVArena(geometry, torch.float32)
-    store = HostKVStore(arena, 2)
+    store = HostKVStore(arena, 2, piece)
     assert store.bytes == 48
     for block in range(6):  # two in a slab, which they do not fill
         arena.block(1, block).fill_(block)

@@ -9,12 +9,16 @@ import zlib
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 import torch
 
 from engine import Engine, SamplingParams, SteerError
 from engine.config import TINY
-from engine.routing.policies import Call
+from engine.execution.sampler import History, SampledRows, Sampler
+from engine.execution.scoring import scored_rows
+from engine.requests.request_state import RequestState
+from engine.routing.policies import Always, Call
 from kernels import ops
 
 VOCABULARY = 38  # ids of the test pair's tokenizer; its large model's head has 48 rows
@@ -227,27 +231,34 @@ def test_neighbours_do_not_notice(engine, prompts, reads):
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_other_rows_keep_every_bit(engine, prompts, monkeypatch):
-    """What is sampled from in rows without penalties are the model's own logits."""
-    raw, compared = [], []
-    confidence, sample = ops.confidence, ops.sample
-
-    def spy_on_confidence(logits, vocabulary):
-        raw.append(logits)
-        return confidence(logits, vocabulary)
-
-    def spy_on_sample(logits, vocabulary, rows):
-        changed = (logits != raw[-1][:, :vocabulary].double()).any(-1)
-        compared.append(changed.tolist())
-        return sample(logits, vocabulary, rows)
-
-    monkeypatch.setattr(ops, "confidence", spy_on_confidence)
-    monkeypatch.setattr(ops, "sample", spy_on_sample)
-    params = [GREEDY, replace(GREEDY, temperature=1), LOUD, replace(GREEDY, logprobs=3), GREEDY]
-    ids = [engine.submit(p, q, "small") for p, q in zip(prompts(5, seed=7), params, strict=True)]
-    finish(engine, ids)
-    assert len(compared) >= 40
-    assert all(rows == [False, False, True, False, False] for rows in compared[1:39])
+def test_other_rows_keep_every_bit():
+    """What is sampled from in rows without penalties are the model's own logits: in each row one
+    token leads by the least that fp32 can tell, after one of a lower id that would win a tie."""
+    params = [GREEDY, replace(GREEDY, temperature=1, top_k=1), LOUD, replace(GREEDY, logprobs=3)]
+    specs = [
+        RequestState(p, i, Always("small"), prompt_tokens=2)
+        for i, p in enumerate((*params, GREEDY))
+    ]
+    sampler, moved = Sampler(0, VOCABULARY, lambda _: None), 0
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        logits = torch.randn(5, VOCABULARY + 10, generator=draw) * 2.0 ** (seed % 7)
+        best = torch.randint(1, VOCABULARY, (5, 1), generator=draw)
+        top = logits[:, :VOCABULARY].amax(1, keepdim=True) + 1
+        logits.scatter_(1, torch.zeros_like(best), top)
+        logits.scatter_(1, best, top.nextafter(torch.tensor(torch.inf)))
+        before, last = logits.clone(), torch.zeros(5, dtype=torch.int32)
+        history = {2: History(np.int32([3, 4]), best[2].int().numpy(), unread=False)}
+        ids, contexts = np.arange(5), np.full(5, 3, np.int32)
+        rows = SampledRows(ids, contexts, np.zeros(5, np.int32), specs, history)
+        chosen = sampler.choose(logits, ops.confidence(logits, VOCABULARY), rows, last)
+        expected = best[:, 0].tolist()
+        moved += int(chosen[2]) != expected[2]
+        assert chosen.tolist()[:2] + chosen.tolist()[3:] == expected[:2] + expected[3:]
+        found = sampler.drawn(chosen.tolist(), sampler.logprobs(logits, chosen, rows), rows)
+        exact = logits[3, :VOCABULARY].double().log_softmax(-1)[expected[3]]
+        assert found[3].logprobs.logprob == float(exact) and torch.equal(logits, before)
+    assert moved > 20
 
 
 def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
@@ -260,17 +271,27 @@ def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
         engine.generate(["abc"], replace(plain, presence_penalty=0.1), "small")
 
 
-def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
-    """A bias needs none."""
-    asked = []
-    for lane in engine.lanes:
-        tokens_of = lane.runner._sampler.tokens_of
-        spy = lambda i, tokens_of=tokens_of: asked.append(i) or tokens_of(i)  # noqa: E731
-        monkeypatch.setattr(lane.runner._sampler, "tokens_of", spy)
-    params = [GREEDY, replace(GREEDY, logit_bias=BIAS), LOUD]
-    ids = [engine.submit(p, q, "large") for p, q in zip(prompts(3, seed=9), params, strict=True)]
-    finish(engine, ids)
-    assert {*asked} == {ids[2]} and len(asked) == 40
+def test_histories_are_read_for_penalties_only(engine, prompts):
+    """A bias needs none; nor does what an audit would score, where there is none."""
+    scheduler, requests, asked = engine.scheduler, {}, []
+
+    def tokens_of(request):
+        asked.append(request)
+        return scheduler.sequence(request).tokens
+
+    for prompt, params in zip(
+        prompts(3, seed=9), (GREEDY, replace(GREEDY, logit_bias=BIAS), LOUD), strict=True
+    ):
+        request = scheduler.add(prompt, max_tokens=40)
+        requests[request] = RequestState(params, 0, Always("large"), len(prompt))
+    for _, request, _ in scheduler.take_events():
+        scheduler.route(request, 1)
+    assert scheduler.plan(1) == 3
+    plan = scheduler.buffers(1)
+    rows = Sampler(1, VOCABULARY, tokens_of).rows(plan, np.arange(3), requests)
+    assert scored_rows(plan, requests, tokens_of) is None
+    penalised = max(requests)
+    assert asked == [penalised] == [plan.ids[row] for row in rows.histories]
 
 
 @pytest.mark.parametrize("setting", ["repetition", "all"])

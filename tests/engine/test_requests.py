@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import secrets
+import weakref
+from typing import ClassVar
+
 import pytest
 
 from bench.tasks import arithmetic
 from engine import (
+    Completion,
     Decision,
     Engine,
     EngineConfig,
@@ -267,6 +273,12 @@ def test_aborting_what_is_finished_does_nothing(engine: Engine):
     assert [c.finish_reason for c in engine.step()] == ["length"]
 
 
+def completions() -> int:
+    """How many are alive, whoever holds them."""
+    gc.collect()
+    return sum(type(each) is Completion for each in gc.get_objects())
+
+
 def test_errors_of_others_neither_leak_nor_mask(engine: Engine):
     """generate() raises the first error; nothing of its requests stays behind."""
 
@@ -276,8 +288,8 @@ def test_errors_of_others_neither_leak_nor_mask(engine: Engine):
     def second(boundary):
         raise KeyError
 
-    for policy in (first, second):
-        engine.submit(PROMPTS[0], PARAMS, policy)
+    before = completions()
+    ids = [engine.submit(PROMPTS[0], PARAMS, policy) for policy in (first, second)]
     with pytest.raises(ZeroDivisionError):
         engine.generate(PROMPTS[:2], PARAMS, "large")
     found = []
@@ -287,23 +299,50 @@ def test_errors_of_others_neither_leak_nor_mask(engine: Engine):
         except KeyError:
             continue
     assert {c.finish_reason for c in found} == {"abort"}
-    assert not engine._driver.finished and not engine._driver.live
+    assert completions() - before == len(found)  # none of generate() is kept
+    following = engine.submit(PROMPTS[0], PARAMS, "small")
+    assert following == max(ids) + 3
+    assert [engine.is_live(i) for i in range(following + 1)] == [False] * following + [True]
 
 
 def test_a_request_cut_short_while_it_is_queued(engine: Engine, monkeypatch):
-    """An interrupt between the core and the driver leaves an orphan that ends by itself."""
+    """An interrupt after the core has queued it, here as the system is asked for a seed, leaves an
+    orphan that ends by itself."""
+
+    def interrupted(bits: int) -> int:
+        assert engine.scheduler.waiting == 1
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(engine._driver, "start", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(secrets, "randbits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             engine.submit(PROMPTS[0], PARAMS, "threshold:max_prob:0.9")
     assert engine.generate(PROMPTS[:2], PARAMS, "small")[1].finish_reason == "stop"
     assert engine.scheduler.running == engine.scheduler.waiting == 0
 
 
+class Seconds(float):
+    """Its sums with other numbers are of its kind, so that those that are kept can be counted."""
+
+    sums: ClassVar[weakref.WeakSet[Seconds]] = weakref.WeakSet()
+    made = 0
+
+    __hash__ = object.__hash__  # each of its own
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __radd__(self, other: float) -> Seconds:
+        total = Seconds(other + float(self))
+        self.sums.add(total)
+        Seconds.made += 1
+        return total
+
+
 def test_met_deadlines_are_forgotten(engine: Engine):
     for _ in range(60):
-        engine.generate(PROMPTS[:1], SamplingParams(max_tokens=1), "small", timeout=86400)
-    assert len(engine._driver._deadlines) <= 20
+        engine.generate(PROMPTS[:1], SamplingParams(max_tokens=1), "small", timeout=Seconds(86400))
+    assert Seconds.made == 60 and len(Seconds.sums) <= 20
 
 
 def test_a_trace_that_cannot_be_written_is_refused_first(engine: Engine, tmp_path):
