@@ -5,8 +5,9 @@
 
 On a GPU it times every kernel at the shapes of a pair's models, inside graphs, with warm and cold
 L2, next to torch, torch.compile and those of FlashInfer, flash-attn, Liger-Kernel and vLLM that are
-installed, against the roofline as measured on that card. A rival that fails is left out, with a line;
-a kernel of ours leaves a row with its error. The run stops only if the card no longer answers.
+installed, against the roofline as measured on that card. A rival that fails is left out, with a
+line; a kernel of ours leaves a row with its error. The run stops only if the card no longer
+answers.
 
 Without one, and with --aot, it compiles every kernel at the shapes of the models of all named pairs
 ahead of time for sm_90, which needs no GPU, and checks the result against the kernels' limits:

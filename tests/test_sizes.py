@@ -43,9 +43,9 @@ def test_functions():
         if path.parts[len(ROOT.parts)] == "kernels":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if (lines := body_lines(node)) > FUNCTION:
-                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines}")
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if function and (lines := body_lines(node)) > FUNCTION:
+                long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines}")
     assert long == []
 
 
