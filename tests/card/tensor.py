@@ -253,6 +253,11 @@ def _on_card(tensor: Tensor) -> bool:
 
 
 class _Mode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else the first operation imports torch._dynamo, a second of CPU time in each process."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(func, args, dict(kwargs or {}))
 

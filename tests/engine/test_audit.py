@@ -39,7 +39,9 @@ def from_scratch(engine: Engine, model: int, tokens: list[int]) -> torch.Tensor:
     pair = engine.lanes[model].runner
     layout = engine.arena.layout(pair.decoder.config, model, engine.config.block_tokens)
     n, width = len(tokens), -(-len(tokens) // engine.config.block_tokens)
-    rows = engine.arena.rows(pair.decoder.config).clone()
+    # Rows of its own, for this text alone: a copy of the engine's arena would be of 800 MB.
+    held = -(-width // layout.slots) * layout.slab_rows
+    rows = engine.arena.rows(pair.decoder.config)[:held].clone().fill_(float("nan"))
     ints = torch.arange(n, dtype=torch.int32)
     plan = ops.AttentionPlan(
         layout,
