@@ -35,7 +35,7 @@ class Alone:
 
     @property
     def price(self) -> Price:
-        """FLOPs."""
+        """FLOPs of a row."""
         return expert_mixtures.price(self.mixture) if self.mixture else Price.of(self.shape)
 
     @property

@@ -29,12 +29,12 @@ def fit(
     The signal is ``max_prob``, or with the window ``auto`` the recommended one.
     """
     if window == AUTO:
-        found = recommend(judge_windows(samples, windows_for(samples)))
-        if found is None:
+        separability = recommend(judge_windows(samples, windows_for(samples)))
+        if separability is None:
             raise SteerError("no signal over any window predicts the small model's doubt")
     else:
-        (found,) = judge_windows(samples, [Window.parse(window)], [SIGNAL])
-    return fitted(engine, samples, found, [p.prompt for p in tests.problems])
+        (separability,) = judge_windows(samples, [Window.parse(window)], [SIGNAL])
+    return fitted(engine, samples, separability, [p.prompt for p in tests.problems])
 
 
 def calibrate(

@@ -72,8 +72,12 @@ class Comparison:
         """The result row of a policy that is done."""
         row = self.evaluations[name].row(self.evaluations["large"])
         if is_calibrated(name) and self.calibration:
-            found = self.calibration
-            row |= {"tau": found.tau, "signal": found.signal, "window": found.window}
+            calibration = self.calibration
+            row |= {
+                "tau": calibration.tau,
+                "signal": calibration.signal,
+                "window": calibration.window,
+            }
         return {
             **row,
             "pair": self.options.model_pair,
@@ -104,16 +108,16 @@ class Comparison:
         """A line for each policy with answers that ended too early, with the reason."""
         limit = f"--max-tokens {self._limit}" if self.options.dataset else f"{self._limit} tokens"
         lines = []
-        for name, found in self.evaluations.items():
-            count = len(found.correct)
-            if broken := found.ended("error"):
+        for name, done in self.evaluations.items():
+            count = len(done.correct)
+            if broken := done.ended("error"):
                 lines.append(
                     f"{broken} of {count} answers of policy {name} ended in an error "
                     "(unusable logits)"
                 )
-            if found.cut_off:
+            if done.cut_off:
                 lines.append(
-                    f"{found.cut_off} of {count} answers of policy {name} were cut off at {limit} "
+                    f"{done.cut_off} of {count} answers of policy {name} were cut off at {limit} "
                     "and count as they stand"
                 )
         return lines

@@ -189,8 +189,8 @@ def _dataset_tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
         drawn = gym.read_problems(options.dataset, count, options.seed or 0, pair)
         return _cut(options, drawn, gym.is_correct, limit)
     _refuse(options, ("seed",), "draws problems; a dataset file has its own")
-    found = dataset.read_problems(Path(options.dataset))[: options.problems]
-    return _cut(options, found, dataset.is_correct, limit)
+    problems = dataset.read_problems(Path(options.dataset))[: options.problems]
+    return _cut(options, problems, dataset.is_correct, limit)
 
 
 def _cut(

@@ -94,8 +94,8 @@ def simulate(kind: str, arguments: Sequence[str]) -> list[Row]:
     grid = Grid.of(build_parser(None).parse_args(list(arguments)))
     rows = []
     for case in grid.cases:
-        found = Simulation(grid.setting, grid.workload, case).run()
-        row = {"kind": kind, "simulated": True, **vars(case), **grid.fields, **found}
+        figures = Simulation(grid.setting, grid.workload, case).run()
+        row = {"kind": kind, "simulated": True, **vars(case), **grid.fields, **figures}
         rows.append({name: row[name] for name in KEPT})
     return rows
 

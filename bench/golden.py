@@ -99,13 +99,13 @@ def _requests() -> dict[str, Any]:
     """Texts, tokens and steps of requests that use what ``bench.flops`` does not."""
     engine = Engine("tiny", config=EngineConfig(max_sequences=4))
     prompts = [p.prompt for p in arithmetic.problems("test", 6, seed=3)]
-    found = {}
+    completions = {}
     for name, (policy, settings) in REQUESTS.items():
         done = engine.generate(
             prompts, SamplingParams(max_tokens=48, **{"seed": 1} | settings), policy
         )
-        found[name] = [_completion(each) for each in done]
-    return found
+        completions[name] = [_completion(each) for each in done]
+    return completions
 
 
 def _completion(done: Completion) -> dict[str, Any]:
@@ -120,13 +120,13 @@ def _completion(done: Completion) -> dict[str, Any]:
 
 
 def _calibrate(folder: Path) -> dict[str, Any]:
-    prompts, made = folder / "prompts.jsonl", folder / "made.json"
+    prompts, calibration = folder / "prompts.jsonl", folder / "made.json"
     rows = [
         {"prompt": p.prompt, "answer": p.answer} for p in arithmetic.problems("test", 40, seed=5)
     ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = _said("calibrate", str(prompts), f"--output={made}", "--max-tokens=64")
-    return {"said": said, "file": _plain(json.loads(made.read_text()))}
+    said = _said("calibrate", str(prompts), f"--output={calibration}", "--max-tokens=64")
+    return {"said": said, "file": _plain(json.loads(calibration.read_text()))}
 
 
 def _said(*arguments: str) -> list[str]:
@@ -178,9 +178,9 @@ def _near(before: Any, after: Any) -> bool:
     return same_words and all(math.isclose(float(a), float(b), abs_tol=2e-3) for a, b in numbers)
 
 
-def _write(folder: Path, made: Record) -> None:
+def _write(folder: Path, record: Record) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for part, content in made.items():
+    for part, content in record.items():
         (folder / f"{part}.json").write_text(json.dumps(content, separators=(",", ":")) + "\n")
 
 
@@ -208,14 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write:
             _write(options.write, record())
             return 0
-        found = compare(options.compare, options.exact)
+        lines = compare(options.compare, options.exact)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(found[:_SHOWN]) or "equal")
-    if len(found) > _SHOWN:
-        print(f"and {len(found) - _SHOWN} more")
-    return bool(found)
+    print("\n".join(lines[:_SHOWN]) or "equal")
+    if len(lines) > _SHOWN:
+        print(f"and {len(lines) - _SHOWN} more")
+    return bool(lines)
 
 
 if __name__ == "__main__":

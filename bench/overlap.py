@@ -90,8 +90,8 @@ def show(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
     def lane(row: Row, role: str) -> list[str]:
-        found = row[f"{role}_alone_ms"], row[f"{role}_inflation"]
-        return ["-" if v is None else f"{v:.{d}f}" for v, d in zip(found, (3, 2), strict=True)]
+        values = row[f"{role}_alone_ms"], row[f"{role}_inflation"]
+        return ["-" if v is None else f"{v:.{d}f}" for v, d in zip(values, (3, 2), strict=True)]
 
     return render(
         header,

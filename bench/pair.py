@@ -218,15 +218,15 @@ def run(arguments: Sequence[str] | None, shared: Shared | None = None) -> int:
     for name in lanes:
         check_lanes(name)
     turned = Cell(_share(options.ablate_share), options.whole("ablate_concurrency", 1, 256))
-    made = contest(options, shared)
+    asked = contest(options, shared)
     with RowWriter(options.json, options.append) as writer:
-        runs = Runs(made, writer)
+        runs = Runs(asked, writer)
         runs.grid(lanes, cells, options.alone_once)
-        print(f"{made.setup.head}\n\n{show(runs.rows)}")
+        print(f"{asked.setup.head}\n\n{show(runs.rows)}")
         if options.save_table:
             write_times(options.save_table, runs.ticks)
         if options.plot:
-            plot(runs.rows, options, made.setup.head)
+            plot(runs.rows, options, asked.setup.head)
         if not options.no_ablations:
             print(f"\n{show_ablations(runs.ablations(turned))}")
     return 0

@@ -190,8 +190,8 @@ def _accuracy(records: list[dict[str, Any]]) -> str:
     rows = []
     for role, record in zip(ROLES, records, strict=True):
         for task in TASKS:
-            found = record["step_accuracy"][task]
-            shares = [f"{found[kind]:.4f}" if kind in found else "-" for kind in _KINDS]
+            accuracy = record["step_accuracy"][task]
+            shares = [f"{accuracy[kind]:.4f}" if kind in accuracy else "-" for kind in _KINDS]
             rows.append((f"{role}, {task}", *shares))
     return _indent(render(("model", *_KINDS), rows))
 
@@ -205,7 +205,7 @@ def _seeds(records: list[dict[str, Any]]) -> str:
             rows.append(
                 (
                     f"{name}, seed {run['seed']}{kept}",
-                    *(f"{min(found[kind] for found in tasks):.4f}" for kind in _KINDS[1:4]),
+                    *(f"{min(accuracy[kind] for accuracy in tasks):.4f}" for kind in _KINDS[1:4]),
                     str(run["cpu_seconds"] or "-"), str(run["seconds"]),
                 )
             )  # fmt: skip

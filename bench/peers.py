@@ -124,16 +124,16 @@ def start(options: argparse.Namespace, folder: Path) -> list[Rival]:
     task = Task(
         str(folder.resolve()), str(cache), options.threads, max(options.batches), context, openvino
     )
-    found = []
+    rivals = []
     for name in options.names:
         python = sys.executable if name == OURS else options.peer_python
         try:
-            found.append(Rival(name, task, python, cache / f"{name}.log"))
+            rivals.append(Rival(name, task, python, cache / f"{name}.log"))
         except (MissingError, SteerError) as error:
             print(f"without {name}: {error}", file=sys.stderr)
-    if not found:
+    if not rivals:
         raise SteerError("no engine could be started")
-    return found
+    return rivals
 
 
 def cells(options: argparse.Namespace) -> list[Cell]:
@@ -197,7 +197,7 @@ def rows_of(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For people."""
+    """The table of the rows."""
     header = (
         "engine",
         "weights",

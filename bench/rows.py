@@ -26,13 +26,13 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Python and the packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("steer-engine", "torch", "triton", "numpy"):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def commit() -> str:
@@ -46,13 +46,13 @@ def commit() -> str:
 
     def git(*command: str) -> str:
         try:
-            found = subprocess.run(
+            done = subprocess.run(
                 ["git", "-C", str(here.parent), *command],
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
         except FileNotFoundError:
             return ""
-        return found.stdout.strip()
+        return done.stdout.strip()
 
     if git("ls-files", here.name) != here.name:
         return os.environ.get("STEER_COMMIT") or "unknown"

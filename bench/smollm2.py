@@ -90,13 +90,13 @@ def _convert(path: Path, target: Path) -> None:
     _write_json(target / "config.json", _config())
     stops = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     _write_json(target / "generation_config.json", {"_from_model_config": True, **stops})
-    found = read_tokenizer(file)
-    found.tokenizer.save(str(target / "tokenizer.json"))
+    source = read_tokenizer(file)
+    source.tokenizer.save(str(target / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **found.special,
+        **source.special,
         "clean_up_tokenization_spaces": False,
-        "chat_template": found.template,
+        "chat_template": source.template,
     }
     _write_json(target / "tokenizer_config.json", settings)
 

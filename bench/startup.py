@@ -71,8 +71,8 @@ def timed(code: str, *arguments: str) -> dict[str, float]:
     )
     if done.returncode:
         raise SteerError((done.stderr.strip().splitlines() or ["no output"])[-1])
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
 
 
 def measure(what: str, code: str, runs: int, *arguments: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def measure(what: str, code: str, runs: int, *arguments: str) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, write rows."""
-    found = [
+    rows = [
         measure("import engine", _IMPORT, options.runs),
         measure("from engine import Engine", _IMPORT_ENGINE, options.runs),
     ]
@@ -96,13 +96,13 @@ def run(options: argparse.Namespace) -> int:
         folder = getattr(options, role)
         if folder:
             row = measure(f"load {role}", _LOAD, options.runs, str(folder), options.dtype)
-            found.append(row | {"folder": folder.name, "dtype": options.dtype})
+            rows.append(row | {"folder": folder.name, "dtype": options.dtype})
     with RowWriter(options.json) as writer:
-        for row in found:
+        for row in rows:
             writer.write(row)
     cells = [
         [row["what"], name, *(f"{value[part]:.3f}" for part in ("median", "least", "most"))]
-        for row in found
+        for row in rows
         for name, value in row.items()
         if isinstance(value, dict) and name != "bytes"
     ]

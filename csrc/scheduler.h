@@ -105,7 +105,8 @@ class Scheduler {
   std::vector<bool> standing(int lane) const;
 
   // Retires a plan whose forward pass failed, the older of two: its sequences end with
-  // Finish::error, except those whose rows are void. Their rows in the next plan are void.
+  // Finish::error, except those whose rows are void. Rows of ended sequences in the next plan are
+  // void.
   void fail(int lane);
 
   // Answers a decide event: `model` writes the next step. A candidate that the same model sampled
@@ -139,10 +140,10 @@ class Scheduler {
   void truncate(SequenceId id, std::int32_t length);
   void settle(SequenceId id, std::int32_t length);
 
-  // Gives up all KV of a sequence, once its batch in flight has retired; it is computed again when
-  // needed.
+  // Gives up all KV of a sequence, now or when its batch in flight retires; it is computed again
+  // when needed.
   void preempt(SequenceId id);
-  // Ends a sequence, once its batch in flight has retired. No effect on finished ones.
+  // Ends a sequence, now or when its batch in flight retires. No effect on finished ones.
   void abort(SequenceId id, Finish reason = Finish::abort);
   // Drops the record of a finished sequence; its id is invalid from then on.
   void forget(SequenceId id);

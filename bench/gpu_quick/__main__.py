@@ -12,5 +12,5 @@ def _interrupt(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # what ends it politely still gets a summary
+    signal.signal(signal.SIGTERM, _interrupt)  # a run ended by SIGTERM still shows a summary
     sys.exit(main())

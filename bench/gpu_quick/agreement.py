@@ -1,4 +1,4 @@
-"""Whether an engine says what transformers says, where both follow the same text."""
+"""Whether an engine agrees with transformers where both follow the same text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from engine.config import ROLES
 from engine.routing.policies import Boundary, Call
 
 HEATS, LOGPROBS = (0.0, 0.0, 1.0), (None, 5, 5)  # of requests, in turns
-DRAWN = 2  # whose tokens are drawn
+DRAWN = 2  # the request whose tokens are drawn
 STEP = 5  # tokens, at most
-NEAR = 2e-4  # nats, in fp32: sums of other orders
-_ALLOWED = 3.0  # times what transformers' own bfloat16 is off
+NEAR = 2e-4  # nats, in fp32: sums in another order
+_ALLOWED = 3.0  # times the error of transformers' own bfloat16
 _LEAST = 0.02  # nats, in bf16
 
 
 class Wrong(NamedTuple):
-    """The first token of which the engine says something else."""
+    """The first token on which the engine disagrees."""
 
     request: int
     position: int
@@ -48,7 +48,7 @@ STEADY: dict[str, Any] = {"overlap": False, "plan_ahead": "off"}
 
 @dataclass(frozen=True)
 class Scale:
-    """Of a comparison: requests, and tokens that each writes."""
+    """Size of a comparison: requests, and tokens that each writes."""
 
     requests: int = 9
     tokens: int = 24
@@ -60,7 +60,7 @@ def scale_of(quick: bool) -> Scale:
 
 
 def prompts(scale: Scale) -> list[list[int]]:
-    """Of random characters, from one token to more than a page."""
+    """Prompts of random characters, from one token to more than a page."""
     draw = torch.Generator("cpu").manual_seed(7)
     lengths = [1 + (17 * i) % 40 for i in range(scale.requests)]
     return [torch.randint(2, len(TOKENS), (n,), generator=draw).tolist() for n in lengths]
@@ -90,10 +90,10 @@ def write(engine: Engine, scale: Scale) -> list[Completion]:
 
 
 def write_steadily(engine: Engine, scale: Scale) -> list[Completion]:
-    """The same one after the other, then all at once on either model.
+    """The same requests one after the other, then all at once on either model.
 
-    Of an engine whose settings are ``STEADY`` the batches are then the same in every run, whatever
-    the clock does, so that a vendor's product of many rows gives the same bits.
+    With the settings ``STEADY`` the engine's batches are then the same in every run, independent of
+    timing, so that a vendor's product of many rows gives the same bits.
     """
     numbers, done = range(scale.requests), list[Completion]()
     for index in numbers:
@@ -119,10 +119,10 @@ def _finish(engine: Engine, numbers: Sequence[int]) -> list[Completion]:
 
 
 def first_wrong(done: Sequence[Completion], oracle: Oracle, dtype: str) -> Wrong | None:
-    """The first token that is too far from what transformers says of the same text."""
+    """The first token whose value is too far from that of transformers on the same text."""
     for number, completion in enumerate(done):
         text = [*completion.prompt_token_ids, *completion.token_ids]
-        if completion.finish_reason != "length":  # as where logits are no numbers
+        if completion.finish_reason != "length":  # as where logits are NaN
             nothing, reason = math.nan, completion.finish_reason
             return Wrong(number, len(text), "either", -1, nothing, nothing, reason)
         exact = [oracle.logprobs(model, text, torch.float64) for model in (0, 1)]
@@ -153,9 +153,9 @@ def _wrong_of(
 def _compared(
     number: int, done: Completion, position: int, row: torch.Tensor, text: list[int]
 ) -> Iterator[tuple[int, float, float, float]]:
-    """Tokens with what was said of them, what should have been, and how much more it may be off.
+    """Tokens with the engine's value, the expected one, and the factor of the allowed error.
 
-    Of the likeliest tokens also that there is none likelier: two values are rounded there.
+    For the likeliest tokens also that none is likelier: there two values are rounded.
     """
     token, expected = text[position], row.tolist()
     if number % len(HEATS) != DRAWN:
@@ -175,7 +175,7 @@ def check_schedule(done: Sequence[Completion]) -> None:
 
 
 def same_bits(ours: Sequence[Completion], theirs: Sequence[Completion]) -> Wrong | None:
-    """The first token, or log-probability, that two runs do not have in common to the bit."""
+    """The first token, or log-probability, in whose bits two runs differ."""
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         first = len(one.prompt_token_ids)
         if len(one.token_ids) != len(other.token_ids):

@@ -1,4 +1,4 @@
-"""A process with all that it starts, ended by SIGKILL: a hung driver heeds nothing less."""
+"""A process with all that it starts, ended by SIGKILL: a hung driver reacts to nothing less."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from bench.gpu_quick.output import LOG
 
 _PR_SET_PDEATHSIG = 1
-_LAST = 2**16  # bytes of a log that are looked at
+_LAST = 2**16  # bytes at a log's end to look at
 _LINES = 12
 # What faulthandler begins with, and the thread in which it happened.
 _DUMPS = (("Timeout (", "Thread 0x"), ("Fatal Python error", "Current thread 0x"))
 
 
 class Child:
-    """``python -m MODULE ARGUMENTS`` in a session of its own; what it prints goes to the log."""
+    """``python -m MODULE ARGUMENTS`` in a session of its own; its output goes to the log."""
 
     def __init__(self, module: str, arguments: Sequence[str], folder: Path) -> None:
         command = [sys.executable, "-m", module, *arguments]
@@ -41,7 +41,7 @@ class Child:
 
     @property
     def last_words(self) -> str:
-        """Of what it printed, what tells most about its end."""
+        """The part of its output that says most about its end."""
         with self._log.open("rb") as log:
             log.seek(max(self._begin, self._log.stat().st_size - _LAST))
             return telling(log.read().decode(errors="replace"))
@@ -50,14 +50,14 @@ class Child:
         """End the process and all that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        # One that waits in the driver may outlive the signal for a while.
+        # A process that waits in the driver may outlive the signal for a while.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
 
 
 def telling(text: str) -> str:
-    """Of a log: where the main thread was, if Python said so as it was stopped or crashed; else the
-    last lines."""
+    """The main thread's stack in a log, if Python dumped it when it was stopped or crashed; else
+    the last lines."""
     for mark, thread in _DUMPS:
         if mark in text:
             dump = text[text.rfind(mark) :]

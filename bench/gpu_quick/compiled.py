@@ -1,4 +1,4 @@
-"""Counts the kernels that Triton compiles in this process; those from its cache are none."""
+"""Counts the kernels that Triton compiles in this process; those from its cache do not count."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 @dataclass
 class Compiled:
-    """``names`` of the kernels that were compiled; ``seconds`` that it took; others ``loaded``."""
+    """``names`` of compiled kernels; ``seconds`` of compilation; ``loaded``: from the cache."""
 
     names: list[str] = field(default_factory=list)
     seconds: float = 0.0
     loaded: int = 0
 
     def take(self) -> dict[str, Any]:
-        """The counts so far, which begin anew."""
+        """The counts so far; counting starts anew."""
         found = {
             "kernels": len(self.names),
             "seconds": round(self.seconds, 2),
@@ -30,7 +30,7 @@ class Compiled:
 
 @contextmanager
 def counted() -> Iterator[Compiled]:
-    """Counts within."""
+    """Counts the compilations within this context."""
     from triton import knobs
 
     found = Compiled()

@@ -1,4 +1,4 @@
-"""Small random models of each family as checkpoints, and what transformers says with them."""
+"""Small random models of each family as checkpoints, and their results by transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build_tokenizer() -> Tokenizer:
-    """One token a character, the double newline apart; ids are positions in ``TOKENS``."""
+    """One token per character, besides the double newline; ids are positions in ``TOKENS``."""
     tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(TOKENS)}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|\n|."), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -49,9 +49,9 @@ def checkpoint(kind: str, changes: dict[str, Any], folder: Path, seed: int = 1) 
 
     Args:
         kind: transformers' name of the family.
-        changes: to ``SHAPE``.
-        folder: of the checkpoint, with a tokenizer.
-        seed: of the weights.
+        changes: changes to ``SHAPE``.
+        folder: where the checkpoint goes, with a tokenizer.
+        seed: seed of the weights.
     """
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(SHAPE | changes)))
@@ -66,7 +66,7 @@ def checkpoint(kind: str, changes: dict[str, Any], folder: Path, seed: int = 1) 
 
 
 class Oracle:
-    """Both models of a family, by transformers on the host: what is compared never saw the card."""
+    """Both models of a family, by transformers on the host: its results never saw the card."""
 
     def __init__(self, family: str, folder: Path) -> None:
         kind, changes = FAMILIES[family]
@@ -78,11 +78,11 @@ class Oracle:
 
     @torch.no_grad()
     def logprobs(self, model: int, tokens: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Of the tokenizer's ids as the next token of each prefix, fp64 [len(tokens), ids].
+        """Log-probabilities of all ids as the next token of each prefix, fp64 [len(tokens), ids].
 
         Args:
             model: 0 for the small one, 1 for the large one.
-            tokens: a text, which the model follows whatever it would have written.
+            tokens: a text that the model follows, whatever it would have written.
             dtype: of weights and activations. With bfloat16 in fp64 see :meth:`rounded`.
         """
         found = self._models[model].to(dtype)(torch.tensor([list(tokens)])).logits[0]
@@ -90,6 +90,6 @@ class Oracle:
         return found.double()[:, : len(TOKENS)].log_softmax(-1)
 
     def rounded(self) -> None:
-        """From here on weights have the values that bfloat16 gives them."""
+        """Round all weights to the values of bfloat16."""
         for model in self._models:
             model.bfloat16().float()

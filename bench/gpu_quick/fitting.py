@@ -12,7 +12,7 @@ DEFAULT = COMMON["pair"]["cuda"]
 
 
 def fitting_pair() -> str | None:
-    """The first that fits of the default and the smaller ones; None if none does."""
+    """The first pair that fits, of the default and the smaller ones; None if none does."""
     options = Options("gpu_quick", None, {})
     options.parse(["--device", "cuda"])
     room = MemoryPlan(choose_devices("cuda"), options.config(), element_bytes=2)

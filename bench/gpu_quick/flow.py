@@ -1,4 +1,4 @@
-"""The order of a run: what compiles first, then part after part, within one budget of seconds."""
+"""The order of a run: compilation first, then part after part, within one budget of seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.gpu_quick.watch import Watch, not_run
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for on the command line. ``seconds``: for everything."""
+    """The command line's request. ``seconds``: budget of the whole run."""
 
     stage: str
     parts: tuple[Part, ...]
@@ -41,7 +41,7 @@ class Flow:
     def run(self) -> int:
         """Exit status: 0 if every part passed or had a reason of its own not to run, else 1.
 
-        NoCardError if there is no GPU. Where it is interrupted, what there is so far is shown.
+        NoCardError if there is no GPU. An interrupted run shows its results so far.
         """
         try:
             for stage in STAGES[self._request.stage]:
@@ -66,7 +66,7 @@ class Flow:
             self._group(list(group))
 
     def _obstacle(self) -> str:
-        """Why nothing is timed; empty if nothing speaks against it."""
+        """Why nothing is timed; empty if times can be taken."""
         proof = [result for result in self._results if result.part.stage == PROVE]
         failed = self._failures(proof)
         if "3" in failed:
@@ -75,7 +75,7 @@ class Flow:
 
     @staticmethod
     def _failures(results: Sequence[Result]) -> list[str]:
-        """Keys of the parts that failed. What is not compiled ahead costs time, and no more."""
+        """Keys of the parts that failed. Failed compilation ahead only costs time."""
         return [r.part.key for r in results if r.state == FAILED and r.part.group != "compile"]
 
     @property
@@ -83,7 +83,7 @@ class Flow:
         return max(0.0, self._end - time.monotonic())
 
     def _compile(self, stage: str, parts: Sequence[Part]) -> None:
-        """Ahead of the parts. Where it is cut off, what it has finished is in the cache."""
+        """Compile ahead of the parts. If it is cut off, finished kernels are in the cache."""
         part = COMPILE[stage]
         limit = min(part.limit, self._left)
         keys = ",".join(each.key for each in parts)
@@ -99,7 +99,7 @@ class Flow:
         self._keep([found])
 
     def _group(self, parts: list[Part]) -> None:
-        """Parts that share a process, as far as they get; the rest in another one."""
+        """Run parts that share a process, as far as they get; the rest in another one."""
         while parts:
             if reason := self._untimely(parts[0]):
                 self._keep(not_run(parts[:1], reason))
@@ -114,7 +114,7 @@ class Flow:
                 self._after(result)
 
     def _after(self, result: Result) -> None:
-        """What is left of a part in which the card was lost; then why parity failed, if it did."""
+        """Run the rest of a part in which the card was lost; bisect parity if it failed."""
         first, left = result, result.part.limit - result.seconds
         while (rest := result.detail.get("rest")) and min(left, self._left) >= LEAST:
             part = replace(first.part, title=f"{first.part.title}, the rest")
@@ -126,7 +126,7 @@ class Flow:
             self._bisect(first)
 
     def _untimely(self, part: Part) -> str:
-        """Why a part is not begun; empty if nothing speaks against it."""
+        """Why a part is not begun; empty if it can be."""
         if part.timed and "3" in self._failures(self._results):
             return "parity failed"
         left, needed = self._left, part.limit if part.open_ended else LEAST
@@ -135,7 +135,7 @@ class Flow:
         return f"{left:.0f} s of the budget are left, it needs {needed:g}"
 
     def _limits(self, parts: Sequence[Part]) -> list[float]:
-        """Of each part: its own, or what the budget leaves."""
+        """The limit of each part: its own, or what the budget leaves."""
         left, found = self._left, []
         for part in parts:
             found.append(max(0.1, left if part.open_ended else min(part.limit, left)))
@@ -156,7 +156,7 @@ class Flow:
         return Watch(parts, limits, [*quick, *pair, *flags], self._request.folder, self._say)
 
     def _results_of(self, watch: Watch) -> list[Result]:
-        """Waits for them; later processes take the pair that this one found to fit the card."""
+        """Waits for the results; later processes use the pair that this one found to fit."""
         found = watch.results()
         self._pair = watch.pair or self._pair
         return found
@@ -168,7 +168,7 @@ class Flow:
 
     @staticmethod
     def _say(line: str) -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone ends no run
+        with contextlib.suppress(OSError):  # a closed terminal does not end the run
             print(line, flush=True)
 
     def _show(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures that a run is for, beside what they should be."""
+"""The main figures of a run, and their goals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Goal:
     """A figure of a row.
 
     where: fields of its row, and their values.
-    of: the figure; None where a row has none.
-    form: how it is written.
-    goal: in words.
+    of: reads the figure; None if a row has none.
+    form: format of the figure.
+    goal: the goal in words.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Goal:
     goal: str
 
     def measured(self, rows: Sequence[Row]) -> str:
-        """The figure of the last such row that has one, "-" where nothing was measured."""
+        """The figure of the last such row that has one, "-" if nothing was measured."""
         for row in reversed(rows):
             if all(row.get(name) == value for name, value in self.where.items()):
                 value = self.of(row)
@@ -63,7 +63,7 @@ def _kernel(op: str, kernel: str, model: str) -> Row:
     }  # fmt: skip
 
 
-# On an H100; per card, as shares of its measured copy, where no unit is named.
+# On an H100; where no unit is named, as shares of the card's measured copy bandwidth.
 GOALS = (
     Goal("copy, TB/s", {}, _field("copy_bandwidth", 1e-12), ".2f", "measured"),
     Goal("read, TB/s", {}, _field("read_bandwidth", 1e-12), ".2f", "measured"),

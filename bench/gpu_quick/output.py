@@ -1,4 +1,4 @@
-"""The folder of a run's results. Whatever is written there is added, nothing is replaced."""
+"""The folder of a run's results. New results are appended, nothing is replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROWS, EVENTS, LOG, SUMMARY = "rows.jsonl", "events.jsonl", "log.txt", "summary.t
 
 
 def open_folder(path: Path) -> Path:
-    """The folder, made if it is not there. SteerError where nothing can be written."""
+    """The folder, made if it is missing. SteerError if it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         for name in (ROWS, EVENTS, LOG, SUMMARY):
@@ -26,7 +26,7 @@ def open_folder(path: Path) -> Path:
 
 
 def tell(folder: Path, **event: Any) -> None:
-    """Add an event: one line, in one write, so that processes do not mix theirs."""
+    """Append an event: one line, in one write, so that processes do not mix their lines."""
     line = (json.dumps(event) + "\n").encode()
     handle = os.open(folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -36,14 +36,14 @@ def tell(folder: Path, **event: Any) -> None:
 
 
 class Follower:
-    """Reads the lines that are added to a file of JSON lines from now on."""
+    """Reads the lines that are appended to a file of JSON lines from now on."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = path.stat().st_size if path.exists() else 0
 
     def new(self) -> list[dict[str, Any]]:
-        """Complete lines since the last call. One that a kill cut off is left out."""
+        """Complete lines since the last call. A line that a kill cut off is left out."""
         with self._path.open("rb") as file:
             file.seek(self._read)
             content = file.read()

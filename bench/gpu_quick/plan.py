@@ -1,4 +1,4 @@
-"""The parts of a run: what each may take, which stage has it, which share a process."""
+"""The parts of a run: the time limit of each, its stage, and which parts share a process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Part:
     key: its name on the command line.
     limit: seconds from its beginning until it is killed.
     group: neighbours of one group share a process, and with it the loaded models.
-    open_ended: takes all that is left of the budget, and is not run with less than ``limit``.
-    timed: it gives times, which are worth nothing where results are wrong.
+    open_ended: takes the rest of the budget, and is not run with less than ``limit``.
+    timed: it gives times, which are worthless if results are wrong.
     """
 
     key: str
@@ -45,7 +45,7 @@ PARTS = (
     Part("6", "kernels in graphs", 80, TIME, "kernels", timed=True),
     Part("7", "soak", 75, TIME, "soak", open_ended=True),
 )
-# Run when they are needed, and not by name.
+# Parts that run when they are needed, not by name.
 COMPILE = {
     stage: Part(f"compile-{stage}", f"compilation ahead of {stage}", 45, stage, "compile")
     for stage in (PROVE, TIME)
@@ -60,7 +60,7 @@ def known() -> str:
 
 
 def chosen(stage: str, keys: Sequence[str] | None, quick: bool) -> list[Part]:
-    """The parts of a stage, or those of them that are named, in order. SteerError if unknown."""
+    """The parts of a stage, or its named ones, in order. SteerError if unknown."""
     if stage not in STAGES:
         raise SteerError(f"--stage: unknown {stage!r}; known: {', '.join(STAGES)}")
     by_key = {part.key: part for part in PARTS}

@@ -64,7 +64,7 @@ NAMES = tuple(_REFERENCES)
 
 
 def _mapped(change: Callable[[Tensor], Tensor], x: Any) -> Any:
-    """With all tensors in it changed; plans and packed weights too."""
+    """``x`` with all its tensors changed, also those in plans and packed weights."""
     if isinstance(x, Tensor):
         return change(x)
     if isinstance(x, AttentionPlan):
@@ -82,7 +82,7 @@ def _mapped(change: Callable[[Tensor], Tensor], x: Any) -> Any:
 
 
 def _device_of(arguments: Any) -> torch.device:
-    """The card that any of the tensors is on, else the host."""
+    """The card of any of the tensors, else the host."""
     found = [torch.device("cpu")]
 
     def look(tensor: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def _device_of(arguments: Any) -> torch.device:
 
 
 def _on_host(name: str) -> Callable[..., Any]:
-    """A reference on copies of its arguments; results and what it wrote go back to the device."""
+    """A reference on copies of its arguments; results and written tensors go back to the device."""
 
     def run(*args: Any, **named: Any) -> Any:
         device = _device_of((args, *named.values()))
@@ -110,9 +110,9 @@ def _on_host(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def replaced(names: Sequence[str]) -> Iterator[None]:
-    """Within, the ops of these names are their references, in this process.
+    """In this context the ops of these names are replaced by their references, in this process.
 
-    They wait for the device, so graphs must be off.
+    References wait for the device, so graphs must be off.
     """
     before = {name: getattr(ops, name) for name in names}
     try:

@@ -1,4 +1,4 @@
-"""What became of a part."""
+"""The result of a part."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 @dataclass
 class Result:
-    """``reason``: one line, of what did not pass; ``trace``: the traceback, if there is one.
+    """``reason``: one line, if the part did not pass; ``trace``: the traceback, if there is one.
 
-    detail: what the part's process told besides, as where parity failed, or which kernels it had
-        to compile.
+    detail: further facts from the part's process, such as where parity failed, or which kernels it
+        had to compile.
     """
 
     part: Part
@@ -27,6 +27,6 @@ class Result:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The result as a line for people."""
         name = f"{self.part.key:>13}  {self.state:<8}{self.seconds:6.1f} s  {self.part.title}"
         return f"{name}: {self.reason}" if self.reason else name

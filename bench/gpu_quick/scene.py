@@ -1,4 +1,4 @@
-"""What a part finds in its process: where rows go, at which size it runs, and on which pair."""
+"""The context of a part in its process: where rows go, the size of its run, and the pair."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CRASH = "runs"  # the check of parity that fails where the engine raises an erro
 
 
 class NotRunError(RuntimeError):
-    """A part cannot run here, which is no failure; the message says why."""
+    """A part cannot run here, which does not count as a failure; the message says why."""
 
 
 class PartFailedError(AssertionError):
-    """A part found something wrong. ``detail`` goes with its result.
+    """A part found something wrong. ``detail`` is added to its result.
 
-    detail: ``parity`` says where that failed; ``rest`` names the pieces behind one that took the
-        card away, which go on in another process.
+    detail: ``parity`` says where parity failed; ``rest`` names the pieces after one that lost the
+        card, which go on in another process.
     """
 
     def __init__(self, message: str, **detail: Any) -> None:
@@ -38,23 +38,23 @@ class PartFailedError(AssertionError):
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says, with its kind."""
+    """The first line of an error's message, with its type."""
     said = (str(error).strip() or "no message").splitlines()[0]
     return said if isinstance(error, PartFailedError) else f"{type(error).__name__}: {said}"
 
 
 @dataclass
 class Scene:
-    """Of one process.
+    """The context of one process.
 
-    quick: the smallest sizes.
+    quick: run at the smallest sizes.
     rehearses: runs only so that kernels compile: models of one layer, and no row is kept.
     only: pieces of a part; empty for all.
     ahead_of: keys of the parts whose kernels are to be compiled.
-    parity: where parity failed, for what looks into it.
-    given_pair: what an earlier process of the run found to fit the card.
-    seconds: that the part which runs now may take.
-    detail: what goes with the part's result.
+    parity: where parity failed, for the part that bisects it.
+    given_pair: the pair that an earlier process of the run found to fit the card.
+    seconds: limit of the part that runs now.
+    detail: facts that are added to the part's result.
     """
 
     folder: Path
@@ -69,20 +69,20 @@ class Scene:
 
     @cached_property
     def shared(self) -> Shared:
-        """What the benches of this process hand on."""
+        """The state that the benches of this process share."""
         return Shared(roughly=self.rehearses)
 
     def pieces(self, *names: str) -> list[str]:
-        """Those that are to run."""
+        """The pieces that are to run."""
         return [name for name in names if not self.only or name in self.only]
 
     def note(self, text: str) -> None:
-        """Print a line where the run was started."""
+        """Print a line on the terminal where the run was started."""
         if not self.rehearses:
             tell(self.folder, event="note", text=text)
 
     def writer(self) -> RowWriter:
-        """Adds rows, which say on which card."""
+        """A writer of rows, which name the card."""
         import torch
 
         path = None if self.rehearses else self.folder / ROWS
@@ -101,14 +101,14 @@ class Scene:
 
     @property
     def device(self) -> torch.device:
-        """The card."""
+        """The card's torch device."""
         import torch
 
         return torch.device("cuda", torch.cuda.current_device())
 
     @cached_property
     def pair(self) -> str:
-        """The pair that is measured: a smaller one where the card does not hold 1.5B and 32B."""
+        """The pair to measure: a smaller one if the card does not hold 1.5B and 32B."""
         if self.quick or self.given_pair:
             return self.given_pair or QUICK_PAIR
         from bench.gpu_quick.fitting import DEFAULT, fitting_pair
@@ -127,7 +127,7 @@ class Scene:
 
     @property
     def shapes(self) -> list[ModelShape]:
-        """Both models' shapes, as kernels are specialised on them, small first."""
+        """Both models' shapes, on which kernels are specialised, small first."""
         from bench.lanes.pairs import dummy_pair
         from kernels.aot.variant import ModelShape
 

@@ -1,4 +1,4 @@
-"""Random requests, aborts and handoffs on one engine: books must hold, memory must stay flat."""
+"""Random requests, aborts and handoffs on one engine: records must agree, memory must stay flat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.routing.policies import Call
 
 
 def memory(device: str) -> tuple[int, ...]:
-    """Bytes in use; on a GPU also those that are kept for later use, graphs' own included."""
+    """Bytes in use; on a GPU also those kept for later use, including those of graphs."""
     gc.collect()
     if device == "cuda":
         return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
@@ -24,16 +24,16 @@ def memory(device: str) -> tuple[int, ...]:
 
 
 class Calm:
-    """When memory can be held to what it was: half of the time is over, and for so many ticks no
-    graph has been recorded."""
+    """Says when memory can be compared: half of the time is over, and no graph has been recorded
+    for a number of ticks."""
 
     def __init__(self, engine: Engine, half: float, ticks: int) -> None:
-        """``half``: on the clock of ``time.monotonic``."""
+        """``half``: the moment of half time on the clock of ``time.monotonic``."""
         self._engine, self._half, self._least = engine, half, ticks
         self._captures = self._ticks = 0
 
     def __call__(self) -> bool:
-        """Once a tick."""
+        """Whether memory can be compared; call it once per tick."""
         captures = sum(counts.captures for counts in self._engine.graph_counts.values())
         self._ticks = self._ticks + 1 if captures == self._captures else 0
         self._captures = captures
@@ -41,9 +41,9 @@ class Calm:
 
 
 def random_params(rng: random.Random, step: int) -> SamplingParams:
-    """Greedy and drawn, with and without penalties and log-probabilities.
+    """Parameters, greedy and drawn, with and without penalties and log-probabilities.
 
-    ``step``: tokens after which some requests are asked again; 0 leaves that to delimiters.
+    ``step``: tokens after which some requests reach a boundary; 0 leaves that to delimiters.
     """
     return SamplingParams(
         max_tokens=rng.randint(1, 40), temperature=rng.choice([0.0, 0.0, 0.8, 1.5]),
@@ -55,13 +55,13 @@ def random_params(rng: random.Random, step: int) -> SamplingParams:
 
 @dataclass
 class Soak:
-    """A run.
+    """A soak run.
 
-    engine: with graphs, and an arena that is too small for all requests at once.
+    engine: has graphs, and an arena that is too small for all requests at once.
     device: "cpu" or "cuda".
     ids: prompts are made of token ids from 2 to below this.
-    seconds: to submit requests for; longer where graphs are still being recorded.
-    most: seconds after which it ends in any case, with or without a comparison of memory.
+    seconds: how long requests are submitted; longer while graphs are still being recorded.
+    most: seconds after which the run ends in any case, with or without a comparison of memory.
     calm: ticks without a recording after which memory is compared.
     step: see ``random_params``.
     at_once: requests that are queued or running.
@@ -78,11 +78,11 @@ class Soak:
     at_once: int = 40
     least: int = 20
     most: float = math.inf
-    compared: bool = False  # whether memory was, in the end
+    compared: bool = False  # whether memory was compared
     ended: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> list[str]:
-        """What is wrong, in words; empty if nothing is."""
+        """The faults in words; empty if there are none."""
         rng, begin = random.Random(0), time.monotonic()
         policy = Call(lambda boundary: rng.choice(["small", "small", "large"]))
         alive: set[int] = set()
@@ -110,7 +110,7 @@ class Soak:
         return now < begin + self.most and (now < end or baseline is None)
 
     def _books(self) -> list[str]:
-        """All requests have ended as they should, and nothing of them is left."""
+        """Faults at the end: all requests must have ended properly, and nothing of them is left."""
         scheduler, counts = self.engine.scheduler, self.engine.graph_counts
         scheduler.check_integrity()
         live = [scheduler.pool.live(model) for model in (0, 1)]

@@ -14,7 +14,7 @@ _TRACE_LINES = 12  # of a traceback, from its end
 
 
 def screen(stage: str, results: Sequence[Result], rows: Sequence[Row]) -> str:
-    """Parts, compilation, figures beside their goals, and the first traceback of each failure."""
+    """Parts, compilation, figures with their goals, and the first traceback of each failure."""
     blocks = [_head(stage, rows), "\n".join(result.line for result in results)]
     blocks += [_compiled(results), _figures(rows), *_culprits(results), *_traces(results)]
     return "\n\n".join(block for block in blocks if block)

@@ -1,4 +1,4 @@
-"""Runs parts in a process, follows what they tell, and kills what takes too long."""
+"""Runs parts in a process, follows their events, and kills parts that take too long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.gpu_quick.plan import END, START, Part
 from bench.gpu_quick.result import FAILED, NOT_RUN, Result
 
 WORKER = "bench.gpu_quick.worker"
-NO_CARD = 3  # exit status of a worker that sees none
+NO_CARD = 3  # exit status of a worker that sees no card
 _PAUSE = 0.05  # seconds between two looks
 
 
@@ -24,8 +24,8 @@ class NoCardError(RuntimeError):
 class Watch:
     """One process with the parts of a group, in order.
 
-    A part that fails, is killed or crashes ends the process, and with it all that an error on the
-    card may have left. The parts after it need another process.
+    A part that fails, is killed or crashes ends the process, and with it everything that an error
+    on the card may have left. The parts after it need another process.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class Watch:
         """
         Args:
             limits: seconds of each part.
-            flags: for the worker.
-            note: gets lines that the worker has for people.
+            flags: flags of the worker.
+            note: receives the worker's lines for people.
         """
         self._parts = list(parts)
         self._limits = list(limits)
@@ -44,8 +44,8 @@ class Watch:
         self._events = Follower(folder / EVENTS)
         self._current = -1  # index of the part that runs
         self._results: list[Result] = []
-        self.pair = ""  # what the process found to fit the card
-        self.rehearsed: list[dict[str, Any]] = []  # what rehearsals told, each as it ended
+        self.pair = ""  # the pair that the process found to fit the card
+        self.rehearsed: list[dict[str, Any]] = []  # events of rehearsals, as they ended
         self._deadline = time.monotonic() + START
         keys = ",".join(part.key for part in parts)
         seconds = ",".join(f"{limit:.1f}" for limit in limits)
@@ -53,8 +53,8 @@ class Watch:
         self._child = Child(WORKER, arguments, folder)
 
     def results(self) -> list[Result]:
-        """Waits for the process. Results of all parts that it began, in order; of the first part
-        also where it never began.
+        """Waits for the process. Results of all parts that it began, in order; that of the first
+        part also if it never began.
 
         Raises:
             NoCardError: the process sees no GPU.
@@ -64,7 +64,7 @@ class Watch:
                 self._follow()
                 time.sleep(_PAUSE)
             status = self._child.status
-            self._child.kill()  # also of what a process left running that ended by itself
+            self._child.kill()  # also processes left running by one that ended normally
         except BaseException:
             self._child.kill()
             raise

@@ -1,7 +1,7 @@
 """The process of a part, or of some that share one: ``python -m bench.gpu_quick.worker``.
 
-Started by the run itself. It writes what it does to events.jsonl, a line each, so that a kill loses
-nothing of that.
+The run itself starts it. It writes its events to events.jsonl, a line each, so that a kill loses
+none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench.gpu_quick.result import FAILED, NOT_RUN, PASSED
 from bench.gpu_quick.scene import CRASH, NotRunError, PartFailedError, Scene, first_line
 from bench.gpu_quick.watch import NO_CARD
 
-_BEFORE = 1.0  # seconds before a part is killed, in which it says where it is
+_BEFORE = 1.0  # seconds before a part is killed at which it dumps its stack
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -45,13 +45,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def function_of(key: str) -> Callable[[Scene], None]:
-    """What runs a part."""
+    """The function that runs a part."""
     found: Callable[[Scene], None] = import_module(f"bench.gpu_quick.parts.{MODULES[key]}").run
     return found
 
 
 def run_part(key: str, scene: Scene) -> dict[str, Any]:
-    """Run it; what became of it."""
+    """Run a part; returns its result."""
     try:
         function_of(key)(scene)
     except NotRunError as reason:
@@ -65,18 +65,18 @@ def run_part(key: str, scene: Scene) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0; 1 after a part that failed; NO_CARD where PyTorch sees no GPU."""
+    """Exit status: 0; 1 after a part that failed; NO_CARD if PyTorch sees no GPU."""
     options = parse(arguments)
     die_with_parent()
     faulthandler.enable()  # a crash says where
     parity = json.loads(options.parity)
-    if parity.get("check") == CRASH:  # each launch is waited for, so that the right one is named
+    if parity.get("check") == CRASH:  # waits for each launch, so that the right one is named
         os.environ["CUDA_LAUNCH_BLOCKING"] = "1"
     import torch
 
     if not torch.cuda.is_available():
         return NO_CARD
-    # What starts with the driver can take seconds, which are no part's.
+    # Starting the driver can take seconds, which should not count for any part.
     torch.zeros(1, device="cuda").add_(1).cpu()
     scene = Scene(
         options.out, options.quick, options.rehearse, only=_names(options.only),
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_all(scene: Scene, parts: Sequence[tuple[str, float]]) -> int:
-    """Part after part, each with its limit in seconds, up to the first that fails: see ``main``."""
+    """Run parts, each with its limit in seconds, up to the first that fails: see ``main``."""
     from bench.gpu_quick.compiled import counted
 
     with counted() as compiled:
@@ -112,7 +112,7 @@ def _names(text: str) -> list[str]:
 
 
 def _end(key: str, scene: Scene, found: dict[str, Any], compiled: dict[str, Any]) -> None:
-    """Tell what became of a part."""
+    """Write the result of a part as an event."""
     if "trace" in found:
         print(found["trace"], flush=True)
     if scene.rehearses:
@@ -127,4 +127,4 @@ def _end(key: str, scene: Scene, found: dict[str, Any], compiled: dict[str, Any]
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # what an error left on the card may hang in a clean exit
+    os._exit(code)  # a clean exit may hang on what an error left on the card

@@ -1,4 +1,4 @@
-"""Every kernel at the shapes of the named models, compiled for sm_90 and held to its limits."""
+"""Every kernel at the shapes of the named models, compiled for sm_90 and checked for its limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kernels.aot import registry
 from kernels.aot.variant import ModelShape, Variant, compile_variant
 
 Row = dict[str, Any]
-_VARIANTS: list[Variant] = []  # of a worker: kernels cannot be pickled, forks inherit them
+_VARIANTS: list[Variant] = []  # in a worker: kernels cannot be pickled, forks inherit them
 
 
 def model_shapes(pairs: Sequence[str] = ()) -> list[ModelShape]:
@@ -43,9 +43,9 @@ def check_models(ops: Sequence[str], shapes: Sequence[ModelShape]) -> list[Row]:
 
 
 def check_variants(variants: Sequence[Variant]) -> list[Row]:
-    """Compile each, equal ones once, on all cores; a row each, in order. Shows a progress bar.
+    """Compile each variant, equal ones once, on all cores; a row for each, in order, with a bar.
 
-    A row's ``failures`` say in words which limits are broken; compile errors are among them.
+    A row's ``failures`` say which limits are broken; compile errors are among them.
     """
     keys = [_key(v) for v in variants]
     unique = dict(zip(keys, variants, strict=True))
@@ -62,7 +62,7 @@ def check_variants(variants: Sequence[Variant]) -> list[Row]:
 
 
 def _key(v: Variant) -> str:
-    """All that the result depends on: not the name."""
+    """Everything that the result depends on, which excludes the name."""
     options = (v.warps, v.stages, v.elements, v.budget, v.wide, v.registers)
     kernel = (v.op, v.kernel.__module__, v.kernel.__name__)
     return repr((kernel, dict(v.signature), dict(v.constants), v.aligned, options))
@@ -78,7 +78,7 @@ def _check(index: int) -> Row:
     row: Row = {"kind": "aot", "op": variant.op, "kernel": variant.name, **limits}
     try:
         report = compile_variant(variant)
-    except Exception as error:  # of any kind: the table must name the kernel and go on
+    except Exception as error:  # any error: the table must name the kernel and go on
         return row | {"failures": [f"does not compile: {str(error).strip().splitlines()[-1:]}"]}
     return row | {
         "registers": report.registers,

@@ -20,15 +20,15 @@ from kernels.reference import layers
 from kernels.reference.attention import KVLayout
 
 PAGE = 64
-CONTEXTS = (1024, 4096, 16384)  # of decodes
+CONTEXTS = (1024, 4096, 16384)  # keys of decodes
 SHORT = ((32, 4096), (64, 16384))  # queries and keys of short spans
-PREFILLS = ((1024, 1024), (1024, 5120))  # of a chunk: over themselves, and over a prefix as well
-COPIED_LAYERS = 32  # of a copied block
+PREFILLS = ((1024, 1024), (1024, 5120))  # queries and keys of a chunk, without and with a prefix
+COPIED_LAYERS = 32  # layers of a copied block
 EPS = 1e-6
 
 
 def _layout(shape: ModelShape, layers: int = 1) -> KVLayout:
-    """One block a slab."""
+    """A layout with one block per slab."""
     rows = layers * 2 * shape.kv_heads * PAGE
     return KVLayout(layers, shape.kv_heads, shape.head_dim, PAGE, 1, rows)
 
@@ -72,7 +72,7 @@ def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int
 def _plain_attention(
     layout: KVLayout, query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor
 ) -> Tensor:
-    """Pages gathered, then torch's fused attention; all sequences have as many queries and keys."""
+    """Gathers pages, then torch's fused attention; all sequences are equally long."""
     rows, heads, width = query.shape
     batch, kv_heads = len(table), layout.kv_heads
     span, context = rows // batch, table.shape[1] * layout.block_tokens
@@ -94,7 +94,7 @@ def _plain_attention(
 
 
 def rope_kvs(shape: ModelShape, batch: int) -> list[Case]:
-    """With bias (Qwen2) and with norms (Qwen3)."""
+    """Cases with bias (Qwen2) and with norms (Qwen3)."""
     layout = _layout(shape)
     roofline = rope_kv_roofline(layout, shape.heads, batch)
     return [
@@ -107,7 +107,7 @@ def rope_kvs(shape: ModelShape, batch: int) -> list[Case]:
 
 
 def _rope_inputs(shape: ModelShape, layout: KVLayout, batch: int, name: str) -> tuple[object, ...]:
-    """As many blocks and angles as the batch fills."""
+    """Inputs with as many blocks and angles as the batch fills."""
     blocks, width = -(-batch // PAGE), shape.head_dim
     columns = (shape.heads + 2 * shape.kv_heads) * width
     biased = name == "bias"
@@ -149,7 +149,7 @@ def _plain_rope_kv(
 
 
 def copies(shape: ModelShape, batch: int) -> list[Case]:
-    """``batch`` blocks, each to one that no other pair names."""
+    """Copies of ``batch`` blocks, each to one that no other pair names."""
     layout = _layout(shape, COPIED_LAYERS)
     roofline = copy_blocks_roofline(layout, batch)
 

@@ -1,4 +1,4 @@
-"""A card in this run: what it can do, how times are taken on it, and whether it still answers."""
+"""A card in this run: its measured limits, how times are taken on it, whether it still answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _empty_kernel():  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Card:
-    """What the card did in this run. Bytes and FLOPs a second; the node in microseconds."""
+    """The card's limits, measured: bytes and FLOPs per second; the node in microseconds."""
 
     gpu: str
     clocks: str
@@ -41,7 +41,7 @@ class Card:
 
 
 def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
-    """Microseconds a call, one figure a replay of a graph of all ``calls``."""
+    """Microseconds per call, one figure for each replay of a graph of all ``calls``."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())  # which may still be making the arguments
     with torch.cuda.stream(stream):
@@ -53,7 +53,7 @@ def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
         with torch.cuda.graph(graph, stream=stream):
             for call in calls:
                 call()
-    finally:  # a recording that was spoiled does not leave its stream by itself
+    finally:  # a broken recording does not restore the current stream
         torch.cuda.set_stream(current)
     for _ in range(3):
         graph.replay()
@@ -74,7 +74,7 @@ def _median(call: Call, calls: int, replays: int = 10) -> float:
 def calibrate(quick: bool = False) -> Card:
     """Measure the card: streaming copy and read, dense bf16 products, an empty graph node.
 
-    ``quick``: at sizes that say nothing, only to see that it works.
+    ``quick``: at sizes too small to be meaningful, only to see that it works.
     """
     copied, size, nodes = _QUICK if quick else (_GIB, _PRODUCT, 200)
     source = torch.ones(copied // 4, device="cuda")
@@ -106,9 +106,9 @@ def _clocks() -> str:
 
 
 def check_card() -> None:
-    """CardLostError if an error is there to stay, as behind an illegal address.
+    """CardLostError if an error is permanent, as after an illegal address.
 
-    Out of memory, or a launch that is refused, is none: the next call can do better.
+    Out of memory, or a refused launch, is not: the next call can succeed.
     """
     if not torch.cuda.is_initialized():
         return
@@ -119,7 +119,7 @@ def check_card() -> None:
 
 
 def card_lost() -> bool:
-    """Whether an error is there to stay."""
+    """Whether the card has a permanent error."""
     try:
         check_card()
     except CardLostError:
@@ -128,5 +128,5 @@ def card_lost() -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says, or its name."""
+    """The first line of an error's message, or its name."""
     return (str(error).strip() or repr(error)).splitlines()[0]

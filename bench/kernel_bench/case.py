@@ -1,4 +1,4 @@
-"""What a case for a GPU is, and the tensors that cases are made of."""
+"""A case for a GPU, and helpers to make its tensors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Case:
 
     roofline: its bytes are also taken for those of one set of arguments.
     inputs: makes one set of arguments on the GPU; called again for every further set. The kernel
-        touches nearly all of them: a set that is mostly idle would seem to be cold and not be.
+        must touch nearly all of a set: a mostly unused one would wrongly count as cold.
     kernel: ours, on such arguments.
-    baseline: the same in plain torch; it is also what torch.compile gets.
+    baseline: the same in plain torch; torch.compile compiles it, too.
     rows: tokens in the batch. context: keys of each, where that matters.
     scratch: bytes that the baseline allocates on the way, roughly.
-    note: what the baseline does otherwise than our kernel.
-    parts: what else is timed on the same arguments, by name: a part of the work alone, and in
-        words which.
+    note: how the baseline's work differs from our kernel's.
+    parts: functions that are also timed on the same arguments, by name: a part of the work alone,
+        and a description of it.
     """
 
     op: str
@@ -45,12 +45,12 @@ class Case:
 
 
 def random(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Normal numbers."""
+    """Normally distributed numbers."""
     return torch.randn(shape, device=DEVICE, dtype=dtype)
 
 
 def zeros(*shape: int) -> Tensor:
-    """Zeros, of the same type."""
+    """Zeros of type ``DTYPE``."""
     return torch.zeros(shape, device=DEVICE, dtype=DTYPE)
 
 

@@ -1,6 +1,6 @@
-"""What is timed on a GPU: each kernel at a model's shapes, beside the same in plain torch.
+"""The cases that are timed on a GPU: each kernel at a model's shapes, and the same in plain torch.
 
-A new op gives a function ``(shape, batch) -> list[Case]`` and its line in ``CASES``.
+A new op adds a function ``(shape, batch) -> list[Case]`` and its line in ``CASES``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _silu_muls(shape: ModelShape, batch: int) -> list[Case]:
 
 
 def _linears(shape: ModelShape, batch: int) -> list[Case]:
-    """bf16 and fp8; more rows than the kernel takes are the baseline itself, so not timed."""
+    """bf16 and fp8; above the kernel's most rows the baseline itself would run: not timed."""
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
@@ -91,7 +91,7 @@ def _linear_inputs(batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
 
 
 def _packed(shape: ModelShape, batch: int) -> list[Case]:
-    """The packings that large checkpoints mostly come in; the head is never packed."""
+    """The usual packings of large checkpoints; the head is never packed."""
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
@@ -122,7 +122,7 @@ def _packed_inputs(batch: int, n: int, k: int, packing: Packing) -> tuple[Tensor
 
 
 def _of_tensors(packing: Packing, ours: bool) -> Callable[..., Tensor]:
-    """The product, or the reference's, of what ``_packed_inputs`` makes."""
+    """Our product, or the reference's, of the tensors of ``_packed_inputs``."""
     product: Callable[..., Tensor] = packed_gemm.packed_product if ours else packed_linear
 
     def run(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:

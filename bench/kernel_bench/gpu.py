@@ -1,9 +1,9 @@
-"""Times cases on a GPU, inside graphs, against what this very card can do.
+"""Times cases on a GPU, inside graphs, against the measured limits of this card.
 
-Every figure is microseconds a call over the replays of a graph of many calls. ``cold`` goes round
-sets of inputs that together are twice the L2 cache; where a set is so small that this would take
-too many, there is no cold row, and in a model such inputs are hot anyway. ``hot`` repeats one set;
-where one set alone is twice the cache, it is never hot, and there is no hot row.
+Every figure is microseconds per call over the replays of a graph of many calls. ``cold`` cycles
+through sets of inputs that together are twice the L2 cache; if a set is so small that this would
+take too many, there is no cold row, and in a model such inputs are hot anyway. ``hot`` repeats one
+set; if one set alone is twice the cache, it is never hot, and there is no hot row.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from kernels.aot.variant import ModelShape
 Row = dict[str, Any]
 BATCHES = (1, 8, 64)
 MOST_SETS = 128
-MOST_BYTES = 8 * 2**30  # of the memory of one case
-_GRAPH_CALLS = 40  # at least, so that a replay's own cost vanishes
+MOST_BYTES = 8 * 2**30  # memory of one case
+_GRAPH_CALLS = 40  # at least, so that a replay's own cost is negligible
 _GIB = 2**30
 _PLAIN = ("torch", "torch.compile")
 _OWN = "steer"
@@ -48,7 +48,7 @@ _OWN = "steer"
 class Extent:
     """How much of a case is measured.
 
-    replays: of its graph. calls: in the graph, at least.
+    replays: number of replays of its graph. calls: in the graph, at least.
     alone: our kernel only, without torch, torch.compile and public rivals.
     """
 
@@ -67,10 +67,10 @@ def measure(
     """Rows for every wanted case of the ops and models as they come: our kernel, torch,
     torch.compile, and public rivals where they are installed.
 
-    Where our kernel fails its row has an ``error`` and no times, and the others go on.
+    If our kernel fails its row has an ``error`` and no times, and the others go on.
 
     Raises:
-        CardLostError: the card answers no more, so neither would any other case.
+        CardLostError: the card no longer answers, so every other case would fail, too.
     """
     cases = [
         (shape.name, case)
@@ -86,14 +86,14 @@ def measure(
             yield from _measure_case(model, case, card, extent)
         except CardLostError:
             raise
-        except Exception as error:  # its arguments, as where memory runs out
+        except Exception as error:  # from making its arguments, as where memory runs out
             yield _failure(model, case, card, _own(case), "", error)
         check_card()
         torch.cuda.empty_cache()
 
 
 def _fits(model: str, case: Case, card: Card) -> bool:
-    """Whether the case keeps within MOST_BYTES; says so where it does not."""
+    """Whether the case fits MOST_BYTES; prints a line if it does not."""
     needed = case.roofline.bytes + 2 * card.l2_bytes + case.scratch
     if needed > MOST_BYTES:
         where = f"{case.op} {case.name} {model}, {case.rows} rows, context {case.context}"
@@ -104,7 +104,7 @@ def _fits(model: str, case: Case, card: Card) -> bool:
 
 @dataclass(frozen=True)
 class _Contestant:
-    """prepare: a case's arguments -> a call. note: what it does otherwise than our kernel."""
+    """prepare: a case's arguments -> a call. note: how its work differs from our kernel's."""
 
     provider: str
     version: str
@@ -166,7 +166,7 @@ def _measure_case(model: str, case: Case, card: Card, extent: Extent) -> Iterato
 def _failure(
     model: str, case: Case, card: Card, each: _Contestant, l2: str, error: Exception
 ) -> Row:
-    """A row without times. Says so in a line: of a rival it is all that is left."""
+    """A row without times. Also prints a line: for a rival that is the only trace."""
     verb = "failed" if each.provider == _OWN else "left out"
     where = f"{case.op} {case.name} {model}, {case.rows} rows"
     print(f"{verb}: {each.provider} {each.version}, {where}: {first_line(error)}", file=sys.stderr)
@@ -200,7 +200,7 @@ def _row(
 
 
 def _what(model: str, case: Case, card: Card, each: _Contestant, l2: str) -> Row:
-    """What was to be timed, and where."""
+    """The fields of a row that say what is timed, and where."""
     return {
         "kind": "gpu",
         "op": case.op,
@@ -221,7 +221,7 @@ def _what(model: str, case: Case, card: Card, each: _Contestant, l2: str) -> Row
 
 
 def show(rows: Sequence[Row], card: Card) -> str:
-    """The card in a line, and the table: a line a case, with the rivals' medians."""
+    """The card in a line, and the table: a line per case, with the rivals' medians."""
     head = (
         f"{card.gpu}, clocks {card.clocks}: copy {card.copy_bandwidth / 1e12:.2f} TB/s, read "
         f"{card.read_bandwidth / 1e12:.2f} TB/s, bf16 {card.peak_flops / 1e12:.0f} TFLOP/s, "

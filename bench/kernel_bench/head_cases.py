@@ -23,8 +23,8 @@ from kernels.reference.sampling import philox_uniform
 
 _STATISTICS = len(reference.Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
-MANY = (256, 1024)  # rows whose logits leave the L2 cache: there bandwidth is all that counts
-_SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
+MANY = (256, 1024)  # rows whose logits exceed the L2 cache: only bandwidth counts there
+_SCRATCH = 32  # bytes per logit: the fp32 copies that plain torch makes of them, with a margin
 
 
 def confidences(shape: ModelShape, batch: int) -> list[Case]:
@@ -62,7 +62,7 @@ def _unfiltered(vocabulary: int, rows: int, dtype: torch.dtype) -> list[Case]:
 def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
     """Statistics of logits that are never stored; in torch the product, then its statistics.
 
-    Beside both the product alone: what the statistics cost on top of it.
+    The product alone is timed, too: the difference is the cost of the statistics.
     """
     vocabulary, hidden = shape.head_rows, shape.hidden
 
@@ -101,7 +101,7 @@ def _drawn(
 def _plain_drawn(
     logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
 ) -> tuple[Tensor, ...]:
-    """The inverse of the cumulative distribution, in the order of the ids, as the kernel does."""
+    """Draws by the inverse cumulative distribution, in the order of ids, as the kernel does."""
     vocabulary = logits.shape[1]
     found = reference.confidence(logits, vocabulary)
     mass = (logits.float() / temperature.float()[:, None]).softmax(-1).cumsum(-1)
@@ -112,7 +112,7 @@ def _plain_drawn(
 
 
 def _filter_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
-    """The same, a top-k and a top-p; the logits of a few tokens stand out, as a model's do."""
+    """The same with a top-k and a top-p; a few tokens' logits stand out, as those of a model do."""
     inputs = _draw_inputs(batch, vocabulary)
     inputs[0].mul_(2.5)
     top_k = torch.full((batch,), TOP_K, device=case.DEVICE)

@@ -1,4 +1,4 @@
-"""The CPU references of the kernels at small fixed shapes: what keeps these benchmarks running."""
+"""The CPU references of the kernels at small fixed shapes: these benchmarks run without a GPU."""
 
 from __future__ import annotations
 

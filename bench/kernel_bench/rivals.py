@@ -1,8 +1,8 @@
-"""Public kernels to time beside ours, where they happen to be installed.
+"""Public kernels to compare ours with, if they are installed.
 
 Each is called through its documented interface, as of the versions named in docs/performance.md;
-another version may fail, and then it is left out with a line that says why. What is prepared once
-for given arguments (a plan, a layout of its own) is not part of its time.
+another version may fail, and then it is left out with a line that says why. Preparations made once
+for given arguments (a plan, a layout of its own) are not part of its time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bench.kernel_bench.head_cases import TEMPERATURE, TOP_K, TOP_P
 
 EPS = 1e-6
 Call = Callable[[], object]
-_WORKSPACE = 128 * 2**20  # bytes: what FlashInfer's own examples give its wrappers
+_WORKSPACE = 128 * 2**20  # bytes, as in FlashInfer's own examples
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A kernel of somebody else.
+    """A public kernel.
 
     package: module to import; imported when a case is prepared for it.
-    distribution: what names its version.
+    distribution: its package, which has a version.
     prepare: a case's arguments -> a call that can be captured in a graph.
-    compared: whether it returns what our kernel does, so that the two can be held together.
-    does: how it differs from our kernel in what it does; empty if not at all.
+    compared: whether it returns the same as our kernel, so that the results can be compared.
+    does: how its work differs from our kernel's; empty if not at all.
     """
 
     package: str
@@ -43,12 +43,12 @@ class Rival:
 
     @property
     def installed(self) -> bool:
-        """Whether it can be imported, as far as that can be seen without doing so."""
+        """Whether its module is found, without importing it."""
         return util.find_spec(self.package) is not None
 
     @property
     def version(self) -> str:
-        """Of its distribution."""
+        """The version of its distribution."""
         try:
             return metadata.version(self.distribution)
         except metadata.PackageNotFoundError:
@@ -56,13 +56,13 @@ class Rival:
 
 
 def of(op: str, name: str) -> list[Rival]:
-    """Those of a case that are installed."""
+    """The installed rivals of a case."""
     return [rival for rival in RIVALS.get((op, name), ()) if rival.installed]
 
 
 @cache
 def _workspace(device: torch.device) -> Tensor:
-    """Scratch that all plans share: their calls follow one another."""
+    """Scratch that all plans share: their calls run one after the other."""
     return torch.zeros(_WORKSPACE, dtype=torch.uint8, device=device)
 
 
@@ -80,7 +80,7 @@ def _flashinfer_decode(
 ) -> Call:
     flashinfer = import_module("flashinfer")
     pages, plan = _pages(query, arena, table)
-    # The path without tensor cores has no group sizes of 5 and 6.
+    # The path without tensor cores lacks group sizes of 5 and 6.
     wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
         _workspace(arena.device), "HND", use_tensor_cores=True
     )
@@ -104,7 +104,7 @@ def _flash_attention(
     attend = import_module("flash_attn").flash_attn_with_kvcache
     pages, _ = _pages(query, arena, table)
     batch, (rows, heads, width) = len(table), query.shape
-    # Its pages hold multiples of 256 tokens, ours 64: it gets each sequence in one piece.
+    # Its pages hold multiples of 256 tokens, ours 64: it gets each sequence as one piece.
     whole = pages[table.long()].permute(2, 0, 1, 4, 3, 5).flatten(2, 3).contiguous()
     turned = query.view(batch, rows // batch, heads, width)
     return lambda: attend(turned, whole[0], whole[1], cache_seqlens=contexts, causal=True).view_as(
@@ -159,12 +159,12 @@ def _flashinfer_silu_mul(gate_up: Tensor) -> Call:
 
 def _liger_silu_mul(gate_up: Tensor) -> Call:
     gated = import_module("liger_kernel.ops").LigerSiLUMulFunction
-    gate, up = (half.contiguous() for half in gate_up.chunk(2, -1))  # it takes no slices
+    gate, up = (half.contiguous() for half in gate_up.chunk(2, -1))  # it accepts no slices
     return lambda: gated.apply(gate, up)
 
 
 def _random_place(device: torch.device) -> dict[str, Tensor]:
-    """Tensors, as FlashInfer asks for in a graph: each replay draws the same."""
+    """Seed and offset as tensors, as FlashInfer wants in a graph: each replay draws the same."""
     return {
         name: torch.tensor([value], device=device) for name, value in (("seed", 7), ("offset", 0))
     }

@@ -222,8 +222,8 @@ class Runs:
 
     def ablations(self, cell: Cell) -> list[Row]:
         """Run a cell with every switch the other way, one at a time."""
-        found = []
+        rows = []
         for row in tqdm(self._contest.ablations(cell), "ablations"):
             self._writer.write(row)
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows

@@ -65,10 +65,10 @@ class Options:
 
     def add(self, flag: str, meaning: str, metavar: str = "LIST") -> None:
         """Declare a flag of the bench."""
-        found = self._defaults[flag.removeprefix("--").replace("-", "_")]
-        told = ", ".join(f"{found[scale]} ({scale})" for scale in SCALES)
-        if len(set(found.values())) == 1:
-            told = found["quick"]
+        by_scale = self._defaults[flag.removeprefix("--").replace("-", "_")]
+        told = ", ".join(f"{by_scale[scale]} ({scale})" for scale in SCALES)
+        if len(set(by_scale.values())) == 1:
+            told = by_scale["quick"]
         self._parser.add_argument(flag, metavar=metavar, help=f"{meaning} (default: {told})")
 
     def add_switch(self, flag: str, meaning: str) -> None:

@@ -142,12 +142,12 @@ def peers_of(
     shape: ModelConfig, dtype: torch.dtype, device: Device, gpt_fast: Path | None
 ) -> dict[str, Callable[[], Peer]]:
     """The installed peers by name, to be built one after the other: a card holds one at a time."""
-    found: dict[str, Callable[[], Peer]] = {}
+    peers: dict[str, Callable[[], Peer]] = {}
     if importlib.util.find_spec("transformers") is not None:
-        found["transformers"] = lambda: Transformers(shape, dtype, device)
+        peers["transformers"] = lambda: Transformers(shape, dtype, device)
     if gpt_fast is not None:
-        found["gpt-fast"] = lambda: GptFast(gpt_fast, shape, dtype, device)
-    return found
+        peers["gpt-fast"] = lambda: GptFast(gpt_fast, shape, dtype, device)
+    return peers
 
 
 def said(error: Exception) -> str:
@@ -185,10 +185,10 @@ def _forget(device: Device) -> None:
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function compiled for the shapes of its first call."""
-    found: Callable[..., Any] = torch.compile(
+    compiled: Callable[..., Any] = torch.compile(
         function, mode="reduce-overhead", fullgraph=True, dynamic=False
     )
-    return found
+    return compiled
 
 
 class _made_as:  # noqa: N801  (reads as a phrase)
@@ -221,10 +221,10 @@ def _load_module(path: Path) -> ModuleType:
 def _checkout(folder: Path) -> str:
     """The commit of the checkout, where git knows."""
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return "unknown commit"
-    return found.stdout.strip()
+    return done.stdout.strip()

@@ -72,6 +72,6 @@ def run_jobs(
 
 
 def _ticks(engine: Engine) -> list[int]:
-    found = engine.scheduler.counters()["ticks"]
-    assert isinstance(found, list)
-    return found
+    ticks = engine.scheduler.counters()["ticks"]
+    assert isinstance(ticks, list)
+    return ticks

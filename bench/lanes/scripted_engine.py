@@ -87,16 +87,16 @@ class ScriptedEngine:
     def decode(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """``count`` ticks of ``batch`` sequences, a token each, from ``context`` keys on."""
         self._line_up(model, batch, context, count)
-        found = [self._tick(model, batch) for _ in range(count + _NOT_TIMED)]
+        ticks = [self._tick(model, batch) for _ in range(count + _NOT_TIMED)]
         self.clear()
-        return found[_NOT_TIMED:]
+        return ticks[_NOT_TIMED:]
 
     def decode_ahead(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """As :meth:`decode`, but each tick is planned and launched while the one before it runs."""
         with self._running_ahead(model, batch, context, count) as lane:
-            found = [self._next(lane) for _ in range(count)]
-            self._check_all_moved(found)
-        return found
+            ticks = [self._next(lane) for _ in range(count)]
+            self._check_all_moved(ticks)
+        return ticks
 
     def decode_as_engine(self, model: int, batch: int, context: int, count: int) -> list[Tick]:
         """As :meth:`decode_ahead` if the engine's lane plans ahead, else as :meth:`decode`."""
@@ -184,12 +184,12 @@ class ScriptedEngine:
         """
         if batch * span > self.most_rows:
             raise NoRoomError(f"{batch} spans of {span} rows exceed a tick of {self.most_rows}")
-        found = []
+        ticks = []
         for _ in range(count + _NOT_TIMED):
             self._prepare(model, batch, context, span)
-            found.append(self._tick(model, batch * span))
+            ticks.append(self._tick(model, batch * span))
             self.clear()
-        return found[_NOT_TIMED:]
+        return ticks[_NOT_TIMED:]
 
     def _prepare(self, model: int, batch: int, context: int, span: int) -> None:
         step = span - 1
@@ -223,11 +223,11 @@ class ScriptedEngine:
             # Before the boundary no sequence waits for this model: its plans are reading along.
             if self._length(request) < boundary and self._scheduler.plan(to):
                 self._pass(to)
-        found: list[Tick] = []
-        while not found or not found[-1].sampled:
-            found.append(self._tick(to))
+        ticks: list[Tick] = []
+        while not ticks or not ticks[-1].sampled:
+            ticks.append(self._tick(to))
         self.clear()
-        return found
+        return ticks
 
     def clear(self) -> None:
         """End all requests."""

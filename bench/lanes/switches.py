@@ -38,7 +38,7 @@ def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
             a quarter of a step: with a whole one there would be nothing left to read.
     """
     not_here = (*_NOT_HERE, *(_ON_CPUS if on_gpu else _ON_CARDS))
-    found: dict[str, Any] = {
+    flags: dict[str, Any] = {
         f.name: not getattr(config, f.name)
         for f in fields(config)
         if isinstance(getattr(config, f.name), bool) and f.name not in not_here
@@ -51,7 +51,7 @@ def flipped(config: EngineConfig, on_gpu: bool, step: int) -> dict[str, Any]:
         if name not in not_here
     }
     choices = {name: tried[not on_gpu] for name, tried in _CHOICES.items()}
-    return found | lags | amounts | choices
+    return flags | lags | amounts | choices
 
 
 def turned(name: str, value: Any) -> dict[str, Any]:

@@ -71,13 +71,13 @@ def measure(
         last = _books(engine, device, run.requests)
     finally:
         run.end()
-    found = _between(engine, run.models, first, last, element)
-    if found.tokens[max(models)] < min(2, tokens):
+    window = _between(engine, run.models, first, last, element)
+    if window.tokens[max(models)] < min(2, tokens):
         raise SteerError(
             f"{len(models)} requests of {context} tokens leave the arena no room to decode: "
             "raise --arena-tokens"
         )
-    return found
+    return window
 
 
 class _Run:
@@ -154,11 +154,11 @@ class _Run:
 
 def _books(engine: Engine, device: Device, requests: Sequence[int]) -> _Books:
     device.synchronize()
-    found = [engine.scheduler.sequence(r) for r in requests]
+    sequences = [engine.scheduler.sequence(r) for r in requests]
     ticks = engine.scheduler.counters()["ticks"]
     assert isinstance(ticks, list)
-    moved = np.sum([Usage.of(sequence).rows.sum(1) for sequence in found], axis=0)
-    return _Books(time.perf_counter(), ticks, [sequence.length for sequence in found], moved)
+    moved = np.sum([Usage.of(sequence).rows.sum(1) for sequence in sequences], axis=0)
+    return _Books(time.perf_counter(), ticks, [sequence.length for sequence in sequences], moved)
 
 
 def _between(

@@ -29,7 +29,7 @@ def step_accuracy(
 
     ``count`` problems of each task, mix "hard". ``problem`` is the share with all steps right.
     """
-    found: Accuracy = {}
+    accuracy: Accuracy = {}
     for name in tasks:
         problems = TASKS[name].problems("test", count, seed, "hard", batches.style)
         right: dict[str, list[bool]] = defaultdict(list)
@@ -38,8 +38,8 @@ def step_accuracy(
                 right["problem"].append(all(hits))
                 for kind, hit in zip(problem.kinds, hits, strict=True):
                     right[kind].append(hit)
-        found[name] = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
-    return found
+        accuracy[name] = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    return accuracy
 
 
 def _steps(
@@ -51,15 +51,15 @@ def _steps(
         ids[i, : len(row)] = torch.tensor(row)
     hits = model(input_ids=ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
     ends = [i for i, token in enumerate(ALPHABET) if token.endswith(DELIMITER) or token == EOS]
-    found = []
+    answers = []
     for problem, (row, start), hit in zip(problems, rows, hits.tolist(), strict=True):
         steps = []
         for index in range(start, len(row)):
             if row[index] in ends:
                 steps.append(all(hit[start - 1 : index]))
                 start = index + 1
-        found.append((problem, steps))
-    return found
+        answers.append((problem, steps))
+    return answers
 
 
 def solidity(accuracy: Accuracy) -> float:

@@ -60,13 +60,13 @@ class Batches:
         width = max(len(ids) for ids, _ in rows)
         ids = torch.zeros(SIZE, width, dtype=torch.long)
         labels = torch.full((SIZE, width), -100)
-        found = torch.full((SIZE, width), -100)
+        looked_up = torch.full((SIZE, width), -100)
         for i, (problem, (row, prompt)) in enumerate(zip(problems, rows, strict=True)):
             ids[i, : len(row)] = torch.tensor(row)
             labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
             for place, token in self.looked_up(problem, prompt):
-                found[i, place] = token
-        return ids, labels, found
+                looked_up[i, place] = token
+        return ids, labels, looked_up
 
     def looked_up(self, problem: Problem, prompt: int) -> Iterator[tuple[int, int]]:
         """Places of a hop's result in the ids, and the token that one look-up leads to.

@@ -33,10 +33,10 @@ def find_wheel(package: Package, folder: Path) -> Path | None:
 
 def check_hash(path: Path, expected: str) -> None:
     """SteerError with both hashes if the file has another one."""
-    found = sha256_of(path)
-    if found != expected:
+    actual = sha256_of(path)
+    if actual != expected:
         raise SteerError(
-            f"{path}: wrong SHA-256: expected {expected}, found {found}; "
+            f"{path}: wrong SHA-256: expected {expected}, found {actual}; "
             "delete the file to have it fetched again"
         )
 

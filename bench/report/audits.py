@@ -32,10 +32,10 @@ def audit_rows(
     ]
     wrong = np.array([mark for _, mark in pairs], bool)
     for score in SCORES:
-        found = np.array([step_score(score, audit) for audit, _ in pairs])
-        area = auroc(found.tolist(), wrong.astype(float).tolist())
+        scores = np.array([step_score(score, audit) for audit, _ in pairs])
+        area = auroc(scores.tolist(), wrong.astype(float).tolist())
         known = bool(wrong.any() and not wrong.all())
-        mark = float(np.quantile(found[wrong], CAUGHT)) if known else None
+        mark = float(np.quantile(scores[wrong], CAUGHT)) if known else None
         yield {
             "kind": "audit",
             "domain": domain,
@@ -44,7 +44,7 @@ def audit_rows(
             "wrong": int(wrong.sum()),
             "auroc": area if known else None,
             "mark": mark,
-            "false_rollbacks": float((found[~wrong] <= mark).mean()) if known else None,
+            "false_rollbacks": float((scores[~wrong] <= mark).mean()) if known else None,
         }
 
 

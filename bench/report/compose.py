@@ -75,8 +75,8 @@ class Composer:
         return [self._point("query-random", v, drawn < v, usages) for v in shares]
 
     def _sure(self, window: Window) -> Floats:
-        found = [sample.seen(window, 0) for sample in self.samples]
-        return np.array([seen.max_prob if seen else 0.0 for seen in found])
+        signals = [sample.seen(window, 0) for sample in self.samples]
+        return np.array([seen.max_prob if seen else 0.0 for seen in signals])
 
     @staticmethod
     def _settings(sure: Floats) -> list[float]:

@@ -92,6 +92,6 @@ class Frontiers:
 
 def difference(first: Floats, second: Floats) -> Difference:
     """``first - second``: that of the sample, and the middle 95% of its resamples."""
-    found = first - second
-    low, high = np.quantile(found[1:], [0.025, 0.975])
-    return Difference(float(found[0]), float(low), float(high))
+    differences = first - second
+    low, high = np.quantile(differences[1:], [0.025, 0.975])
+    return Difference(float(differences[0]), float(low), float(high))

@@ -102,35 +102,37 @@ class _Measurement:
             calibration = calibrate(self.engine, self.domain.calibration, window=AUTO)
             fitted_on = samples_of(self.engine, self.domain.calibration)
         self.say(f"calibrated on {calibration.window}, tau {calibration.tau:.4g}")
-        found = Measured(self.domain.name, len(self.domain.test.problems), calibration)
+        measured = Measured(self.domain.name, len(self.domain.test.problems), calibration)
         with self.timed("models alone"):
             large = self._evaluate(self.engine.policy("large"))
-            small = self._small(found)
+            small = self._small(measured)
         if large.ended("error"):
             raise SteerError(f"{self.domain.name}: the large model's logits are unusable")
         shapes = self.engine.shapes
-        found.points += [
+        measured.points += [
             point_of("small", None, small, shapes), point_of("large", None, large, shapes)
         ]  # fmt: skip
         for setting in settings(calibration, fitted_on, self.engine.row_price):
-            self._run(setting, found)
-        share = found.steer.large_step_share
-        self._run(Setting("random", share, Random(share), chosen=True), found)
-        self._run(Setting("oracle", None, Oracle(self.engine, self.domain)), found)
-        self._agreement(calibration, fitted_on, found)
+            self._run(setting, measured)
+        share = measured.steer.large_step_share
+        self._run(Setting("random", share, Random(share), chosen=True), measured)
+        self._run(Setting("oracle", None, Oracle(self.engine, self.domain)), measured)
+        self._agreement(calibration, fitted_on, measured)
         with self.timed("composing"):
-            composer = Composer(small, large, found.samples, shapes)
-            found.points += composer.cascade() + composer.query() + composer.query_random()
+            composer = Composer(small, large, measured.samples, shapes)
+            measured.points += composer.cascade() + composer.query() + composer.query_random()
         with self.timed("signals"):
-            labels = step_labels(self.domain, small, found.samples)
-            found.signals = signal_rows(found.samples, labels)
+            labels = step_labels(self.domain, small, measured.samples)
+            measured.signals = signal_rows(measured.samples, labels)
         with self.timed("audit of all steps"):
             read = self._evaluate(AuditOnly(_NEVER))
-            found.audits = list(audit_rows(read, labels, self.domain.name))
-        found.seconds = self.seconds
-        return found
+            measured.audits = list(audit_rows(read, labels, self.domain.name))
+        measured.seconds = self.seconds
+        return measured
 
-    def _agreement(self, calibration: Calibration, samples: list[Sample], found: Measured) -> None:
+    def _agreement(
+        self, calibration: Calibration, samples: list[Sample], measured: Measured
+    ) -> None:
         """Measure STEER with a tau that was chosen without answers."""
         tests = self.domain.calibration
         with self.timed("steer-agreement"):
@@ -141,12 +143,12 @@ class _Measurement:
             taus = ladder(calibration, samples)
             fitted = tau_for_agreement(calibration, read, taus, _AGREEMENT)
         setting = Setting("steer-agreement", fitted.tau, Steer(fitted), chosen=True)
-        self._run(setting, found)
+        self._run(setting, measured)
 
-    def _small(self, found: Measured) -> Evaluation:
+    def _small(self, measured: Measured) -> Evaluation:
         done = self._evaluate(self.engine.policy("small"), token_signals=True)
-        found.samples = [Sample.of(c) for c in done.completions]
-        found.right = list(done.correct)
+        measured.samples = [Sample.of(c) for c in done.completions]
+        measured.right = list(done.correct)
         return done
 
     def _evaluate(self, policy: Policy, name: str | None = None, **options: Any) -> Evaluation:
@@ -154,13 +156,13 @@ class _Measurement:
         tests = self.domain.test
         return evaluate(self.engine, policy, tests, name, count_spared=True, **options)
 
-    def _run(self, setting: Setting, found: Measured) -> None:
+    def _run(self, setting: Setting, measured: Measured) -> None:
         with self.timed(setting.family):
             done = self._evaluate(setting.policy, setting.family, audit=setting.audit)
             extra = rollback_counts(self.engine, self.domain, done)
             point = point_of(
                 setting.family, setting.parameter, done, self.engine.shapes, setting.chosen, extra
             )
-        found.points.append(point)
-        cost = point.cost(found.large, "catchup")
+        measured.points.append(point)
+        cost = point.cost(measured.large, "catchup")
         self.say(f"{point.label}: accuracy {point.accuracy:.3f}, FLOPs {cost:.3f} with catch-up")

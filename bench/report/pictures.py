@@ -16,7 +16,7 @@ _TITLES = {"decode": "decode only", "catchup": "with catch-up"}
 _MARKERS = "osD^vPX<>*hd"
 
 
-def frontier_plot(found: Measured, path: Path) -> None:
+def frontier_plot(measured: Measured, path: Path) -> None:
     """Accuracy against FLOPs: every setting as a mark, each family's hull as a line."""
     import matplotlib
 
@@ -24,19 +24,19 @@ def frontier_plot(found: Measured, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(14, 6), sharey=True)
-    families = dict.fromkeys(p.family for p in found.points)
-    ends = found.of("small") + found.of("large")
+    families = dict.fromkeys(p.family for p in measured.points)
+    ends = measured.of("small") + measured.of("large")
     for axis, accounting in zip(axes, COUNTED, strict=True):
         for family, marker in zip(families, cycle(_MARKERS)):
-            points = found.of(family)
+            points = measured.of(family)
             colour = axis.scatter(
-                [p.cost(found.large, accounting) for p in points],
+                [p.cost(measured.large, accounting) for p in points],
                 [p.accuracy for p in points],
                 marker=marker, s=36, label=family, alpha=0.8,
             ).get_facecolor()  # fmt: skip
             both = [*points, *ends]
             line = hull(
-                np.array([p.cost(found.large, accounting) for p in both]),
+                np.array([p.cost(measured.large, accounting) for p in both]),
                 np.array([p.accuracy for p in both]),
             )
             wide = 2.2 if family.startswith("steer") else 0.9
@@ -45,15 +45,15 @@ def frontier_plot(found: Measured, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy")
     axes[1].legend(loc="lower right", fontsize=8)
-    figure.suptitle(f"{found.name}, {found.problems} problems")
+    figure.suptitle(f"{measured.name}, {measured.problems} problems")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def draw(found: Measured, folder: Path) -> None:
+def draw(measured: Measured, folder: Path) -> None:
     """All pictures of a domain."""
-    frontier_plot(found, folder / f"{found.name}-frontier.png")
-    histogram(found.calibration, found.samples, folder / f"{found.name}-histogram.png")
-    path = folder / f"{found.name}-reliability.png"
-    reliability_plot(found.calibration, found.samples, found.right, path)
+    frontier_plot(measured, folder / f"{measured.name}-frontier.png")
+    histogram(measured.calibration, measured.samples, folder / f"{measured.name}-histogram.png")
+    path = folder / f"{measured.name}-reliability.png"
+    reliability_plot(measured.calibration, measured.samples, measured.right, path)

@@ -40,7 +40,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """The setting's name in tables."""
         return self.family if self.parameter is None else f"{self.family}:{self.parameter:.4g}"
 
     @property

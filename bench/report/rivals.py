@@ -82,7 +82,7 @@ def _thresholds(
     family: str, signal: str, window: Window, samples: Sequence[Sample], shares: Sequence[float]
 ) -> Iterator[Setting]:
     """Values that would hand over these shares of the calibration problems' steps."""
-    found = [float(getattr(seen, signal)) for seen in _seen(samples, window)]
+    values = [float(getattr(seen, signal)) for seen in _seen(samples, window)]
     unsure = [1 - share for share in shares] if signal == "entropy" else shares
-    for value in sorted({float(np.quantile(found, q)) for q in unsure}):
+    for value in sorted({float(np.quantile(values, q)) for q in unsure}):
         yield Setting(family, value, Threshold(signal, value, window=window))

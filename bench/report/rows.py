@@ -17,13 +17,13 @@ OURS = ("steer", "steer-cost")
 COUNTED = ("decode", "catchup")  # the two accountings of plots and frontiers
 
 
-def point_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def point_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """A row for each setting of each policy."""
-    for point in found.points:
+    for point in measured.points:
         low, high = wilson(int(point.correct.sum()), point.correct.size)
         yield {
             "kind": "setting",
-            "domain": found.name,
+            "domain": measured.name,
             "policy": point.family,
             "parameter": point.parameter,
             "chosen": point.chosen,
@@ -34,32 +34,32 @@ def point_rows(found: Measured) -> Iterator[dict[str, Any]]:
             "ci_high": high,
             "large_step_share": point.large_step_share,
             "recomputed_share": point.recomputed_share,
-            **{f"flops_{a}": point.cost(found.large, a) for a in ACCOUNTINGS},
+            **{f"flops_{a}": point.cost(measured.large, a) for a in ACCOUNTINGS},
             "seconds": round(point.seconds, 3),
             **point.extra,
         }
 
 
-def signal_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def signal_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """A row for each signal over each window."""
-    for signal in found.signals:
+    for signal in measured.signals:
         chosen = (signal.signal, signal.window) == (
-            found.calibration.signal, found.calibration.window
+            measured.calibration.signal, measured.calibration.window
         )  # fmt: skip
-        yield {"kind": "signal", "domain": found.name, "chosen": chosen, **signal.row()}
+        yield {"kind": "signal", "domain": measured.name, "chosen": chosen, **signal.row()}
 
 
-def paired_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def paired_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """STEER at its tau against others at theirs, on the same problems."""
-    steer = found.steer
-    for other in (found.of("small") + found.of("large") + found.of("oracle")) + [
-        p for p in found.points if p.chosen and p.family != "steer"
+    steer = measured.steer
+    for other in (measured.of("small") + measured.of("large") + measured.of("oracle")) + [
+        p for p in measured.points if p.chosen and p.family != "steer"
     ]:
         bools = [[bool(c) for c in p.correct] for p in (steer, other)]
         value, low, high = paired_difference(bools[0], bools[1])
         yield {
             "kind": "paired",
-            "domain": found.name,
+            "domain": measured.name,
             "first": steer.label,
             "second": other.label,
             "n": steer.correct.size,
@@ -73,40 +73,40 @@ def _ratio(first: Point, second: Point, accounting: str) -> float:
     return float(first.flops[accounting].sum() / second.flops[accounting].sum())
 
 
-def frontier_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def frontier_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """Both of our policies against each family, at equal cost and at equal accuracy.
 
     Costs: that of STEER at its tau, and half way from the small model's to it. Accuracies: that of
     STEER, and half way from the small model's to it.
     """
-    small, steer = found.of("small")[0], found.steer
-    families = [f for f in dict.fromkeys(p.family for p in found.points) if f not in _ALONE]
+    small, steer = measured.of("small")[0], measured.steer
+    families = [f for f in dict.fromkeys(p.family for p in measured.points) if f not in _ALONE]
     for accounting in COUNTED:
-        fronts = Frontiers(found.points, accounting)
-        cost = [p.cost(found.large, accounting) for p in (small, steer)]
+        fronts = Frontiers(measured.points, accounting)
+        cost = [p.cost(measured.large, accounting) for p in (small, steer)]
         for name, at in (("steer's", cost[1]), ("half of steer's", sum(cost) / 2)):
             values = {f: fronts.accuracy_at(f, at) for f in families}
-            yield from _against(found, accounting, f"{name} cost", at, values)
+            yield from _against(measured, accounting, f"{name} cost", at, values)
         accuracies = small.accuracy, steer.accuracy
         for name, at in (("steer's", accuracies[1]), ("half of steer's", sum(accuracies) / 2)):
             values = {f: fronts.cost_at(f, at) for f in families}
-            yield from _against(found, accounting, f"{name} accuracy", at, values)
+            yield from _against(measured, accounting, f"{name} accuracy", at, values)
         values = {f: fronts.mean_accuracy(f, *cost) for f in families}
-        yield from _against(found, accounting, "mean up to steer's cost", cost[1], values)
+        yield from _against(measured, accounting, "mean up to steer's cost", cost[1], values)
 
 
 _ALONE = ("small", "large")
 
 
 def _against(
-    found: Measured, accounting: str, where: str, at: float, values: dict[str, np.ndarray]
+    measured: Measured, accounting: str, where: str, at: float, values: dict[str, np.ndarray]
 ) -> Iterator[dict[str, Any]]:
     for first in OURS:
         for second in values:
             if first != second and (second not in OURS or first == "steer-cost"):
                 yield {
                     "kind": "frontier",
-                    "domain": found.name,
+                    "domain": measured.name,
                     "accounting": accounting,
                     "equal": where,
                     "at": at,
@@ -119,18 +119,18 @@ def _against(
                 }
 
 
-def _interval(found: Difference) -> dict[str, Any]:
-    return {"difference": found.value, "low": found.low, "high": found.high}
+def _interval(difference: Difference) -> dict[str, Any]:
+    return {"difference": difference.value, "low": difference.low, "high": difference.high}
 
 
-def time_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def time_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """Seconds by part of the work."""
-    for part, seconds in found.seconds.items():
-        row = {"kind": "time", "domain": found.name, "part": part}
+    for part, seconds in measured.seconds.items():
+        row = {"kind": "time", "domain": measured.name, "part": part}
         yield {**row, "seconds": round(seconds, 3)}
 
 
-def all_rows(found: Measured) -> list[dict[str, Any]]:
+def all_rows(measured: Measured) -> list[dict[str, Any]]:
     """All rows of one domain."""
     makers = point_rows, signal_rows, paired_rows, frontier_rows, time_rows
-    return [*(row for maker in makers for row in maker(found)), *found.audits]
+    return [*(row for maker in makers for row in maker(measured)), *measured.audits]

@@ -107,16 +107,16 @@ def _measure_all(
     """Rows of all domains, in their order; each domain in a process of its own."""
     processes = min(jobs or os.cpu_count() or 1, len(names))
     context = multiprocessing.get_context("spawn")
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_name: dict[str, list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(_work, name, problems, folder): name for name in names}
         try:
             for done in as_completed(waiting):
-                found[waiting[done]] = done.result()
+                by_name[waiting[done]] = done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [row for name in names for row in found[name]]
+    return [row for name in names for row in by_name[name]]
 
 
 def _work(name: str, problems: int, folder: Path) -> list[dict[str, Any]]:
@@ -125,10 +125,10 @@ def _work(name: str, problems: int, folder: Path) -> list[dict[str, Any]]:
     def say(line: str) -> None:
         print(f"{name}: {line}", file=sys.stderr, flush=True)
 
-    found = measure(name, problems, say)
+    measured = measure(name, problems, say)
     started = time.perf_counter()
-    rows = all_rows(found)
-    draw(found, folder)
+    rows = all_rows(measured)
+    draw(measured, folder)
     spent = round(time.perf_counter() - started, 3)
     last = {"kind": "time", "domain": name, "part": "statistics and plots", "seconds": spent}
     return [*rows, last]

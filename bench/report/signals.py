@@ -36,14 +36,14 @@ class SignalRow:
 
 def step_labels(domain: Domain, small: Evaluation, samples: Sequence[Sample]) -> list[list[bool]]:
     """Whether each step is wrong, up to the first wrong one: later steps cannot be judged."""
-    found = []
+    labels = []
     problems = domain.test.problems
     for problem, done, sample in zip(problems, small.completions, samples, strict=True):
         first = domain.first_error(problem, done.text)
         steps = len(sample.steps)
         right = steps if first is None else min(first, steps)
-        found.append([False] * right + [True] * (right < steps))
-    return found
+        labels.append([False] * right + [True] * (right < steps))
+    return labels
 
 
 def signal_rows(samples: Sequence[Sample], labels: Sequence[Sequence[bool]]) -> list[SignalRow]:

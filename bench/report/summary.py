@@ -128,6 +128,6 @@ def _time(rows: list[Row]) -> str:
 
 
 def title(common: dict[str, Any]) -> str:
-    """Where and when."""
+    """The machine, versions, commit and date of a run."""
     torch = common["versions"]["torch"]
     return f"{common['machine']}, torch {torch}, commit {common['commit']}, {common['date'][:10]}."

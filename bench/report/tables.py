@@ -48,9 +48,9 @@ def settings_table(rows: Iterable[Row], domain: str) -> str:
 
 def signals_table(rows: Iterable[Row], domain: str) -> str:
     """Areas under the ROC curve, a line a window, a column a signal: with and without labels."""
-    found = of(rows, "signal", domain=domain)
-    signals = list(dict.fromkeys(r["signal"] for r in found))
-    cells = {(r["window"], r["signal"]): r for r in found}
+    selected = of(rows, "signal", domain=domain)
+    signals = list(dict.fromkeys(r["signal"] for r in selected))
+    cells = {(r["window"], r["signal"]): r for r in selected}
 
     def cell(window: str, signal: str) -> str:
         row = cells[window, signal]
@@ -58,7 +58,7 @@ def signals_table(rows: Iterable[Row], domain: str) -> str:
         text = " / ".join("-" if a is None else f"{a:.3f}" for a in areas)
         return f"**{text}**" if row["chosen"] else text
 
-    windows = dict.fromkeys(r["window"] for r in found)
+    windows = dict.fromkeys(r["window"] for r in selected)
     return markdown(
         ("window", *signals), [(f"`{w}`", *(cell(w, s) for s in signals)) for w in windows]
     )
@@ -120,9 +120,9 @@ def points(row: Row) -> str:
 
 def frontier_table(rows: Iterable[Row], domain: str, accounting: str, first: str) -> str:
     """One of our policies against each family, at equal cost and at equal accuracy."""
-    found = of(rows, "frontier", domain=domain, accounting=accounting, first=first)
-    places = list(dict.fromkeys((r["equal"], r["at"]) for r in found))
-    cells = {(r["second"], r["equal"]): r for r in found}
+    selected = of(rows, "frontier", domain=domain, accounting=accounting, first=first)
+    places = list(dict.fromkeys((r["equal"], r["at"]) for r in selected))
+    cells = {(r["second"], r["equal"]): r for r in selected}
 
     def cell(family: str, equal: str) -> str:
         row = cells[family, equal]
@@ -135,7 +135,7 @@ def frontier_table(rows: Iterable[Row], domain: str, accounting: str, first: str
         f"{equal} ({at:.3f})" + (": FLOPs" if "accuracy" in equal else ": points")
         for equal, at in places
     ]
-    families = dict.fromkeys(r["second"] for r in found)
+    families = dict.fromkeys(r["second"] for r in selected)
     return markdown(
         (f"`{first}` minus", *header),
         [(f"`{f}`", *(cell(f, equal) for equal, _ in places)) for f in families],

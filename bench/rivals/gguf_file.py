@@ -48,21 +48,21 @@ def write_gguf(folder: Path, target: Path, dtype: str = "bfloat16") -> None:
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _write_vocabulary(writer, folder, config)
     for name, (kind, shape, data) in _tensors(folder).items():
-        found = _name(name)
+        renamed = _name(name)
         if kind != "BF16":
             raise ValueError(f"{folder}: {name} is {kind}; only bf16 is converted to GGUF")
         values = np.frombuffer(data, np.uint16).reshape(shape)
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-        if (field := heads.get(found.split(".")[-1])) is not None:
+        if (field := heads.get(renamed.split(".")[-1])) is not None:
             values = _neighbours(values, config[field])
         if len(shape) == 1:
-            writer.add_tensor(f"{found}.weight", _wide(values))
+            writer.add_tensor(f"{renamed}.weight", _wide(values))
         elif dtype == "float16":
-            writer.add_tensor(f"{found}.weight", _half(values, f"{folder}: {name}"))
+            writer.add_tensor(f"{renamed}.weight", _half(values, f"{folder}: {name}"))
         else:
             stored = np.ascontiguousarray(values).view(np.uint8)
             kept = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(f"{found}.weight", stored, raw_shape=stored.shape, raw_dtype=kept)
+            writer.add_tensor(f"{renamed}.weight", stored, raw_shape=stored.shape, raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

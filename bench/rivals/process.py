@@ -64,5 +64,5 @@ class Rival:
             self._process.wait()
             lines = self._log.read_text(errors="replace").strip().splitlines() or ["no message"]
             raise SteerError(f"{self.name} failed, see {self._log}: {lines[-1]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer

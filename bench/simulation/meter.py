@@ -116,8 +116,8 @@ def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
     """``name_p50`` and so on in seconds; None if there is no value."""
     if not values:
         return {f"{name}_p{p}": None for p in PERCENTILES}
-    found = np.percentile(np.asarray(values), PERCENTILES).tolist()
-    return {f"{name}_p{p}": value for p, value in zip(PERCENTILES, found, strict=True)}
+    figures = np.percentile(np.asarray(values), PERCENTILES).tolist()
+    return {f"{name}_p{p}": value for p, value in zip(PERCENTILES, figures, strict=True)}
 
 
 def row_counts(usage: Usage) -> dict[str, int]:

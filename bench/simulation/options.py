@@ -232,5 +232,5 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         "--plot",
         type=Path,
         metavar="FILE",
-        help="write latency against throughput, and who owns the arena over time, as a picture",
+        help="write latency against throughput, and the arena's owners over time, as a picture",
     )

@@ -49,16 +49,16 @@ def _latency_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     lanes = list(dict.fromkeys(r["lanes"] for r in rows))
     shares = list(dict.fromkeys(r["handoff"] for r in rows))
     for name in dict.fromkeys(map(_name, rows)):
-        found = [r for r in rows if _name(r) == name and r["latency_p50"] is not None]
-        if not found:
+        line = [r for r in rows if _name(r) == name and r["latency_p50"] is not None]
+        if not line:
             continue
-        style, colour = lanes.index(found[0]["lanes"]), shares.index(found[0]["handoff"])
-        points = [(r["tokens_per_second"], r["latency_p50"]) for r in found]
+        style, colour = lanes.index(line[0]["lanes"]), shares.index(line[0]["handoff"])
+        points = [(r["tokens_per_second"], r["latency_p50"]) for r in line]
         axis.plot(
             *zip(*points, strict=True), label=name, color=f"C{colour % 10}",
             linestyle=_LINES[style % len(_LINES)], marker=_MARKERS[style % len(_MARKERS)],
         )  # fmt: skip
-        for row, point in zip(found, points, strict=True):
+        for row, point in zip(line, points, strict=True):
             axis.annotate(_load(row), point, textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.set(
         xlabel="tokens a second, all requests (simulated)",
@@ -74,7 +74,7 @@ def _arena_panel(axis: Any, history: Sequence[tuple[float, int, int]], slabs: in
     times, small, large = zip(*history, strict=True)
     free = [slabs - sum(owned) for _, *owned in history]
     axis.stackplot(
-        times, small, large, free, labels=("small", "large", "nobody"), step="post",
+        times, small, large, free, labels=("small", "large", "none"), step="post",
         colors=("C0", "C1", "0.9"),
     )  # fmt: skip
     axis.set(

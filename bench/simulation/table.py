@@ -77,11 +77,12 @@ class TableTimes:
 
     def __init__(self, times: list[dict[Point, float]], where: str) -> None:
         """``times``: microseconds by model and (batch, context, span)."""
-        for role, found in zip(ROLES, times, strict=True):
-            if not found:
+        for role, points in zip(ROLES, times, strict=True):
+            if not points:
                 raise SteerError(f"{where}: no row for model {role}; both models need theirs")
         self._grids = [
-            _Grid(found, f"{where}: model {role}") for role, found in zip(ROLES, times, strict=True)
+            _Grid(points, f"{where}: model {role}")
+            for role, points in zip(ROLES, times, strict=True)
         ]
 
     def seconds(self, model: int, batch: float, context: float, span: float) -> float:
@@ -115,12 +116,12 @@ def _collect(reader: csv.DictReader[str], path: Path) -> TableTimes:
             raise SteerError(f"{where}: more fields than the header names; is a comma too many?")
         if row["model"] not in ROLES:
             raise SteerError(f"{where}: model must be {' or '.join(ROLES)}, found {row['model']!r}")
-        found = times[ROLES.index(row["model"])]
+        points = times[ROLES.index(row["model"])]
         batch, context, span, us = (_positive(row[name], name, where) for name in COLUMNS[1:])
         point = batch, context, span
-        if point in found:
+        if point in points:
             raise SteerError(f"{where}: a second time for the same model, batch, context and span")
-        found[point] = us
+        points[point] = us
     return TableTimes(times, str(path))
 
 

@@ -12,7 +12,7 @@ from engine.config import ModelConfig
 
 
 class TickTimes(Protocol):
-    """T(model, batch, context, span)."""
+    """The time T(model, batch, context, span) of a tick."""
 
     def seconds(self, model: int, batch: float, context: float, span: float) -> float:
         """Seconds of a tick that has the card to itself.

@@ -88,18 +88,18 @@ def read_problems(source: str, count: int, seed: int = 0, pair: bool = False) ->
     """
     name, settings = _parse(source)
     data = _create(source, name, count, seed, settings)
-    found: dict[str, GymProblem] = {}
+    unique: dict[str, GymProblem] = {}
     for index in range(_PATIENCE * count):
         entry = data[index]
         where = f"{PREFIX}{name} problem {index}"
         problem = GymProblem(entry["question"], entry, data, where)
         if pair and name == "path_star":
             problem = _as_routes(problem)
-        found.setdefault(problem.prompt, problem)
-        if len(found) == count:
-            return list(found.values())
+        unique.setdefault(problem.prompt, problem)
+        if len(unique) == count:
+            return list(unique.values())
     raise SteerError(
-        f"{source}: only {len(found)} distinct problems were found; ask for fewer with --problems"
+        f"{source}: only {len(unique)} distinct problems were found; ask for fewer with --problems"
     )
 
 

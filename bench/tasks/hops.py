@@ -84,19 +84,19 @@ def solve(prompt: str, style: str = "open") -> list[str]:
 def first_found(prompt: str) -> list[str]:
     """For each hop the person that one look-up leads to: for ``>>`` the one in between."""
     after, likes, question = _read(prompt)
-    person, found = question[0], []
+    person, people = question[0], []
     for _, relation in _HOP.findall(question):
-        found.append(follow(person, NEXT if relation == SECOND else relation, after, likes))
+        people.append(follow(person, NEXT if relation == SECOND else relation, after, likes))
         person = follow(person, relation, after, likes)
-    return found
+    return people
 
 
 def _read(prompt: str) -> tuple[dict[str, str], dict[str, str], str]:
     """Who comes after whom, who likes whom, and the question."""
     facts, _, question = prompt.strip().partition(QUESTION)
-    found = _FACT.findall(facts)
-    after = {a: b for a, relation, b in found if relation == NEXT}
-    likes = {a: b for a, relation, b in found if relation == LIKES}
+    relations = _FACT.findall(facts)
+    after = {a: b for a, relation, b in relations if relation == NEXT}
+    likes = {a: b for a, relation, b in relations if relation == LIKES}
     return after, likes, question
 
 

@@ -103,10 +103,10 @@ def first_error(problem: Problem, text: str) -> int | None:
 
 
 def _reachable(town: str, roads: set[tuple[str, str]]) -> set[str]:
-    found = {town}
-    while more := {b for a, b in roads if a in found} - found:
-        found |= more
-    return found
+    reached = {town}
+    while more := {b for a, b in roads if a in reached} - reached:
+        reached |= more
+    return reached
 
 
 def is_correct(problem: Problem, text: str) -> bool:

@@ -267,7 +267,7 @@ def test_a_decode_ahead_is_launched_behind_the_one_that_runs():
         assert [(t.sequences, t.rows, t.sampled) for t in ticks] == [(3, 3, 3)] * 4
         assert [t.context for t in ticks] == [103, 104, 105, 106]
         assert all(tick.seconds > 0 for tick in ticks)
-    # Two untimed ticks, and one behind the last: all but the first were planned ahead.
+    # Two untimed ticks, and one after the last: all but the first were planned ahead.
     assert engine.scheduler.counters()["ahead"] == [3 * 6, 3 * 6]
     assert engine.scheduler.counters()["voided"] == [0, 0]
     assert engine.scheduler.running == 0

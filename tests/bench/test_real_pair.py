@@ -143,7 +143,7 @@ def test_an_index_out_of_reach_is_not_a_missing_part(index: Index, capsys, monke
     source = index.source(1)
     monkeypatch.setenv("PIP_NO_INDEX", "0")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where nobody listens
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # where no server listens
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_RETRIES", "1")
     assert "pip cannot reach its package index" in refused(index.fetch(source), capsys)

@@ -292,7 +292,7 @@ def test_an_open_loop_at_low_rate_is_unloaded():
 
 @pytest.mark.parametrize("lanes", LANE_POLICIES)
 def test_no_lane_policy_waits_for_the_next_arrival(lanes: str):
-    """With one request at a time there is nobody to wait for, whatever is handed over."""
+    """With one request at a time there is no other to wait for, whatever is handed over."""
     means = Means(prompt=20, answer=60, step=5, spread=0)
     case = Case(lanes, 0.3, rate=0.01)
     figures = simulate(Constant(0.01, 0.02), case, means, requests=30)

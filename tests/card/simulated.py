@@ -63,8 +63,8 @@ class _Generator:
 
 @contextmanager
 def _guard() -> Iterator[None]:
-    """C++ asks who knows about CUDA devices before it dispatches, and PyTorch without CUDA has
-    nobody. Who knows about the CPU will do: there is never anything to switch."""
+    """C++ asks for the guard of CUDA devices before it dispatches, and PyTorch without CUDA has
+    none. The CPU's guard will do: there is never anything to switch."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     name = "_ZN3c104impl26device_guard_impl_registryE"
     guards = (ctypes.c_void_p * 2).in_dll(library, name)

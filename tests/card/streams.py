@@ -1,6 +1,6 @@
 """A card that is simulated: streams, events and graphs as CUDA has them, on a CPU.
 
-What is put on a stream runs later: when somebody waits for it, or when chance has it. Each stream
+What is put on a stream runs later: when the host waits for it, or when chance has it. Each stream
 keeps its order; against each other they run in any order that their events allow.
 """
 

@@ -94,7 +94,7 @@ def inner(x: Any) -> Any:
 
 
 def allocate(form: Tensor, device: torch.device) -> CardTensor:
-    """Memory of the form of a meta tensor, that nobody has written."""
+    """Memory of the form of a meta tensor, that nothing has written."""
     with plainly(), torch.inference_mode(False):
         made = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype)
         spoil(_raw(made))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def card():
-    """Nothing runs before somebody waits for it."""
+    """Nothing runs before the host waits for it."""
     with simulated_card(eagerness=0.0) as found:
         yield found
 

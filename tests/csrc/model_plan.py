@@ -1,8 +1,8 @@
-"""One plan of a lane, judged: who is served, with how many rows, from which blocks.
+"""One plan of a lane, judged: which sequences are served, with how many rows, from which blocks.
 
 While what is free would do, everything is known before. Where it would not, which KV goes is taken
-as the core chose it; it must be lawful, rows may be missing only where a block is, and nobody gets
-a block after the first who got none.
+as the core chose it; it must be lawful, rows may be missing only where a block is, and no sequence
+gets a block after the first that got none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .model_text import NONE
 
 
 class View:
-    """A plan as the core shows it, with what the core says of every sequence behind it."""
+    """A plan as the core shows it, and the core's view of every sequence after it."""
 
     def __init__(self, core: Scheduler, lane: int, buffer: int, after: dict[int, Sequence]) -> None:
         plan = core.buffers(lane, buffer)
@@ -178,7 +178,7 @@ class Judge:
         return self.view.after[s.id].suspended and not s.suspended
 
     def check_following(self, s: SequenceModel, left: int) -> int:
-        """Rows behind those in flight, while there are blocks that nobody has. Returns those that
+        """Rows after those in flight, while there are free blocks. Returns those that
         others cannot have."""
         span, rows = self.following[s], self.view.rows(s)
         here = s.computed[self.lane] + s.flying[self.lane]
@@ -204,7 +204,7 @@ class Judge:
         return rows if span > 1 else 0
 
     def comes_last(self, s: SequenceModel) -> bool:
-        """Has nobody behind it in the order got a block, or anything planned ahead?"""
+        """Has no sequence after it in the order got a block, or rows planned ahead?"""
         for o in self.running[self.running.index(s) + 1 :]:
             here, rows = o.computed[self.lane] + o.flying[self.lane], self.view.rows(o)
             more = self.model.blocks_for(here + rows) > self.model.blocks_for(here)
@@ -236,7 +236,7 @@ class Judge:
             self.starved = True
 
     def check_shortage(self) -> None:
-        """Nobody goes without, and nobody loses anything, while what is free would do."""
+        """No sequence lacks or loses anything while the free blocks would do."""
         if self.need <= self.free:
             assert not self.starved and not self.lossy, "taken though there was enough"
         if self.starved:
@@ -275,7 +275,7 @@ class Judge:
 
     def may_lose(self, s: SequenceModel, model: int) -> bool:
         """The progress rule: what is not missed, what sequences after an asker have, and for the
-        leader what nobody works on."""
+        leader what no sequence works on."""
         if s.end_pending != NONE or s.done_with(model):
             return True
         idle = s.active != model and self.leader in self.askers

@@ -133,8 +133,8 @@ class SchedulerModel:
 
     def admit(self, free: list[int], limit: int, after: dict[int, Sequence]) -> None:
         """In order: those that were stopped, and new ones while the batch has room. The leader in
-        any case, and one if all were stopped; nobody before there is room for what it has now.
-        Where all of them fit to their ends nobody waits. Between the two the forecast decides."""
+        any case, and one if all were stopped; none before there is room for what it has now.
+        Where all of them fit to their ends none waits. Between the two the forecast decides."""
         leader = self.leader()
         if leader is not None:
             assert not after[leader.id].suspended, "the first to go on was stopped"
@@ -198,7 +198,7 @@ class SchedulerModel:
         return max(0, self.blocks_for(s.length + 1) - held)
 
     def ready(self, ahead: int = NOBODY) -> list[int]:
-        """Sequences with work on each lane; on lane ``ahead`` also behind what is in flight."""
+        """Sequences with work on each lane; on lane ``ahead`` also after what is in flight."""
         return [
             sum(s.runnable(lane) or (lane == ahead and s.follows(lane) > 0) for s in self.running)
             for lane in (0, 1)
@@ -267,7 +267,7 @@ class SchedulerModel:
 
     def write(self, lane: int, span: Span, tokens: list[int]) -> None:
         """What a span computes from these tokens, on KV that is there. A bet leaves in its rows
-        what nobody can read, until it is won."""
+        what no lane can read, until it is won."""
         first = span.first
         digests = digest(tokens[: first + span.rows])
         found = [self.shadow.read(lane, place) for place in span.places[:first]]

@@ -30,7 +30,7 @@ SMALL, LARGE, NOBODY = 0, 1, -1
 PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
 DECIDE, FINISHED = 0, 1
 WAITING, RUNNING, OVER = range(3)
-FORCED = -1  # who drew a token that nobody drew
+FORCED = -1  # the model of a token that none drew
 
 
 class SequenceModel:
@@ -54,7 +54,7 @@ class SequenceModel:
         self.computed, self.highest, self.flying = [0, 0], [0, 0], [0, 0]
         self.blocks: list[list[int | None]] = [[], []]
         self.known = [0, 0]
-        # What is planned behind the rows in flight: won, or lost, when these have retired.
+        # What is planned after the rows in flight: won, or lost, when these have retired.
         self.bets: list[Span | None] = [None, None]
         # What waits for the batch in flight; others may take KV then as well.
         self.end_pending, self.cut_pending = NONE, -1
@@ -95,7 +95,7 @@ class SequenceModel:
         return self.phase == RUNNING and self.active == lane and free
 
     def follows(self, lane: int) -> int:
-        """Rows that may be planned behind those in flight; none if the text is known to end with
+        """Rows that may be planned after those in flight; none if the text is known to end with
         the token in flight, or to go on with others than the model's."""
         if not self.flying[lane] or self.active != lane or self.awaits_route or self.pending:
             return 0
@@ -286,7 +286,7 @@ class SequenceModel:
             self.cut(length)
 
     def cut(self, length: int) -> None:
-        """Whoever wrote what ended there goes on, or the boundary there is reached again."""
+        """The model that wrote what ended there goes on, or the boundary there is reached again."""
         steps = list(self.steps)
         self.take_back(length, [length - 1, length - 1])
         self.active = next(model for start, model in reversed(steps) if start <= length)
@@ -330,7 +330,7 @@ class SequenceModel:
     # -- KV
 
     def keep(self, model: int, rows: int) -> None:
-        """Gives up the rows behind. A block that others may read is left whole or given back."""
+        """Gives up the rows after. A block that others may read is left whole or given back."""
         rows = min(self.computed[model], rows)
         full, part = divmod(rows, self.core.size)
         if part and (full < self.known[model] or self.core.is_shared(self, model, full)):

@@ -44,7 +44,7 @@ class Turns:
         return False
 
     def _turn(self, running: int, ready: list[int]) -> int:
-        """One lane at a time: the large one while enough share its ticks, but nobody for ever."""
+        """One lane at a time: the large one while enough share its ticks, but neither for ever."""
         patience = self.lanes.hold_ticks
         if ready[LARGE] == 0 or (ready[SMALL] and self.waited[SMALL] >= patience):
             return SMALL

@@ -69,7 +69,7 @@ def test_a_prefill_goes_on_within_the_rows_that_are_left(make_scheduler: Make) -
     assert [p for p, _ in rows(plans[0])] == list(range(20, 25))
     assert (plans[0].samples[0], plans[0].contexts[0]) == (1, 25)
     commit(scheduler, SMALL, 0)
-    assert scheduler.plan(SMALL, ahead=True) == 0  # behind its own token it may not go
+    assert scheduler.plan(SMALL, ahead=True) == 0  # it may not go past its own token
     commit(scheduler, SMALL, B)
     assert scheduler.sequence(id).rows[SMALL, :, 0].tolist() == [24, 0, 1, 0, 0]
 
@@ -87,7 +87,7 @@ def test_what_is_known_to_be_void_is_not_planned(make_scheduler: Make, request_:
 
 
 def boundary(scheduler: Scheduler, writer: int) -> int:
-    """The small model reads a boundary that a model has written, a row behind its last one is
+    """The small model reads a boundary that a model has written, a row after its last one is
     planned, and the question is out."""
     id = start(scheduler, writer, prompt=3, reader=SMALL)
     scheduler.plan(SMALL)
@@ -113,7 +113,7 @@ def boundary(scheduler: Scheduler, writer: int) -> int:
 @pytest.mark.parametrize("writer", [SMALL, LARGE])
 @pytest.mark.parametrize("answer", [SMALL, LARGE])
 def test_who_goes_on_finds_its_row(make_scheduler: Make, writer: int, answer: int) -> None:
-    """The candidate's row, if the reader goes on; that behind the delimiter, if its writer does."""
+    """The candidate's row, if the reader goes on; that after the delimiter, if its writer does."""
     scheduler = make_scheduler()
     id = boundary(scheduler, writer)
     before = scheduler.sequence(id)
@@ -149,7 +149,7 @@ def test_an_answer_that_comes_too_late(make_scheduler: Make) -> None:
 
 def test_void_rows_keep_nothing_waiting(make_scheduler: Make) -> None:
     """A sequence ends and is forgotten while the device still computes for it; its blocks go to the
-    other lane behind the fence only."""
+    other lane only after the fence."""
     scheduler = make_scheduler(slabs=1, slots=(2, 2), max_context=8)
     id = start(scheduler, SMALL, prompt=3, max_tokens=5, stop_ids=[5])
     for _ in range(2):

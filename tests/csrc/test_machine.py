@@ -38,7 +38,7 @@ RULES = 100  # of an example, at most
 OPERATIONS = 200  # of an example on average, at least: 100,000 in all
 WORDS = (0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, PADDING, 0, 1, 3, 4)
 ALIVE = 9  # sequences at once
-UNKNOWN = 10**6  # an id that nobody has
+UNKNOWN = 10**6  # an id that no sequence has
 LANES = st.sampled_from((SMALL, LARGE))
 
 
@@ -270,7 +270,7 @@ class Machine(RuleBasedStateMachine):
         """Any token, now and then unusable logits; some texts tend to go round in circles."""
         byte, piece = dice.below(256), 1 + s.id % 3
         if not samples:
-            return byte % 3 - 1  # nobody looks at it
+            return byte % 3 - 1  # it is ignored
         if byte > 253:
             return -1
         if s.request.max_repeats and byte < 250 and len(s.written) >= piece:
@@ -449,7 +449,7 @@ class Machine(RuleBasedStateMachine):
 
     @contextmanager
     def operation(self, name: str) -> Iterator[None]:
-        """One call of the core; behind it everything that can be seen is as the model says."""
+        """One call of the core; after it everything that can be seen is as the model says."""
         self.sound = False  # until it has come to a good end
         Machine.operations += 1
         self.seen[name] += 1
@@ -490,7 +490,7 @@ class Machine(RuleBasedStateMachine):
 
     def let_go(self) -> None:
         """Samples take rows from the cache and from each other. Once only the core knows what is
-        cached nobody can tell which: the model goes on without samples."""
+        cached the model cannot tell which: it goes on without samples."""
         for s in self.alive():
             if self.model.cache is None and s.samples > 1:
                 self.end(s, False)
@@ -543,7 +543,7 @@ def test_the_core_is_as_the_model_says() -> None:
             derandomize=True,
             database=None,
             deadline=None,
-            # Making a failure small takes minutes: only where somebody asks for it.
+            # Making a failure small takes minutes: only where it is asked for.
             phases=[Phase.generate, *([Phase.shrink] if SHRINK else [])],
             suppress_health_check=list(HealthCheck),
         ),

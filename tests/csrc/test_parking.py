@@ -84,7 +84,7 @@ def back_again(make_scheduler: Make, host_blocks: int) -> tuple[Scheduler, int, 
 
 def test_what_the_large_lane_takes_is_saved_and_comes_back(make_scheduler: Make):
     scheduler, first, second, taking = robbed(make_scheduler, 8)
-    # The last block first: it is the first to go. The part of a block behind it is not kept.
+    # The last block first: it is the first to go. The part of a block after it is not kept.
     (last, slot_of_last), (front, slot_of_front) = saves(taking)
     assert {last, front} < set(taking.blocks[0, :3].tolist())
     assert scheduler.sequence(first).computed[LARGE] == 0
@@ -128,8 +128,8 @@ def test_what_the_small_lane_takes_is_saved_and_comes_back(make_scheduler: Make)
 
 def test_what_lies_behind_a_saved_block_is_found_again(make_scheduler: Make):
     """The first slab of a sequence goes to the other lane; the second one also holds a block of
-    somebody who may not be robbed, so what the sequence had there stays cached. It is not evicted
-    for what comes back before it, though another block was used later."""
+    a sequence that may not be robbed, so what the sequence had there stays cached. It is not
+    evicted for what comes back before it, though another block was used later."""
     scheduler = make_scheduler(slabs=3, slots=(4, 2), prefix_cache=True, host_blocks=8)
     robbed, thief = add(scheduler, A, length=11, max_tokens=6), add(scheduler, B, length=3)
     spared = add(scheduler, B + 1, length=3, priority=-1)

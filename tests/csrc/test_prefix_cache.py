@@ -89,7 +89,7 @@ def test_the_cache_belongs_to_a_model(scheduler: Scheduler):
 
 
 def test_a_block_counts_with_all_that_precedes_it(scheduler: Scheduler):
-    """The same four tokens behind another beginning are another block."""
+    """The same four tokens after another beginning are another block."""
     finish_me = start(scheduler, [A] * 4 + [B] * 4 + [A])
     tick(scheduler, SMALL)
     finish(scheduler, finish_me)
@@ -119,7 +119,7 @@ def test_a_preempted_sequence_finds_its_own_blocks(scheduler: Scheduler):
 
 
 def test_only_settled_tokens_are_registered(scheduler: Scheduler):
-    """What may be taken back is nobody else's business; settling makes it known."""
+    """What may be taken back is not shared; settling makes it known."""
     open_one = start(scheduler, [A] * 2, settle_at_once=False)
     for _ in range(10):
         tick(scheduler, SMALL, B)
@@ -191,7 +191,7 @@ def test_what_was_spared_has_its_kind(scheduler: Scheduler):
 
 
 def test_an_audited_text_is_not_found(scheduler: Scheduler):
-    """The large model is asked about each row behind the prompt's last: it computes them."""
+    """The large model is asked about each row after the prompt's last: it computes them."""
     text = [A] * 6 + [B] * 5
     start(scheduler, [*text, DELIMITER, A], LARGE)
     tick(scheduler, LARGE)

@@ -1,4 +1,4 @@
-"""Nobody starves: every request finishes within the bound that docs/architecture.md states.
+"""No request starves: each finishes within the bound that docs/architecture.md states.
 
 The arena holds exactly one request of full length, every step is handed over, and the sequences'
 steps are out of phase, so that the two models fight for every slab. A round asks each lane to plan

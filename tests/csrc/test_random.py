@@ -4,7 +4,7 @@ The two "models" are functions of the whole text so far, so a token that is wron
 written twice changes everything after it. The shadow holds, for every byte of the arena, what the
 last write there was. It is compared with what the planned sequences need, at plan() and again at
 commit(), and written at both: a block that is used twice within a tick in flight is caught,
-whoever owns it.
+whichever model owns it.
 """
 
 from __future__ import annotations

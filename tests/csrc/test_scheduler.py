@@ -105,7 +105,7 @@ def test_order_is_priority_then_arrival(make_scheduler: Make) -> None:
 
 
 def test_sequences_join_and_leave_between_ticks(make_scheduler: Make) -> None:
-    """Batching is continuous: nobody waits for the batch to end."""
+    """Batching is continuous: no request waits for the batch to end."""
     scheduler = make_scheduler()
     one = start(scheduler, 3, SMALL, max_tokens=2)
     tick(scheduler, SMALL, B)
@@ -898,7 +898,7 @@ def test_a_refused_request_holds_no_lane(make_scheduler: Make) -> None:
 def test_what_arrives_holds_up_nobody(
     make_scheduler: Make, policy: str, order: tuple[int, int], model: int
 ) -> None:
-    """Requests that come in every round bring the other lane no work yet: nobody waits for it."""
+    """Requests that come in every round bring the other lane no work yet: no lane waits for it."""
     scheduler = make_scheduler(lane_policy=policy, automatic_from=0, max_sequences=2)
     ids = [start(scheduler, 3, model, max_tokens=20) for _ in range(2)]
     for _ in range(2 * 20):
@@ -988,7 +988,7 @@ def test_earlier_sequences_keep_what_they_run_on(make_scheduler: Make) -> None:
 
 
 def test_the_leader_takes_idle_memory(make_scheduler: Make) -> None:
-    """KV of a model that nobody works on goes to the first in the order, its own included."""
+    """KV of a model that no lane works on goes to the first in the order, its own included."""
     scheduler = make_scheduler(slabs=2)
     first, second = (start(scheduler, n, SMALL, max_tokens=5) for n in (3, 2))
     for token in (A, BOTH):
@@ -1165,7 +1165,7 @@ def asked_at_the_end(make_scheduler: Make) -> tuple[Scheduler, int]:
 
 
 def test_any_answer_lets_the_end_stand(make_scheduler: Make) -> None:
-    """What the reader drew behind it is dropped, and the text ends as it would have."""
+    """What the reader drew after it is dropped, and the text ends as it would have."""
     scheduler, id = asked_at_the_end(make_scheduler)
     scheduler.route(id, LARGE)
     done = scheduler.sequence(id)
@@ -1175,7 +1175,7 @@ def test_any_answer_lets_the_end_stand(make_scheduler: Make) -> None:
 
 
 def test_an_end_that_is_taken_back_is_none(make_scheduler: Make) -> None:
-    """The question is void; the reader writes instead, and its own end asks nobody."""
+    """The question is void; the reader writes instead, and its own end asks nothing."""
     scheduler, id = asked_at_the_end(make_scheduler)
     scheduler.truncate(id, 3)
     assert not scheduler.sequence(id).closing

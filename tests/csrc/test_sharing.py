@@ -162,7 +162,7 @@ def test_reading_along_stops_before_the_last_settled_token(make_scheduler: Make)
 
 
 def test_reading_along_takes_nothing_from_anyone(make_scheduler: Make):
-    """Not a cached block, not what somebody holds; and what was lost is not read along again."""
+    """Not a cached block, not what a sequence holds; and what was lost is not read along again."""
     scheduler = make_scheduler(slabs=2, slots=(2, 1), max_context=8, background=(0, 1))
     id = scheduler.add([A] * 6, max_tokens=2, reader=SMALL)
     assert scheduler.plan(SMALL) == 1

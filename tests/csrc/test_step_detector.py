@@ -15,7 +15,7 @@ def plain_search(
     """Boundaries by the definition, slowly.
 
     Read the whole text from left to right; a match is the longest delimiter that ends at a byte
-    and lies behind the match before it. A token is a boundary if a match ends in it and the open
+    and lies after the match before it. A token is a boundary if a match ends in it and the open
     step holds bytes that no match covers.
     """
     text = b""

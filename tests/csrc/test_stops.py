@@ -126,7 +126,7 @@ def test_a_long_step_is_closed():
 
 
 def test_a_decision_for_the_rest_asks_no_more():
-    """Boundaries still open steps, nobody reads them and nobody is asked."""
+    """Boundaries still open steps, but none is read and no event asks about them."""
     scheduler = build([b"a", b"\n\n"])
     id = scheduler.add([0], max_tokens=40, reader=SMALL)
     assert scheduler.plan(SMALL) == 1
@@ -146,7 +146,7 @@ def test_a_truncation_past_it_takes_the_decision_back():
     id = start(scheduler, rest=True, settle_at_once=False)
     for token in (0, 1, 0):
         feed(scheduler, id, token)
-    scheduler.truncate(id, 3)  # behind the delimiter: the decision for the rest still stands
+    scheduler.truncate(id, 3)  # after the delimiter: the decision for the rest still stands
     assert not scheduler.sequence(id).awaits_route
     scheduler.truncate(id, 1)  # to where it was taken
     assert scheduler.sequence(id).awaits_route

@@ -43,7 +43,7 @@ _NAMES = {
 
 
 def random_model(architecture: str, seed: int = 0, **settings: Any) -> Any:
-    """A model of transformers, fp32, on whose weights nobody has worked."""
+    """A model of transformers, fp32, whose weights are as initialised."""
     torch.manual_seed(seed)
     config = CONFIGS[architecture](**SHAPE | settings)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

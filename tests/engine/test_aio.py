@@ -114,7 +114,7 @@ def test_closing_ends_what_runs(engine: Engine):
 
 
 def test_closing_ends_what_is_being_submitted(engine: Engine):
-    """Nothing is left behind in the engine, and whoever comes later hears of it."""
+    """Nothing is left behind in the engine, and later callers hear of it."""
 
     async def main() -> str:
         served = AsyncEngine(engine)

@@ -33,7 +33,7 @@ def prompts(folder: Path, count: int, style: str = "open", answers: bool = False
 
 
 def test_it_finds_the_probe_on_rigid_steps_without_answers(tmp_path: Path, capsys):
-    """The first token is a copy there: components lie apart, yet they foretell nothing."""
+    """The first token is a copy there: components lie apart, yet they predict nothing."""
     output = tmp_path / "c.json"
     path = prompts(tmp_path, 100, "rigid")
     assert main(["calibrate", str(path), *RIGID_PAIR, f"--output={output}"]) == 0

@@ -35,7 +35,7 @@ R1 = """{%- set found = namespace(system='', asked=false) -%}
 {%- endfor -%}
 {%- if add_generation_prompt and found.asked %}{{ '<|Assistant|><think>\\n' }}{% endif -%}
 """
-# Thoughts stay only behind the last question; tools and their calls; thinking can be switched off.
+# Thoughts stay only after the last question; tools and their calls; thinking can be switched off.
 QWEN3 = """{%- set at = namespace(question=-1) %}
 {%- for m in messages[::-1] %}
     {%- if at.question < 0 and m.role == 'user' and m.content is string

@@ -145,7 +145,7 @@ def test_vocabulary_out_of_range(vocabulary):
 def test_log_odds_where_one_minus_p_is_lost(lead):
     """Two tokens: the log-odds are the lead, also where fp32 holds p to be exactly 1.
 
-    Beyond 87 they are 87, whoever computes them.
+    Beyond 87 they are 87, whichever code computes them.
     """
     z = torch.tensor([[0.0, lead]])
     found = ops.confidence(z, 2)

@@ -273,7 +273,7 @@ def test_a_key_draws_the_same_token_everywhere(where):
 
 
 class LateQueue(HostQueue):
-    """Runs nothing before somebody waits for it."""
+    """Runs nothing before the host waits for it."""
 
     def __init__(self):
         self.waiting = []

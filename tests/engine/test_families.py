@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_transformers(case: str, tmp_path: Path):
-    """Log-probabilities of 40 tokens behind a prompt of 50, beyond the original context."""
+    """Log-probabilities of 40 tokens after a prompt of 50, beyond the original context."""
     model = checkpoint(*CASES[case], tmp_path)
     engine = Engine("custom", small=tmp_path, large=tmp_path)
     prompt = torch.randint(2, len(TOKENS), (50,)).tolist()
@@ -164,7 +164,7 @@ def test_what_a_generation_config_asks_in_vain_is_named(
 
 
 def test_heads_that_differ_in_padding(tmp_path: Path, prompts):
-    """As Qwen2.5's 1.5B and 32B: rows behind the vocabulary are never drawn by either model."""
+    """As Qwen2.5's 1.5B and 32B: rows past the vocabulary are never drawn by either model."""
     models = {}
     for role, rows in (("small", 40), ("large", 56)):
         changes = {"vocab_size": rows, "tie_word_embeddings": role == "small"}

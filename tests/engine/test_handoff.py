@@ -187,7 +187,7 @@ def test_under_memory_pressure(pair, tight, prompts, ties, reads):
 
 
 def test_one_sequence_that_fills_the_arena(pair, delimiters, prompts, ties):
-    """The smallest arena that admits a request serves it, and those behind it."""
+    """The smallest arena that admits a request serves it, and those after it."""
     engine = pair.engine(delimiters=delimiters, block_tokens=4, arena_tokens=80, check_every=1)
     schedule = drawn(6)
     done = engine.generate(prompts(3, seed=6, longest=32), GREEDY, call(schedule, True))

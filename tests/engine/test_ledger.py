@@ -126,7 +126,7 @@ def test_executed_equals_the_flop_counter(pair, delimiters, prompts, case):
     if case == "short of memory":
         assert sum(c.usage.count(r, "recompute") for c in done for r in ROLES) > 0
     else:
-        # Nobody else's FLOPs: a model that did not run has none.
+        # No other model's FLOPs: a model that did not run has none.
         assert (sum(terms_of(engine, ("small",))) > 0) == (not case.startswith("large"))
 
 

@@ -27,7 +27,7 @@ def engine() -> Engine:
 @pytest.mark.parametrize("policy", ["small", "large", "steer", "threshold:max_prob:0.9@probe:3"])
 @pytest.mark.parametrize("limit", [1, 7, 12])
 def test_thinking_ends_at_its_limit(engine: Engine, policy: str, limit: int):
-    """The marker stands right behind the limit, and a boundary behind the marker."""
+    """The marker comes right after the limit, and a boundary after the marker."""
     params = SamplingParams(max_tokens=40, max_think_tokens=limit, think_end=MARK, ignore_eos=True)
     plain = SamplingParams(max_tokens=max(limit, 3), ignore_eos=True)
     mark = tuple(engine.tokenizer.encode(MARK))
@@ -170,7 +170,7 @@ def test_a_cap_on_flops(engine: Engine):
     step = pair_flops(Usage.alone("large", 1, 9), engine.shapes, "catchup")  # of eight tokens
     for found, cost in zip(done, costs, strict=True):
         models = [s.model for s in found.steps]
-        assert models == sorted(models)  # large until the cap, small behind it
+        assert models == sorted(models)  # large until the cap, small after it
         spent = pair_flops(found.usage, engine.shapes, "catchup")
         assert spent < cost and spent < cap + 2 * step
         assert found.steps[-1].reason.startswith("budget: ")

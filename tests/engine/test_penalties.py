@@ -318,7 +318,7 @@ def test_signals_are_the_models_own(pair, prompts, delimiters, setting):
 
 
 def test_params_are_values():
-    """A caller's dict does not leak in, nobody changes the copy, equal ones are equal."""
+    """A caller's dict does not leak in, nothing changes the copy, equal ones are equal."""
     given = {3: 1, 5: -2.5}
     params = SamplingParams(logit_bias=given)
     given[3] = 50

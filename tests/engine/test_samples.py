@@ -48,7 +48,7 @@ def test_the_prompt_is_computed_once_a_model(lanes: tuple[str, ...]):
         if role not in lanes:
             assert rows[model] == 0
             continue
-        # Where a sample enters a model late it may find nobody who holds the prompt any more.
+        # Where a sample enters a model late it may find no sample that still holds the prompt.
         entered = [c for c in done if any(s.model == role for s in c.steps)]
         shared = sum(int(c.usage.cached[model]) for c in entered)
         if len(lanes) == 1:

@@ -217,7 +217,7 @@ def warm(seed, tokens=40):
 
 @pytest.mark.parametrize("reads", [False, True])
 def test_same_seed_alone_and_among_neighbours(engine, prompts, reads):
-    """A text hangs on its own seed, not on its place in a batch."""
+    """A text depends on its own seed, not on its place in a batch."""
     batch, policy = prompts(32, seed=2), mixed(reads)
     ids = [engine.submit(p, warm(100 + i), policy) for i, p in enumerate(batch)]
     together = {}

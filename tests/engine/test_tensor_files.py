@@ -127,7 +127,7 @@ def test_shards_hold_what_one_file_does(folder: Path):
 
 
 class Trap:
-    """Whoever unpickles it leaves a trace."""
+    """Unpickling it leaves a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -302,7 +302,7 @@ def test_windows_that_make_no_sense(arguments: tuple):
 
 
 def test_a_calibration_leaves_out_what_has_no_signals(engine: Engine):
-    """A window of the last step has none where the large model wrote, or nobody yet."""
+    """A window of the last step has none where the large model wrote, or no model yet."""
     policy = Threshold("max_prob", 0.97, window=Window("step"))
     done = engine.generate(PROMPTS, PARAMS, policy)
     signals = [s.signals for c in done for s in c.steps]

@@ -1,7 +1,7 @@
-"""Launches as a GPU specialises them, without one: each stops behind the compiler's front end.
+"""Launches as a GPU specialises them, without one: each stops after the compiler's front end.
 
 The interpreter knows no specialisation, and compiling ahead of time only those that it is told.
-What a launch compiles hangs on its arguments: a count of 1 is a constant there, and no tensor.
+What a launch compiles depends on its arguments: a count of 1 is a constant there, and no tensor.
 Run as a program, in a process without TRITON_INTERPRET.
 """
 

@@ -150,7 +150,7 @@ def watched() -> Iterator[list[int]]:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """From the first to behind the last byte of a view."""
+    """From the first byte of a view to past its last one."""
     if not tensor.numel():
         return 0, 0
     last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))

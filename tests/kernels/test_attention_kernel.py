@@ -183,7 +183,7 @@ class TestNeighbours:
 
     @pytest.mark.parametrize("spans", [[1, 3], [2, 64, 1], [66, 1, 5], [1, 1]])
     def test_a_recorded_size_serves_every_batch_that_it_holds(self, spans):
-        """Filled up with rows and sequences of nobody, at the bounds of the size alone."""
+        """Filled up with unused rows and sequences, at the bounds of the size alone."""
         case = make(spans, [s + 30 for s in spans], wide=2, padding=80 - sum(spans))
         used, width = case.starts[-1], case.table.shape[1]
         more = 6 - len(spans)

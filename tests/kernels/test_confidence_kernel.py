@@ -360,7 +360,7 @@ def test_tiny_masses_can_be_drawn(given):
 
 
 def test_other_logits_to_draw_from():
-    """Tokens hang on ``source``, statistics and log-probabilities on ``logits``."""
+    """Tokens depend on ``source``, statistics and log-probabilities on ``logits``."""
     torch.manual_seed(0)
     z, other = torch.randn(9, 3000), torch.randn(9, 3000, device=ON) * 3
     z = z.to(ON)

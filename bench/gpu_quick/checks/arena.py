@@ -16,7 +16,7 @@ PAGE = 64
 EPS = 1e-6
 _LAYERS, _LAYER = 2, 1
 _ROUNDED = (2**-6, 2e-2)
-_MIXED = (2**-6, 5e-3)  # over many values, whose mean is small
+_MIXED = (2**-6, 5e-3)  # a mean over many values, which is small
 _EXACT = (0.0, 0.0)
 # Queries and keys of each sequence: decodes, short spans, one that is longer.
 DECODES = ((1, 1), (1, 63), (1, 200), (1, 577))
@@ -24,14 +24,14 @@ SPANS = ((1, 64), (2, 65), (17, 130), (64, 64), (70, 300), (5, 133))
 
 
 def _layout(make: Maker) -> KVLayout:
-    """Three blocks a slab, and some rows at its end that belong to none."""
+    """A layout with three blocks per slab, and some rows at its end that belong to none."""
     s = make.shape
     block = _LAYERS * 2 * s.kv_heads * PAGE
     return KVLayout(_LAYERS, s.kv_heads, s.head_dim, PAGE, 3, 3 * block + PAGE)
 
 
 def rope_kvs(make: Maker) -> Iterator[Check]:
-    """With a bias (Qwen2), and with norms of queries and keys (Qwen3)."""
+    """Checks with a bias (Qwen2), and with norms of queries and keys (Qwen3)."""
     s, rows = make.shape, 5
     layout, width = _layout(make), (s.heads + 2 * s.kv_heads) * s.head_dim
     qkv, bias = make.normal(rows, width), make.normal(width)
@@ -46,7 +46,7 @@ def _rope_kv(
     name: str, make: Maker, layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor,
     positions: Tensor, slots: Tensor, norms: tuple[Tensor, Tensor] | None,
 ) -> Check:  # fmt: skip
-    """Outputs: rotated queries, keys and values that are then in the arena, and what else is."""
+    """Outputs: rotated queries, the keys and values written to the arena, and the rest of it."""
     kv_heads, width = layout.kv_heads, layout.head_dim
 
     def run(rows: Sequence[int]) -> Outputs:
@@ -101,14 +101,14 @@ def _plan(
     if table is None:
         table = make.integers(range(len(sizes))).view(-1, 1)
     work = ops.Work.of(starts, contexts)
-    splits = ops.Splits.of_lane(64, layout.kv_heads)  # of a lane, not of this batch
+    splits = ops.Splits.of_lane(64, layout.kv_heads)  # fixed per lane, not by this batch
     return AttentionPlan(
         layout, table, make.integers(starts), make.integers(contexts), slots, work, splits
     )
 
 
 def attentions(make: Maker) -> Iterator[Check]:
-    """Decodes alone, and with spans among them."""
+    """Checks of decodes alone, and of decodes mixed with spans."""
     yield _attention("decode", make, DECODES)
     yield _attention("spans", make, SPANS)
 
@@ -121,7 +121,7 @@ def _attention(name: str, make: Maker, sizes: Sequence[tuple[int, int]]) -> Chec
     for row, ids in enumerate(blocks.cpu().split(each)):
         table[row, : len(ids)] = ids
     rows = -(-sum(each) // layout.slots) * layout.slab_rows
-    # What no sequence may see holds NaN: the ends of pages, other layers, what lies between slabs.
+    # Rows that no sequence may see hold NaN: ends of pages, other layers, gaps between slabs.
     arena = torch.full((rows, s.head_dim), torch.nan, dtype=DTYPE, device=make.device)
     places = [_seen(layout, table[row], n) for row, (_, n) in enumerate(sizes)]
     keys = torch.cat([place.flatten() for place in places]).to(make.device)
@@ -130,7 +130,7 @@ def _attention(name: str, make: Maker, sizes: Sequence[tuple[int, int]]) -> Chec
     queries = [make.normal(span, s.heads, s.head_dim) for span, _ in sizes]
 
     def run(rows: Sequence[int]) -> Outputs:
-        """The last query of each sequence; of one sequence alone all of them are checked."""
+        """The last query of each sequence, and its first one."""
         chosen = [sizes[row] for row in rows]
         query = torch.cat([queries[row] for row in rows])
         slots = make.integers([0] * len(query))
@@ -169,7 +169,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def copies(make: Maker) -> Iterator[Check]:
-    """Block after block; the rest of the arena stays. A pair below 0 is padding."""
+    """Checks of copies of blocks; the rest of the arena stays. A pair below 0 is padding."""
     layout = _layout(make)
     arena = make.normal(2 * layout.slab_rows, layout.head_dim)
     pairs = torch.tensor([[0, 5], [4, 1], [-1, 2]], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""One op at one shape: what it gives for chosen rows, and what fp64 gives for all."""
+"""One op at one shape: its result for chosen rows, and that of fp64 for all rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils import deterministic
 
 Outputs = tuple[Tensor, ...]
-_FILLS = "fill_uninitialized_memory"  # a property of a module, which types do not know
+_FILLS = "fill_uninitialized_memory"  # a property of a module, unknown to type checkers
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """An element that is not what it should be; ``output`` is the number of the tensor."""
+    """An element with a wrong value; ``output`` is the number of the tensor."""
 
     output: int
     index: tuple[int, ...]
@@ -32,12 +32,12 @@ class Wrong:
 class Check:
     """An op at a shape.
 
-    run: the op for these rows of the batch (sequences, where spans are longer than a row), each
-        output with a first axis of them; nothing that it is given may be written for good.
+    run: the op for these rows of the batch (sequences, where spans are longer than a row), which
+        are the first axis of each output; its inputs must not stay changed.
     expected: all outputs for all rows in fp64.
-    rows: of the batch.
-    near: of each output, what an element may be off: relative to itself, and absolutely.
-    alone: whether a row's bits must not depend on the rows beside it.
+    rows: number of rows of the batch.
+    near: for each output the allowed error of an element, relative and absolute.
+    alone: whether a row's bits must not depend on the other rows.
     """
 
     op: str
@@ -51,7 +51,7 @@ class Check:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Within, memory that PyTorch allocates holds NaN, or the largest integer."""
+    """In this context, memory that PyTorch allocates holds NaN, or the largest integer."""
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -67,10 +67,10 @@ def poisoned() -> Iterator[None]:
 
 
 def failures(check: Check) -> list[str]:
-    """What is wrong, in words; empty if nothing is."""
+    """The faults in words; empty if there are none."""
     with poisoned():
         found = _on_host(check.run(range(check.rows)))
-        # The last row, in a batch of its own: what the others hold must not matter to it.
+        # The last row, in a batch of its own: the other rows must not matter to it.
         last = _on_host(check.run([check.rows - 1])) if check.alone else ()
     told = []
     for number, (got, want, near) in enumerate(
@@ -88,7 +88,7 @@ def failures(check: Check) -> list[str]:
 def first_wrong(
     number: int, got: Tensor, want: Tensor, relative: float, absolute: float
 ) -> Wrong | None:
-    """The first element that is further off than it may be; what is no number is."""
+    """The first element that is further off than allowed; NaN counts as such."""
     if got.shape != want.shape:
         return Wrong(number, tuple(got.shape), float("nan"), float(want.numel()))
     ours, theirs = got.double(), want.double()

@@ -21,7 +21,7 @@ _EXACT = (0.0, 0.0)
 
 
 def _near(wide: float = 1e-3) -> tuple[tuple[float, float], ...]:
-    """Of the statistics: sums in fp32. ``wide``: absolutely, of logits and their differences."""
+    """Allowed errors of the statistics (sums in fp32). ``wide``: absolute one of logits."""
     return tuple(
         _EXACT if name in ("argmax", "valid") else _NEAR.get(name, (1e-5, wide))
         for name in Confidence._fields
@@ -29,7 +29,7 @@ def _near(wide: float = 1e-3) -> tuple[tuple[float, float], ...]:
 
 
 def _logits(make: Maker, dtype: torch.dtype) -> Tensor:
-    """A vocabulary, and a few ids of padding that would win; the best id leads clearly."""
+    """Logits of a vocabulary and of some padding ids that would win; the best id leads clearly."""
     rows, width = ROWS, make.shape.head_rows
     logits = make.normal(rows, width, spread=2.0, dtype=torch.float32).cpu()
     logits[:, -3:] = 50.0
@@ -38,7 +38,7 @@ def _logits(make: Maker, dtype: torch.dtype) -> Tensor:
 
 
 def confidences(make: Maker) -> Iterator[Check]:
-    """Statistics in both types, a draw with all filters, and scores of given ids."""
+    """Checks of statistics in both types, a draw with all filters, and scores of given ids."""
     vocabulary = make.shape.head_rows - 3
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         yield _statistics(f"statistics_{name}", _logits(make, dtype), vocabulary)
@@ -62,7 +62,7 @@ def _statistics(name: str, logits: Tensor, vocabulary: int) -> Check:
 
 
 def _draw(logits: Tensor, vocabulary: int) -> Check:
-    """Tokens, exactly: a key draws the same one everywhere."""
+    """A check of tokens, exactly: a key draws the same one everywhere."""
     columns: dict[str, list[Any]] = {
         "temperature": [(0.8, 1.5, 0.0)[i % 3] for i in range(ROWS)],
         "seed": [11 + i for i in range(ROWS)],
@@ -85,7 +85,7 @@ def _draw(logits: Tensor, vocabulary: int) -> Check:
 
 
 def lm_heads(make: Maker) -> Iterator[Check]:
-    """Statistics out of the product, and the logits that are kept."""
+    """Checks of statistics out of the product, and of the logits that are kept."""
     s = make.shape
     hidden = make.normal(ROWS, s.hidden, spread=s.hidden**-0.5, dtype=make.head_dtype)
     weight = make.normal(s.head_rows, s.hidden, spread=2.0, dtype=make.head_dtype)
@@ -94,7 +94,7 @@ def lm_heads(make: Maker) -> Iterator[Check]:
     def run(rows: Sequence[int]) -> Outputs:
         found, logits = ops.lm_head(taken(hidden, rows), weight, vocabulary, keep=True)
         assert logits is not None
-        # Close logits may change places in fp32: what the winner's id says is in max_logit.
+        # Close logits may swap in fp32, so the argmax is left out: max_logit covers the winner.
         return (*(p for n, p in zip(found._fields, found, strict=True) if n != "argmax"), logits)
 
     def expected() -> Outputs:
@@ -103,7 +103,7 @@ def lm_heads(make: Maker) -> Iterator[Check]:
         return (*(p for n, p in zip(found._fields, found, strict=True) if n != "argmax"), logits)
 
     near = [n for name, n in zip(Confidence._fields, _near(), strict=True) if name != "argmax"]
-    # In other types than the models' a product is a library's, which promises no bits.
+    # In other types than the models' a library computes the product, which promises no bits.
     yield Check(
         "lm_head", "statistics", run, expected, ROWS, (*near, (1e-4, 1e-3)),
         alone=make.head_dtype == DTYPE,

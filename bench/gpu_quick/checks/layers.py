@@ -19,7 +19,7 @@ _NORMED = (2**-6, 1e-3)  # rounded twice: before and after the weight
 
 
 def norms(make: Maker) -> Iterator[Check]:
-    """With and without the sum."""
+    """Checks with and without the residual sum."""
     hidden = make.shape.hidden
     x, residual, weight = make.normal(ROWS, hidden), make.normal(ROWS, hidden), make.normal(hidden)
 
@@ -38,13 +38,13 @@ def norms(make: Maker) -> Iterator[Check]:
     yield Check("norm", "rms_norm", plain, lambda: (exact(x),), ROWS, (_NORMED,))
     yield Check(
         "norm", "add_rms_norm", added,
-        # The norm is that of the sum as it is stored.
+        # The norm is that of the stored (rounded) sum.
         lambda: (exact(x + residual), x.double() + residual.double()), ROWS, (_NORMED, _ROUNDED),
     )  # fmt: skip
 
 
 def silu_muls(make: Maker) -> Iterator[Check]:
-    """The gated activation."""
+    """A check of the gated activation."""
     gate_up = make.normal(ROWS, 2 * make.shape.feed_forward)
 
     def expected() -> Outputs:
@@ -58,7 +58,7 @@ def silu_muls(make: Maker) -> Iterator[Check]:
 
 
 def linears(make: Maker) -> Iterator[Check]:
-    """The layer with a bias, and the one with the longest sums; in bf16 and fp8."""
+    """Checks of the layer with a bias, and of that with the longest sums; in bf16 and fp8."""
     s = make.shape
     width = (s.heads + 2 * s.kv_heads) * s.head_dim
     for name, n, k in (("qkv", width, s.hidden), ("down", s.hidden, s.feed_forward)):
@@ -84,7 +84,7 @@ def _linear(
 
 
 def packed(make: Maker) -> Iterator[Check]:
-    """int4 with and without zero points, fp8 in blocks."""
+    """Checks of int4 with and without zero points, and of fp8 in blocks."""
     s = make.shape
     n, k = s.hidden, s.feed_forward + s.feed_forward % 2
     group = 128 if k % 256 == 0 else k

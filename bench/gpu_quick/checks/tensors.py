@@ -15,7 +15,7 @@ DTYPE = torch.bfloat16
 
 @dataclass
 class Maker:
-    """Random tensors for one shape on one device. ``head_dtype``: of the LM head and its input."""
+    """Random tensors for one shape on one device. ``head_dtype``: for the LM head and its input."""
 
     shape: ModelShape
     device: torch.device
@@ -27,16 +27,16 @@ class Maker:
         self._random = torch.Generator(self.device).manual_seed(self.seed)
 
     def normal(self, *size: int, spread: float = 1.0, dtype: torch.dtype = DTYPE) -> Tensor:
-        """Normal numbers."""
+        """Normally distributed numbers."""
         made = torch.empty(size, device=self.device)
         return made.normal_(0.0, spread, generator=self._random).to(dtype)
 
     def uniform(self, *size: int) -> Tensor:
-        """fp32 from 0.5 to 1.5."""
+        """Uniform fp32 from 0.5 to 1.5."""
         return torch.empty(size, device=self.device).uniform_(0.5, 1.5, generator=self._random)
 
     def whole(self, low: int, high: int, *size: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        """From ``low`` to below ``high``."""
+        """Whole numbers from ``low`` to below ``high``."""
         made = torch.empty(size, dtype=dtype, device=self.device)
         return made.random_(low, high, generator=self._random)
 
@@ -46,11 +46,11 @@ class Maker:
         return torch.randperm(count, generator=order).int().to(self.device)
 
     def integers(self, values: Sequence[int]) -> Tensor:
-        """int32."""
+        """The values as int32."""
         return torch.tensor(list(values), dtype=torch.int32).to(self.device)
 
 
 def taken(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Those rows, in memory of their own."""
+    """A copy of these rows."""
     index = torch.tensor(list(rows), dtype=torch.int64).to(tensor.device)
     return tensor.index_select(0, index)

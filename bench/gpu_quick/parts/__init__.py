@@ -1,4 +1,4 @@
-"""What each part does: a module each, with ``run(scene)``."""
+"""The parts: a module each, with ``run(scene)``."""
 
 # By the key of a part.
 MODULES = {

@@ -1,10 +1,10 @@
 """Compiles kernels before they are needed, on all cores, into Triton's cache on disk.
 
-The parts themselves are rehearsed: piece by piece in processes beside each other, on models of one
-layer and with few repeats. What a rehearsal launches is what the part launches, argument for
-argument, so Triton's key is the same. Variants that are compiled ahead of time would not do: a key
-holds what is known of every argument (a constant, a multiple of 16, nothing), and of what an engine
-launches hardly any key is that of a variant.
+The parts themselves are rehearsed: piece by piece in parallel processes, on models of one layer and
+with few repeats. A rehearsal makes the same launches as the part, argument for argument, so
+Triton's keys are the same. Variants that are compiled ahead of time would not do: a key holds what
+is known of every argument (a constant, a multiple of 16, nothing), and hardly any of an engine's
+launches has the key of a variant.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from bench.gpu_quick.watch import WORKER
 from kernels.aot import registry
 
 _PAUSE = 0.05  # seconds
-_MORE = 4  # rehearsals: some wait for the disk or the card
+_MORE = 4  # rehearsals more than cores: some wait for the disk or the card
 
 
 def pieces(key: str, quick: bool) -> Sequence[str]:
-    """What is rehearsed beside each other of a part; "" is all of it."""
+    """The pieces of a part that are rehearsed in parallel; "" is the whole part."""
     found: dict[str, Sequence[str]] = {
         "2": registry.OPS,
         "3": piece_names(quick),
@@ -44,7 +44,7 @@ def pieces(key: str, quick: bool) -> Sequence[str]:
 
 
 def run(scene: Scene) -> None:
-    """A row a rehearsal, with what it compiled."""
+    """A row for each rehearsal, with the kernels that it compiled."""
     follower = Follower(scene.folder / EVENTS)
     waiting = [(key, piece) for key in scene.ahead_of for piece in pieces(key, scene.quick)]
     count = _rehearse(scene, waiting)
@@ -56,7 +56,7 @@ def run(scene: Scene) -> None:
 
 
 def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
-    """All of them, a few more at once than there are cores; how many there were."""
+    """Run all rehearsals, a few more at once than there are cores; returns their number."""
     count, running = len(waiting), list[subprocess.Popen[Any]]()
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1) + _MORE:
@@ -67,11 +67,11 @@ def _rehearse(scene: Scene, waiting: list[tuple[str, str]]) -> int:
 
 
 def _start(scene: Scene, key: str, piece: str) -> subprocess.Popen[Any]:
-    """In the group of this process, with which it is ended."""
+    """Start a rehearsal in the group of this process, with which it is ended."""
     flags = ["--parts", key, "--only", piece, "--out", str(scene.folder), "--limits", "20"]
-    # Named, as memory that the others hold would make it look for a smaller one.
+    # The pair is named, as memory held by the others would make it choose a smaller one.
     flags += ["--pair", scene.pair, *(["--quick"] if scene.quick else [])]
-    # Compilation takes the cores: threads that compute beside it would be as many again for each.
+    # Compilation needs the cores: without this each process would add as many compute threads.
     return subprocess.Popen(
         [sys.executable, "-m", WORKER, *flags, "--rehearse"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""Where parity failed: the smallest set of switches and ops without which it holds."""
+"""After a failure of parity: the smallest set of switches and ops without which it holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Trial = Callable[[Sequence[str], Sequence[str]], Wrong | None]
 
 
 def run(scene: Scene) -> None:
-    """A row with the verdict, which goes with the result as well."""
+    """A row with the verdict, which is in the result as well."""
     where = scene.parity
     with TemporaryDirectory() as folder:
         oracle = Oracle(where["family"], Path(folder))
@@ -55,7 +55,7 @@ def run(scene: Scene) -> None:
 
 
 def _told(trial: Trial, scene: Scene) -> Trial:
-    """Says of each trial what it found: a kill loses none of that."""
+    """Prints the result of each trial, so that a kill loses none."""
 
     def run(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
         wrong = trial(switches, ops)
@@ -70,7 +70,7 @@ def _told(trial: Trial, scene: Scene) -> Trial:
 
 
 def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
-    """Runs with switches off and ops replaced; what is then wrong."""
+    """A trial: runs with switches off and ops replaced, and returns what is then wrong."""
     dtype, bits = where["dtype"], where["check"] not in ("transformers", CRASH)
     if dtype == "bfloat16":
         oracle.rounded()
@@ -86,7 +86,7 @@ def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
         return same_bits(ours, theirs)
 
     def guarded(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
-        """An error is something wrong as well. One that takes the card away ends the search."""
+        """Takes errors as wrong results. An error that loses the card ends the search."""
         try:
             return trial(switches, ops)
         except Exception as error:
@@ -98,13 +98,13 @@ def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
 
 
 def culprits_of(trial: Trial) -> tuple[list[str], Wrong | None, str]:
-    """What has to be replaced, so that nothing is wrong; the first wrong element; in words, why.
+    """The switches and ops to replace so that nothing is wrong; the first wrong element; a reason.
 
-    Of a set that works, each member is put back in turn, and stays where that changes nothing: no
-    member of what remains can be left out.
+    Each member of a set that works is put back in turn, and stays in use if nothing is wrong then:
+    no member of the remaining set can be left out.
 
     Args:
-        trial: what is wrong with these switches off and these ops replaced by their references.
+        trial: returns what is wrong with these switches off and these ops replaced by references.
     """
     wrong = trial([], [])
     if wrong is None:
@@ -112,7 +112,7 @@ def culprits_of(trial: Trial) -> tuple[list[str], Wrong | None, str]:
     switches = list(SWITCHES)
     if trial(switches, []) is None:
         return _smallest(switches, lambda kept: trial(kept, [])), wrong, "switches turned off"
-    # References wait for the device, which no recording allows: graphs stay off from here on.
+    # References wait for the device, which a recording forbids: graphs stay off from here on.
     if trial(switches, NAMES) is not None:
         return [], wrong, "it fails with every switch off and every op replaced as well"
     ops = _smallest(list(NAMES), lambda kept: trial(switches, kept))
@@ -122,7 +122,7 @@ def culprits_of(trial: Trial) -> tuple[list[str], Wrong | None, str]:
 
 
 def _smallest(names: list[str], trial: Callable[[list[str]], Wrong | None]) -> list[str]:
-    """Of ``names``, with all of which the trial finds nothing wrong, a set of which all count.
+    """A smallest subset of ``names`` with which the trial finds nothing wrong, as with all of them.
 
     Halves are tried first: one culprit among twelve takes few trials.
     """

@@ -1,4 +1,4 @@
-"""Part 1: what the card does at its best, and what runs on it."""
+"""Part 1: the card's measured limits, and the versions of its software."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(scene: Scene) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    """Those that rows do not carry anyway."""
+    """Versions that rows do not have anyway."""
     try:
         transformers = metadata.version("transformers")
     except metadata.PackageNotFoundError:

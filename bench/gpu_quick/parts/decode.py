@@ -6,12 +6,12 @@ from bench import decode
 from bench.gpu_quick.scene import Scene
 
 BATCHES = ("1", "8", "64")
-CONTEXT = "384"  # at 512 the arena of a card of 80 GB lets fewer than 64 in at once
+CONTEXT = "384"  # at 512 the arena of a card of 80 GB admits fewer than 64 at once
 REPEATS = "30"
 
 
 def run(scene: Scene) -> None:
-    """Planned ahead and in turn; nothing else beside the engine."""
+    """Times decodes planned ahead and in turn; the engine only, without peers."""
     batches = ",".join(scene.pieces(*BATCHES))
     flags = ["--batch", batches, "--context", CONTEXT, "--no-peers", "--repeats", REPEATS]
     if scene.quick:

@@ -1,4 +1,4 @@
-"""Part 6: the kernels that most of a tick's time goes to, in graphs, without rivals."""
+"""Part 6: the kernels that take most of a tick's time, in graphs, without rivals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUICK = gpu.Extent(replays=2, calls=1, alone=True)
 
 
 def run(scene: Scene) -> None:
-    """A row a case as it is measured; one that fails has a row with its error."""
+    """A row for each case as it is measured; a case that fails has a row with its error."""
     small = scene.quick or scene.rehearses
     card = calibrate(small)
     if small:  # no cold rows, which take many sets of arguments
@@ -26,7 +26,7 @@ def run(scene: Scene) -> None:
     shapes, wanted = (scene.shapes[:1], _smallest) if scene.quick else (scene.shapes, _wanted)
     extent, rows = _QUICK if small else _EXTENT, []
     with scene.writer() as writer:
-        for op in ops:  # of both models, so that a run that is cut off has both models' goals
+        for op in ops:  # both models per op, so that a run that is cut off has both models' goals
             for row in gpu.measure([op], shapes, card, extent, wanted):
                 writer.write(row)
                 rows.append(row)

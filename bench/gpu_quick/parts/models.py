@@ -1,4 +1,4 @@
-"""Part 5: what both models do together. Pieces that share an engine come first."""
+"""Part 5: both models together. Pieces that share an engine come first."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PIECES: dict[str, tuple[Bench, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def run(scene: Scene) -> None:
-    """Bench after bench, each with its table in the log."""
+    """Runs bench after bench, each with its table in the log."""
     for name in scene.pieces(*PIECES):
         bench, flags, smallest = PIECES[name]
         print(f"\n-- {name}", flush=True)

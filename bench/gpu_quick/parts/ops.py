@@ -1,4 +1,4 @@
-"""Part 2: every op against fp64, and whether this part would see a kernel that is wrong."""
+"""Part 2: every op against fp64, and whether this part would detect a wrong kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SMALLEST = (ModelShape("small", 64, 96, 4, 2, 16, 160), ModelShape("odd", 67, 9
 
 
 def run(scene: Scene) -> None:
-    """A row a check; fails once all have run. Ops behind one that takes the card away are left."""
+    """A row for each check; fails once all have run. Ops after one that loses the card are left."""
     # References round logits to the type of their input; the kernels do not.
     head = torch.float32 if scene.quick else DTYPE
     shapes = _SMALLEST if scene.quick else (*scene.shapes, ODD)
@@ -62,7 +62,7 @@ def _rows(
         try:
             for check in CHECKS[op](Maker(shape, device, head)):
                 yield {**what, "check": check.name, "wrong": _failures(check)}
-        except Exception as error:  # of what makes the inputs
+        except Exception as error:  # from making the inputs
             yield {**what, "check": "inputs", "wrong": [first_line(error)]}
 
 
@@ -75,7 +75,7 @@ def _failures(check: Check) -> list[str]:
 
 
 def _unseen(make: Maker) -> list[str]:
-    """Spoilt kernels that these checks would not have seen: there should be none."""
+    """Broken kernels that these checks would not have detected: there should be none."""
     check = next(norms(make))
     return [
         f"a kernel that {what} was not seen: the checks prove nothing"
@@ -96,14 +96,14 @@ def _one_wrong(output: torch.Tensor) -> torch.Tensor:
 
 
 def _unwritten(output: torch.Tensor) -> torch.Tensor:
-    """As a mask that is one row short would leave it."""
+    """The output as a mask that is one row short would leave it."""
     made = torch.empty_like(output)
     made[:-1] = output[:-1]
     return made
 
 
 def _leaning(output: torch.Tensor) -> torch.Tensor:
-    """Less than any tolerance, by what stands beside it."""
+    """The output changed by its neighbours, by less than any tolerance."""
     return output * (1 + 2**-7) if len(output) == 1 else output
 
 

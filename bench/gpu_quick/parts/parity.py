@@ -25,7 +25,7 @@ def piece_names(quick: bool) -> list[str]:
 
 
 def run(scene: Scene) -> None:
-    """A row a family, type and check; fails once all have run, as far as the card does."""
+    """A row for each family, type and check; fails once all have run, or the card is lost."""
     if importlib.util.find_spec("transformers") is None:
         raise NotRunError("transformers is not installed: pip install transformers")
     torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32
@@ -43,7 +43,7 @@ def run(scene: Scene) -> None:
 
 
 def _guarded(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """An error is a row too."""
+    """Rows of a piece; an error gives a row, too."""
     try:
         yield from _rows(piece, folder, quick)
     except Exception as error:
@@ -54,7 +54,7 @@ def _guarded(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """Against transformers as the engine runs; in fp32 against itself without graphs, too."""
+    """Rows of the engine against transformers; in fp32 also against itself without graphs."""
     from bench.gpu_quick.agreement import (
         STEADY,
         build,
@@ -88,7 +88,7 @@ def _row(family: str, dtype: str, check: str, wrong: object | None) -> dict[str,
 
 
 def _failed(wrong: list[dict[str, Any]], **detail: Any) -> PartFailedError:
-    """All that is wrong, and behind it the traceback of the first error."""
+    """All faults, then the traceback of the first error."""
     where = {name: wrong[0][name] for name in ("family", "check", "dtype")}
     told = [f"{r['family']}, {r['dtype']}, {r['check']}: {r['wrong']}" for r in wrong]
     traces = [row["trace"] for row in wrong if "trace" in row]

@@ -8,7 +8,7 @@ from bench.gpu_quick.scene import Scene
 
 
 def run(scene: Scene) -> None:
-    """One sequence at one context."""
+    """Times the decode of one sequence at one context."""
     context = "64" if scene.quick else CONTEXT
     flags = ["--batch", "1", "--context", context, "--no-peers", "--repeats", "20"]
     decode.run(scene.bench_flags(*flags), scene.shared)

@@ -9,9 +9,9 @@ from bench.gpu_quick.soak import Soak
 from bench.lanes.pairs import dummy_pair
 from engine import Engine, EngineConfig
 
-_MARGIN = 15.0  # seconds: to begin and to end; the part's least limit has 60 beside them
+_MARGIN = 15.0  # seconds to begin and to end; the part's least limit leaves 60 more
 _QUICK = 0.5  # seconds
-_PAIR = "dummy-tiny"  # many ticks a second, and all of the engine
+_PAIR = "dummy-tiny"  # many ticks per second through all of the engine
 _STEP = 6
 
 
