@@ -14,7 +14,14 @@ from bench.table import render
 from engine.config.named_models import NAMED_MODELS
 from engine.config.pairs import NAMED_PAIRS, Pair
 from kernels.aot import registry
-from kernels.aot.variant import ModelShape, Variant, compile_variant
+from kernels.aot.variant import (
+    Compiled,
+    ModelShape,
+    Report,
+    Variant,
+    compile_variant,
+    read_reports,
+)
 
 Row = dict[str, Any]
 _VARIANTS: list[Variant] = []  # in a worker: kernels cannot be pickled, forks inherit them
@@ -51,14 +58,20 @@ def check_variants(variants: Sequence[Variant]) -> list[Row]:
     unique = dict(zip(keys, variants, strict=True))
     usable = getattr(os, "sched_getaffinity", None)
     workers = min(len(usable(0)) if usable else os.cpu_count() or 1, 16)
-    done: dict[str, Row] = {}
+    made: dict[str, tuple[bytes, int] | str] = {}
     with ProcessPoolExecutor(
         workers, get_context("fork"), initializer=_inherit, initargs=(list(unique.values()),)
     ) as pool:
-        futures = {pool.submit(_check, i): key for i, key in enumerate(unique)}
+        futures = {pool.submit(_compile, i): key for i, key in enumerate(unique)}
         for future in tqdm(as_completed(futures), "compiling", len(futures)):
-            done[futures[future]] = future.result()
-    return [{**done[key], "kernel": v.name} for key, v in zip(keys, variants, strict=True)]
+            made[futures[future]] = future.result()
+    good = {
+        key: Compiled(unique[key], *each) for key, each in made.items() if not isinstance(each, str)
+    }
+    reports = dict(zip(good, read_reports(list(good.values())), strict=True))
+    said: dict[str, Report | str] = {k: e for k, e in made.items() if isinstance(e, str)}
+    said |= reports
+    return [_row(variant, said[key]) for key, variant in zip(keys, variants, strict=True)]
 
 
 def _key(v: Variant) -> str:
@@ -72,14 +85,20 @@ def _inherit(variants: list[Variant]) -> None:
     _VARIANTS[:] = variants
 
 
-def _check(index: int) -> Row:
-    variant = _VARIANTS[index]
+def _compile(index: int) -> tuple[bytes, int] | str:
+    """The machine code and its shared memory, or what the compiler says."""
+    try:
+        compiled = compile_variant(_VARIANTS[index])
+    except Exception as error:  # any error: the table must name the kernel and go on
+        return f"does not compile: {str(error).strip().splitlines()[-1:]}"
+    return compiled.cubin, compiled.shared
+
+
+def _row(variant: Variant, report: Report | str) -> Row:
     limits = {"budget": variant.budget, "register_limit": variant.registers}
     row: Row = {"kind": "aot", "op": variant.op, "kernel": variant.name, **limits}
-    try:
-        report = compile_variant(variant)
-    except Exception as error:  # any error: the table must name the kernel and go on
-        return row | {"failures": [f"does not compile: {str(error).strip().splitlines()[-1:]}"]}
+    if isinstance(report, str):
+        return row | {"failures": [report]}
     return row | {
         "registers": report.registers,
         "spills": report.spills,

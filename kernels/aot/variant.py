@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from kernels.aot.sass import instructions, resource_usage
 
 CAPABILITY = 90  # Hopper
 MOST_SHARED = 227 * 1024  # bytes that one program can have there
@@ -99,8 +98,17 @@ class Report:
         return found
 
 
-def compile_variant(variant: Variant) -> Report:
-    """Compile ahead of time for sm_90 and read the result. Needs no GPU, only Triton's tools.
+@dataclass(frozen=True)
+class Compiled:
+    """A variant's machine code. shared: bytes of shared memory of a program."""
+
+    variant: Variant
+    cubin: bytes
+    shared: int
+
+
+def compile_variant(variant: Variant) -> Compiled:
+    """Compile ahead of time for sm_90. Needs no GPU.
 
     The kernels must have been imported without TRITON_INTERPRET.
     """
@@ -122,36 +130,23 @@ def compile_variant(variant: Variant) -> Report:
     )
     options = {"num_warps": variant.warps, "num_stages": variant.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
-    return _read(variant, compiled.asm["cubin"], int(compiled.metadata.shared))
+    return Compiled(variant, compiled.asm["cubin"], int(compiled.metadata.shared))
 
 
-def _read(variant: Variant, cubin: bytes, shared: int) -> Report:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _tool("cuobjdump", "--dump-resource-usage", path)
-        sass = _tool("nvdisasm", "-c", path)
-    registers = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
-    if registers is None:
-        raise RuntimeError(f"no resource usage of {variant.name} in: {usage}")
-    lines = [line for line in sass.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
+def read_reports(compiled: Sequence[Compiled]) -> list[Report]:
+    """What the compiler made of each; only Triton's tools are needed."""
+    codes = instructions([each.cubin for each in compiled], f"SM{CAPABILITY}")
+    return [_report(each, lines) for each, lines in zip(compiled, codes, strict=True)]
+
+
+def _report(compiled: Compiled, lines: list[str]) -> Report:
+    registers, spills = resource_usage(compiled.cubin)
     loads = Counter(_width(line) for line in lines if re.search(r"\b(LDG|LDGSTS)\.", line))
-    return Report(
-        variant, int(registers[1]), int(registers[2]) + int(registers[3]), shared, len(lines), loads
-    )
+    return Report(compiled.variant, registers, spills, compiled.shared, len(lines), loads)
 
 
 def _width(line: str) -> int:
     """Bits of a global load, by its opcode: addresses have suffixes of their own."""
     opcode = line.split("LDG", 1)[1].split()[0]
-    found = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", opcode)
-    return int(found[1].strip("US")) if found else 32
-
-
-def _tool(name: str, *arguments: object) -> str:
-    """Runs a tool that comes in the triton wheel."""
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    command = [str(path), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    width = re.search(r"\.(8|16|U8|U16|S8|S16|64|128)\b", opcode)
+    return int(width[1].strip("US")) if width else 32
