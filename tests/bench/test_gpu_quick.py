@@ -42,7 +42,8 @@ from bench.lanes.scripted_engine import ScriptedEngine
 from engine import Engine
 from engine.config import ModelConfig
 from engine.config.pairs import Pair
-from kernels import norm, ops, registry
+from kernels import norm, ops
+from kernels.aot import registry
 from tests.card.simulated import GIB, simulated_card
 
 ROOT = Path(__file__).parents[2]
