@@ -86,7 +86,7 @@ def card_memory(device: torch.device, fraction: float) -> CardMemory:
 
 
 def check_shapes(shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig) -> None:
-    """SteerError on shapes that the GPU kernels do not support."""
+    """SteerError on what the kernels for GPUs were not built for."""
     limits = gpu_limits()
     if config.block_tokens not in limits.block_tokens:
         known = ", ".join(map(str, limits.block_tokens))
