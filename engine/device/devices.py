@@ -73,7 +73,7 @@ def choose_dtype(name: str, devices: Devices) -> torch.dtype:
 
 
 def make_queue(model: int, device: torch.device) -> DeviceQueue:
-    """The queue of a lane's passes."""
+    """Where a lane's passes run."""
     return CudaQueue(device, _PRIORITIES[model]) if device.type == "cuda" else HostQueue()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from engine.device.device_queue import Ticket
@@ -69,7 +70,7 @@ class TickResult:
 
     @property
     def sampled(self) -> list[int]:
-        """The plan rows whose logits were sampled."""
+        """The sampled plan rows."""
         return list(self._order)
 
     def signals(self, row: int) -> Signals:
@@ -78,11 +79,25 @@ class TickResult:
         return Signals(**dict(zip(SIGNAL_NAMES, values, strict=True)))
 
 
+def pack(confidence: ops.Confidence, tokens: Tensor) -> Tensor:
+    """A tick's results as one tensor, so that one copy brings them to the host.
+
+    Args:
+        confidence: signals, fp32 [rows] each.
+        tokens: int32 [rows].
+
+    Returns:
+        int32 [signals + 1, rows]: the signals' bits in the order of ``SIGNAL_NAMES``, then tokens.
+    """
+    signals = torch.stack([getattr(confidence, name) for name in SIGNAL_NAMES])
+    return torch.cat([signals.view(torch.int32), tokens[None]])
+
+
 class InFlightTick:
     """A launched tick. Ticks of a lane finish in the order of their launch.
 
     ticket, packed, scores, audited: set by the launch; the tensors are on the host and complete
-        when the ticket is done. packed: int32 [signals (fp32 bits), then tokens; rows].
+        when the ticket is done. packed: see :func:`pack`.
     """
 
     def __init__(

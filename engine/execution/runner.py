@@ -14,12 +14,11 @@ from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
 from engine.device.host_offload import HostKVStore, OffloadCopies
-from engine.execution.in_flight import InFlightTick, TickPlan, TickResult
+from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.execution.sampler import Sampler, SamplingSpec
 from engine.execution.scoring import AuditRows, scored_rows
 from engine.models.decoder import Batch, Decoder
-from engine.routing.signals import SIGNAL_NAMES
 from kernels import ops
 
 
@@ -293,5 +292,4 @@ class ModelRunner:
             self._drawn[: len(tokens)] = tokens
         else:
             self._drawn.index_copy_(0, wanted.long(), tokens)
-        values = torch.stack([getattr(confidence, name) for name in SIGNAL_NAMES])
-        return torch.cat([values.view(torch.int32), tokens[None]])
+        return pack(confidence, tokens)
