@@ -14,7 +14,7 @@ from kernels.ops import gpu_limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]
-_PRIORITIES = (-1, 0)  # the small model's ticks are short: they run between the large model's
+_PRIORITIES = (-1, 0)  # ticks of the small model are short: they go between those of the large
 
 
 def choose_devices(name: str, each: Sequence[str] | None = None) -> Devices:
