@@ -102,7 +102,7 @@ class TickViews:
     tokens: [rows]; a number t < 0 stands for the token that sequence -1 - t of the lane's previous
         tick drew.
     positions: [rows], in the sequence.
-    slots: [rows], where keys and values are written; -1 in padding.
+    slots: [rows], where keys and values are written: block * block_tokens + offset; -1 in padding.
     starts: [sequences + 1], first row of each sequence, and the number of rows.
     contexts: [sequences], tokens of each sequence, this tick's rows included.
     sampled: [sampled], rows that go through the head.

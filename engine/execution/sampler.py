@@ -59,7 +59,7 @@ class SampledRows:
 
     ids: int64 [rows], ids of their sequences.
     contexts: int32 [rows], tokens that a row has seen: the position of the token that it draws.
-    attempts: int32 [rows], how often this position was drawn before.
+    attempts: int32 [rows], truncations of the sequence so far; they key its draws.
     draws: how each row samples.
     histories: by row, where penalties need earlier tokens.
     """
