@@ -20,7 +20,7 @@ _DECODED = [ROW_KINDS.index("sampled"), ROW_KINDS.index("discarded")]
 
 @dataclass(frozen=True)
 class Price:
-    """FLOPs of one model: per computed row, per attended key, per row whose logits are used."""
+    """FLOPs of one model: per computed row, per attended key, per row of the head."""
 
     row: int
     key: int

@@ -1,1 +1,1 @@
-"""From checkpoints and settings to the parts of an engine."""
+"""Builds the parts of an engine from checkpoints and settings."""

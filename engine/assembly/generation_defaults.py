@@ -1,4 +1,4 @@
-"""What a checkpoint recommends (generation_config.json), as the parameters of a request."""
+"""Default parameters of requests, from a checkpoint's generation_config.json or GGUF keys."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engine.gguf.file import GgufFile, opened
 from engine.models.gguf_shape import shortest
 from engine.params import SamplingParams
 
-# Their names in the file, and ours. Those of the first line count only where ``do_sample`` is true.
+# Names in the file and in SamplingParams. Those of the first line count only with ``do_sample``.
 _DRAWN = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 _ALWAYS = {"repetition_penalty": "repetition_penalty", "max_new_tokens": "max_tokens"}
-# What would change the text too and is not done here, with the values that switch it off; None and
-# empty lists always do. Some count only beside another setting.
+# Keys that would change the text but are not supported, with the values that switch them off; None
+# and empty lists always do.
 _IGNORED: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": (), "begin_suppress_tokens": (), "bad_words_ids": (), "sequence_bias": (),
     "forced_bos_token_id": (), "forced_eos_token_id": (), "no_repeat_ngram_size": (0,),
@@ -30,7 +30,7 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
 _IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
 }  # fmt: skip
-# Their names in a GGUF file.
+# Names in a GGUF file and in generation_config.json.
 _GGUF = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
@@ -39,10 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 def default_params(*sources: Path | GgufFile) -> SamplingParams:
-    """Parameters for requests that bring none: those of the first checkpoint that has some.
+    """Default parameters of requests, from the first checkpoint that has any.
 
-    Without ``do_sample`` they are greedy. What the file sets and the engine does not do is named in
-    a warning (``logging``). SteerError, naming the file, on values out of range.
+    Without ``do_sample`` they are greedy. Unsupported settings of the file are named in a warning
+    (``logging``). SteerError, naming the file, on values out of range.
     """
     for source in map(opened, sources):
         if isinstance(source, GgufFile):
@@ -54,43 +54,45 @@ def default_params(*sources: Path | GgufFile) -> SamplingParams:
 
 
 def _of_gguf(file: GgufFile) -> dict[str, Any]:
-    """What a file's ``general.sampling`` keys say, in the words of a generation_config.json.
+    """A file's ``general.sampling`` keys, translated to those of a generation_config.json.
 
-    Without a temperature they say nothing here: what they leave open is up to their reader.
+    Empty without a temperature: the format does not define its default.
     """
-    prefix, found, ignored = "general.sampling.", dict[str, Any](), list[str]()
+    prefix, settings, ignored = "general.sampling.", dict[str, Any](), list[str]()
     for key in file.keys(prefix):
         name = _GGUF.get(key.removeprefix(prefix))
         if name is None:
             ignored.append(key)
         else:
             value = file.get(key, (int, float))
-            found[name] = shortest(value) if isinstance(value, float) else value
+            settings[name] = shortest(value) if isinstance(value, float) else value
     if ignored:
         _log.warning("%s: not done here, so it is ignored: %s", file, ", ".join(ignored))
-    return found | {"do_sample": found["temperature"] > 0} if "temperature" in found else {}
+    if "temperature" not in settings:
+        return {}
+    return settings | {"do_sample": settings["temperature"] > 0}
 
 
 def _read(raw: Mapping[str, Any], path: Path) -> SamplingParams:
     if ignored := ", ".join(_ignored(raw)):
         _log.warning("%s: not done here, so it is ignored: %s", path, ignored)
-    names, found = dict(_ALWAYS), dict[str, Any]()
+    names, settings = dict(_ALWAYS), dict[str, Any]()
     if raw.get("do_sample") is True:
         names |= _DRAWN
-        found["temperature"] = 1.0
-    found |= {ours: raw[theirs] for theirs, ours in names.items() if raw.get(theirs) is not None}
-    if found.get("top_k") == -1:
-        found["top_k"] = 0  # both switch it off
+        settings["temperature"] = 1.0
+    settings |= {ours: raw[theirs] for theirs, ours in names.items() if raw.get(theirs) is not None}
+    if settings.get("top_k") == -1:
+        settings["top_k"] = 0  # both switch it off
     try:
-        return SamplingParams(**found)
+        return SamplingParams(**settings)
     except SteerError as error:
         raise SteerError(f"{path}: {error}") from None
 
 
 def _ignored(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that are set to something and have no counterpart here."""
+    """Keys that are set and not supported."""
     off = _IGNORED | (_IGNORED_DRAWN if raw.get("do_sample") is True else {})
-    if raw.get("max_new_tokens") is None:  # which counts more
+    if raw.get("max_new_tokens") is None:  # it overrides max_length
         off = {"max_length": (), **off}
     for name, values in off.items():
         if raw.get(name) not in (None, [], {}, *values):

@@ -23,6 +23,7 @@ from engine.params import SamplingParams
 from engine.text.tokenizer import Tokenizer
 from kernels.ops import Weight
 
+Sources = tuple[Path | GgufFile, Path | GgufFile]
 _log = logging.getLogger(__name__)
 
 
@@ -30,10 +31,12 @@ _log = logging.getLogger(__name__)
 class LoadedPair:
     """Both models, small first.
 
-    ``fingerprint`` changes with anything that gives signals another meaning: weights, shapes, the
-    tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``. ``default_params`` are
-    the large checkpoint's recommendation, or else the small one's. ``large_tokenizer`` is there
-    where it differs from the small model's, ``tokenizer``.
+    tokenizer: the small model's.
+    max_context: tokens of one sequence, prompt included.
+    fingerprint: changes with all that changes the meaning of signals: weights, shapes, the
+        tokenizer, the delimiters. That of dummy weights begins with ``DUMMY``.
+    default_params: the large checkpoint's recommendation, or else the small one's.
+    large_tokenizer: set if it differs from the small model's.
     """
 
     decoders: tuple[Decoder, Decoder]
@@ -45,12 +48,12 @@ class LoadedPair:
 
     @property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
-        """Of small and large; one and the same where they agree."""
+        """Tokenizers of small and large; the same object if they agree."""
         return self.tokenizer, self.large_tokenizer or self.tokenizer
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:
-        """Of small and large."""
+        """Shapes of small and large."""
         return self.decoders[0].config, self.decoders[1].config
 
 
@@ -72,13 +75,7 @@ def load_pair(
         if pair.small is None or pair.large is None
         else (opened(pair.small), opened(pair.large))
     )
-    if sources:
-        shapes = load_config(sources[0]), load_config(sources[1])
-        pair.check_shapes(shapes)
-    elif dummy:
-        shapes = pair.shapes
-    else:
-        raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
+    shapes = _shapes(pair, sources, dummy)
     check(shapes)
     context = _context(config, shapes)
     tokenizer, large = (
@@ -100,21 +97,41 @@ def load_pair(
     size = sum(each.bytes for each in decoders)
     seconds = time.monotonic() - begin
     _log.info("pair %s: %.2f GiB of weights in %.1f s", pair.name, size / 2**30, seconds)
-    digest = hashlib.sha256(f"{tokenizer.fingerprint}{config.delimiters}".encode())
+    digest = _digest(decoders, tokenizer, large, config.delimiters)
+    name = f"{DUMMY}{pair.name}" if dummy else pair.name
+    params = default_params(*reversed(sources)) if sources else SamplingParams()
+    return LoadedPair(decoders, tokenizer, context, f"{name}-{digest}", params, large)
+
+
+def _shapes(pair: Pair, sources: Sources | None, dummy: bool) -> tuple[ModelConfig, ModelConfig]:
+    if sources:
+        shapes = load_config(sources[0]), load_config(sources[1])
+        pair.check_shapes(shapes)
+        return shapes
+    if dummy:
+        return pair.shapes
+    raise SteerError(f"pair {pair.name}: no weights; pass small=FOLDER and large=FOLDER")
+
+
+def _digest(
+    decoders: tuple[Decoder, Decoder],
+    tokenizer: Tokenizer,
+    large: Tokenizer | None,
+    delimiters: tuple[str, ...],
+) -> str:
+    """A short hash of all that signals depend on."""
+    digest = hashlib.sha256(f"{tokenizer.fingerprint}{delimiters}".encode())
     if large:
         digest.update(large.fingerprint.encode())
     for each in decoders:
         digest.update(each.config.description.encode())
         for tensor in each.tensors():
             digest.update(_sample(tensor))
-    name = f"{DUMMY}{pair.name}" if dummy else pair.name
-    params = default_params(*reversed(sources)) if sources else SamplingParams()
-    fingerprint = f"{name}-{digest.hexdigest()[:12]}"
-    return LoadedPair(decoders, tokenizer, context, fingerprint, params, large)
+    return digest.hexdigest()[:12]
 
 
 def _sample(tensor: torch.Tensor, count: int = 256) -> bytes:
-    """Evenly spaced elements: any training changes nearly all, and 64 GB need not be read."""
+    """Evenly spaced elements: training changes nearly all, and large weights are read quickly."""
     flat = tensor.flatten()
     return flat[:: max(1, flat.numel() // count)].float().cpu().numpy().tobytes()
 
@@ -127,11 +144,12 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 
 
 def _tokenizers(
-    sources: tuple[Path | GgufFile, Path | GgufFile],
-    shapes: tuple[ModelConfig, ModelConfig],
-    retokenize: bool,
+    sources: Sources, shapes: tuple[ModelConfig, ModelConfig], retokenize: bool
 ) -> tuple[Tokenizer, Tokenizer | None]:
-    """The one that both models share, or each one's own."""
+    """The tokenizer that both models share and None, or the two models' own.
+
+    SteerError if they differ without ``retokenize``, or have more ids than a model.
+    """
     small, large = (Tokenizer(source) for source in sources)
     difference = small.difference(large)
     if difference and not retokenize:

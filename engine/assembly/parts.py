@@ -1,4 +1,4 @@
-"""Puts an engine together: arena, scheduler, lanes and the driver, from a loaded pair."""
+"""Builds an engine's arena, scheduler, lanes and driver from a loaded pair."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Devices = tuple[torch.device, torch.device]
 
 @dataclass(frozen=True)
 class EngineParts:
-    """What one engine owns. ``bridge``: where the two models have different tokens."""
+    """The parts of one engine. ``bridge``: set if the two models have different tokens."""
 
     arena: KVArena
     scheduler: _core.Scheduler
@@ -48,7 +48,7 @@ def assemble(
     devices: Devices,
     geometry: ArenaGeometry,
 ) -> EngineParts:
-    """Allocate the arena and build what runs on it.
+    """Allocate the arena and build the parts that use it.
 
     Raises:
         SteerError: if there is no memory for the arena or for KV on the host.
@@ -108,7 +108,7 @@ def build_runner(
     device: torch.device,
     host: HostKVStore | None,
 ) -> ModelRunner:
-    """What computes the ticks of ``model``; ``sequence`` gives the core's, by id."""
+    """The runner of ``model``'s ticks; ``sequence`` gives the core's sequences by id."""
     decoder, queue = loaded.decoders[model], make_queue(model, device)
 
     def tokens_of(request: int) -> npt.NDArray[np.int32]:
@@ -122,7 +122,7 @@ def build_runner(
     recorder: Recorder | None = None
     if {"on": True, "off": False, "auto": on_gpu}[config.graphs]:
         recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
-    # A GPU fills batches up without graphs too, so that they change no bit.
+    # A GPU pads batches without graphs too, so that graphs do not change a bit of the results.
     return ModelRunner(
         model,
         decoder,
@@ -147,7 +147,7 @@ def build_lane(runner: ModelRunner, config: EngineConfig, scheduler: _core.Sched
 
 
 def build_bridge(loaded: LoadedPair) -> tuple[TokenizerBridge | None, tuple[int, ...]]:
-    """What takes text between two vocabularies, if there are two, and what ends a text."""
+    """The bridge between two vocabularies, if there are two, and the ids that end a text."""
     small, large = (shape.eos_ids for shape in loaded.shapes)
     if loaded.large_tokenizer is None:
         return None, small + large

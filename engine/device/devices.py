@@ -14,7 +14,7 @@ from kernels.ops import gpu_limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]
-_PRIORITIES = (-1, 0)  # the small model's ticks are short: they run between the large model's
+_PRIORITIES = (-1, 0)  # ticks of the small model are short: they go between those of the large
 
 
 def choose_devices(name: str, each: Sequence[str] | None = None) -> Devices:
@@ -73,7 +73,7 @@ def choose_dtype(name: str, devices: Devices) -> torch.dtype:
 
 
 def make_queue(model: int, device: torch.device) -> DeviceQueue:
-    """The queue of a lane's passes."""
+    """Where a lane's passes run."""
     return CudaQueue(device, _PRIORITIES[model]) if device.type == "cuda" else HostQueue()
 
 
@@ -86,7 +86,7 @@ def card_memory(device: torch.device, fraction: float) -> CardMemory:
 
 
 def check_shapes(shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig) -> None:
-    """SteerError on shapes that the GPU kernels do not support."""
+    """SteerError on what the kernels for GPUs were not built for."""
     limits = gpu_limits()
     if config.block_tokens not in limits.block_tokens:
         known = ", ".join(map(str, limits.block_tokens))

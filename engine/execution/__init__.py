@@ -1,1 +1,1 @@
-"""One tick of one model, from a plan to its result. Knows no policy."""
+"""One tick of one model, from a plan to its result. This package knows nothing of policies."""

@@ -1,4 +1,4 @@
-"""A tick on its way through the device, and what it gives."""
+"""A tick from its plan, through the device, to its result."""
 
 from __future__ import annotations
 
@@ -7,47 +7,98 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from engine.device.device_queue import Ticket
+from engine.device.host_offload import OffloadCopies
+from engine.execution.inputs import Extent, Staged
 from engine.execution.logprobs import Drawn
+from engine.execution.sampler import SampledRows
 from engine.execution.scoring import AuditRows
-from engine.routing.signals import Signals
+from engine.routing.signals import SIGNAL_NAMES, Signals
 from kernels import ops
 
-# Rows of the packed result, fp32; then the token's int32 bits.
-STATISTICS = ("entropy", "max_prob", "log_odds", "margin", "max_logit", "logsumexp")
+
+@dataclass(frozen=True)
+class TickPlan:
+    """A plan, copied from the scheduler's buffers.
+
+    staged: its numbers on the host.
+    work, attention_pairs: bounds of attention's work, and its pairs of query and key.
+    resolves: whether some of its tokens are those drawn by the tick before.
+    audits: whether some of its rows are audited.
+    offload: copies of KV to host memory and back, if there is any.
+    """
+
+    staged: Staged
+    rows: SampledRows
+    work: ops.Work
+    attention_pairs: int
+    resolves: bool
+    audits: bool
+    offload: OffloadCopies | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether only signals and the likeliest tokens are needed."""
+        return self.rows.plain and not self.audits
+
+    @property
+    def extent(self) -> Extent:
+        """Its size."""
+        return self.staged.extent
 
 
 @dataclass(frozen=True)
 class TickResult:
-    """What a forward pass gave for each sequence of a plan.
+    """The result of a forward pass for the sequences of a plan.
 
-    tokens: int32 [sequences]; -1 where the logits were unusable, 0 where none were wanted.
-    statistics: fp32 [len(STATISTICS), sampled rows].
-    drawn: by sequence id, where log-probabilities are asked for and the logits were usable.
-    audited: by plan row, (position, log-probability) of tokens that were there already.
+    tokens: int32 [sequences]; -1 where the logits were unusable, 0 for sequences that are not
+        sampled.
+    signal_table: fp32 [signals in the order of ``SIGNAL_NAMES``, sampled rows].
+    drawn: drawn tokens with log-probabilities by sequence id, if requested and the logits were
+        usable.
+    audited: by plan row, (position, log-probability) of audited tokens.
     """
 
     tokens: npt.NDArray[np.int32]
-    statistics: npt.NDArray[np.float32]
+    signal_table: npt.NDArray[np.float32]
     drawn: dict[int, Drawn]
     audited: dict[int, list[tuple[int, float]]]
-    _order: dict[int, int]  # plan row -> column of the statistics
+    _order: dict[int, int]  # plan row -> column of the signal table
 
     @property
     def sampled(self) -> list[int]:
-        """The plan rows whose logits were sampled."""
+        """The sampled plan rows."""
         return list(self._order)
 
     def signals(self, row: int) -> Signals:
-        """The boundary statistics of one plan row that was sampled."""
-        values = self.statistics[:, self._order[row]].tolist()
-        return Signals(**dict(zip(STATISTICS, values, strict=True)))
+        """The signals of one plan row that was sampled."""
+        values = self.signal_table[:, self._order[row]].tolist()
+        return Signals(**dict(zip(SIGNAL_NAMES, values, strict=True)))
+
+
+def pack(confidence: ops.Confidence, tokens: Tensor) -> Tensor:
+    """A tick's results as one tensor, so that one copy brings them to the host.
+
+    Args:
+        confidence: signals, fp32 [rows] each.
+        tokens: int32 [rows].
+
+    Returns:
+        int32 [signals + 1, rows]: the signals' bits in the order of ``SIGNAL_NAMES``, then tokens.
+    """
+    signals = torch.stack([getattr(confidence, name) for name in SIGNAL_NAMES])
+    return torch.cat([signals.view(torch.int32), tokens[None]])
 
 
 class InFlightTick:
-    """A tick that was launched. Ticks of a lane end in the order in which they were launched."""
+    """A launched tick. Ticks of a lane finish in the order of their launch.
+
+    ticket, packed, scores, audited: set by the launch; the tensors are on the host and complete
+        when the ticket is done. packed: see :func:`pack`.
+    """
 
     def __init__(
         self,
@@ -59,16 +110,16 @@ class InFlightTick:
     ) -> None:
         """
         Args:
-            sequences: of the plan.
-            wanted: its rows that are sampled.
-            columns: where each of them is in the packed result.
-            drawn: makes log-probabilities on the host those of sequences.
-            scored: rows of an audit.
+            sequences: number of sequences of the plan.
+            wanted: plan rows that are sampled.
+            columns: their columns in the packed result.
+            drawn: turns tokens and log-probabilities on the host into draws by sequence id.
+            scored: audited rows, if any.
         """
         self.ticket: Ticket | None = None
-        self.packed: Tensor | None = None  # on the host once the ticket is done
-        self.scores: ops.LogProbs | None = None  # likewise
-        self.audited: Tensor | None = None  # likewise
+        self.packed: Tensor | None = None
+        self.scores: ops.LogProbs | None = None
+        self.audited: Tensor | None = None
         self._scored = scored
         self._sequences = sequences
         self._wanted = wanted
@@ -77,11 +128,11 @@ class InFlightTick:
         self._result: TickResult | None = None
 
     def done(self) -> bool:
-        """Whether ``result`` would not wait."""
+        """Whether ``result`` returns without waiting."""
         return self.ticket is not None and self.ticket.done()
 
     def result(self) -> TickResult:
-        """Waits for the tick."""
+        """Wait for the tick and return its result. Raises what the tick's work raised."""
         if self._result is None:
             assert self.ticket is not None
             self.ticket.wait()
@@ -99,4 +150,4 @@ class InFlightTick:
     def _audit(self) -> dict[int, list[tuple[int, float]]]:
         if self._scored is None or self.audited is None:
             return {}
-        return self._scored.found(self.audited.numpy())
+        return self._scored.by_sequence(self.audited.numpy())

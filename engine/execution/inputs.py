@@ -1,4 +1,4 @@
-"""What the ticks of one lane read: whole numbers in a static buffer, filled by one copy a tick."""
+"""The inputs of one lane's ticks: int32 numbers in a static buffer, filled by one copy a tick."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from engine import _core
 from engine.device.device_queue import Ticket
 from engine.execution.scoring import AuditRows
 
-_UNIT = 4  # numbers: regions start at 16 bytes, as the kernels expect of what they read
+_UNIT = 4  # numbers: kernels need regions that start at multiples of 16 bytes
 _NONE = np.empty(0, np.int32)
-_LEAST_ROWS = 16  # of a filled tick with spans: fewer take as long
+_LEAST_ROWS = 16  # least rows of a padded tick with spans: fewer take as long
 
 
 @dataclass(frozen=True)
 class TickLimits:
-    """The biggest tick. ``width``: blocks of a sequence. ``filled``: rows of the biggest tick with
-    spans that is filled up; 0 fills up decodes only."""
+    """The sizes of the largest tick.
+
+    sequences, rows: their number.
+    width: most blocks of a sequence.
+    filled: most rows of a tick with prefill spans that is padded; 0 pads decodes only.
+    """
 
     sequences: int
     rows: int
@@ -33,10 +37,13 @@ class TickLimits:
 
 @dataclass(frozen=True)
 class Extent:
-    """The size of a tick, which says where everything lies in the buffer.
+    """The size of a tick, which fixes the layout of the buffer.
 
-    width: blocks of a sequence. sampled: rows that go through the head.
-    padded: filled up to this size; the last row of each sequence goes through the head.
+    sequences, rows: their number.
+    sampled: rows that go through the head.
+    width: most blocks of a sequence.
+    padded: whether the tick is padded to this size; every sequence's last row then goes through the
+        head.
     spans: whether a padded tick has sequences of more than one row.
     """
 
@@ -49,10 +56,11 @@ class Extent:
 
     @classmethod
     def filled(cls, sequences: int, rows: int, limits: TickLimits) -> Extent | None:
-        """The size that a tick is filled up to; None if it is too big for that.
+        """The size that a tick is padded to; None if it is too large for that.
 
-        There are few: decodes go by powers of two. With spans rows do, and sequences by powers of
-        four, which costs next to nothing: one tile of the head takes up to 16, 64 or 128 rows.
+        There are few sizes: powers of two for decodes. With spans, rows are padded to powers of
+        two, and sequences to powers of four, which costs little: one tile of the head computes up
+        to 16, 64 or 128 rows.
         """
         bits = (sequences - 1).bit_length()
         if rows == sequences:
@@ -67,7 +75,7 @@ class Extent:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of each region, in their order."""
+        """Shapes of the regions by name, in their order in the buffer."""
         rows = (self.rows,)
         return {
             "tokens": rows, "positions": rows, "slots": rows, "starts": (self.sequences + 1,),
@@ -78,21 +86,25 @@ class Extent:
 
 @lru_cache(256)
 def _places(extent: Extent) -> tuple[dict[str, slice], int]:
-    """Where each region lies, and where the first number behind them does."""
-    found, end = {}, 0
+    """The place of each region by name, and the first place after all of them."""
+    places, end = {}, 0
     for name, shape in extent.shapes.items():
         size = int(np.prod(shape))
-        found[name] = slice(end, end + size)
+        places[name] = slice(end, end + size)
         end += -(-size // _UNIT) * _UNIT
-    return found, end
+    return places, end
 
 
 @dataclass(frozen=True)
 class TickViews:
     """Views of the buffer, int32.
 
-    tokens: [rows]; below 0: the token that sequence ``-1 - token`` of the tick before drew.
-    positions, slots: [rows]. starts: [sequences + 1]. contexts: [sequences].
+    tokens: [rows]; a number t < 0 stands for the token that sequence -1 - t of the lane's previous
+        tick drew.
+    positions: [rows], in the sequence.
+    slots: [rows], where keys and values are written: block * block_tokens + offset; -1 in padding.
+    starts: [sequences + 1], first row of each sequence, and the number of rows.
+    contexts: [sequences], tokens of each sequence, this tick's rows included.
     sampled: [sampled], rows that go through the head.
     table: [sequences, width], block ids.
     """
@@ -108,8 +120,13 @@ class TickViews:
 
 @dataclass
 class Staged:
-    """A tick's numbers on the host; behind them the plan rows that draw, the tokens that audited
-    rows foretell, and the block copies."""
+    """A tick's numbers in a host buffer.
+
+    extent: its size, which fixes the places of the :class:`TickViews`.
+    memory, length: the buffer, int32, and how many of its numbers are used.
+    wanted, targets, copies: after the views: places of the plan rows that are sampled, of the
+        tokens that audited rows predict, and of the block copies.
+    """
 
     extent: Extent
     memory: Tensor
@@ -120,12 +137,12 @@ class Staged:
 
 
 class TickInputs:
-    """The buffer on the device, and as many on the host as ticks can be planned at once."""
+    """The buffer on the device, and two on the host: so many ticks can be planned at once."""
 
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
-        """Sizes are those of the biggest tick."""
-        behind = 3 * sequences + rows + 3 * _UNIT
-        size = _places(Extent(sequences, rows, rows, width))[1] + behind
+        """Sizes are those of the largest tick."""
+        after_views = 3 * sequences + rows + 3 * _UNIT
+        size = _places(Extent(sequences, rows, rows, width))[1] + after_views
         self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
         self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
@@ -139,23 +156,23 @@ class TickInputs:
         wanted: npt.NDArray[np.intp],
         scored: AuditRows | None = None,
     ) -> Staged:
-        """Write a plan into the next host buffer; waits if the device has not read it yet."""
+        """Write a plan into the next host buffer; wait if the device has not read that yet."""
         memory = self._next()
         _, end = _places(extent)
         extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
-        behind = _behind(end, len(wanted))
-        targets = _behind(behind.stop, len(known))
-        copies = _behind(targets.stop, 2 * plan.copied)
+        drawing = _region_after(end, len(wanted))
+        targets = _region_after(drawing.stop, len(known))
+        copies = _region_after(targets.stop, 2 * plan.copied)
         numbers = memory.numpy()
         _fill(numbers, plan, extent, wanted, extra)
-        numbers[behind] = wanted
+        numbers[drawing] = wanted
         numbers[targets] = known
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
-        return Staged(extent, memory, copies.stop, behind, targets, copies)
+        return Staged(extent, memory, copies.stop, drawing, targets, copies)
 
     def stage_padding(self, extent: Extent) -> Staged:
-        """As :meth:`stage`, a tick in which no row belongs to a sequence and none writes KV."""
+        """Like :meth:`stage`, for a tick of padding only: no row writes KV."""
         memory, (places, end) = self._next(), _places(extent)
         numbers = memory.numpy()
         numbers[:end] = 0
@@ -167,34 +184,34 @@ class TickInputs:
         self._turn ^= 1
         ticket = self._tickets[self._turn]
         if ticket is not None:
-            with suppress(Exception):  # over is enough
+            with suppress(Exception):  # a failed tick does not read the buffer any more either
                 ticket.wait()
             self._tickets[self._turn] = None
         return self._host[self._turn]
 
     def sent(self, ticket: Ticket) -> None:
-        """The staged numbers are free again once ``ticket`` is done."""
+        """Note the ticket of the last staged tick: its host buffer is free when that is done."""
         self._tickets[self._turn] = ticket
 
     def upload(self, staged: Staged) -> None:
-        """Bring a tick's numbers to the device."""
+        """Copy a tick's numbers to the device."""
         source = staged.memory[: staged.length]
         self.buffer[: staged.length].copy_(source, non_blocking=True)
 
     def views(self, extent: Extent) -> TickViews:
-        """Where work that is recorded reads a tick of this size."""
+        """Views of a tick of this size, at fixed addresses, as recorded work needs."""
         places, _ = _places(extent)
         parts = {name: self.buffer[place] for name, place in places.items()}
         parts["table"] = parts["table"].view(extent.sequences, extent.width)
         return TickViews(**parts)
 
     def region(self, place: slice) -> Tensor:
-        """What stands behind a tick's views."""
+        """A region after a tick's views: int32."""
         return self.buffer[place]
 
 
-def _behind(end: int, size: int) -> slice:
-    """The next region."""
+def _region_after(end: int, size: int) -> slice:
+    """The next aligned region of ``size`` numbers."""
     first = -(-end // _UNIT) * _UNIT
     return slice(first, first + size)
 
@@ -206,7 +223,7 @@ def _fill(
     wanted: npt.NDArray[np.intp],
     extra: npt.NDArray[np.int32],
 ) -> None:
-    """``extra``: further rows that go through the head."""
+    """Write a plan into the regions of ``numbers``; ``extra``: further rows for the head."""
     n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
     starts = plan.starts[: n + 1]
     ends = starts[1:] - 1
@@ -219,6 +236,6 @@ def _fill(
         region = numbers[places[name]]
         region[: len(values)] = values
         region[len(values) :] = padding
-    # Rows of the table behind the last sequence are never read.
+    # Rows of the table after the last sequence are never read.
     table = numbers[places["table"]].reshape(extent.sequences, extent.width)
     table[:n] = plan.blocks[:n, : extent.width]

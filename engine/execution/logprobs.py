@@ -1,4 +1,4 @@
-"""Log-probabilities from the draw of a token to the completion that holds it."""
+"""Log-probabilities of drawn tokens, kept until the completion of their request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.request import Step, TokenLogprobs
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token that a model drew for a place in a sequence. It may yet be dropped or taken back."""
+    """A token that a model drew for a position of a sequence. It may still be dropped later."""
 
     position: int
     model: int
@@ -22,26 +22,26 @@ class Drawn:
 class DrawLog:
     """The last draw of each position of one request.
 
-    A position is drawn again after a truncation, and where the model that read a boundary does not
-    write on. The last draw is then the one whose token was kept, if any was.
+    A position is drawn again after a truncation, and if the model that read a boundary does not
+    write the step. The last draw is then the one whose token was kept, if any was.
     """
 
     def __init__(self) -> None:
         self._last: dict[int, Drawn] = {}  # in the order of positions
 
     def add(self, drawn: Drawn) -> None:
-        """Keep a draw. What was drawn behind it stood on tokens that were taken back."""
+        """Keep a draw, and drop those at later positions: their prefix was dropped."""
         while self._last and next(reversed(self._last)) >= drawn.position:
             self._last.popitem()
         self._last[drawn.position] = drawn
 
     def small(self, position: int) -> float | None:
-        """What the small model gave the token that it drew for a place; None if it did not."""
+        """Log-probability of the token that the small model drew for a position, if it did."""
         drawn = self._last.get(position)
         return drawn.logprobs.logprob if drawn and drawn.model == 0 else None
 
     def of(self, steps: Sequence[Step]) -> tuple[TokenLogprobs, ...]:
-        """One entry for each token of a finished trace."""
+        """One entry for each token of the steps."""
         return tuple(
             self._entry(position, step.model, token)
             for step in steps
@@ -52,4 +52,4 @@ class DrawLog:
         drawn = self._last.get(position)
         if drawn and (ROLES[drawn.model], drawn.token) == (model, token):
             return drawn.logprobs
-        return TokenLogprobs(None)  # it did not come from a draw
+        return TokenLogprobs(None)  # the token was not drawn

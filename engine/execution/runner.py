@@ -1,9 +1,8 @@
-"""Runs plans of one model: buffers become tensors, a forward pass, tokens and confidences."""
+"""Runs the plans of one model: inputs to the device, a forward pass, tokens and signals back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,41 +14,19 @@ from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
 from engine.device.host_offload import HostKVStore, OffloadCopies
-from engine.execution.in_flight import STATISTICS, InFlightTick, TickResult
+from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
-from engine.execution.sampler import SampledRows, Sampler, SamplingSpec
+from engine.execution.sampler import Sampler, SamplingSpec
 from engine.execution.scoring import AuditRows, scored_rows
 from engine.models.decoder import Batch, Decoder
 from kernels import ops
 
 
-@dataclass(frozen=True)
-class _Tick:
-    """A plan, taken over from the scheduler's buffers."""
-
-    staged: Staged
-    rows: SampledRows
-    work: ops.Work
-    attention_pairs: int
-    resolves: bool
-    audits: bool
-    parcel: OffloadCopies | None
-
-    @property
-    def plain(self) -> bool:
-        """Whether nothing but statistics and the likeliest tokens is wanted."""
-        return self.rows.plain and not self.audits
-
-    @property
-    def extent(self) -> Extent:
-        return self.staged.extent
-
-
 class ModelRunner:
     """One model and its view of the arena. Owns neither the arena nor the plans.
 
-    Everything that a pass reads is in static buffers of this lane, and nothing of it is shared with
-    the other lane but the arena.
+    All inputs of a pass are in static buffers of this lane; only the arena is shared with the other
+    lane.
     """
 
     def __init__(
@@ -70,11 +47,11 @@ class ModelRunner:
         Args:
             arena: ``KVArena.rows`` of this model.
             queue: where passes run.
-            graphs: of this lane; ticks of few rows are replayed from them.
-            limits: of all plans.
-            padded: fill ticks up to sizes of which there are few, as graphs need it.
-            fused_head: take statistics out of the head's product where kernels can.
-            host: where plans park KV, if they do.
+            graphs: this lane's graphs; ticks of few rows replay them.
+            limits: sizes of the largest plan.
+            padded: pad ticks to one of few sizes, as graphs need.
+            fused_head: compute signals within the head's product where kernels can.
+            host: host memory for offloaded KV, if any.
         """
         self.model = model
         self.decoder = decoder
@@ -88,17 +65,17 @@ class ModelRunner:
         self._padded = padded
         self._fused_head = fused_head
         self._host = host
-        self._saved = -1  # the last plan whose blocks were copied to the host
+        self._offloaded = -1  # number of the last tick whose blocks were copied to the host
         self._inputs = TickInputs(arena.device, limits.sequences, limits.rows, limits.width)
         self._drawn = torch.zeros(limits.sequences, dtype=torch.int32, device=arena.device)
         self._logits: Tensor | None = None
         self._splits = ops.Splits.of_lane(limits.sequences, layout.kv_heads)
         self._latest: InFlightTick | None = None
-        self._torn = False  # whether ``_drawn`` may hold draws of a tick that then failed
+        self._torn = False  # whether a failed tick may have overwritten ``_drawn``
         queue.adopt([*decoder.tensors(), decoder.rope, arena, self._inputs.buffer, self._drawn])
 
     def execute(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> TickResult:
-        """Run one plan and wait; ``requests`` by sequence id give the sampling parameters."""
+        """Run one plan and wait; ``requests``: sampling parameters by sequence id."""
         return self.launch(plan, requests).result()
 
     def launch(
@@ -109,8 +86,9 @@ class ModelRunner:
     ) -> InFlightTick:
         """Start one plan, without waiting for the device. The plan's buffers are free afterwards.
 
-        A plan that was made one tick ahead names tokens that nobody knows yet: one below 0 is what
-        sequence ``-1 - token`` of ``previous``, this lane's last tick, drew.
+        A plan made one tick ahead contains tokens that the host does not know yet: a token t < 0
+        stands for the draw of sequence -1 - t of ``previous``, which must be this lane's last tick.
+        ValueError if it is not.
         """
         n = plan.sequences
         wanted = np.flatnonzero(plan.samples[:n])
@@ -122,8 +100,8 @@ class ModelRunner:
         rows = self._sampler.rows(plan, wanted, requests)
         work, attention_pairs = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, wanted, scored)
-        parcel = OffloadCopies(plan) if self._host else None
-        tick = _Tick(staged, rows, work, attention_pairs, resolves, scored is not None, parcel)
+        offload = OffloadCopies(plan) if self._host else None
+        tick = TickPlan(staged, rows, work, attention_pairs, resolves, scored is not None, offload)
         columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=rows)
         pending = InFlightTick(n, wanted, columns, drawn, scored)
@@ -137,7 +115,7 @@ class ModelRunner:
         return pending
 
     def _restore(self, previous: InFlightTick) -> None:
-        """Keep again what ``previous`` drew: a tick that broke off may have written over it."""
+        """Restore the draws of ``previous``, which a failed tick may have overwritten."""
         drawn = torch.from_numpy(previous.result().tokens)
         self.queue.submit(lambda: self._keep(drawn))
 
@@ -146,26 +124,26 @@ class ModelRunner:
         self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
 
     def _scored(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> AuditRows | None:
-        if self.model == 0:  # what the small model reads is not audited
+        if self.model == 0:  # only the large model audits
             return None
         return scored_rows(plan, requests, self._sampler.tokens_of)
 
     def release(self) -> None:
-        """Give back what memory can be spared; for who has run out of it."""
+        """Release cached memory, after memory ran out."""
         self.queue.release()
 
     def warm(self, sizes: Iterable[int]) -> None:
-        """Record decodes of so many sequences, in both kinds, and wait; while no tick is in flight.
+        """Record decodes of ``sizes`` sequences, plain and not, and wait. No tick may be in flight.
 
-        Without a recorder they run once, so that what they compile and load is there. Where ticks
-        are not filled up there is nothing to do.
+        Without a recorder they run once, so that their kernels are compiled and loaded. Without
+        padding there is nothing to do.
         """
         if not self._padded:
             return
-        self._latest = None  # what it drew is overwritten
-        # The largest first: in what its recording leaves of the pool the smaller ones find room.
-        found = (Extent.filled(n, n, self._limits) for n in sizes)
-        extents = {extent for extent in found if extent is not None}
+        self._latest = None  # its draws are overwritten
+        # The largest first: recordings of smaller ones then reuse its memory in the pool.
+        padded = (Extent.filled(n, n, self._limits) for n in sizes)
+        extents = {extent for extent in padded if extent is not None}
         for extent in sorted(extents, key=lambda e: -e.rows):
             staged = self._inputs.stage_padding(extent)
             ticket = self.queue.submit(partial(self._prepare, staged))
@@ -182,7 +160,7 @@ class ModelRunner:
 
     def _extent(self, plan: _core.Plan, drawn: int, scored: AuditRows | None) -> Extent:
         n = plan.sequences
-        if self._padded and scored is None:  # how many rows an audit scores, no size foretells
+        if self._padded and scored is None:  # a padded size does not fix how many rows are audited
             filled = Extent.filled(n, plan.rows, self._limits)
             if filled is not None:
                 return filled
@@ -190,7 +168,7 @@ class ModelRunner:
         return Extent(n, plan.rows, drawn + (len(scored.rows) if scored else 0), width)
 
     def _bounds(self, plan: _core.Plan, extent: Extent) -> tuple[ops.Work, int]:
-        """Bounds of attention's work (of a padded tick those of its size), and its pairs."""
+        """Bounds of attention's work (for a padded tick, of its size), and query-key pairs."""
         n, contexts = plan.sequences, plan.contexts[: plan.sequences]
         spans = np.diff(plan.starts[: n + 1])
         attention_pairs = int(spans.dot(contexts))
@@ -198,17 +176,17 @@ class ModelRunner:
         return work, attention_pairs
 
     def _most(self, extent: Extent) -> ops.Work:
-        """Of attention in ticks of a padded size."""
+        """Bounds of attention's work in ticks of a padded size."""
         reach = extent.width * self._layout.block_tokens
         return ops.Work.within(extent.sequences, extent.spans * extent.rows, reach)
 
     @torch.inference_mode()
-    def _run(self, tick: _Tick, pending: InFlightTick) -> None:
-        """On the queue: everything between a plan's numbers and its results on the host."""
+    def _run(self, tick: TickPlan, pending: InFlightTick) -> None:
+        """Everything from a plan's numbers to its results on the host; runs on the queue."""
         staged = tick.staged
         self._inputs.upload(staged)
-        if self._host and tick.parcel:
-            self._park(self._host, tick.parcel)
+        if self._host and tick.offload:
+            self._copy_offloaded(self._host, tick.offload)
         if staged.copies.start < staged.copies.stop:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
             ops.copy_blocks(self._arena, self._layout, pairs)
@@ -216,25 +194,25 @@ class ModelRunner:
         if tick.plain:
             (packed,) = self._pass(tick, wanted)
         else:
-            *found, logits, last, scores = self._pass(tick, wanted)
+            *signals, logits, last, scores = self._pass(tick, wanted)
             if tick.audits:
                 pending.audited = self.queue.fetch(scores)
-            packed = self._draw(tick, ops.Confidence(*found), logits, last, wanted, pending)
+            packed = self._draw(tick, ops.Confidence(*signals), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
 
-    def _park(self, host: HostKVStore, parcel: OffloadCopies) -> None:
-        """What the tick takes the room of goes to the host, then what it takes back comes here."""
-        # A launch that was cut short is repeated, but has written where the blocks were.
-        if parcel.tick != self._saved:
-            host.offload(parcel.offloaded)
-            self._saved = parcel.tick
-        host.restore(parcel.restored)
+    def _copy_offloaded(self, host: HostKVStore, copies: OffloadCopies) -> None:
+        """Offload the blocks that the tick overwrites, then restore those that it needs."""
+        # A failed launch is repeated, but by then it may have overwritten the offloaded blocks.
+        if copies.tick != self._offloaded:
+            host.offload(copies.offloaded)
+            self._offloaded = copies.tick
+        host.restore(copies.restored)
 
-    def _pass(self, tick: _Tick, wanted: Tensor) -> Outputs:
-        """The forward pass: a graph's replay where it may be one."""
+    def _pass(self, tick: TickPlan, wanted: Tensor) -> Outputs:
+        """The forward pass: for a padded tick, by its graph if there is one."""
         extent, plain = tick.extent, tick.plain
         if extent.padded:
-            # Tokens are always resolved here: one graph serves plans with and without.
+            # Always resolves tokens: one graph serves plans with and without unknown tokens.
             work = partial(self._step, extent, tick.work, True, plain)
             pairs = [tick.attention_pairs]
             self.executed.add(self.decoder.config, extent.rows, extent.sampled, pairs)
@@ -246,21 +224,21 @@ class ModelRunner:
         return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, targets))
 
     def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
-        """What a graph records. It reads static buffers, and nothing of the tick at hand."""
+        """The work that a graph records. It reads static buffers, and no data of the tick."""
         outputs = self._forward(self._batch(extent, work, resolves), plain, None)
         if plain:
             return outputs
-        *found, logits, last, scores = outputs
-        if self._logits is None:  # of all sizes: what else they use, graphs of a lane share
+        *signals, logits, last, scores = outputs
+        if self._logits is None:  # one buffer for all sizes, since each graph keeps its outputs
             self._logits = logits.new_empty(self._limits.sequences, logits.shape[1])
-        return (*found, self._logits[: len(logits)].copy_(logits), last, scores)
+        return (*signals, self._logits[: len(logits)].copy_(logits), last, scores)
 
     def _batch(self, extent: Extent, work: ops.Work, resolves: bool) -> Batch:
         at = self._inputs.views(extent)
         tokens = at.tokens
         if resolves:
             drawn = self._drawn.index_select(0, (-1 - tokens).clamp(min=0))
-            # A sequence whose logits were unusable ends with the tick before: any token will do.
+            # A sequence whose logits were unusable ends with the previous tick: any token will do.
             tokens = torch.where(tokens < 0, drawn, tokens).clamp(min=0)
         plan = ops.AttentionPlan(
             self._layout, at.table, at.starts, at.contexts, at.slots, work, self._splits
@@ -270,9 +248,10 @@ class ModelRunner:
     def _forward(
         self, batch: Batch, plain: bool, wanted: Tensor | None, targets: Tensor | None = None
     ) -> Outputs:
-        """Packed results if all rows are plain, else statistics, logits, tokens read, and scores.
+        """Packed results if all rows are plain, else signals, logits, tokens read, and scores.
 
-        The last of the sampled rows are audited: they foretell ``targets``, and nothing is drawn.
+        The last ``len(targets)`` sampled rows are audited: they predict ``targets`` and draw no
+        token.
         """
         vocabulary, scores = self._sampler.vocabulary, batch.tokens[:0]
         logits: Tensor | None
@@ -292,10 +271,10 @@ class ModelRunner:
         return (*confidence, logits, last, scores)
 
     def _draw(
-        self, tick: _Tick, confidence: ops.Confidence, logits: Tensor, last: Tensor,
+        self, tick: TickPlan, confidence: ops.Confidence, logits: Tensor, last: Tensor,
         wanted: Tensor, pending: InFlightTick,
     ) -> Tensor:  # fmt: skip
-        """As each request asks; packed results of the wanted rows."""
+        """Sample the wanted rows by their requests' parameters; their packed results."""
         if tick.extent.padded:
             index = wanted.long()
             logits, last = logits.index_select(0, index), last.index_select(0, index)
@@ -307,11 +286,10 @@ class ModelRunner:
         return self._settle(confidence, chosen, wanted)
 
     def _settle(self, confidence: ops.Confidence, chosen: Tensor, wanted: Tensor | None) -> Tensor:
-        """Keep the tokens for the next tick. [len(STATISTICS) + 1, rows] int32 for the host."""
+        """Keep the tokens for the next tick; the packed results: int32 [signals + 1, rows]."""
         tokens = chosen.int()
         if wanted is None:
             self._drawn[: len(tokens)] = tokens
         else:
             self._drawn.index_copy_(0, wanted.long(), tokens)
-        values = torch.stack([getattr(confidence, name) for name in STATISTICS])
-        return torch.cat([values.view(torch.int32), tokens[None]])
+        return pack(confidence, tokens)

@@ -1,4 +1,4 @@
-"""From a tick's logits to tokens: what each request asks for, row by row."""
+"""Samples tokens from a tick's logits, by the parameters of each row's request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Int32 = npt.NDArray[np.int32]
 
 
 class SamplingSpec(Protocol):
-    """How a request samples, and what keys its random draws.
+    """How a request samples, and the keys of its random draws.
 
-    sample: counts the answers to one prompt from 0.
-    asks: of how many likely tokens it wants log-probabilities; None asks for none.
-    audited: whether the large model scores what the small one wrote.
+    sample: number of the answer among those to the same prompt, from 0.
+    asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
+    audited: whether the large model scores the small model's steps.
     """
 
     params: SamplingParams
@@ -43,7 +43,10 @@ class SamplingSpec(Protocol):
 
 @dataclass(frozen=True)
 class History:
-    """What a row has read, for penalties. ``unread``: its last token is not on the host yet."""
+    """A row's tokens, for penalties.
+
+    unread: its last token is missing, because it is not on the host yet.
+    """
 
     prompt: Int32
     generated: Int32
@@ -52,17 +55,24 @@ class History:
 
 @dataclass(frozen=True)
 class SampledRows:
-    """The rows of a plan that are sampled, in the order of their logits, [rows]. Copies all."""
+    """The sampled rows of a plan, in the order of their logits; copies of the plan's numbers.
 
-    ids: npt.NDArray[np.int64]  # of sequences
-    contexts: Int32  # tokens that a row has seen: the position of what it draws
+    ids: int64 [rows], ids of their sequences.
+    contexts: int32 [rows], tokens that a row has seen: the position of the token that it draws.
+    attempts: int32 [rows], truncations of the sequence so far; they key its draws.
+    draws: how each row samples.
+    histories: by row, where penalties need earlier tokens.
+    """
+
+    ids: npt.NDArray[np.int64]
+    contexts: Int32
     attempts: Int32
     draws: list[SamplingSpec]
-    histories: dict[int, History]  # by row, where penalties look back
+    histories: dict[int, History]
 
     @cached_property
     def asked(self) -> dict[int, int]:
-        """Of how many likely tokens each row wants to know, where it wants log-probabilities."""
+        """By row: how many likely tokens' log-probabilities it needs, if any."""
         counts = ((i, draw.asks) for i, draw in enumerate(self.draws))
         return {i: count for i, count in counts if count is not None}
 
@@ -73,7 +83,7 @@ class SampledRows:
 
     @cached_property
     def early(self) -> list[int]:
-        """Rows that may not end yet."""
+        """Rows whose text must not end yet (``min_tokens``)."""
         return [
             i
             for i, (draw, context) in enumerate(zip(self.draws, self.contexts, strict=True))
@@ -82,14 +92,14 @@ class SampledRows:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether each row takes the likeliest token, and nobody asks for more."""
+        """Whether each row takes the likeliest token of unchanged logits, without logprobs."""
         params = [draw.params for draw in self.draws]
         greedy = all(p.temperature == 0 for p in params) and not self.asked
         return greedy and not self.edited and not self.early
 
 
 class Sampler:
-    """Draws the tokens of one model. Keeps nothing between ticks."""
+    """Samples the tokens of one model. Keeps no state between ticks."""
 
     def __init__(
         self,
@@ -116,7 +126,7 @@ class Sampler:
     def rows(
         self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, SamplingSpec]
     ) -> SampledRows:
-        """The ``wanted`` rows of a plan, whose buffers may be used again afterwards."""
+        """The ``wanted`` rows of a plan, copied: its buffers may be reused afterwards."""
         ids, contexts = plan.ids[wanted], plan.contexts[wanted]
         draws = [requests[i] for i in ids.tolist()]
         histories = {
@@ -129,12 +139,12 @@ class Sampler:
     def choose(
         self, logits: Tensor, confidence: ops.Confidence, rows: SampledRows, last: Tensor
     ) -> Tensor:
-        """One token id a row, int64 [rows]; -1 where the logits are unusable. Waits for nothing.
+        """A token id for each row, int64 [rows]; -1 where the logits are unusable. Never waits.
 
         Args:
-            logits: [rows, head_rows]; they stay as they are.
-            confidence: their statistics.
-            rows: what they belong to.
+            logits: [rows, head_rows]; not changed.
+            confidence: their signals.
+            rows: their rows.
             last: int32 [rows], the token that each row has read; on the device of the logits.
         """
         edited, early = rows.edited, rows.early
@@ -159,7 +169,7 @@ class Sampler:
         return torch.where(confidence.valid, chosen, -1)
 
     def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> ops.LogProbs | None:
-        """Log-probabilities of the rows that ask for them (``asked``); None if none does."""
+        """Log-probabilities of the rows in ``rows.asked``; None if there are none."""
         asked = rows.asked
         if not asked:
             return None
@@ -172,16 +182,18 @@ class Sampler:
         return ops.LogProbs(*map(torch.cat, zip(*found, strict=True)))
 
     def drawn(
-        self, tokens: Sequence[int], found: ops.LogProbs | None, rows: SampledRows
+        self, tokens: Sequence[int], logprobs: ops.LogProbs | None, rows: SampledRows
     ) -> dict[int, Drawn]:
-        """What was drawn for each sequence that asks for log-probabilities, by its id.
+        """The draws with log-probabilities by sequence id, of the rows in ``rows.asked``.
 
-        ``tokens`` of all rows, and what ``logprobs`` gave, on the host. Unusable rows give none.
+        Args:
+            tokens: drawn tokens of all rows; rows below 0 were unusable and are left out.
+            logprobs: the result of ``logprobs``, on the host.
         """
-        if found is None:
+        if logprobs is None:
             return {}
         drawn: dict[int, Drawn] = {}
-        parts = zip(rows.asked.items(), *(part.tolist() for part in found), strict=True)
+        parts = zip(rows.asked.items(), *(part.tolist() for part in logprobs), strict=True)
         for (i, count), own, top, ids in parts:
             if tokens[i] >= 0:
                 entry = TokenLogprobs(own, tuple(zip(ids, top, strict=True))[:count])
@@ -215,11 +227,12 @@ class Sampler:
         )
         draws: Any = keyed if self._fused else ops.with_uniforms(keyed)
         columns = {name: _place(column, logits) for name, column in vars(draws).items()}
-        return type(draws)(**columns)
+        placed: ops.DrawRows | ops.SamplingRows = type(draws)(**columns)
+        return placed
 
 
 def _place(values: Tensor, like: Tensor) -> Tensor:
-    """On the device of ``like``, without waiting for it."""
+    """Copy to the device of ``like``, without waiting for it."""
     if not like.is_cuda:
         return values
     return values.pin_memory().to(like.device, non_blocking=True)
@@ -232,7 +245,7 @@ def _penalties(rows: SampledRows, edited: list[int], last: Tensor) -> ops.Penalt
     place = partial(_place, like=last)
     generated = place(_pairs([h.generated for h in seen]))
     unread = [n for n, history in enumerate(seen) if history.unread]
-    if unread:  # drawn by the tick before: only the device knows it
+    if unread:  # drawn by the previous tick: only the device knows these tokens
         places = place(torch.tensor([unread, [edited[n] for n in unread]]))
         tokens = last.index_select(0, places[1]).long().clamp(min=0)
         generated = torch.cat([generated, torch.stack([places[0], tokens])], 1)

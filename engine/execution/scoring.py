@@ -1,4 +1,4 @@
-"""Which rows of a plan an audit scores, and whose tokens they score."""
+"""Which rows of a plan an audit scores, and the tokens that they predict."""
 
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ Int32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class AuditRows:
-    """Rows of the large model that foretell a token which is there already.
+    """Rows of the large model whose next token is already written.
 
     rows, targets: int32 [rows], rows of the plan and the tokens that follow them.
-    places: (sequence of the plan, position of the token) of each.
+    places: (sequence of the plan, position of the token) for each row.
     """
 
     rows: Int32
     targets: Int32
     places: list[tuple[int, int]]
 
-    def found(self, logprobs: npt.NDArray[np.float64]) -> dict[int, list[tuple[int, float]]]:
-        """(position, log-probability) by sequence of the plan."""
-        found: dict[int, list[tuple[int, float]]] = {}
+    def by_sequence(self, logprobs: npt.NDArray[np.float64]) -> dict[int, list[tuple[int, float]]]:
+        """(position, log-probability) of the targets by sequence of the plan.
+
+        logprobs: fp64 [rows].
+        """
+        scores: dict[int, list[tuple[int, float]]] = {}
         for (sequence, position), value in zip(self.places, logprobs.tolist(), strict=True):
-            found.setdefault(sequence, []).append((position, value))
-        return found
+            scores.setdefault(sequence, []).append((position, value))
+        return scores
 
 
 def scored_rows(
     plan: _core.Plan, requests: Mapping[int, SamplingSpec], tokens_of: Callable[[int], Int32]
 ) -> AuditRows | None:
-    """The rows of spans whose requests have an audit; None without any.
+    """The rows to score, of spans whose requests have an audit; None if there are none.
 
-    A row foretells the token behind it, if that belongs to the answer. The last row of a span that
-    is drawn from foretells what nobody knows yet.
+    A row predicts the next token, if that belongs to the answer. The last row of a sampled span
+    does not count: its next token is not drawn yet.
     """
     rows: list[int] = []
     targets: list[int] = []

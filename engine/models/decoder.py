@@ -83,8 +83,8 @@ class Decoder:
     @staticmethod
     def _layer(weights: Mapping[str, ops.Weight], prefix: str) -> Layer:
         def vector(name: str) -> Tensor | None:
-            found = weights.get(f"{prefix}.{name}")
-            return None if found is None else _plain(found)
+            weight = weights.get(f"{prefix}.{name}")
+            return None if weight is None else _plain(weight)
 
         return Layer(
             attention_norm=_plain(weights[f"{prefix}.input_layernorm.weight"]),
@@ -103,11 +103,11 @@ class Decoder:
 
     @property
     def bytes(self) -> int:
-        """Of all weights, packed as they are; what is tied counts once."""
+        """Bytes of all weights in memory; tied weights count once."""
         return sum({t.data_ptr(): t.numel() * t.itemsize for t in self.tensors()}.values())
 
     def tensors(self) -> list[Tensor]:
-        """All weights as they are kept in memory, in an order that fingerprints rely on."""
+        """All weights as stored in memory, in an order that fingerprints depend on."""
         layers = [getattr(layer, f.name) for layer in self.layers for f in fields(layer)]
         kept = [t for w in layers if w is not None for t in ops.weight_tensors(w)]
         return [self.embedding, self.norm, self.head, *kept]

@@ -85,7 +85,7 @@ class DummyWeights(Mapping[str, Weight]):
         codes = torch.empty((rows, width), dtype=torch.uint8, device=self._device)
         codes.random_(0, 256, generator=generator)
         groups, levels = -(-columns // group), 1 << packing.bits
-        scale = spread / math.sqrt((levels**2 - 1) / 12)  # a uniform code's deviation is 1 after it
+        scale = spread / math.sqrt((levels**2 - 1) / 12)  # over a uniform code's deviation
         kept = torch.full((groups, rows), scale, dtype=torch.float16, device=self._device)
         zero = None
         if not packing.symmetric:

@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--pair",
         default="tiny",
-        help="whose shapes price the rows; one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)",
+        help="pair that prices the rows; one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)",
     )
     add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
     add("--large", type=Path, metavar="PATH", help="the large model, likewise")

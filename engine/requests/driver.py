@@ -26,8 +26,8 @@ _POLL = 2e-5  # seconds between looks at two lanes that run
 
 
 class _Live(dict[int, RequestState]):
-    """Requests by id. A request whose call was interrupted between the core's queue and start() is
-    sampled greedily until its first decision, where it is aborted."""
+    """Requests by id. If a call is interrupted after the core queued its request and before
+    start(), the request is sampled greedily until its first decision, where it is aborted."""
 
     def __missing__(self, request: int) -> RequestState:
         return RequestState(SamplingParams(), 0, Always("small"))
@@ -232,6 +232,6 @@ class Driver:
     def _flops(self, sequence: _core.Sequence, position: int) -> int:
         """FLOPs of a request so far, plus those of the large model's catch-up to ``position``."""
         live = self.live[sequence.id]
-        usage, (first, missing) = live.usage(sequence), live.behind(sequence, position)
+        usage, (first, missing) = live.usage(sequence), live.lag(sequence, position)
         usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, first + missing)
         return pair_flops(usage, self._shapes, "catchup")

@@ -76,10 +76,10 @@ class RequestState:
         prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
         return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
 
-    def behind(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
+    def lag(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it still lacks before ``position``."""
         if self.retokenizer:
-            return self.retokenizer.behind(sequence.id, position)
+            return self.retokenizer.lag(sequence.id, position)
         return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
 
     def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
@@ -101,7 +101,7 @@ class RequestState:
             position=position,
             prompt_tokens=sequence.prompt_length,
             previous=ROLES[steps[-1][1]] if steps else None,
-            catch_up=self.behind(sequence, position)[1],
+            catch_up=self.lag(sequence, position)[1],
             signals=read,
             tried=sequence.length - position,
             large_tokens=sum(

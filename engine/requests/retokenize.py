@@ -101,7 +101,7 @@ class Retokenizer:
     def _shadow(self, request: int) -> _core.Sequence | None:
         return self._scheduler.sequence(-request) if self.open else None
 
-    def behind(self, request: int, position: int) -> tuple[int, int]:
+    def lag(self, request: int, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it must still read before ``position``.
 
         Text that has not crossed yet is counted in the small model's tokens.

@@ -46,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "calibrate",
         help="fit a calibration to a pair on your prompts, and say what it is worth",
         description="Runs the small model on the prompts, says which signal over which window "
-        "foretells its doubts, fits the mixture, and picks tau.",
+        "predicts its doubts, fits the mixture, and picks tau.",
         epilog="example: steer calibrate prompts.jsonl --target loss:0.01 --output mine.json",
     )
     _add_run_flags(parser)

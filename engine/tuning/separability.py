@@ -148,7 +148,7 @@ def warnings(findings: Sequence[Finding]) -> list[str]:
     if first and not any(f.usable for f in first):
         area = max(f.area for f in first)
         lines.append(
-            "steps open with what is certain: no signal of the first token foretells doubt "
+            "steps open with what is certain: no signal of the first token predicts doubt "
             f"(AUROC {area:.2f} at best; 0.5 is chance)"
         )
     return lines
