@@ -25,11 +25,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.rows import RowWriter
 from engine.errors import SteerError
 from engine.files import check_output
 from kernels.aot.registry import OPS
+
+if TYPE_CHECKING:  # what is imported later reads whether Triton's interpreter is on
+    from kernels.aot.variant import ModelShape
+
+    from bench.kernel_bench.card import Card
+    from bench.kernel_bench.gpu import Extent
 
 QUICK_PAIR = "qwen-1.5b/qwen-32b"
 
@@ -82,14 +89,13 @@ def time_references(ops: Sequence[str], options: argparse.Namespace, writer: Row
     print(f"\n{reference.show(rows)}")
 
 
-def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> int:
-    """The kernels on the GPU; 1 if one of ours failed, or if the card no longer answers."""
-    from bench.kernel_bench import aot, gpu
-    from bench.kernel_bench.card import CardLostError, calibrate
+def time_kernels(
+    ops: Sequence[str], shapes: Sequence[ModelShape], card: Card, extent: Extent, writer: RowWriter
+) -> int:
+    """The kernels on the GPU; 1 if one of ours failed, or the card did for good."""
+    from bench.kernel_bench import gpu
+    from bench.kernel_bench.card import CardLostError
 
-    shapes = aot.model_shapes([options.pair or QUICK_PAIR])
-    card = calibrate()
-    extent = gpu.Extent(20 if options.quick else 100, alone=options.no_rivals)
     rows, code = [], 0
     try:
         for row in gpu.measure(ops, shapes, card, extent):
@@ -100,6 +106,15 @@ def time_kernels(ops: Sequence[str], options: argparse.Namespace, writer: RowWri
         code = 1
     print(gpu.show(rows, card))
     return 1 if any("error" in row for row in rows) else code
+
+
+def _time_on_card(ops: Sequence[str], options: argparse.Namespace, writer: RowWriter) -> int:
+    from bench.kernel_bench import aot, gpu
+    from bench.kernel_bench.card import calibrate
+
+    shapes = aot.model_shapes([options.pair or QUICK_PAIR])
+    extent = gpu.Extent(20 if options.quick else 100, alone=options.no_rivals)
+    return time_kernels(ops, shapes, calibrate(), extent, writer)
 
 
 def _compiled_again(arguments: Sequence[str]) -> int:
@@ -117,7 +132,7 @@ def run(options: argparse.Namespace) -> int:
     check_output(options.json, "rows")
     with RowWriter(options.json) as writer:
         if torch.cuda.is_available() and not options.aot:
-            return time_kernels(ops, options, writer)
+            return _time_on_card(ops, options, writer)
         code = check(ops, options, writer)
         if not options.aot:
             time_references(ops, options, writer)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.kernel_bench import case
-from bench.kernel_bench.case import Case
+from bench.kernel_bench.case import Case, CaseMaker
 from kernels import attention, copy_blocks, rope_kv
 from kernels.aot.attention import roofline as attention_roofline
 from kernels.aot.copy_blocks import roofline as copy_blocks_roofline
@@ -20,10 +19,6 @@ from kernels.reference import layers
 from kernels.reference.attention import KVLayout
 
 PAGE = 64
-CONTEXTS = (1024, 4096, 16384)  # keys of decodes
-SHORT = ((32, 4096), (64, 16384))  # queries and keys of short spans
-PREFILLS = ((1024, 1024), (1024, 5120))  # queries and keys of a chunk, without and with a prefix
-COPIED_LAYERS = 32  # layers of a copied block
 EPS = 1e-6
 
 
@@ -33,16 +28,18 @@ def _layout(shape: ModelShape, layers: int = 1) -> KVLayout:
     return KVLayout(layers, shape.kv_heads, shape.head_dim, PAGE, 1, rows)
 
 
-def attentions(shape: ModelShape, batch: int) -> list[Case]:
+def attentions(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     """Decodes and short spans, ``batch`` sequences each; prefills of one sequence."""
-    found = [_attention(shape, batch, "decode", 1, context) for context in CONTEXTS]
-    found += [_attention(shape, batch, "short", *sizes) for sizes in SHORT]
+    found = [_attention(shape, maker, batch, "decode", 1, context) for context in maker.contexts]
+    found += [_attention(shape, maker, batch, "short", *sizes) for sizes in maker.short]
     if batch == 1:
-        found += [_attention(shape, 1, "prefill", *sizes) for sizes in PREFILLS]
+        found += [_attention(shape, maker, 1, "prefill", *sizes) for sizes in maker.prefills]
     return found
 
 
-def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int) -> Case:
+def _attention(
+    shape: ModelShape, maker: CaseMaker, batch: int, name: str, span: int, context: int
+) -> Case:
     layout = _layout(shape)
     starts, contexts = range(0, (batch + 1) * span, span), [context] * batch
     work = Work.of(starts, contexts)
@@ -50,12 +47,12 @@ def _attention(shape: ModelShape, batch: int, name: str, span: int, context: int
 
     def inputs() -> tuple[Tensor, ...]:
         """Queries, the arena and its pages in random order."""
-        integers = partial(torch.tensor, dtype=torch.int32, device=case.DEVICE)
+        integers = partial(torch.tensor, dtype=torch.int32, device=maker.device)
         pages = batch * context // PAGE
         return (
-            case.random(batch * span, shape.heads, shape.head_dim),
-            case.random(pages * layout.slab_rows, shape.head_dim),
-            case.shuffled(pages).view(batch, -1), integers(starts), integers(contexts),
+            maker.random(batch * span, shape.heads, shape.head_dim),
+            maker.random(pages * layout.slab_rows, shape.head_dim),
+            maker.shuffled(pages).view(batch, -1), integers(starts), integers(contexts),
         )  # fmt: skip
 
     def kernel(query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor,
@@ -93,31 +90,34 @@ def _plain_attention(
     return out.reshape(batch, heads, span, width).transpose(1, 2).reshape(rows, heads, width)
 
 
-def rope_kvs(shape: ModelShape, batch: int) -> list[Case]:
-    """Cases with bias (Qwen2) and with norms (Qwen3)."""
+def rope_kvs(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
+    """With bias (Qwen2) and with norms (Qwen3)."""
     layout = _layout(shape)
     roofline = rope_kv_roofline(layout, shape.heads, batch)
     return [
         Case(
-            "rope_kv", name, batch, roofline, partial(_rope_inputs, shape, layout, batch, name),
+            "rope_kv", name, batch, roofline,
+            partial(_rope_inputs, shape, maker, layout, batch, name),
             partial(_rope_kv, layout), partial(_plain_rope_kv, layout), scratch=8 * roofline.bytes,
         )
         for name in ("bias", "norms")
     ]  # fmt: skip
 
 
-def _rope_inputs(shape: ModelShape, layout: KVLayout, batch: int, name: str) -> tuple[object, ...]:
-    """Inputs with as many blocks and angles as the batch fills."""
+def _rope_inputs(
+    shape: ModelShape, maker: CaseMaker, layout: KVLayout, batch: int, name: str
+) -> tuple[object, ...]:
+    """As many blocks and angles as the batch fills."""
     blocks, width = -(-batch // PAGE), shape.head_dim
     columns = (shape.heads + 2 * shape.kv_heads) * width
     biased = name == "bias"
     return (
-        case.random(batch, columns),
-        case.random(columns) if biased else None,
-        layers.rope_tables(batch, width, 1e6, torch.float32).to(case.DEVICE),
-        case.shuffled(batch), case.shuffled(blocks * PAGE)[:batch].contiguous(),
-        case.zeros(blocks * layout.slab_rows, width),
-        None if biased else (case.random(width), case.random(width)),
+        maker.random(batch, columns),
+        maker.random(columns) if biased else None,
+        layers.rope_tables(batch, width, 1e6, torch.float32).to(maker.device),
+        maker.shuffled(batch), maker.shuffled(blocks * PAGE)[:batch].contiguous(),
+        maker.zeros(blocks * layout.slab_rows, width),
+        None if biased else (maker.random(width), maker.random(width)),
     )  # fmt: skip
 
 
@@ -148,14 +148,14 @@ def _plain_rope_kv(
     return query
 
 
-def copies(shape: ModelShape, batch: int) -> list[Case]:
-    """Copies of ``batch`` blocks, each to one that no other pair names."""
-    layout = _layout(shape, COPIED_LAYERS)
+def copies(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
+    """``batch`` blocks, each to one that no other pair names."""
+    layout = _layout(shape, maker.copied_layers)
     roofline = copy_blocks_roofline(layout, batch)
 
     def inputs() -> tuple[Tensor, Tensor]:
-        arena = case.random(2 * batch * layout.slab_rows, shape.head_dim)
-        return arena, case.shuffled(2 * batch).view(batch, 2)
+        arena = maker.random(2 * batch * layout.slab_rows, shape.head_dim)
+        return arena, maker.shuffled(2 * batch).view(batch, 2)
 
     def kernel(arena: Tensor, pairs: Tensor) -> None:
         copy_blocks.copy_blocks(arena, layout, pairs)

@@ -67,6 +67,18 @@ def graph_times(calls: Sequence[Call], replays: int) -> list[float]:
     return [1e3 * span / len(calls) for span in spans]
 
 
+class CardTimer:
+    """How kernels are timed on a card, and whether it answers."""
+
+    def times(self, calls: Sequence[Call], replays: int) -> list[float]:
+        """As ``graph_times``."""
+        return graph_times(calls, replays)
+
+    def check(self) -> None:
+        """As ``check_card``."""
+        check_card()
+
+
 def _median(call: Call, calls: int, replays: int = 10) -> float:
     return percentiles(graph_times([call] * calls, replays))[1]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from kernels.aot.roofline import Roofline
 
 DTYPE = torch.bfloat16
-DEVICE = "cuda"
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,37 @@ class Case:
     parts: Mapping[str, tuple[Callable[..., object], str]] = field(default_factory=dict)
 
 
-def random(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Normally distributed numbers."""
-    return torch.randn(shape, device=DEVICE, dtype=dtype)
+@dataclass(frozen=True)
+class CaseMaker:
+    """At which sizes cases are made, and where their tensors are.
 
+    device: of all tensors. draws_on: the device that draws random numbers, if it is another one;
+        those of a CPU are the same on every machine.
+    contexts: keys of each sequence of a decode.
+    short: (queries, keys) of short spans.
+    prefills: (queries, keys) of a chunk: over itself, and over a prefix as well.
+    many: rows whose logits leave the L2 cache: there bandwidth is all that counts.
+    copied_layers: of a copied block.
+    """
 
-def zeros(*shape: int) -> Tensor:
-    """Zeros of type ``DTYPE``."""
-    return torch.zeros(shape, device=DEVICE, dtype=DTYPE)
+    device: str = "cuda"
+    draws_on: str = ""
+    contexts: tuple[int, ...] = (1024, 4096, 16384)
+    short: tuple[tuple[int, int], ...] = ((32, 4096), (64, 16384))
+    prefills: tuple[tuple[int, int], ...] = ((1024, 1024), (1024, 5120))
+    many: tuple[int, ...] = (256, 1024)
+    copied_layers: int = 32
 
+    def random(self, *shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
+        """Normal numbers."""
+        drawn = torch.randn(shape, device=self.draws_on or self.device, dtype=dtype)
+        return drawn.to(self.device)
 
-def shuffled(count: int) -> Tensor:
-    """0..count-1 in random order, int32."""
-    return torch.randperm(count, device=DEVICE).int()
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros, of the same type."""
+        return torch.zeros(shape, device=self.device, dtype=DTYPE)
+
+    def shuffled(self, count: int) -> Tensor:
+        """0..count-1 in random order, int32."""
+        drawn = torch.randperm(count, device=self.draws_on or self.device)
+        return drawn.int().to(self.device)

@@ -1,6 +1,6 @@
 """The cases that are timed on a GPU: each kernel at a model's shapes, and the same in plain torch.
 
-A new op adds a function ``(shape, batch) -> list[Case]`` and its line in ``CASES``.
+A new op gives a function ``(shape, batch, maker) -> list[Case]`` and its line in ``CASES``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.kernel_bench import case
 from bench.kernel_bench.arena_cases import attentions, copies, rope_kvs
-from bench.kernel_bench.case import Case
+from bench.kernel_bench.case import Case, CaseMaker
 from bench.kernel_bench.head_cases import confidences, lm_heads
 from kernels import norm, packed_gemm, silu_mul, skinny_gemm
 from kernels.aot.norm import roofline as norm_roofline
@@ -32,15 +31,15 @@ EPS = 1e-6
 _WIDENED = "widens the weights to bf16 in each call: five times the bytes"
 
 
-def _norms(shape: ModelShape, batch: int) -> list[Case]:
+def _norms(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     hidden = shape.hidden
 
     def plain() -> tuple[Tensor, ...]:
-        return case.random(batch, hidden), case.random(hidden)
+        return maker.random(batch, hidden), maker.random(hidden)
 
     def added() -> tuple[Tensor, ...]:
         # Nothing is added, so that the sum stays finite over any number of calls.
-        return case.random(batch, hidden), case.zeros(batch, hidden), case.random(hidden)
+        return maker.random(batch, hidden), maker.zeros(batch, hidden), maker.random(hidden)
 
     return [
         Case(
@@ -54,18 +53,18 @@ def _norms(shape: ModelShape, batch: int) -> list[Case]:
     ]  # fmt: skip
 
 
-def _silu_muls(shape: ModelShape, batch: int) -> list[Case]:
+def _silu_muls(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     width = shape.feed_forward
     return [
         Case(
             "silu_mul", "silu_mul", batch, silu_mul_roofline(batch, width),
-            lambda: (case.random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
+            lambda: (maker.random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
         )
     ]  # fmt: skip
 
 
-def _linears(shape: ModelShape, batch: int) -> list[Case]:
-    """bf16 and fp8; above the kernel's most rows the baseline itself would run: not timed."""
+def _linears(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
+    """bf16 and fp8; more rows than the kernel takes are the baseline itself, so not timed."""
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
@@ -75,23 +74,23 @@ def _linears(shape: ModelShape, batch: int) -> list[Case]:
                 Case(
                     "skinny_gemm", f"{layer}_{kind}", batch,
                     skinny_gemm_roofline(batch, n, k, size),
-                    partial(_linear_inputs, batch, n, k, kind), skinny_gemm.skinny_linear,
+                    partial(_linear_inputs, maker, batch, n, k, kind), skinny_gemm.skinny_linear,
                     layers.linear, note=_WIDENED if kind == "fp8" else "",
                 )
             )  # fmt: skip
     return found
 
 
-def _linear_inputs(batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
-    x, weight = case.random(batch, k), case.random(n, k)
+def _linear_inputs(maker: CaseMaker, batch: int, n: int, k: int, kind: str) -> tuple[Any, ...]:
+    x, weight = maker.random(batch, k), maker.random(n, k)
     if kind == "bf16":
         return x, weight
-    scale = torch.rand(n, device=case.DEVICE) + 0.5
+    scale = torch.rand(n, device=maker.device) + 0.5
     return x, weight.to(skinny_gemm.FP8), None, scale
 
 
-def _packed(shape: ModelShape, batch: int) -> list[Case]:
-    """The usual packings of large checkpoints; the head is never packed."""
+def _packed(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
+    """The packings that large checkpoints mostly come in; the head is never packed."""
     found: list[Case] = []
     if batch > skinny_gemm.ROWS:
         return found
@@ -101,24 +100,26 @@ def _packed(shape: ModelShape, batch: int) -> list[Case]:
                 Case(
                     "packed_gemm", f"{layer}_{packing.name}", batch,
                     packed_gemm_roofline(batch, n, k, packing),
-                    partial(_packed_inputs, batch, n, k, packing), _of_tensors(packing, True),
-                    _of_tensors(packing, False), scratch=WORKSPACE,
+                    partial(_packed_inputs, maker, batch, n, k, packing),
+                    _of_tensors(packing, True), _of_tensors(packing, False), scratch=WORKSPACE,
                 )
             )  # fmt: skip
     return found
 
 
-def _packed_inputs(batch: int, n: int, k: int, packing: Packing) -> tuple[Tensor, ...]:
+def _packed_inputs(
+    maker: CaseMaker, batch: int, n: int, k: int, packing: Packing
+) -> tuple[Tensor, ...]:
     """x, codes, scales, and zero points if there are any."""
     groups = -(-k // packing.group)
     if packing.eight:
-        scale = torch.rand(-(-n // packing.rows), groups, device=case.DEVICE) + 0.5
-        return case.random(batch, k), case.random(n, k).to(skinny_gemm.FP8), scale
+        scale = torch.rand(-(-n // packing.rows), groups, device=maker.device) + 0.5
+        return maker.random(batch, k), maker.random(n, k).to(skinny_gemm.FP8), scale
     width = k * packing.bits // 8
-    codes = torch.randint(0, 256, (n, width), device=case.DEVICE, dtype=torch.uint8)
-    scale = (torch.rand(groups, n, device=case.DEVICE) + 0.5).half() / 64
-    zero = torch.randint(0, 16, (groups, n), device=case.DEVICE).short()
-    return (case.random(batch, k), codes, scale, *((zero,) if packing.zeros else ()))
+    codes = torch.randint(0, 256, (n, width), device=maker.device, dtype=torch.uint8)
+    scale = (torch.rand(groups, n, device=maker.device) + 0.5).half() / 64
+    zero = torch.randint(0, 16, (groups, n), device=maker.device).short()
+    return (maker.random(batch, k), codes, scale, *((zero,) if packing.zeros else ()))
 
 
 def _of_tensors(packing: Packing, ours: bool) -> Callable[..., Tensor]:
@@ -133,7 +134,8 @@ def _of_tensors(packing: Packing, ours: bool) -> Callable[..., Tensor]:
     return run
 
 
-CASES: dict[str, Callable[[ModelShape, int], list[Case]]] = {
+CasesOf = Callable[[ModelShape, int, CaseMaker], list[Case]]
+CASES: dict[str, CasesOf] = {
     "confidence": confidences,
     "lm_head": lm_heads,
     "attention": attentions,

@@ -9,8 +9,8 @@ set; if one set alone is twice the cache, it is never hot, and there is no hot r
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.kernel_bench import rivals
-from bench.kernel_bench.card import (
-    Call,
-    Card,
-    CardLostError,
-    check_card,
-    first_line,
-    graph_times,
-)
-from bench.kernel_bench.case import Case
-from bench.kernel_bench.cases import CASES
+from bench.kernel_bench.card import Call, Card, CardLostError, CardTimer, first_line
+from bench.kernel_bench.case import Case, CaseMaker
+from bench.kernel_bench.cases import CASES, CasesOf
 from bench.stats import percentiles
 from bench.table import render
 from kernels.aot.variant import ModelShape
@@ -46,15 +39,23 @@ _OWN = "steer"
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of a case is measured.
+    """What is measured, how much of it, and with what.
 
-    replays: number of replays of its graph. calls: in the graph, at least.
+    replays: of a case's graph. calls: in the graph, at least.
     alone: our kernel only, without torch, torch.compile and public rivals.
+    batches: rows of the cases. maker: the sizes of their other parts.
+    cases: by op. rivals: those that are not installed take no part.
+    timer: takes the times.
     """
 
     replays: int
     calls: int = _GRAPH_CALLS
     alone: bool = False
+    batches: tuple[int, ...] = BATCHES
+    maker: CaseMaker = field(default_factory=CaseMaker)
+    cases: Mapping[str, CasesOf] = field(default_factory=lambda: CASES)
+    rivals: rivals.Rivals = field(default_factory=lambda: rivals.RIVALS)
+    timer: CardTimer = field(default_factory=CardTimer)
 
 
 def measure(
@@ -72,15 +73,7 @@ def measure(
     Raises:
         CardLostError: the card no longer answers, so every other case would fail, too.
     """
-    cases = [
-        (shape.name, case)
-        for shape in shapes
-        for op in ops
-        if op in CASES
-        for batch in BATCHES
-        for case in CASES[op](shape, batch)
-        if wanted(case) and _fits(shape.name, case, card)
-    ]
+    cases = fitting_cases(ops, shapes, card, extent, wanted)
     for model, case in tqdm(cases, "bench.kernels"):
         try:
             yield from _measure_case(model, case, card, extent)
@@ -88,8 +81,28 @@ def measure(
             raise
         except Exception as error:  # from making its arguments, as where memory runs out
             yield _failure(model, case, card, _own(case), "", error)
-        check_card()
+        extent.timer.check()
         torch.cuda.empty_cache()
+
+
+def fitting_cases(
+    ops: Sequence[str],
+    shapes: Sequence[ModelShape],
+    card: Card,
+    extent: Extent,
+    wanted: Callable[[Case], bool] = lambda case: True,
+) -> list[tuple[str, Case]]:
+    """Names of models and their wanted cases; those that need too much memory are left out, each
+    with a line on standard error."""
+    return [
+        (shape.name, case)
+        for shape in shapes
+        for op in ops
+        if op in extent.cases
+        for batch in extent.batches
+        for case in extent.cases[op](shape, batch, extent.maker)
+        if wanted(case) and _fits(shape.name, case, card)
+    ]
 
 
 def _fits(model: str, case: Case, card: Card) -> bool:
@@ -117,8 +130,8 @@ def _own(case: Case) -> _Contestant:
     return _Contestant(_OWN, triton.__version__, partial(partial, case.kernel))
 
 
-def _contestants(case: Case, alone: bool) -> list[_Contestant]:
-    if alone:
+def _contestants(case: Case, extent: Extent) -> list[_Contestant]:
+    if extent.alone:
         return [_own(case)]
     compiled = torch.compile(case.baseline, dynamic=False)
     return [
@@ -133,7 +146,7 @@ def _contestants(case: Case, alone: bool) -> list[_Contestant]:
         ),
         *(
             _Contestant(r.package, r.version, r.prepare, r.compared, r.does)
-            for r in rivals.of(case.op, case.name)
+            for r in rivals.of(case.op, case.name, extent.rivals)
         ),
     ]
 
@@ -144,7 +157,7 @@ def _measure_case(model: str, case: Case, card: Card, extent: Extent) -> Iterato
     inputs = [case.inputs()]
     size = sum(t.nbytes for t in inputs[0] if isinstance(t, Tensor))
     sets = -(-2 * card.l2_bytes // size)
-    contestants = _contestants(case, extent.alone)
+    contestants = _contestants(case, extent)
     for l2 in ("hot", "cold") if sets > 1 else ("cold",):
         if l2 == "cold":
             if sets > MOST_SETS:
@@ -158,7 +171,7 @@ def _measure_case(model: str, case: Case, card: Card, extent: Extent) -> Iterato
                 failure = _failure(model, case, card, each, l2, error)
                 if each.provider == _OWN:
                     yield failure
-                check_card()
+                extent.timer.check()
             else:
                 yield _row(model, case, card, each, l2, times)
 
@@ -179,7 +192,8 @@ def _time(
     calls = [each.prepare(*arguments) for arguments in inputs]
     if each.compared and not rivals.agree(case.kernel(*inputs[0]), calls[0]()):
         raise ValueError("its result is not ours")
-    return percentiles(graph_times(calls * -(-extent.calls // len(inputs)), extent.replays))
+    repeated = calls * -(-extent.calls // len(inputs))
+    return percentiles(extent.timer.times(repeated, extent.replays))
 
 
 def _row(

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.kernel_bench import case
-from bench.kernel_bench.case import DTYPE, Case
+from bench.kernel_bench.case import DTYPE, Case, CaseMaker
 from kernels import confidence, lm_head
 from kernels.aot.confidence import roofline as confidence_roofline
 from kernels.aot.lm_head import roofline as lm_head_roofline
@@ -23,43 +22,43 @@ from kernels.reference.sampling import philox_uniform
 
 _STATISTICS = len(reference.Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
-MANY = (256, 1024)  # rows whose logits exceed the L2 cache: only bandwidth counts there
-_SCRATCH = 32  # bytes per logit: the fp32 copies that plain torch makes of them, with a margin
+_SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
 
 
-def confidences(shape: ModelShape, batch: int) -> list[Case]:
+def confidences(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     """Statistics of stored logits, alone, with a token drawn, and drawn under filters."""
     vocabulary = shape.head_rows
     filters = Case(
         "confidence", "statistics_filters", batch, confidence_roofline(batch, vocabulary, DTYPE),
-        partial(_filter_inputs, batch, vocabulary), _filtered, _plain_filtered,
+        partial(_filter_inputs, maker, batch, vocabulary), _filtered, _plain_filtered,
         scratch=2 * _SCRATCH * batch * vocabulary,
     )  # fmt: skip
-    found = [*_unfiltered(vocabulary, batch, DTYPE), filters]
+    found = [*_unfiltered(maker, vocabulary, batch, DTYPE), filters]
     if batch == 1:
-        for rows, dtype in product(MANY, (DTYPE, torch.float32)):
-            found += _unfiltered(vocabulary, rows, dtype)
+        for rows, dtype in product(maker.many, (DTYPE, torch.float32)):
+            found += _unfiltered(maker, vocabulary, rows, dtype)
     return found
 
 
-def _unfiltered(vocabulary: int, rows: int, dtype: torch.dtype) -> list[Case]:
+def _unfiltered(maker: CaseMaker, vocabulary: int, rows: int, dtype: torch.dtype) -> list[Case]:
     roofline, scratch = confidence_roofline(rows, vocabulary, dtype), _SCRATCH * rows * vocabulary
     kind = "" if dtype == DTYPE else "_fp32"
     return [
         Case(
             "confidence", f"statistics{kind}", rows, roofline,
-            lambda: (case.random(rows, vocabulary, dtype=dtype),),
+            lambda: (maker.random(rows, vocabulary, dtype=dtype),),
             partial(_statistics, vocabulary=vocabulary),
             partial(reference.confidence, vocabulary=vocabulary), scratch=scratch,
         ),
         Case(
             "confidence", f"statistics_draw{kind}", rows, roofline,
-            partial(_draw_inputs, rows, vocabulary, dtype), _drawn, _plain_drawn, scratch=scratch,
+            partial(_draw_inputs, maker, rows, vocabulary, dtype), _drawn, _plain_drawn,
+            scratch=scratch,
         ),
     ]  # fmt: skip
 
 
-def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
+def lm_heads(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     """Statistics of logits that are never stored; in torch the product, then its statistics.
 
     The product alone is timed, too: the difference is the cost of the statistics.
@@ -67,7 +66,7 @@ def lm_heads(shape: ModelShape, batch: int) -> list[Case]:
     vocabulary, hidden = shape.head_rows, shape.hidden
 
     def inputs() -> tuple[Tensor, Tensor]:
-        return case.random(batch, hidden) * hidden**-0.5, case.random(vocabulary, hidden)
+        return maker.random(batch, hidden) * hidden**-0.5, maker.random(vocabulary, hidden)
 
     return [
         Case(
@@ -82,13 +81,15 @@ def _statistics(logits: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
     return confidence.confidence(logits, vocabulary)[:_STATISTICS]
 
 
-def _draw_inputs(batch: int, vocabulary: int, dtype: torch.dtype = DTYPE) -> tuple[Tensor, ...]:
+def _draw_inputs(
+    maker: CaseMaker, batch: int, vocabulary: int, dtype: torch.dtype = DTYPE
+) -> tuple[Tensor, ...]:
     """Logits, temperatures, seeds and counters; for torch the uniforms that these keys give."""
     seed, counter = torch.arange(batch) + 7, torch.arange(4 * batch).view(batch, 4)
     uniform = philox_uniform(seed.numpy().astype(np.uint64), counter.numpy().astype(np.uint64))
     temperature = torch.full((batch,), TEMPERATURE, dtype=torch.float64)
     columns = (temperature, seed, counter, uniform)
-    return case.random(batch, vocabulary, dtype=dtype), *(c.to(case.DEVICE) for c in columns)
+    return maker.random(batch, vocabulary, dtype=dtype), *(c.to(maker.device) for c in columns)
 
 
 def _drawn(
@@ -111,12 +112,12 @@ def _plain_drawn(
     return *found, token[:, 0], logprob
 
 
-def _filter_inputs(batch: int, vocabulary: int) -> tuple[Tensor, ...]:
-    """The same with a top-k and a top-p; a few tokens' logits stand out, as those of a model do."""
-    inputs = _draw_inputs(batch, vocabulary)
+def _filter_inputs(maker: CaseMaker, batch: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """The same, a top-k and a top-p; the logits of a few tokens stand out, as a model's do."""
+    inputs = _draw_inputs(maker, batch, vocabulary)
     inputs[0].mul_(2.5)
-    top_k = torch.full((batch,), TOP_K, device=case.DEVICE)
-    return *inputs, top_k, torch.full((batch,), TOP_P, dtype=torch.float64, device=case.DEVICE)
+    top_k = torch.full((batch,), TOP_K, device=maker.device)
+    return *inputs, top_k, torch.full((batch,), TOP_P, dtype=torch.float64, device=maker.device)
 
 
 def _filtered(

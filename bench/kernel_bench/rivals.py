@@ -7,7 +7,7 @@ for given arguments (a plan, a layout of its own) are not part of its time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module, metadata, util
@@ -55,9 +55,12 @@ class Rival:
             return "unknown"
 
 
-def of(op: str, name: str) -> list[Rival]:
-    """The installed rivals of a case."""
-    return [rival for rival in RIVALS.get((op, name), ()) if rival.installed]
+Rivals = Mapping[tuple[str, str], tuple[Rival, ...]]  # by op and case
+
+
+def of(op: str, name: str, known: Rivals) -> list[Rival]:
+    """Those of a case that are installed."""
+    return [rival for rival in known.get((op, name), ()) if rival.installed]
 
 
 @cache
@@ -202,7 +205,7 @@ _flash = Rival(
 )  # fmt: skip
 _drawn = partial(_infer, compared=False, does="draws only, no statistics")
 
-RIVALS: dict[tuple[str, str], tuple[Rival, ...]] = {
+RIVALS: Rivals = {
     ("attention", "decode"): (_infer(_flashinfer_decode), _flash),
     ("attention", "short"): (_infer(_flashinfer_prefill), _flash),
     ("attention", "prefill"): (_infer(_flashinfer_prefill), _flash),

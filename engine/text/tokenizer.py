@@ -33,7 +33,7 @@ class Tokenizer:
         self._where = str(source)
         self._tokenizer = files.tokenizer
         self.chat_template = files.chat_template
-        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        self._definition: dict[str, Any] = json.loads(self.to_json())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise SteerError(f"{source}: the tokenizer's vocabulary is empty")
@@ -169,6 +169,10 @@ class Tokenizer:
         """A hash that changes with everything that changes ids or text."""
         definition = json.dumps(self._definition, sort_keys=True)
         return hashlib.sha256(definition.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json that defines this tokenizer, its chat template left out."""
+        return str(self._tokenizer.to_str())
 
     def _token_bytes(self) -> list[bytes]:
         special = {t["id"] for t in self._definition["added_tokens"] if t["special"]}

@@ -12,18 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernel_bench import (
-    aot,
-    arena_cases,
-    card,
-    case,
-    cases,
-    gpu,
-    head_cases,
-    reference,
-    rivals,
-)
-from bench.kernels import main, parse, time_kernels
+from bench.kernel_bench import arena_cases, card, case, cases, gpu, reference, rivals
+from bench.kernels import main, time_kernels
 from bench.rows import RowWriter
 from kernels.aot import registry
 from kernels.aot.variant import ModelShape
@@ -102,28 +92,20 @@ def copied(arguments):
     return [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
-def small_cases(op, batch, monkeypatch):
-    """Contexts that the interpreter gets through; the same numbers on every device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr(case, "DEVICE", device)
-    monkeypatch.setattr(
-        case, "random", lambda *s, dtype=case.DTYPE: torch.randn(s).to(dtype).to(device)
-    )
-    monkeypatch.setattr(case, "shuffled", lambda n: torch.randperm(n).int().to(device))
-    monkeypatch.setattr(arena_cases, "CONTEXTS", (64, 192))
-    monkeypatch.setattr(arena_cases, "SHORT", ((20, 128), (3, 64)))
-    monkeypatch.setattr(arena_cases, "PREFILLS", ((128, 128), (70, 192)))
-    monkeypatch.setattr(head_cases, "MANY", (2, 3))
-    monkeypatch.setattr(arena_cases, "COPIED_LAYERS", 2)
-    torch.manual_seed(batch)
-    return cases.CASES[op](SMALL, batch)
+# Contexts that the interpreter gets through; the same numbers on every device.
+INTERPRETED = case.CaseMaker(
+    device="cuda" if torch.cuda.is_available() else "cpu", draws_on="cpu",
+    contexts=(64, 192), short=((20, 128), (3, 64)), prefills=((128, 128), (70, 192)), many=(2, 3),
+    copied_layers=2,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("op", registry.OPS)
 @pytest.mark.parametrize("batch", [1, 8])
-def test_gpu_cases_compute_what_their_baselines_do(op: str, batch: int, monkeypatch):
+def test_gpu_cases_compute_what_their_baselines_do(op: str, batch: int):
     """Their arguments fit both, which the machine that times them should not have to find out."""
-    found = small_cases(op, batch, monkeypatch)
+    torch.manual_seed(batch)
+    found = cases.CASES[op](SMALL, batch, INTERPRETED)
     assert found
     for each in found:
         mine = each.inputs()
@@ -142,11 +124,46 @@ def test_every_op_has_cases():
     assert tuple(cases.CASES) == registry.OPS
 
 
-def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "_measure_case", lambda model, each, *_: [each.rows])
+class StillTimer(card.CardTimer):
+    """Makes each call once; the times are those that it was given, one a replay."""
+
+    def __init__(self, first: float = 4.0, step: float = 0.0) -> None:
+        self.first, self.step = first, step
+        self.calls: list[int] = []
+
+    def times(self, calls, replays):
+        calls[0]()
+        self.calls.append(len(calls))
+        return [self.first + self.step * i for i in range(replays)]
+
+    def check(self):
+        pass
+
+
+class LostCard(StillTimer):
+    """Answers no more when it is first asked."""
+
+    def check(self):
+        raise card.CardLostError("the card answers no more: illegal address")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile, which takes long, gives back what it gets."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def extent(timer=None, **changes):
+    """Of cases on this machine's CPU."""
+    maker = case.CaseMaker(device="cpu")
+    return gpu.Extent(9, maker=maker, timer=timer or StillTimer(), **changes)
+
+
+def test_cases_of_too_much_memory_are_skipped(capsys):
     large = ModelShape("large", 5120, 27648, 40, 8, 128, 152064)
-    rows = list(gpu.measure(["attention"], [large], CARD, gpu.Extent(9)))
+    found = gpu.fitting_cases(["attention"], [large], CARD, gpu.Extent(9))
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    rows = [each.rows for _, each in found]
     assert rows.count(64) == 3  # decodes of all but the longest context, and a short span
     assert told == [
         "skipped: attention decode large, 64 rows, context 16384: needs 12.1 GiB, at most 8.0",
@@ -154,14 +171,18 @@ def test_cases_of_too_much_memory_are_skipped(monkeypatch, capsys):
     ]
 
 
-def test_gpu_rows_and_table(monkeypatch):
+def test_what_is_skipped_is_not_measured(no_compiler, capsys):
+    """A card whose cache is so large that no case of 64 rows leaves room for cold ones."""
+    wide = replace(CARD, l2_bytes=4 * 2**30 - 3 * 1024)
+    rows = list(gpu.measure(["norm"], [SMALL], wide, extent()))
+    assert {r["rows"] for r in rows} == {1, 8}
+    assert capsys.readouterr().err.count("skipped: norm") == 2
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_gpu_rows_and_table():
     """The bookkeeping of a GPU's rows, with times from nowhere."""
-    monkeypatch.setattr(case, "DEVICE", "cpu")
-    monkeypatch.setattr(
-        gpu, "graph_times", lambda calls, replays: [2.0 + i for i in range(replays)]
-    )
-    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    rows = list(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, extent(StillTimer(2.0, 1.0))))
     assert len(rows) == 3 * 2 * 3  # batches, kernels, contestants; too small to be cold
     assert {r["provider"] for r in rows} == {"steer", "torch", "torch.compile"}
     assert all(r["p50_us"] == 6.0 and r["l2"] == "hot" for r in rows)
@@ -173,19 +194,17 @@ def test_gpu_rows_and_table(monkeypatch):
     assert table.count("rms_norm") == 6
 
 
-def test_gpu_rows_go_round_cold_inputs(monkeypatch):
-    monkeypatch.setattr(case, "DEVICE", "cpu")
-    seen = []
-    monkeypatch.setattr(gpu, "graph_times", lambda calls, _: seen.append(len(calls)) or [1.0] * 9)
-    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-    small_cache = replace(CARD, l2_bytes=1000)
-    rows = list(gpu.measure(["silu_mul"], [SMALL], small_cache, gpu.Extent(9)))
+@pytest.mark.usefixtures("no_compiler")
+def test_gpu_rows_go_round_cold_inputs():
+    timer, small_cache = StillTimer(1.0), replace(CARD, l2_bytes=1000)
+    rows = list(gpu.measure(["silu_mul"], [SMALL], small_cache, extent(timer)))
     assert {r["l2"] for r in rows if r["rows"] == 1} == {"hot", "cold"}
     assert {r["l2"] for r in rows if r["rows"] == 64} == {"cold"}  # one set is twice the cache
-    assert min(seen) >= 40
+    assert min(timer.calls) >= 40
 
 
-def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
+@pytest.mark.usefixtures("no_compiler")
+def test_a_rival_that_fails_is_left_out_with_a_line(capsys):
     """One that raises, one that computes something else, one that does what ours does."""
 
     def broken(*_):
@@ -198,13 +217,12 @@ def test_a_rival_that_fails_is_left_out_with_a_line(monkeypatch, capsys):
         return lambda: layers.silu_mul(gate_up)
 
     found = [rivals.Rival("json", "numpy", prepare) for prepare in (broken, other, same)]
-    monkeypatch.setitem(rivals.RIVALS, ("silu_mul", "silu_mul"), tuple(found))
-    monkeypatch.setattr(case, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
-    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
+    known = {("silu_mul", "silu_mul"): tuple(found)}
     small_cache = replace(CARD, l2_bytes=1000)
     rows = [
-        r for r in gpu.measure(["silu_mul"], [SMALL], small_cache, gpu.Extent(9)) if r["rows"] == 1
+        r
+        for r in gpu.measure(["silu_mul"], [SMALL], small_cache, extent(rivals=known))
+        if r["rows"] == 1
     ]
     told = [e for e in capsys.readouterr().err.splitlines() if "left out" in e and " 1 rows" in e]
     assert len(told) == 2
@@ -220,34 +238,25 @@ NORMS = cases.CASES["norm"]
 
 
 def failing(*names):
-    """Cases of which some raise in their kernel."""
+    """Norms of which some raise in their kernel."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("no such instruction\nand more")
 
-    return lambda shape, batch: [
-        replace(each, kernel=fail) if each.name in names else each for each in NORMS(shape, batch)
-    ]
+    return {
+        "norm": lambda shape, batch, maker: [
+            replace(each, kernel=fail) if each.name in names else each
+            for each in NORMS(shape, batch, maker)
+        ]
+    }
 
 
-def untimed(monkeypatch):
-    """Calls are made once, and the clock stands still."""
-    monkeypatch.setattr(case, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "graph_times", lambda calls, _: [calls[0]() is None or 4.0] * 9)
-    monkeypatch.setattr(gpu.torch, "compile", lambda function, **_: function)
-
-
-def test_a_kernel_of_ours_that_fails_leaves_a_row_and_the_bench_goes_on(
-    monkeypatch, capsys, tmp_path: Path
-):
-    untimed(monkeypatch)
-    monkeypatch.setitem(cases.CASES, "norm", failing("rms_norm"))
-    monkeypatch.setattr(card, "calibrate", lambda: CARD)
-    monkeypatch.setattr(aot, "model_shapes", lambda *_: [SMALL])
-    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
+@pytest.mark.usefixtures("no_compiler")
+def test_a_kernel_of_ours_that_fails_leaves_a_row_and_the_bench_goes_on(capsys, tmp_path: Path):
     path = tmp_path / "rows.jsonl"
+    chosen = extent(cases=failing("rms_norm"), batches=(1, 2))
     with RowWriter(path) as writer:
-        assert time_kernels(["norm"], parse([]), writer) == 1
+        assert time_kernels(["norm"], [SMALL], CARD, chosen, writer) == 1
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     lost = [r for r in rows if "error" in r]
     assert [(r["provider"], r["kernel"], r["rows"], r["error"]) for r in lost] == [
@@ -258,16 +267,15 @@ def test_a_kernel_of_ours_that_fails_leaves_a_row_and_the_bench_goes_on(
     told = capsys.readouterr()
     assert "failed: steer" in told.err and "norm rms_norm small, 1 rows: no such" in told.err
     assert told.out.count("failed") == 2
-    monkeypatch.setitem(cases.CASES, "norm", NORMS)
     with RowWriter(None) as writer:
-        assert time_kernels(["norm"], parse([]), writer) == 0
+        assert time_kernels(["norm"], [SMALL], CARD, extent(batches=(1, 2)), writer) == 0
 
 
-def test_rows_say_what_stands_beside_ours(monkeypatch):
+@pytest.mark.usefixtures("no_compiler")
+def test_rows_say_what_stands_beside_ours():
     """Which baseline does more work than ours, and which only a part of it."""
-    untimed(monkeypatch)
-    monkeypatch.setattr(gpu, "BATCHES", (1,))
-    rows = list(gpu.measure(["skinny_gemm", "lm_head"], [SMALL], CARD, gpu.Extent(9)))
+    chosen = extent(batches=(1,))
+    rows = list(gpu.measure(["skinny_gemm", "lm_head"], [SMALL], CARD, chosen))
     notes = {(r["provider"], r["kernel"].rpartition("_")[2]): r["note"] for r in rows}
     assert "widens" in notes["torch", "fp8"] and "widens" in notes["torch.compile", "fp8"]
     assert "alone" in notes["product", "statistics"]
@@ -278,41 +286,37 @@ def test_rows_say_what_stands_beside_ours(monkeypatch):
     assert "TFLOP/s" in table and table.count("product 4.00") == 1
 
 
-def test_arguments_that_do_not_fit_cost_only_their_case(monkeypatch):
+@pytest.mark.usefixtures("no_compiler")
+def test_arguments_that_do_not_fit_cost_only_their_case():
     def full():
         raise torch.OutOfMemoryError("out of memory")
 
-    untimed(monkeypatch)
-    monkeypatch.setitem(
-        cases.CASES, "norm", lambda s, b: [replace(NORMS(s, b)[0], inputs=full), NORMS(s, b)[1]]
-    )
-    rows = list(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
+    def some(shape, batch, maker):
+        first, second = NORMS(shape, batch, maker)
+        return [replace(first, inputs=full), second]
+
+    rows = list(gpu.measure(["norm"], [SMALL], CARD, extent(cases={"norm": some})))
     assert [r["error"] for r in rows if r["kernel"] == "rms_norm"] == ["out of memory"] * 3
     assert "failed" in gpu.show(rows, CARD)
     assert sum("error" not in r for r in rows) == 3 * 3
 
 
-def test_a_card_that_answers_no_more_ends_the_bench(monkeypatch, capsys):
+@pytest.mark.usefixtures("no_compiler")
+def test_a_card_that_answers_no_more_ends_the_bench(capsys, tmp_path: Path):
     """What came before is kept; the status says that it is not all."""
-
-    def gone():
-        raise card.CardLostError("the card answers no more: illegal address")
-
-    untimed(monkeypatch)
-    monkeypatch.setitem(cases.CASES, "norm", failing("add_rms_norm"))
-    monkeypatch.setattr(gpu, "check_card", gone)
-    rows = []
-    with pytest.raises(card.CardLostError):
-        rows.extend(gpu.measure(["norm"], [SMALL], CARD, gpu.Extent(9)))
-    monkeypatch.setattr(card, "calibrate", lambda: CARD)
-    monkeypatch.setattr(aot, "model_shapes", lambda *_: [SMALL])
-    with RowWriter(None) as writer:
-        assert time_kernels(["norm"], parse([]), writer) == 1
+    path, chosen = tmp_path / "rows.jsonl", extent(LostCard(), cases=failing("rms_norm"))
+    for each in (chosen, extent(LostCard())):  # asked after a failure, and after every case
+        with pytest.raises(card.CardLostError):
+            list(gpu.measure(["norm"], [SMALL], CARD, each))
+    with RowWriter(path) as writer:
+        assert time_kernels(["norm"], [SMALL], CARD, chosen, writer) == 1
+    (row,) = map(json.loads, path.read_text().splitlines())
+    assert row["error"] == "no such instruction"
     assert "stopped: the card answers no more: illegal address" in capsys.readouterr().err
 
 
 def test_rivals_are_those_of_known_cases():
-    known = {(c.op, c.name) for make in cases.CASES.values() for c in make(SMALL, 1)}
+    known = {(c.op, c.name) for make in cases.CASES.values() for c in make(SMALL, 1, INTERPRETED)}
     assert set(rivals.RIVALS) <= known
     absent = rivals.Rival("no_such_package", "no-such-package", lambda: None)
     assert not absent.installed and absent.version == "unknown"

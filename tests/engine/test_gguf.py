@@ -115,7 +115,7 @@ def test_a_file_beside_a_folder(tmp_path: Path):
     folder = tmp_path / "folder"
     random_model("llama", seed=1).save_pretrained(folder)
     engine = Engine("custom", small=path, large=path, config=CONFIG)
-    (folder / "tokenizer.json").write_text(engine.tokenizer._tokenizer.to_str())
+    (folder / "tokenizer.json").write_text(engine.tokenizer.to_json())
     mixed_pair = Engine("custom", small=path, large=folder, config=CONFIG)
     assert mixed_pair.generate(["the"], SamplingParams(max_tokens=4), "large")
 
@@ -192,7 +192,7 @@ def test_rope_factors_are_llama_3s_scaling(tmp_path: Path):
 
 def folder_with_tokenizer(folder: Path, path: Path) -> Path:
     engine = Engine("custom", small=path, large=path, config=CONFIG)
-    (folder / "tokenizer.json").write_text(engine.tokenizer._tokenizer.to_str())
+    (folder / "tokenizer.json").write_text(engine.tokenizer.to_json())
     return folder
 
 

@@ -241,7 +241,7 @@ def test_a_file_and_a_published_folder_are_a_pair(tmp_path: Path):
         file = Tokenizer(
             write(tmp_path / "m.gguf", pre, lambda w: w.add_bos_token_id(TOKENS.index(SPECIAL[0])))
         )
-        published = json.loads(file._tokenizer.to_str())
+        published = json.loads(file.to_json())
         published["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
         published["decoder"] = level
         for token in published["added_tokens"]:  # listed there only
@@ -284,6 +284,6 @@ def test_marks_that_the_library_cannot_write(tmp_path: Path):
 def test_a_tokenizer_is_what_the_library_can_keep(tmp_path: Path):
     """It can be written as a tokenizer.json and read again."""
     tokenizer = Tokenizer(write(tmp_path / "m.gguf"))
-    (tmp_path / "tokenizer.json").write_text(tokenizer._tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     again = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert again.to_str() == tokenizer._tokenizer.to_str()
+    assert again.to_str() == tokenizer.to_json()

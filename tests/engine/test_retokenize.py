@@ -384,14 +384,14 @@ def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
     )  # fmt: skip
     asked: dict[int, str] = {}
     ended: dict[str, int] = {}
-    checked = started = 0
+    checked, known = 0, set()
     policies = [
         Call(lambda b: rng.choice(["small", "large"])), Always("large"), Random(0.6, seed=seed),
         Threshold("max_prob", 0.5, window=Window("probe", 3)), Call(
             lambda b: rng.choice(["small", "large"]), reads=False),
     ]  # fmt: skip
-    while asked or started < 60:
-        while started < 60 and len(asked) < 12:
+    while asked or len(known) < 60:
+        while len(known) < 60 and len(asked) < 12:
             prompt = letters(rng, 40)
             params = SamplingParams(
                 max_tokens=rng.randint(3, 40), max_step_tokens=rng.choice([0, 0, 3]),
@@ -401,7 +401,8 @@ def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
             request = engine.submit(
                 prompt, params, rng.choice(policies), priority=rng.choice([0, 0, 1]), timeout=late
             )
-            asked[request], started = prompt, started + 1
+            asked[request] = prompt
+            known.add(request)
         if asked and rng.random() < 0.05:
             engine.abort(rng.choice(list(asked)))
         if rng.random() < 0.05:
@@ -413,7 +414,8 @@ def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
                 checked += other_pieces.check(prompt, done) > 0
     assert ended["length"] > 10 and checked > 5 and "error" not in ended
     assert engine.scheduler.counters()["suspended"] > 0 or seed == 1  # there a forecast prevents it
-    assert engine.scheduler.running == 0 and not engine._driver.live
+    assert engine.scheduler.running == 0
+    assert not any(engine.is_live(i) or engine.is_live(-i) for i in known)  # -i: what i's shadow is
     engine.scheduler.check_integrity()
     assert engine.scheduler.pool.live(0) == engine.scheduler.pool.live(1) == 0
 

@@ -37,7 +37,7 @@ def run(scene: Scene) -> None:
 
 
 def _wanted(case: Case) -> bool:
-    return case.rows <= max(gpu.BATCHES) and case.name.endswith(_KERNELS.get(case.op, ""))
+    return case.rows <= max(_EXTENT.batches) and case.name.endswith(_KERNELS.get(case.op, ""))
 
 
 def _smallest(case: Case) -> bool:
