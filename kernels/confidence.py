@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
-from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
     FLOOR,
@@ -36,6 +35,7 @@ from kernels.merge import (
 )
 from kernels.sampling import draw_filtered
 from kernels.sampling import variants as sampling_variants
+from kernels.types.sampling import DrawRows
 from kernels.variant import ModelShape, Variant
 
 # One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that

@@ -18,7 +18,6 @@ from torch import Tensor
 from triton import knobs
 
 from kernels.checks import check_device, check_tensor
-from kernels.draws import DrawRows
 from kernels.floor import Floor
 from kernels.merge import (
     BIG,
@@ -35,6 +34,7 @@ from kernels.merge import (
     merge_signature,
 )
 from kernels.sampling import draw_filtered
+from kernels.types.sampling import DrawRows
 from kernels.variant import ModelShape, Variant
 
 BLOCK_N = 128  # ids a tile

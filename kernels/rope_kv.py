@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.arena import FLOATS, check_layout
 from kernels.checks import check_choice, check_device, check_eps, check_tensor
 from kernels.floor import Floor
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 from kernels.variant import ModelShape, Variant
 
 HEAD_DIMS = (16, 32, 64, 128, 256)

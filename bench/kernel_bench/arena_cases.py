@@ -13,7 +13,7 @@ from bench.kernel_bench.case import Case
 from kernels import attention, copy_blocks, rope_kv
 from kernels.attention_config import Work
 from kernels.reference import layers
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 from kernels.variant import ModelShape
 
 PAGE = 64

@@ -19,7 +19,8 @@ from bench.kernel_bench.head_cases import confidences, lm_heads
 from kernels import norm, packed_gemm, silu_mul, skinny_gemm
 from kernels.packed_config import COMMON, Packing
 from kernels.reference import layers
-from kernels.reference.packed import WORKSPACE, Fp8Weight, IntWeight, packed_linear
+from kernels.reference.packed import packed_linear
+from kernels.types.weights import WORKSPACE, Fp8Weight, IntWeight
 from kernels.variant import ModelShape
 
 EPS = 1e-6

@@ -12,14 +12,15 @@ from torch import Tensor
 from bench.kernel_bench import case
 from bench.kernel_bench.case import DTYPE, Case
 from kernels import confidence, lm_head
-from kernels.draws import DrawRows
 from kernels.merge import ScoredRows
 from kernels.reference import confidence as reference
 from kernels.reference import layers
 from kernels.reference.sampling import philox_uniform
+from kernels.types.sampling import DrawRows
+from kernels.types.statistics import Confidence
 from kernels.variant import ModelShape
 
-_STATISTICS = len(reference.Confidence._fields)
+_STATISTICS = len(Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
 MANY = (256, 1024)  # rows whose logits leave the L2 cache: there bandwidth is all that counts
 _SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin

@@ -19,7 +19,8 @@ from engine.execution.in_flight import STATISTICS, InFlightTick, TickResult
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.execution.sampler import SampledRows, Sampler, SamplingSpec
 from engine.execution.scoring import AuditRows, scored_rows
-from engine.models.decoder import Batch, Decoder
+from engine.models.decoder import Decoder
+from engine.models.passes import Batch
 from kernels import ops
 
 
@@ -56,6 +57,7 @@ class ModelRunner:
         self,
         model: int,
         decoder: Decoder,
+        backend: ops.Backend,
         arena: Tensor,
         layout: ops.KVLayout,
         sampler: Sampler,
@@ -68,6 +70,7 @@ class ModelRunner:
     ) -> None:
         """
         Args:
+            backend: what computes on the decoder's device.
             arena: ``KVArena.rows`` of this model.
             queue: where passes run.
             graphs: of this lane; ticks of few rows are replayed from them.
@@ -80,6 +83,7 @@ class ModelRunner:
         self.decoder = decoder
         self.executed = Executed()
         self.graphs = graphs
+        self._backend = backend
         self._arena = arena
         self._layout = layout
         self._sampler = sampler
@@ -211,7 +215,7 @@ class ModelRunner:
             self._park(self._host, tick.parcel)
         if staged.copies.start < staged.copies.stop:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
-            ops.copy_blocks(self._arena, self._layout, pairs)
+            self._backend.copy_blocks(self._arena, self._layout, pairs)
         wanted = self._inputs.region(staged.wanted)
         if tick.plain:
             (packed,) = self._pass(tick, wanted)

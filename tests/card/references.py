@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import ops
-from kernels.reference.attention import AttentionPlan
+from kernels.types.attention import AttentionPlan
 from tests.card.streams import CARD
 from tests.card.tensor import CardTensor, allocate, fill, inner
 

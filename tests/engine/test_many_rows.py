@@ -51,18 +51,19 @@ def test_a_few_at_a_time_are_all_at_once(count, monkeypatch):
     logits = 3 * torch.randn(count, VOCABULARY + 10, generator=draw)
     logits[count // 2, 4] = torch.nan
     last = torch.randint(0, VOCABULARY, (count,), generator=draw).int()
-    confidence, sizes, found = ops.confidence(logits, VOCABULARY), [], []
+    backend, sizes, found = ops.CpuBackend(), [], []
+    confidence = backend.confidence(logits, VOCABULARY)
     for name in ("penalise", "token_logprobs"):
-        op = getattr(ops, name)
+        op = getattr(backend, name)
 
         def watched(rows, *rest, op=op):
             sizes.append(len(rows))
             return op(rows, *rest)
 
-        monkeypatch.setattr(ops, name, watched)
+        monkeypatch.setattr(backend, name, watched)
     for most in (ROWS_AT_ONCE, 10**6):
         monkeypatch.setattr(sampler, "ROWS_AT_ONCE", most)
-        rows, drawing = rows_of(count), Sampler(0, VOCABULARY, lambda _: None)
+        rows, drawing = rows_of(count), Sampler(0, VOCABULARY, lambda _: None, backend)
         chosen = drawing.choose(logits, confidence, rows, last)
         scores = drawing.logprobs(logits, chosen, rows)
         found.append((chosen, *scores))
