@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kernels.ops import Backend
 from kernels.variant import ModelShape
 
 DTYPE = torch.bfloat16
@@ -15,10 +16,15 @@ DTYPE = torch.bfloat16
 
 @dataclass
 class Maker:
-    """Random tensors for one shape on one device. ``head_dtype``: of the LM head and its input."""
+    """Random tensors for one shape on one device.
+
+    backend: what is checked, on that device.
+    head_dtype: of the LM head and its input.
+    """
 
     shape: ModelShape
     device: torch.device
+    backend: Backend
     head_dtype: torch.dtype = DTYPE
     seed: int = 0
     _random: torch.Generator = field(init=False)
