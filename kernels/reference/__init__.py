@@ -1,1 +1,1 @@
-"""The oracles: every operation in plain PyTorch, no Triton. This is what the CPU path runs."""
+"""The oracles: every operation in plain PyTorch, no Triton. A CPU runs them where no compiled kernel does."""
