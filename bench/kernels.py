@@ -33,10 +33,9 @@ from engine.files import check_output
 from kernels.aot.registry import OPS
 
 if TYPE_CHECKING:  # what is imported later reads whether Triton's interpreter is on
-    from kernels.aot.variant import ModelShape
-
     from bench.kernel_bench.card import Card
     from bench.kernel_bench.gpu import Extent
+    from kernels.aot.variant import ModelShape
 
 QUICK_PAIR = "qwen-1.5b/qwen-32b"
 

@@ -41,10 +41,12 @@ print(json.dumps({"torch": middle - begin, "import": end - begin, "cpu": time.pr
 _LOAD = """
 import json, re, sys, time
 from pathlib import Path
+import torch
 from engine.device.devices import DTYPES
 from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.text.tokenizer import Tokenizer
+from kernels import ops
 
 def bytes_of(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -54,7 +56,8 @@ begin, cpu = time.perf_counter(), time.process_time()
 tokenizer = Tokenizer(folder)
 middle, before = time.perf_counter(), bytes_of("VmRSS")
 config = load_config(folder)
-decoder = Decoder(config, load_weights(folder, config, dtype), 16)
+backend = ops.backend_for(torch.device("cpu"))
+decoder = Decoder(config, load_weights(folder, config, dtype), 16, backend)
 end = time.perf_counter()
 print(json.dumps({
     "cpu": time.process_time() - cpu,

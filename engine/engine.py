@@ -13,7 +13,7 @@ from engine.assembly.loading import load_pair
 from engine.assembly.parts import assemble
 from engine.config import ROLES, TINY, EngineConfig
 from engine.config.pairs import Pair
-from engine.device.devices import choose_devices, choose_dtype
+from engine.device.devices import choose_devices, choose_dtype, make_backends
 from engine.device.graphs import GraphCounts
 from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
@@ -27,6 +27,7 @@ from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.text.chat import Message
+from kernels.ops import BackendChoice
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
@@ -53,6 +54,7 @@ class Engine:
         device: str = "auto",
         devices: Sequence[str] | None = None,
         progress: bool = False,
+        backends: BackendChoice | None = None,
     ) -> None:
         """Load a pair.
 
@@ -65,6 +67,8 @@ class Engine:
             device: "cpu", "cuda", "cuda:N", or "auto": a GPU if there is one.
             devices: one device for each model instead.
             progress: show a bar on standard error while weights are read.
+            backends: gives what computes on a device, asked once for each; default: the kernels
+                for that device, ``kernels.ops.backend_for``.
 
         Raises:
             SteerError: on anything that cannot be loaded, naming it.
@@ -74,14 +78,17 @@ class Engine:
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
         self.config = config or EngineConfig()
         memory = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
-        loaded = load_pair(self.pair, self.config, self.dtype, self.devices, memory.check, progress)
+        chosen = make_backends(self.devices, backends)
+        loaded = load_pair(
+            self.pair, self.config, self.dtype, self.devices, chosen, memory.check, progress
+        )
         self.shapes = loaded.shapes
         self.tokenizer = loaded.tokenizer
         self.max_context = loaded.max_context
         self.fingerprint = loaded.fingerprint
         self.default_params = loaded.default_params
         geometry = memory.geometry(self.shapes, self.max_context)
-        parts = assemble(loaded, self.config, self.dtype, self.devices, geometry)
+        parts = assemble(loaded, self.config, self.dtype, self.devices, chosen, geometry)
         self.arena, self.scheduler, self.lanes = parts.arena, parts.scheduler, parts.lanes
         self._driver, self._inputs = parts.driver, parts.inputs
         # Only one if both models have the same tokens.

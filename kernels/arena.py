@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kernels.checks import check_choice
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 PAGES = (4, 8, 16, 32, 64, 128)

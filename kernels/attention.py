@@ -36,7 +36,7 @@ from kernels.attention_config import (
 from kernels.attention_prefill import prefill_kernel
 from kernels.attention_split import merge_kernel, split_kernel
 from kernels.checks import check_choice, check_device, check_tensor, interpreted
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 HEAD_DIMS = (16, 32, 64, 128)
 WIDEST_GROUP = 16

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.draws import LEAST, DrawRows
 from kernels.merge import LOWEST, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
+from kernels.types.sampling import LEAST, DrawRows
 
 MOST = 4096  # tokens in a list
 BLOCK, WARPS = 1024, 1

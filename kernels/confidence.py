@@ -17,7 +17,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
-from kernels.draws import DrawRows
 from kernels.merge import (
     FLOOR,
     LOG2E,
@@ -29,6 +28,7 @@ from kernels.merge import (
     merge,
 )
 from kernels.sampling import draw_filtered
+from kernels.types.sampling import DrawRows
 
 # One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
 # 100 KB are under way. Fixed: both decide the order of the sums.

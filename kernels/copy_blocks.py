@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.arena import FLOATS, check_layout
 from kernels.checks import check_device, check_tensor
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 WORDS = 4096  # of 32 bits, a program: 32 a thread, in 16-byte loads that are all in flight
 WARPS = 4

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels.checks import check_tensor
-from kernels.reference.attention import KVLayout
-from kernels.reference.confidence import Confidence
+from kernels.types.attention import KVLayout
+from kernels.types.statistics import Confidence
 
 DTYPES = (torch.float32, torch.bfloat16)
 _LONGEST_HEAD = 512  # kLongest in csrc/cpu/layers.h
 _STRETCH = 8  # kQueryRows in csrc/cpu/decoder.cpp
 
 
-# Of a layer, in the order of csrc/cpu/decoder.h; see ``engine.models.decoder.Layer``.
+# Of a layer, in the order of csrc/cpu/decoder.h; see ``engine.models.passes.Layer``.
 _WEIGHTS = (
     "attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down", "qkv_bias", "output_bias",
     "gate_up_bias", "down_bias", "query_norm", "key_norm",

@@ -18,7 +18,6 @@ from torch import Tensor
 from triton import knobs
 
 from kernels.checks import check_device, check_tensor
-from kernels.draws import DrawRows
 from kernels.merge import (
     BIG,
     FLOOR,
@@ -31,6 +30,7 @@ from kernels.merge import (
     merge,
 )
 from kernels.sampling import draw_filtered
+from kernels.types.sampling import DrawRows
 
 BLOCK_N = 128  # ids a tile
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
+from kernels.types.sampling import DrawRows
 
 # Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum); the sum at the
 # row's temperature of what is sampled from, and its maximum. Only the LM head: runner-up, and the

@@ -9,8 +9,8 @@ Else as in ``skinny_gemm``: weights are the long side, one configuration serves 
 K are added in order by a second kernel. The two halves of a row lie in the two halves of its bytes:
 a tile of bytes is two tiles of weights, each beside a run of x.
 
-More rows, other devices and groups that no tile fits into (``takes``) go slab by slab through the
-reference, which dequantises for the vendor's library.
+More rows, other devices and groups that no tile fits into (``takes``) are for the caller, which
+dequantises slab by slab for the vendor's library.
 """
 
 from __future__ import annotations
@@ -24,33 +24,9 @@ from kernels import skinny_gemm
 from kernels.checks import check_device, check_tensor
 from kernels.packed_config import Packing, block_of, plan
 from kernels.packed_kernel import packed_kernel
-from kernels.reference.packed import (
-    Fp8Weight,
-    IntWeight,
-    PackedWeight,
-    StackedWeight,
-    packed_linear,
-    stacked_linear,
-)
 from kernels.skinny_config import Plan
 from kernels.skinny_gemm import FLOATS, FP8, ROWS
-
-
-def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight^T + bias`` on tensors of a GPU, by a kernel where one takes the weight.
-
-    Args:
-        x: [M, K], M <= 16.
-        weight: [N, K].
-        bias: [N] of x's type.
-    """
-    if isinstance(weight, StackedWeight):
-        return stacked_linear(linear, x, weight, bias)
-    if isinstance(weight, Fp8Weight) and weight.block == (1, weight.shape[1]):
-        return skinny_gemm.skinny_linear(x, weight.codes, bias, weight.scale.view(-1))
-    if takes(weight):
-        return packed_product(x, weight, bias)
-    return packed_linear(x, weight, bias)
+from kernels.types.weights import Fp8Weight, IntWeight
 
 
 def packing_of(weight: Fp8Weight | IntWeight) -> Packing:
@@ -66,7 +42,13 @@ def takes(weight: Fp8Weight | IntWeight) -> bool:
 
 
 def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None = None) -> Tensor:
-    """``linear`` by the kernel. x's rows may be strided; the rest is contiguous."""
+    """``x @ weight^T + bias``. x's rows may be strided; the rest is contiguous.
+
+    Args:
+        x: [M, K], M <= 16.
+        weight: [N, K], one that ``takes`` says yes to.
+        bias: [N] of x's type.
+    """
     _check(x, weight, bias)
     (n, k), packing = weight.shape, packing_of(weight)
     x, m = weight.arranged(x), len(x)

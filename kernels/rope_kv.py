@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.arena import FLOATS, check_layout
 from kernels.checks import check_choice, check_device, check_eps, check_tensor
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 _ELEMENTS = 512  # of each half, a program of one warp: 16 a lane, in 16-byte loads

@@ -1,8 +1,8 @@
 """Draws of rows with filters: top-k, then renormalised top-p, then min-p, one program a row.
 
 Nearly always all that the filters keep is in a short list (``kernels.candidates``): then only that
-is searched, otherwise the whole row. A min-p of ``LEAST`` keeps all: so ``ops.sample`` draws in
-order of likelihood without filters, from a list that reaches as far as the row's uniform.
+is searched, otherwise the whole row. A min-p of ``LEAST`` keeps all: so ``TritonBackend.sample``
+draws in order of likelihood without filters, from a list that reaches as far as the uniform does.
 
 In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So filters
 and draw are one search: the key (a float's bits in order) at which a sum over all likelier tokens
@@ -24,9 +24,9 @@ from torch import Tensor
 
 from kernels import candidates
 from kernels.candidates import KEEPS_ALL, filter_columns, filter_flags, filters_of
-from kernels.draws import DrawRows
 from kernels.merge import LOWEST, ScoredRows, inverse_temperature, load_logits
 from kernels.philox import keyed_uniform
+from kernels.types.sampling import DrawRows
 
 CHUNK, WARPS = 8192, 16
 LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter

@@ -8,7 +8,7 @@ configuration serves M = 1..16: a row's result is bitwise the same whatever its 
 Where N gives too few tiles to keep all SMs loading, K is split too: each split stores its partial
 sums [SPLITS, M, N], and a second kernel adds them in order. No atomics: results repeat bitwise.
 
-More rows, or another device, go to the vendor's library through ``linear``.
+More rows, or another device, are for the vendor's library: the caller chooses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor
 from triton import knobs
 
 from kernels.checks import check_device, check_tensor
-from kernels.reference import layers
 from kernels.skinny_config import plan
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -112,22 +111,6 @@ def merge_kernel(
     tl.store(y + m * n_size + n, total.to(y.dtype.element_ty), mask=inside)
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
-) -> Tensor:
-    """``x @ weight^T * scale + bias`` by this kernel where it suits, else by the vendor's library.
-
-    Args:
-        x: [M, K].
-        weight: [N, K] of x's type, or float8_e4m3fn with ``scale``.
-        bias: [N] of x's type.
-        scale: [N] fp32, of the weight's rows.
-    """
-    if x.ndim == 2 and x.shape[0] <= ROWS and x.is_cuda and hopper(x.device):
-        return skinny_linear(x, weight, bias, scale)
-    return layers.linear(x, weight, bias, scale)
-
-
 @cache
 def hopper(device: torch.device) -> bool:
     """Whether it is the kind of card that the tiles were chosen and checked for."""
@@ -137,7 +120,14 @@ def hopper(device: torch.device) -> bool:
 def skinny_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """``linear`` for M <= 16 by the kernel. x's rows may be strided; the rest is contiguous."""
+    """``x @ weight^T * scale + bias`` for M <= 16. x's rows may be strided; the rest is contiguous.
+
+    Args:
+        x: [M, K].
+        weight: [N, K] of x's type, or float8_e4m3fn with ``scale``.
+        bias: [N] of x's type.
+        scale: [N] fp32, of the weight's rows.
+    """
     _check(x, weight, bias, scale)
     (m, k), n = x.shape, weight.shape[0]
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)

@@ -13,6 +13,7 @@ from bench.gpu_quick.families import TOKENS, Oracle
 from engine import Completion, Engine, EngineConfig, SamplingParams
 from engine.config import ROLES
 from engine.routing.policies import Boundary, Call
+from kernels.ops import BackendChoice
 
 HEATS, LOGPROBS = (0.0, 0.0, 1.0), (None, 5, 5)  # of requests, in turns
 DRAWN = 2  # the request whose tokens are drawn
@@ -66,8 +67,10 @@ def prompts(scale: Scale) -> list[list[int]]:
     return [torch.randint(2, len(TOKENS), (n,), generator=draw).tolist() for n in lengths]
 
 
-def build(oracle: Oracle, dtype: str, **settings: Any) -> Engine:
-    """An engine on the card over an oracle's folders."""
+def build(
+    oracle: Oracle, dtype: str, backends: BackendChoice | None = None, **settings: Any
+) -> Engine:
+    """An engine on the card over an oracle's folders; ``backends`` as of ``Engine``."""
     small, large = oracle.folders
     config = {
         "block_tokens": 16, "arena_tokens": 2048, "max_context": 128, "max_sequences": 16,
@@ -75,7 +78,7 @@ def build(oracle: Oracle, dtype: str, **settings: Any) -> Engine:
     }  # fmt: skip
     return Engine(
         "custom", small=small, large=large, dtype=dtype, device="cuda",
-        config=EngineConfig(**{**config, **settings}),
+        config=EngineConfig(**{**config, **settings}), backends=backends,
     )  # fmt: skip
 
 

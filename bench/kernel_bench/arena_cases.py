@@ -16,7 +16,7 @@ from kernels.aot.rope_kv import roofline as rope_kv_roofline
 from kernels.aot.variant import ModelShape
 from kernels.attention_config import Work
 from kernels.reference import layers
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 PAGE = 64
 EPS = 1e-6

@@ -25,7 +25,8 @@ from kernels.aot.skinny_gemm import roofline as skinny_gemm_roofline
 from kernels.aot.variant import ModelShape
 from kernels.packed_config import Packing
 from kernels.reference import layers
-from kernels.reference.packed import WORKSPACE, Fp8Weight, IntWeight, packed_linear
+from kernels.reference.packed import packed_linear
+from kernels.types.weights import WORKSPACE, Fp8Weight, IntWeight
 
 EPS = 1e-6
 _WIDENED = "widens the weights to bf16 in each call: five times the bytes"

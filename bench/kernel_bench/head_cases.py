@@ -14,13 +14,14 @@ from kernels import confidence, lm_head
 from kernels.aot.confidence import roofline as confidence_roofline
 from kernels.aot.lm_head import roofline as lm_head_roofline
 from kernels.aot.variant import ModelShape
-from kernels.draws import DrawRows
 from kernels.merge import ScoredRows
 from kernels.reference import confidence as reference
 from kernels.reference import layers
 from kernels.reference.sampling import philox_uniform
+from kernels.types.sampling import DrawRows
+from kernels.types.statistics import Confidence
 
-_STATISTICS = len(reference.Confidence._fields)
+_STATISTICS = len(Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
 _SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
 

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from bench.table import render
 from kernels.reference import attention, confidence, layers, packed
+from kernels.types.attention import AttentionPlan, KVLayout
+from kernels.types.weights import IntWeight
 
 Row = dict[str, Any]
 Call = Callable[[], object]
@@ -24,12 +26,12 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def _plan() -> tuple[Tensor, attention.AttentionPlan]:
+def _plan() -> tuple[Tensor, AttentionPlan]:
     """An arena and a batch of decodes, each with CONTEXT keys."""
     each = CONTEXT // BLOCK
     blocks = torch.arange(ROWS * each).view(ROWS, each)
-    layout = attention.KVLayout(1, KV_HEADS, HEAD_DIM, BLOCK, 1, 2 * KV_HEADS * BLOCK)
-    plan = attention.AttentionPlan.build(
+    layout = KVLayout(1, KV_HEADS, HEAD_DIM, BLOCK, 1, 2 * KV_HEADS * BLOCK)
+    plan = AttentionPlan.build(
         layout,
         starts=torch.arange(ROWS + 1),
         contexts=torch.full((ROWS,), CONTEXT),
@@ -91,7 +93,7 @@ def _skinny_gemm() -> Call:
 def _packed_gemm() -> Call:
     codes = torch.randint(0, 256, (WIDTH, HIDDEN // 2), dtype=torch.uint8)
     scale = _random(HIDDEN // GROUP, WIDTH).half()
-    x, weight = _random(ROWS, HIDDEN), packed.IntWeight(codes, scale, None, 4, GROUP)
+    x, weight = _random(ROWS, HIDDEN), IntWeight(codes, scale, None, 4, GROUP)
     return lambda: packed.packed_linear(x, weight)
 
 

@@ -14,6 +14,7 @@ import torch
 from engine.assembly.generation_defaults import default_params
 from engine.config import DUMMY, EngineConfig, ModelConfig
 from engine.config.pairs import Pair
+from engine.device.devices import Backends, Devices
 from engine.errors import SteerError
 from engine.gguf.file import GgufFile, opened
 from engine.models.checkpoint import load_config, load_weights
@@ -61,13 +62,15 @@ def load_pair(
     pair: Pair,
     config: EngineConfig,
     dtype: torch.dtype,
-    devices: tuple[torch.device, torch.device],
+    devices: Devices,
+    backends: Backends,
     check: Callable[[tuple[ModelConfig, ModelConfig]], None] = lambda shapes: None,
     progress: bool = False,
 ) -> LoadedPair:
     """Read both checkpoints. SteerError on anything that cannot be loaded, naming it.
 
-    ``check`` may refuse the shapes before any weight is read; ``progress`` shows a bar.
+    ``backends``: what computes on each of ``devices``. ``check`` may refuse the shapes before any
+    weight is read; ``progress`` shows a bar.
     """
     dummy = config.load_format == "dummy"
     sources = (
@@ -90,7 +93,7 @@ def load_pair(
             weights = load_weights(sources[model], shapes[model], dtype, progress, devices[model])
         else:
             weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
-        return Decoder(shapes[model], weights, context, config.cpu_kernels)
+        return Decoder(shapes[model], weights, context, backends[model], config.cpu_kernels)
 
     begin = time.monotonic()
     decoders = decoder(0), decoder(1)

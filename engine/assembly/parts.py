@@ -14,7 +14,7 @@ from engine.accounting.pricing import Price
 from engine.assembly.loading import LoadedPair
 from engine.config import ROLES, EngineConfig
 from engine.device.device_queue import CudaQueue
-from engine.device.devices import make_queue
+from engine.device.devices import Backends, Devices, make_queue
 from engine.device.graphs import CudaRecorder, Graphs, HostRecorder, Recorder
 from engine.device.host_offload import HostKVStore
 from engine.device.kv_arena import ArenaGeometry, KVArena
@@ -25,8 +25,7 @@ from engine.requests.driver import Driver
 from engine.requests.input_processor import InputProcessor
 from engine.requests.lane import Lane
 from engine.requests.retokenize import TokenizerBridge
-
-Devices = tuple[torch.device, torch.device]
+from kernels.ops import Backend
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,12 @@ def assemble(
     config: EngineConfig,
     dtype: torch.dtype,
     devices: Devices,
+    backends: Backends,
     geometry: ArenaGeometry,
 ) -> EngineParts:
     """Allocate the arena and build the parts that use it.
+
+    ``backends``: those that the decoders were built with.
 
     Raises:
         SteerError: if there is no memory for the arena or for KV on the host.
@@ -57,7 +59,9 @@ def assemble(
     scheduler = build_scheduler(loaded, config, geometry)
     host = HostKVStore(arena, config.host_blocks) if config.host_blocks else None
     small, large = (
-        build_runner(model, loaded, config, arena, scheduler.sequence, devices[model], host)
+        build_runner(
+            model, loaded, config, arena, scheduler.sequence, devices[model], backends[model], host
+        )
         for model in range(2)
     )
     lanes = build_lane(small, config, scheduler), build_lane(large, config, scheduler)
@@ -106,6 +110,7 @@ def build_runner(
     arena: KVArena,
     sequence: Callable[[int], _core.Sequence],
     device: torch.device,
+    backend: Backend,
     host: HostKVStore | None,
 ) -> ModelRunner:
     """The runner of ``model``'s ticks; ``sequence`` gives the core's sequences by id."""
@@ -115,7 +120,7 @@ def build_runner(
         return sequence(request).tokens
 
     size = loaded.tokenizers[model].size
-    sampler = Sampler(model, size, tokens_of, config.fused_sampling)
+    sampler = Sampler(model, size, tokens_of, backend, config.fused_sampling)
     blocks = -(-loaded.max_context // config.block_tokens)
     limits = TickLimits(config.max_sequences, config.max_tick_tokens, blocks, config.graph_rows)
     on_gpu = isinstance(queue, CudaQueue)
@@ -126,6 +131,7 @@ def build_runner(
     return ModelRunner(
         model,
         decoder,
+        backend,
         arena.rows(decoder.config, model),
         arena.layout(decoder.config, model, config.block_tokens),
         sampler,

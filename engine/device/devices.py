@@ -10,10 +10,11 @@ from engine.config import ROLES, EngineConfig, ModelConfig
 from engine.device.device_queue import CudaQueue, DeviceQueue, HostQueue
 from engine.device.memory_budget import CardMemory
 from engine.errors import SteerError
-from kernels.ops import gpu_limits
+from kernels import ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Devices = tuple[torch.device, torch.device]
+Backends = tuple[ops.Backend, ops.Backend]
 _PRIORITIES = (-1, 0)  # ticks of the small model are short: they go between those of the large
 
 
@@ -72,6 +73,13 @@ def choose_dtype(name: str, devices: Devices) -> torch.dtype:
     return DTYPES[name]
 
 
+def make_backends(devices: Devices, choice: ops.BackendChoice | None = None) -> Backends:
+    """What computes for each model; one for both where they share a device."""
+    choose = choice or ops.backend_for
+    small = choose(devices[0])
+    return small, small if devices[1] == devices[0] else choose(devices[1])
+
+
 def make_queue(model: int, device: torch.device) -> DeviceQueue:
     """Where a lane's passes run."""
     return CudaQueue(device, _PRIORITIES[model]) if device.type == "cuda" else HostQueue()
@@ -87,7 +95,7 @@ def card_memory(device: torch.device, fraction: float) -> CardMemory:
 
 def check_shapes(shapes: tuple[ModelConfig, ModelConfig], config: EngineConfig) -> None:
     """SteerError on what the kernels for GPUs were not built for."""
-    limits = gpu_limits()
+    limits = ops.gpu_limits()
     if config.block_tokens not in limits.block_tokens:
         known = ", ".join(map(str, limits.block_tokens))
         raise SteerError(f"block_tokens must be one of {known} on a GPU, not {config.block_tokens}")

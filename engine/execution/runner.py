@@ -18,7 +18,8 @@ from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.execution.sampler import Sampler, SamplingSpec
 from engine.execution.scoring import AuditRows, scored_rows
-from engine.models.decoder import Batch, Decoder
+from engine.models.decoder import Decoder
+from engine.models.passes import Batch
 from kernels import ops
 
 
@@ -33,6 +34,7 @@ class ModelRunner:
         self,
         model: int,
         decoder: Decoder,
+        backend: ops.Backend,
         arena: Tensor,
         layout: ops.KVLayout,
         sampler: Sampler,
@@ -45,6 +47,7 @@ class ModelRunner:
     ) -> None:
         """
         Args:
+            backend: what computes on the decoder's device.
             arena: ``KVArena.rows`` of this model.
             queue: where passes run.
             graphs: this lane's graphs; ticks of few rows replay them.
@@ -57,6 +60,7 @@ class ModelRunner:
         self.decoder = decoder
         self.executed = Executed()
         self.graphs = graphs
+        self._backend = backend
         self._arena = arena
         self._layout = layout
         self._sampler = sampler
@@ -189,7 +193,7 @@ class ModelRunner:
             self._copy_offloaded(self._host, tick.offload)
         if staged.copies.start < staged.copies.stop:
             pairs = self._inputs.region(staged.copies).view(-1, 2)
-            ops.copy_blocks(self._arena, self._layout, pairs)
+            self._backend.copy_blocks(self._arena, self._layout, pairs)
         wanted = self._inputs.region(staged.wanted)
         if tick.plain:
             (packed,) = self._pass(tick, wanted)

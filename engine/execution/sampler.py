@@ -106,6 +106,7 @@ class Sampler:
         model: int,
         vocabulary: int,
         tokens_of: Callable[[int], Int32],
+        backend: ops.Backend,
         fused: bool = True,
         rows_at_once: int = ROWS_AT_ONCE,
     ) -> None:
@@ -113,11 +114,13 @@ class Sampler:
         Args:
             vocabulary: ids from here on are padding.
             tokens_of: a sequence's tokens by its id.
+            backend: what computes on the device of the logits.
             fused: draw in a kernel of its own where there is one, else in plain PyTorch.
             rows_at_once: rows whose logits are widened at a time, for penalties and
                 log-probabilities; a batch of any size takes the memory of so many.
         """
         self._model = model
+        self._backend = backend
         self._fused = fused
         self._rows_at_once = rows_at_once
         self.vocabulary = vocabulary
@@ -152,20 +155,20 @@ class Sampler:
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
-            usable = ops.editable(usable, self.vocabulary)
+            usable = self._backend.editable(usable, self.vocabulary)
             for some in self._chunks(edited):
                 index = _place(torch.tensor(some), logits)
                 penalties = _penalties(rows, some, last)
-                found = ops.penalise(usable.index_select(0, index), self.vocabulary, penalties)
-                limit = torch.finfo(usable.dtype).max
-                changed = found.clamp(max=limit).to(usable.dtype)
+                part = usable.index_select(0, index)
+                changed = self._backend.penalise(part, self.vocabulary, penalties)
+                changed = changed.clamp(max=torch.finfo(usable.dtype).max).to(usable.dtype)
                 usable[:, : self.vocabulary].index_copy_(0, index, changed)
             if early:
                 banned = _pairs([np.array(rows.draws[i].stop_ids, np.int32) for i in early])
                 banned[0] = torch.tensor(early)[banned[0]]
                 never = usable.new_full((), -torch.inf)
                 usable.index_put_(tuple(_place(banned, logits)), never)
-            chosen = ops.sample(usable, self.vocabulary, self._draws(rows, logits))
+            chosen = self._backend.sample(usable, self.vocabulary, self._draws(rows, logits))
         return torch.where(confidence.valid, chosen, -1)
 
     def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> ops.LogProbs | None:
@@ -178,7 +181,7 @@ class Sampler:
             index = _place(torch.tensor(some), logits)
             tokens = chosen.index_select(0, index).clamp(min=0)
             part = logits.index_select(0, index)
-            found.append(ops.token_logprobs(part, self.vocabulary, tokens, count))
+            found.append(self._backend.token_logprobs(part, self.vocabulary, tokens, count))
         return ops.LogProbs(*map(torch.cat, zip(*found, strict=True)))
 
     def drawn(
@@ -225,7 +228,7 @@ class Sampler:
             top_p=_column(p.top_p for p in params),
             min_p=_column(p.min_p for p in params),
         )
-        draws: Any = keyed if self._fused else ops.with_uniforms(keyed)
+        draws: Any = keyed if self._fused else self._backend.with_uniforms(keyed)
         columns = {name: _place(column, logits) for name, column in vars(draws).items()}
         placed: ops.DrawRows | ops.SamplingRows = type(draws)(**columns)
         return placed

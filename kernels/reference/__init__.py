@@ -1,1 +1,1 @@
-"""The oracles: every operation in plain PyTorch, no Triton. This is what the CPU path runs."""
+"""The oracles: each operation in plain PyTorch. A CPU runs them where nothing else is compiled."""

@@ -5,36 +5,12 @@ All are taken at temperature 1 and before any penalty, mask or truncation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from kernels.types.statistics import Confidence
+
 MOST_LOG_ODDS = 87.0
-
-
-class Confidence(NamedTuple):
-    """Per row, [rows]. Natural logarithms; fp32 (``argmax`` int64, ``valid`` bool).
-
-    entropy: of the softmax, in nats.
-    max_prob: of the most likely token.
-    log_odds: ``log(p / (1 - p))`` of the most likely token, without computing ``1 - p``. At most
-        87, on every device: what is further behind the first is no normal fp32 number, and may
-        count as none. inf where there is no second.
-    margin: first minus second logit; inf where there is no second.
-    max_logit: raw.
-    logsumexp: raw.
-    valid: False where the row holds NaN, +inf or nothing but -inf: its other values mean nothing.
-    """
-
-    entropy: Tensor
-    max_prob: Tensor
-    log_odds: Tensor
-    margin: Tensor
-    max_logit: Tensor
-    logsumexp: Tensor
-    argmax: Tensor
-    valid: Tensor
 
 
 def confidence(logits: Tensor, vocabulary: int) -> Confidence:

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from kernels.reference.confidence import Confidence
-
-
-class LogProbs(NamedTuple):
-    """Natural logarithms at temperature 1, before any penalty, mask or truncation.
-
-    drawn: fp64 [rows], of the given token.
-    top: fp64 [rows, count], of the likeliest tokens, the likeliest first, equals by their ids.
-    top_ids: int64 [rows, count].
-    """
-
-    drawn: Tensor
-    top: Tensor
-    top_ids: Tensor
+from kernels.types.statistics import Confidence, LogProbs
 
 
 def token_logprobs(logits: Tensor, vocabulary: int, tokens: Tensor, count: int) -> LogProbs:

@@ -7,31 +7,10 @@ completions API.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class PenaltyRows:
-    """Penalties of each row, [rows], and three lists of (row, token id) pairs, int64 [2, pairs].
-
-    repetition: fp64, above 0; 1 is off.
-    presence, frequency: fp64, in logits; 0 is off.
-    prompt: a pair for each token of a row's prompt, in any order.
-    generated: a pair for each token that was generated, as often as it was.
-    biased: each pair at most once.
-    bias: fp64 [pairs of ``biased``], in logits.
-    """
-
-    repetition: Tensor
-    presence: Tensor
-    frequency: Tensor
-    prompt: Tensor
-    generated: Tensor
-    biased: Tensor
-    bias: Tensor
+from kernels.types.sampling import PenaltyRows
 
 
 def penalise(logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:

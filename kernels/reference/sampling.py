@@ -6,28 +6,17 @@ uses Philox 4x32-10, so that any backend can reproduce the bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kernels.types.sampling import SamplingRows
+
 _MASK = np.uint64(0xFFFFFFFF)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _ROUNDS = 10
-
-
-@dataclass(frozen=True)
-class SamplingRows:
-    """Parameters of each row, [rows]. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch them off."""
-
-    temperature: Tensor  # fp64, 0 is greedy
-    top_k: Tensor  # int64
-    top_p: Tensor  # fp64
-    min_p: Tensor  # fp64
-    uniform: Tensor  # fp64 in [0, 1)
 
 
 def philox_uniform(seed: npt.NDArray[np.uint64], counter: npt.NDArray[np.uint64]) -> Tensor:

@@ -44,6 +44,7 @@ from engine.config import ModelConfig
 from engine.config.pairs import Pair
 from kernels import norm, ops
 from kernels.aot import registry
+from kernels.backends.triton import TritonBackend
 from tests.card.simulated import GIB, simulated_card
 
 ROOT = Path(__file__).parents[2]
@@ -393,62 +394,63 @@ def test_without_transformers_parity_is_not_run(tmp_path: Path, monkeypatch):
     }  # fmt: skip
 
 
-def makers() -> list[Maker]:
-    return [Maker(shape, torch.device("cpu")) for shape in _SMALLEST]
+CPU = torch.device("cpu")
+
+
+def makers(backend: ops.Backend) -> list[Maker]:
+    return [Maker(shape, CPU, backend) for shape in _SMALLEST]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 @pytest.mark.parametrize("op", [op for op in registry.OPS if op != "attention"])
 def test_the_kernels_pass_the_checks(op: str):
     """The kernels themselves, in Triton's interpreter; attention's spans take it too long."""
-    with ops.interpreted():
-        for make in makers():
-            for check in CHECKS[op](make):
-                assert failures(check) == [], (check.name, make.shape.name)
+    for make in makers(TritonBackend(CPU)):
+        for check in CHECKS[op](make):
+            assert failures(check) == [], (check.name, make.shape.name)
 
 
 def test_decodes_pass_the_checks():
-    with ops.interpreted():
-        assert failures(next(CHECKS["attention"](makers()[1]))) == []
+    assert failures(next(CHECKS["attention"](makers(TritonBackend(CPU))[1]))) == []
 
 
 def test_checks_see_a_spoilt_kernel(monkeypatch):
     """A kernel that is launched with another constant than it should be."""
     right = norm.rms_norm
     monkeypatch.setattr(norm, "rms_norm", lambda x, weight, eps: right(x, weight, 0.3))
-    with ops.interpreted():
-        told = failures(next(CHECKS["norm"](makers()[0])))
+    told = failures(next(CHECKS["norm"](makers(TritonBackend(CPU))[0])))
     assert len(told) == 1 and told[0].startswith("output 0 [0, 0] is ")
 
 
-def test_checks_see_a_key_too_many(monkeypatch):
+class SeesTooMuch(ops.ReferenceBackend):
+    def paged_attention(self, arena, plan, layer, query):
+        longer = replace(plan, contexts=plan.contexts + 1)
+        return super().paged_attention(arena, longer, layer, query)
+
+
+def test_checks_see_a_key_too_many():
     """What follows a sequence's last key is NaN."""
-    right = ops.paged_attention
-
-    def wrong(arena, plan, layer, query):
-        return right(arena, replace(plan, contexts=plan.contexts + 1), layer, query)
-
-    check = next(CHECKS["attention"](makers()[1]))
-    assert failures(check) == []
-    monkeypatch.setattr(ops, "paged_attention", wrong)
-    assert failures(check)
+    right, wrong = (
+        failures(next(CHECKS["attention"](makers(backend)[1])))
+        for backend in (ops.ReferenceBackend(), SeesTooMuch())
+    )
+    assert right == [] and wrong
 
 
-def test_checks_see_a_key_in_the_wrong_place(monkeypatch):
-    right = ops.rope_kv
-
-    def wrong(qkv, bias, rope, positions, arena, *rest):
-        found = right(qkv, bias, rope, positions, arena, *rest)
+class WritesElsewhere(ops.ReferenceBackend):
+    def rope_kv(self, qkv, bias, rope, positions, arena, *rest):
+        query = super().rope_kv(qkv, bias, rope, positions, arena, *rest)
         arena[-1, -1] = 1.0
-        return found
+        return query
 
-    check = next(CHECKS["rope_kv"](makers()[1]))
-    monkeypatch.setattr(ops, "rope_kv", wrong)
+
+def test_checks_see_a_key_in_the_wrong_place():
+    check = next(CHECKS["rope_kv"](makers(WritesElsewhere())[1]))
     assert failures(check) == ["output 3 [0] is 1, expected 0"]
 
 
 def test_checks_see_bits_that_depend_on_neighbours():
-    check = next(CHECKS["norm"](makers()[0]))
+    check = next(CHECKS["norm"](makers(ops.ReferenceBackend())[0]))
     leaning = replace(
         check, run=lambda rows: tuple(x * (1 + (len(rows) == 1) / 128) for x in check.run(rows))
     )

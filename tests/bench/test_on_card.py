@@ -9,7 +9,7 @@ import torch
 
 from bench import decode, handoff, overlap, pair
 from bench.kernel_bench import card as real_card
-from tests.card.references import references
+from tests.card.backends import references
 from tests.card.simulated import simulated_card
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def test_it_runs(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(real_card, "_PRODUCT", 32)
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)
     file, picture = tmp_path / "rows.jsonl", tmp_path / "plot.svg"
-    with references(), simulated_card():
+    with simulated_card(), references():
         outputs = (f"--json={file}", f"--plot={picture}")
         assert bench.main([*SMALLEST, *RUNS[bench], *outputs]) == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]

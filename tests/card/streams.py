@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,6 +98,8 @@ class Stream:
             assert not isinstance(step, Event), "a graph that waits for another stream"
             graph.steps.append(step)
             return
+        if self not in CARD.defaults and not isinstance(step, Event):
+            CARD.worked[self.device] += 1
         self.put_now(step)
 
     def put_now(self, step: Step | Event) -> None:
@@ -184,6 +186,7 @@ class Card:
     waits: why the host has waited for a stream or a card, each time.
     events: how often it has waited for an event.
     pinned: host memory that copies need not wait for, by address; none is given out twice.
+    worked: how much was put on streams that a program made, as an engine's lanes do, by card.
     """
 
     def __init__(self) -> None:
@@ -193,6 +196,7 @@ class Card:
         self.waits: list[str] = []
         self.events = 0
         self.pinned: dict[int, Tensor] = {}
+        self.worked: Counter[torch.device] = Counter()
         self.current: Stream
         self._idle = True
         self._chance, self._eagerness = random.Random(0), 0.0
@@ -202,6 +206,7 @@ class Card:
         self.streams.clear()
         self.waits.clear()
         self.pinned.clear()
+        self.worked.clear()
         self.events, self.recording, self._idle = 0, None, True
         self._chance, self._eagerness = random.Random(seed), eagerness
         self.defaults = [Stream(index) for index in range(cards)]

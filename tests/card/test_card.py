@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from triton.runtime import interpreter
 
+from engine import Engine, EngineConfig, SamplingParams
+from kernels.backends.triton import TritonBackend
+from tests.card.backends import references
 from tests.card.simulated import simulated_card
 
 pytestmark = pytest.mark.skipif(
@@ -161,6 +166,23 @@ def test_devices_do_not_mix():
         with pytest.raises(RuntimeError, match="on the host, all else on cuda:0"):
             here + torch.ones(2)
         assert (here + torch.tensor(1.0)).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("backends", [None, TritonBackend], ids=["references", "kernels"])
+def test_an_engine_that_runs_past_the_references_is_told(backends):
+    """Each card by itself: what the other one's references did does not count."""
+    config = EngineConfig(
+        arena_tokens=256, max_context=64, block_tokens=16, max_sequences=4, max_tick_tokens=16,
+        graphs="off",
+    )  # fmt: skip
+    told = pytest.raises(AssertionError, match="an engine ran on cuda:0, where no reference")
+    with simulated_card(cards=2), references() as given:
+        for card, chosen in (("cuda:1", None), ("cuda:0", backends)):
+            engine = Engine("tiny", device=card, config=config, backends=chosen)
+            engine.generate(["1+1"], SamplingParams(max_tokens=1), "small")
+        with told if backends else nullcontext():
+            given.check()
+        given.restart()
 
 
 def test_it_leaves_nothing_behind():

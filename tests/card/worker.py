@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from bench.gpu_quick.parts import MODULES
-from kernels import ops
-from tests.card.references import references
+from tests.card.backends import CardBackend, references
 from tests.card.simulated import simulated_card
 from tests.interpreter import patch_once
 
@@ -39,12 +38,12 @@ _KEPT: list[Any] = []  # a context that is collected is left
 
 def _spoil(name: str) -> None:
     """An op whose first result is a little off."""
-    right = getattr(ops, name)
+    right = getattr(CardBackend, name)
 
-    def wrong(*args: Any, **kwargs: Any) -> Any:
-        return right(*args, **kwargs).mul(1.25)
+    def wrong(self: CardBackend, *args: Any, **kwargs: Any) -> Any:
+        return right(self, *args, **kwargs).mul(1.25)
 
-    setattr(ops, name, wrong)
+    setattr(CardBackend, name, wrong)
 
 
 def _row(scene: Any) -> None:

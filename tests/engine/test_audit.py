@@ -12,7 +12,7 @@ from bench.evaluate import evaluate, task_tests
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import Price, pair_flops
-from engine.models.decoder import Batch
+from engine.models.passes import Batch
 from engine.replay.replay import replay
 from engine.replay.trace import Trace
 from engine.requests.audit_log import FORESEEN

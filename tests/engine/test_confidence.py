@@ -13,6 +13,7 @@ from kernels.reference.confidence import confidence as reference
 WIDTHS = (1, 2, 127, 49152)
 ROWS = 64
 INF = math.inf
+CPU = ops.CpuBackend()
 
 
 def oracle(z):
@@ -52,14 +53,14 @@ def random_rows(width, scale):
 def test_random(width, scale):
     """From nearly flat to nearly certain."""
     z = random_rows(width, scale)
-    check(z, ops.confidence(z, width))
+    check(z, CPU.confidence(z, width))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_all_equal(width):
     """Entropy log V, probability 1 / V, the first id wins."""
     z = torch.full((3, width), -2.5)
-    found = ops.confidence(z, width)
+    found = CPU.confidence(z, width)
     check(z, found)
     assert found.argmax.tolist() == [0, 0, 0]
     assert found.margin.tolist() == [INF if width == 1 else 0.0] * 3
@@ -71,7 +72,7 @@ def test_all_equal(width):
 def test_shifted(width, shift):
     """Far from zero and all negative; a shift that fp32 takes exactly changes nothing else."""
     z = (random_rows(width, 3.0) * 64).round() / 64
-    found, plain = ops.confidence(z + shift, width), ops.confidence(z, width)
+    found, plain = CPU.confidence(z + shift, width), CPU.confidence(z, width)
     check(z + shift, found)
     for name in ("entropy", "max_prob", "log_odds", "margin", "argmax"):
         assert torch.equal(getattr(found, name), getattr(plain, name)), name
@@ -84,7 +85,7 @@ def test_one_hot(width):
     z[torch.arange(4), torch.tensor([0, 1, width // 2, width - 1])] = torch.tensor(
         [10.0, 30.0, 60.0, 80.0]
     )
-    check(z, ops.confidence(z, width))
+    check(z, CPU.confidence(z, width))
 
 
 @pytest.mark.parametrize("width", [2, 127, 49152])
@@ -93,7 +94,7 @@ def test_partly_minus_infinity(width):
     z = random_rows(width, 2.0)
     z[:, 1::2] = -INF
     z[0, 1:] = -INF
-    found = ops.confidence(z, width)
+    found = CPU.confidence(z, width)
     check(z, found)
     assert found.entropy[0] == 0 and found.max_prob[0] == 1
     assert found.log_odds[0] == found.margin[0] == INF
@@ -101,7 +102,7 @@ def test_partly_minus_infinity(width):
 
 def test_a_single_token():
     """V = 1: there is no second and no doubt."""
-    found = ops.confidence(torch.tensor([[-7.25]]), 1)
+    found = CPU.confidence(torch.tensor([[-7.25]]), 1)
     values = [float(v[0]) for v in found]
     assert values == [0.0, 1.0, INF, INF, -7.25, -7.25, 0.0, 1.0]
 
@@ -110,14 +111,14 @@ def test_a_single_token():
 def test_unusable_rows_are_flagged_and_alone(width):
     """NaN, +inf and nothing but -inf; the rows between them do not notice."""
     z = random_rows(width, 1.0)
-    plain = ops.confidence(z, width)
+    plain = CPU.confidence(z, width)
     broken = z.clone()
     broken[3, width // 2] = math.nan
     broken[10, width - 1] = INF
     broken[17] = -INF
     broken[24, 0], broken[24, width - 1] = INF, math.nan
     broken[31] = math.nan
-    found = ops.confidence(broken, width)
+    found = CPU.confidence(broken, width)
     bad = [3, 10, 17, 24, 31]
     assert torch.nonzero(~found.valid).flatten().tolist() == bad
     good = torch.ones(ROWS, dtype=torch.bool).index_fill(0, torch.tensor(bad), False)
@@ -131,14 +132,14 @@ def test_padding_ids_are_masked(width, junk):
     """Whatever stands past the vocabulary, the statistics are bitwise those without it."""
     z = random_rows(width, 2.0)
     padded = torch.cat([z, torch.full((ROWS, 9), junk)], 1)
-    assert_same_bits(ops.confidence(padded, width), ops.confidence(z, width))
+    assert_same_bits(CPU.confidence(padded, width), CPU.confidence(z, width))
 
 
 @pytest.mark.parametrize("vocabulary", [0, -1, 12])
 def test_vocabulary_out_of_range(vocabulary):
     """A head cannot have fewer rows than the tokenizer has ids."""
     with pytest.raises(ValueError, match=r"vocabulary must be in 1\.\.11, .* got"):
-        ops.confidence(torch.zeros(2, 11), vocabulary)
+        CPU.confidence(torch.zeros(2, 11), vocabulary)
 
 
 @pytest.mark.parametrize("lead", [1.0, 10.0, 17.5, 25.0, 40.0, 80.0, 87.1, 95.0, 110.0, 1e4])
@@ -148,7 +149,7 @@ def test_log_odds_where_one_minus_p_is_lost(lead):
     Beyond 87 they are 87, whichever code computes them.
     """
     z = torch.tensor([[0.0, lead]])
-    found = ops.confidence(z, 2)
+    found = CPU.confidence(z, 2)
     expected = min(float(oracle(z)["log_odds"][0]), 87.0)
     for each in (found, reference(z, 2), reference(z.double(), 2)):
         assert float(each.log_odds[0]) == pytest.approx(expected, rel=1e-6)
@@ -159,7 +160,7 @@ def test_log_odds_where_one_minus_p_is_lost(lead):
 def test_low_precision_logits_are_widened_first(dtype):
     """Statistics of the rounded logits, not rounded statistics."""
     z = random_rows(127, 2.0).to(dtype)
-    assert_same_bits(ops.confidence(z, 127), ops.confidence(z.float(), 127))
+    assert_same_bits(CPU.confidence(z, 127), CPU.confidence(z.float(), 127))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -168,11 +169,11 @@ def test_a_row_alone_is_bitwise_the_row_in_a_batch(width, padding):
     """Place and company do not change a bit."""
     z = random_rows(width + padding, 3.0)
     z[5, 0] = math.nan
-    together = ops.confidence(z, width)
+    together = CPU.confidence(z, width)
     for i in (0, 5, 6, 31, ROWS - 1):
-        alone = ops.confidence(z[i : i + 1].clone(), width)
+        alone = CPU.confidence(z[i : i + 1].clone(), width)
         assert_same_bits(alone, ops.Confidence(*(v[i : i + 1] for v in together)))
-    half = ops.confidence(z[7:20], width)
+    half = CPU.confidence(z[7:20], width)
     assert_same_bits(half, ops.Confidence(*(v[7:20] for v in together)))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -21,10 +20,11 @@ from engine.device.device_queue import HostQueue
 from engine.device.devices import choose_devices, choose_dtype
 from engine.device.graphs import GraphCounts, Graphs
 from engine.device.memory_budget import CardMemory, arena_slabs, weight_bytes, workspace_bytes
-from engine.models.decoder import Batch
+from engine.models.passes import Batch
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
 from kernels import ops
+from kernels.backends.triton import TritonBackend
 
 GPU = torch.cuda.is_available()
 SMALL = {"hidden": 48, "layers": 2, "heads": 3, "kv_heads": 1, "ff": 56, "tied": True}
@@ -46,8 +46,10 @@ class Way:
     def device(self):
         return "cuda" if self.name.startswith("cuda") else "cpu"
 
-    def context(self):
-        return ops.interpreted() if self.name == "kernels" else nullcontext()
+    @property
+    def backends(self):
+        """None is the engine's own choice."""
+        return TritonBackend if self.name == "kernels" else None
 
 
 def cuda(name, **config):
@@ -81,7 +83,7 @@ def build(kit, way, dtype="float32", **config):
     small, large = kit.folders
     engine = Engine(
         "custom", small=small, large=large, dtype=dtype, device=way.device,
-        config=EngineConfig(**{**defaults, **way.config, **config}),
+        config=EngineConfig(**{**defaults, **way.config, **config}), backends=way.backends,
     )  # fmt: skip
     for model, shape in enumerate(engine.shapes):
         engine.arena.rows(shape, model).fill_(math.nan)
@@ -124,8 +126,7 @@ def said(engine, model, texts):
 @pytest.mark.parametrize("model", [0, 1])
 def test_fp32_logits_are_those_of_transformers(kit, way, model, prompts):
     texts = prompts(min(way.prompts, 5), seed=1, longest=way.tokens + 6)
-    with way.context():
-        found = said(build(kit, way), model, texts)
+    found = said(build(kit, way), model, texts)
     for text, ours in zip(texts, found, strict=True):
         theirs = kit.oracles[ROLES[model]].logits(text)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -139,8 +140,7 @@ def test_bf16_is_as_near_as_transformers_own(kit, way, model, prompts):
         prompts(min(way.prompts, 8), seed=2, longest=way.tokens + 6),
         kit.oracles[ROLES[model]].model,
     )
-    with way.context():
-        found = torch.cat(said(build(kit, way, "bfloat16"), model, texts))
+    found = torch.cat(said(build(kit, way, "bfloat16"), model, texts))
     exact = torch.cat([kit.oracles[ROLES[model]].logits(t) for t in texts])
     # The weights of both are rounded to bf16 first, and the model's own in fp32 is the measure.
     rounded = type(oracle)(oracle.config).to(torch.bfloat16).eval()
@@ -165,10 +165,9 @@ def test_handoffs(kit, way, reads, prompts, delimiters, ties):
     """The text of a forced schedule, each token what its model says of the whole prefix."""
     batch = prompts(way.prompts, seed=4, longest=40 if way.tokens > 10 else 9)
     policy = Call(lambda boundary: schedule(boundary.position), reads=reads)
-    with way.context():
-        engine = build(kit, way, delimiters=delimiters, check_every=1)
-        for done in engine.generate(batch, SamplingParams(max_tokens=way.tokens), policy):
-            kit.check(done, schedule, ties)
+    engine = build(kit, way, delimiters=delimiters, check_every=1)
+    for done in engine.generate(batch, SamplingParams(max_tokens=way.tokens), policy):
+        kit.check(done, schedule, ties)
     counts = [engine.graph_counts[role] for role in ROLES]
     if way.config["graphs"] == "on":
         assert all(c.captures > 0 for c in counts) and sum(c.replays for c in counts) > 0
@@ -246,10 +245,9 @@ def test_who_may_warm_up(kit, prompts):
 @pytest.mark.skipif(GPU, reason="the interpreter is chosen before kernels are imported")
 def test_kernels_write_what_the_references_write(kit, prompts):
     """Draws, penalties, biases and log-probabilities, in whole requests."""
-    batch, (reference, *_), found = prompts(5, seed=7, longest=6), WAYS, []
-    for kernels in (False, True):
-        with ops.interpreted() if kernels else nullcontext():
-            found.append(written(build(kit, reference.values[0]), batch, 4))
+    batch, reference, found = prompts(5, seed=7, longest=6), WAYS[0].values[0], []
+    for way in (reference, replace(reference, name="kernels")):
+        found.append(written(build(kit, way), batch, 4))
     assert [tokens for tokens, _ in found[0]] == [tokens for tokens, _ in found[1]]
 
 
@@ -266,9 +264,10 @@ def test_a_key_draws_the_same_token_everywhere(where):
         "top_p": [1.0, 1.0, 0.7] * 8, "min_p": [0.0, 0.05] * 12, "seed": list(range(rows)),
         "counter": [[i % 3, 10 + i, i % 2, 0] for i in range(rows)],
     }  # fmt: skip
-    expected = ops.sample(logits, 290, ops.DrawRows.on("cpu", **columns))
-    with ops.interpreted() if where == "cpu" else nullcontext():
-        found = ops.sample(logits.to(where), 290, ops.DrawRows.on(where, **columns)).cpu()
+    expected = ops.CpuBackend().sample(logits, 290, ops.DrawRows.on("cpu", **columns))
+    device = torch.device(where)
+    backend = TritonBackend(device) if where == "cpu" else ops.backend_for(device)
+    found = backend.sample(logits.to(where), 290, ops.DrawRows.on(where, **columns)).cpu()
     assert torch.equal(found, expected) and len(set(found.tolist())) > 10
 
 

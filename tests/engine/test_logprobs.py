@@ -19,6 +19,7 @@ from kernels import ops
 VOCABULARY = 38  # ids of the test pair's tokenizer; its large model's head has 48 rows
 NEAR = 1e-4
 INF = math.inf
+CPU = ops.CpuBackend()
 ASKED = SamplingParams(max_tokens=40, logprobs=4)
 WARM = replace(ASKED, temperature=1.0, seed=5)
 
@@ -77,7 +78,7 @@ def test_the_op(count, dtype):
     logits[4] = logits[5]
     logits[6, 0] += 1000
     tokens = torch.arange(9) * 3
-    found = ops.token_logprobs(logits, 29, tokens, count)
+    found = CPU.token_logprobs(logits, 29, tokens, count)
     for i in range(9):
         row = [float(z) for z in logits[i, :29]]
         total = max(row) + math.log(math.fsum(math.exp(z - max(row)) for z in row))
@@ -99,23 +100,23 @@ def test_scores_of_given_tokens(dtype):
     logits[2] += 1000
     logits[5, 7] = math.nan
     targets = torch.tensor([[0, 2, 28], [0, 1, 5], [3, 4, 5], [-1, 29, 0], [9, 9, 9], [0, 1, 2]])
-    found = ops.score(logits, 29, targets)
+    found = CPU.score(logits, 29, targets)
     logs = logits[:5, :29].double().log_softmax(-1).gather(1, targets[:5].clamp(0, 28))
     logs[3, :2] = math.nan
     close = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(found[:5], logs, rtol=close, atol=close, equal_nan=True)
     assert found[5].isnan().all() and found.dtype == torch.float64
-    assert torch.equal(ops.score(logits[:3], 29, targets[:3, 1].clone()), found[:3, 1])
+    assert torch.equal(CPU.score(logits[:3], 29, targets[:3, 1].clone()), found[:3, 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("slab", [1, 1000, ops.WORKSPACE])  # bytes of weights widened at a time
 def test_logits_to_score_with_are_not_rounded(dtype, slab, monkeypatch):
     """Not even where weights have two bytes: a bf16 of 20 stands for anything within 0.06."""
-    monkeypatch.setattr(ops, "WORKSPACE", slab)
+    monkeypatch.setattr(ops.ReferenceBackend, "workspace", slab)
     torch.manual_seed(0)
     hidden, head = (torch.randn(rows, 64).to(dtype) for rows in (5, 35))
-    found = ops.head_logits(hidden, head, 29)
+    found = CPU.head_logits(hidden, head, 29)
     exact = hidden.double() @ head.double().T
     assert found.dtype == torch.float32 and float(exact.abs().max()) > 16
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)

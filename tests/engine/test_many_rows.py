@@ -65,9 +65,10 @@ def test_a_few_at_a_time_are_all_at_once(count):
     logits = 3 * torch.randn(count, VOCABULARY + 10, generator=draw)
     logits[count // 2, 4] = torch.nan
     last = torch.randint(0, VOCABULARY, (count,), generator=draw).int()
-    confidence, taken, found = ops.confidence(logits, VOCABULARY), [], []
+    backend, taken, found = ops.CpuBackend(), [], []
+    confidence = backend.confidence(logits, VOCABULARY)
     for limit in ({}, {"rows_at_once": 10**6}):
-        rows, sampler = rows_of(count), Sampler(0, VOCABULARY, lambda _: None, **limit)
+        rows, sampler = rows_of(count), Sampler(0, VOCABULARY, lambda _: None, backend, **limit)
         with RowsTaken() as penalised:
             chosen = sampler.choose(logits, confidence, rows, last)
         with RowsTaken() as asked:

@@ -5,7 +5,7 @@ Not a line of the engine is replaced. Kernels are, by their references, but in o
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import cycle
 
 import pytest
@@ -15,7 +15,7 @@ from engine import Engine, EngineConfig, SamplingParams
 from engine.config import LANE_POLICIES
 from engine.routing.policies import Call
 from engine.routing.windows import Window
-from tests.card.references import references
+from tests.card.backends import references
 from tests.card.simulated import simulated_card
 from tests.engine.test_device import LARGE, ROLES, SAMPLED, SMALL, schedule
 
@@ -61,6 +61,12 @@ def build(kit, card, delimiters, devices=None, **config):
     )  # fmt: skip
 
 
+@contextmanager
+def on_card():
+    with simulated_card(2), references():
+        yield
+
+
 def submit(engine, prompt, number, tokens):
     window = (Window(), Window("probe", 3))[number % 2]
     params = SamplingParams(max_tokens=tokens, seed=number, **ASKED[number % len(ASKED)])
@@ -97,7 +103,7 @@ def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
     batch, cards = prompts(12, seed=seed + 50, longest=30), None
     if way == "two cards":
         cards = ("cuda:0", "cuda:1")
-    with references(), simulated_card(seed, (0.0, 0.3, 0.6, 0.9)[seed], cards=2) as card:
+    with simulated_card(seed, (0.0, 0.3, 0.6, 0.9)[seed], cards=2) as card, references():
         engine = build(kit, True, delimiters, cards, **WAYS[way])
         card.waits.clear()
         card.events = 0
@@ -132,7 +138,7 @@ def test_kernels_too(kit, prompts, delimiters, ties):
 def test_plain_pytorch_draws_the_same_tokens(kit, prompts, delimiters):
     batch, found = prompts(6, seed=9, longest=12), []
     for card in (True, False):
-        with references(), simulated_card(2) if card else nullcontext():
+        with on_card() if card else nullcontext():
             engine = build(kit, card, delimiters, fused_sampling=False, fused_head=False)
             found.append([c.token_ids for c in run(engine, batch)])
     assert found[0] == found[1]
@@ -145,7 +151,7 @@ def test_a_recording_that_breaks_off_costs_its_graph_only(
     """The size runs without one; others are recorded, though CUDA keeps the pool that broke."""
     batch = prompts(6, seed=3, longest=20)
     expected = run(build(kit, False, delimiters), batch)
-    with references(), simulated_card(3) as card:
+    with simulated_card(3) as card, references():
         engine = build(kit, True, delimiters)
         decoder, broken, pools = engine.lanes[0].runner.decoder, [], set()
         statistics = decoder.statistics

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import SamplingParams
-from engine.models.decoder import Batch
+from engine.models.passes import Batch
 from kernels import ops
 
 # Odd sizes, 1, 3, 5 and 6 heads per KV head, tied and untied, heads with padding rows.

@@ -23,6 +23,7 @@ from kernels import ops
 
 VOCABULARY = 38  # ids of the test pair's tokenizer; its large model's head has 48 rows
 TIE = 1e-4
+CPU = ops.CpuBackend()
 BIAS = {3: 1.5, 9: -2.0, 20: 0.75, 35: -100.0}
 SETTINGS = {
     "repetition": {"repetition_penalty": 1.6},
@@ -117,7 +118,7 @@ def test_the_rules_by_hand():
     rows = penalties([([0, 1, 0], [1, 3, 3, 2, 5])], [params])
     # 0: 4/2 + 1.  1: -4*2 - 0.75.  2: 0 - 0.75.  3: 2/2 - 2*0.25 - 0.5.  4: 1 - 3.  6: untouched.
     expected = [3.0, -8.75, -0.75, 0.0, -2.0, -math.inf, 3.0]
-    assert ops.penalise(logits, 7, rows).tolist() == [expected]
+    assert CPU.penalise(logits, 7, rows).tolist() == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -131,14 +132,14 @@ def test_the_op_equals_the_slow_version(dtype):
     chosen = [SamplingParams(), *(SamplingParams(**s) for s in SETTINGS.values())]
     params = [replace(chosen[i % 7], logit_bias={5: 0.5 * i, i: -1.0}) for i in range(12)]
     histories = [[rng.choices(range(27), k=rng.choice([0, 3, 40])) for _ in "pt"] for _ in params]
-    found = ops.penalise(logits, 27, penalties(histories, params))
+    found = CPU.penalise(logits, 27, penalties(histories, params))
     assert found.dtype == torch.float64 and torch.equal(logits.isnan(), before.isnan())
     assert torch.equal(logits[:, :27], before[:, :27])
     for i, (history, p) in enumerate(zip(histories, params, strict=True)):
         row = logits[i : i + 1, :27]
         expected = slow(row[0].double().tolist(), *history, p)
         assert found[i].tolist() == pytest.approx(expected, rel=1e-14, abs=1e-14)
-        assert torch.equal(ops.penalise(row, 27, penalties([history], [p]))[0], found[i])
+        assert torch.equal(CPU.penalise(row, 27, penalties([history], [p]))[0], found[i])
 
 
 @pytest.mark.parametrize("rule", [5e-324, 1e-300, 1e308])
@@ -146,7 +147,7 @@ def test_extreme_penalties_leave_a_distribution(rule):
     """Numbers stay finite, what was impossible stays so, and the right token is greedy's."""
     logits = torch.tensor([[1.0, 30.0, -30.0, -math.inf, 0.0]])
     params = SamplingParams(repetition_penalty=rule)
-    found = ops.penalise(logits, 5, penalties([([0, 1, 2, 3, 4], [0])], [params]))
+    found = CPU.penalise(logits, 5, penalties([([0, 1, 2, 3, 4], [0])], [params]))
     assert found.isfinite().tolist() == [[True, True, True, False, True]]
     assert not found.softmax(-1).isnan().any()
     best = int(found.argmax())
@@ -239,7 +240,8 @@ def test_other_rows_keep_every_bit():
         RequestState(p, i, Always("small"), prompt_tokens=2)
         for i, p in enumerate((*params, GREEDY))
     ]
-    sampler, moved = Sampler(0, VOCABULARY, lambda _: None), 0
+    backend, moved = ops.CpuBackend(), 0
+    sampler = Sampler(0, VOCABULARY, lambda _: None, backend)
     for seed in range(40):
         draw = torch.Generator().manual_seed(seed)
         logits = torch.randn(5, VOCABULARY + 10, generator=draw) * 2.0 ** (seed % 7)
@@ -251,7 +253,7 @@ def test_other_rows_keep_every_bit():
         history = {2: History(np.int32([3, 4]), best[2].int().numpy(), unread=False)}
         ids, contexts = np.arange(5), np.full(5, 3, np.int32)
         rows = SampledRows(ids, contexts, np.zeros(5, np.int32), specs, history)
-        chosen = sampler.choose(logits, ops.confidence(logits, VOCABULARY), rows, last)
+        chosen = sampler.choose(logits, backend.confidence(logits, VOCABULARY), rows, last)
         expected = best[:, 0].tolist()
         moved += int(chosen[2]) != expected[2]
         assert chosen.tolist()[:2] + chosen.tolist()[3:] == expected[:2] + expected[3:]
@@ -263,8 +265,8 @@ def test_other_rows_keep_every_bit():
 
 def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
     """Without penalties greedy tokens come straight from the confidence pass."""
-    for name in ("sample", "penalise", "philox_uniform", "token_logprobs"):
-        monkeypatch.setattr(ops, name, lambda *_: pytest.fail("not needed"))
+    for name in ("sample", "penalise", "with_uniforms", "token_logprobs"):
+        monkeypatch.setattr(ops.CpuBackend, name, lambda *_: pytest.fail("not needed"))
     plain = SamplingParams(max_tokens=8, repetition_penalty=1, logit_bias={})
     assert len(engine.generate(prompts(3, seed=8), plain, Call(drawn, reads=True))) == 3
     with pytest.raises(pytest.fail.Exception):

@@ -13,6 +13,7 @@ import torch
 from engine import SamplingParams
 from engine.routing.policies import Call
 from kernels import ops
+from kernels.reference.sampling import philox_uniform
 
 # Random123's known answers for philox4x32-10: counter, key, the first two words of the output.
 KNOWN = [
@@ -34,13 +35,14 @@ SETTINGS = [  # temperature, top_k, top_p, min_p
     (1.0, 100, 0.01, 1.0),
 ]
 ROLES = ("small", "large")
+CPU = ops.CpuBackend()
 # Chi-square's upper 1e-4 quantiles by degrees of freedom.
 CRITICAL = {4: 23.51, 5: 25.74, 6: 27.86, 7: 29.88}
 
 
 def uniforms(seeds, counters):
     """As numpy."""
-    return ops.philox_uniform(np.array(seeds, np.uint64), np.array(counters, np.uint64)).numpy()
+    return philox_uniform(np.array(seeds, np.uint64), np.array(counters, np.uint64)).numpy()
 
 
 def rows_of(settings, uniform):
@@ -57,7 +59,7 @@ def draw(logits, setting, uniform):
     """Tokens of one distribution at many uniforms."""
     uniform = np.atleast_1d(uniform)
     many = torch.as_tensor(logits).expand(len(uniform), -1)
-    return ops.sample(many, many.shape[1], rows_of([setting] * len(uniform), uniform)).tolist()
+    return CPU.sample(many, many.shape[1], rows_of([setting] * len(uniform), uniform)).tolist()
 
 
 def philox(key, counter):
@@ -177,11 +179,11 @@ def test_greedy_rows_among_sampled_rows():
     logits[:, 25:] = 50.0
     settings = [SETTINGS[i % 7] if i % 3 else (0.0, i % 4, 0.5, 0.3) for i in range(40)]
     uniform = torch.rand(40, dtype=torch.float64)
-    together = ops.sample(logits, 25, rows_of(settings, uniform))
+    together = CPU.sample(logits, 25, rows_of(settings, uniform))
     assert (together[::3] == logits[::3, :25].argmax(-1)).all()
     for i, setting in enumerate(settings):
         row = rows_of([setting], uniform[i : i + 1])
-        assert ops.sample(logits[i : i + 1], 25, row).item() == together[i]
+        assert CPU.sample(logits[i : i + 1], 25, row).item() == together[i]
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:5])

@@ -12,6 +12,7 @@ from kernels.aot.attention import roofline
 from kernels.attention import paged_attention
 from kernels.attention_config import Split, Splits, Work
 from kernels.reference import attention as reference
+from kernels.types.attention import AttentionPlan, KVLayout
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -25,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-5 if GPU else 2e-6, torch.bfloat16: 2e-2, torch.f
 class Case:
     """A batch over an arena in which nothing but the keys of its sequences is written."""
 
-    layout: reference.KVLayout
+    layout: KVLayout
     heads: int
     starts: list[int]
     contexts: list[int]
@@ -90,9 +91,7 @@ def make(
     """Random queries, keys and values; blocks scattered over slabs that they do not fill."""
     draw = torch.Generator().manual_seed(seed)
     block_rows = layers * 2 * kv_heads * page
-    layout = reference.KVLayout(
-        layers, kv_heads, head_dim, page, slots, slots * block_rows + extra_rows
-    )
+    layout = KVLayout(layers, kv_heads, head_dim, page, slots, slots * block_rows + extra_rows)
     counts = [-(-c // page) for c in contexts]
     slabs = (sum(counts) + 3) // slots + 1
     arena = torch.full((slabs * layout.slab_rows, head_dim), float("nan"))
@@ -159,7 +158,7 @@ class TestValues:
     def test_equals_the_reference(self):
         case = make([1, 7, 66], [40, 33, 80], page=4)
         starts, contexts = torch.tensor(case.starts), torch.tensor(case.contexts)
-        plan = reference.AttentionPlan.build(
+        plan = AttentionPlan.build(
             case.layout, starts, contexts, case.table.cpu().long(),
             torch.zeros(case.starts[-1], dtype=torch.long),
         )  # fmt: skip

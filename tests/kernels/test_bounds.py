@@ -24,12 +24,12 @@ from torch import Tensor
 
 from kernels import attention, confidence, copy_blocks, lm_head, norm, rope_kv, silu_mul
 from kernels.attention_config import Split, Splits, Work
-from kernels.draws import DrawRows
 from kernels.packed_gemm import packed_product
-from kernels.reference.attention import KVLayout
 from kernels.reference.layers import rope_tables
-from kernels.reference.packed import Fp8Weight, IntWeight
 from kernels.skinny_gemm import FP8, skinny_linear
+from kernels.types.attention import KVLayout
+from kernels.types.sampling import DrawRows
+from kernels.types.weights import Fp8Weight, IntWeight
 from tests.kernels.guards import Guards, OutsideError, guarded_allocations, watched
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"

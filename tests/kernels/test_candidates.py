@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
 
 from kernels import candidates, ops
+from kernels.backends.triton import TritonBackend
 from kernels.confidence import confidence
-from kernels.draws import DrawRows
 from kernels.reference.sampling import philox_uniform
+from kernels.types.sampling import DrawRows
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
+CPU, BACKEND = ops.CpuBackend(), TritonBackend(torch.device(ON))
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 WIDTH, VOCABULARY = 3008, 3003
 # temperature, top_k, top_p, min_p; whether a list of 200 suffices for `logits`
@@ -55,7 +55,7 @@ def expected(z: torch.Tensor, draw: DrawRows) -> torch.Tensor:
     uniform = philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
     columns = (draw.temperature, draw.top_k, draw.top_p, draw.min_p)
     rows = ops.SamplingRows(*(c.cpu() for c in columns if c is not None), uniform)
-    return ops.sample(z, VOCABULARY, rows)
+    return CPU.sample(z, VOCABULARY, rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -106,8 +106,7 @@ def test_draws_without_filters_have_lists_as_far_as_they_reach(dtype: torch.dtyp
     draw = draws([((1.0, 2.0, 8.0)[row % 3], 0, 1.0, 0.0) for row in range(24)])
     z = logits(24, dtype)
     plain = DrawRows(draw.temperature, draw.seed, draw.counter)
-    with ops.interpreted() if ON == "cpu" else nullcontext():
-        found = ops.sample(z.to(ON), VOCABULARY, plain)
+    found = BACKEND.sample(z.to(ON), VOCABULARY, plain)
     assert torch.equal(found.cpu(), expected(z, draw))
     sizes = made[-1].sizes.cpu()
     assert (sizes[::3] > 0).sum() > 4  # most of the mass is near the maximum

@@ -15,13 +15,16 @@ import triton.language as tl
 
 from kernels import candidates, merge, ops, sampling
 from kernels import confidence as module
+from kernels.backends.triton import TritonBackend
 from kernels.confidence import confidence, score
-from kernels.draws import DrawRows
 from kernels.philox import keyed_uniform
+from kernels.reference.sampling import philox_uniform
+from kernels.types.sampling import DrawRows
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 ON = "cuda" if torch.cuda.is_available() else "cpu"
+CPU, BACKEND = ops.CpuBackend(), TritonBackend(torch.device(ON))
 gpu = [pytest.mark.gpu, pytest.mark.skipif(ON == "cpu", reason="needs an NVIDIA GPU")]
 interpreted = pytest.mark.skipif(ON == "cuda", reason="replaces a function of the interpreter")
 WIDTHS = (1, 127, 128, 49152, 151936, 152064)
@@ -107,7 +110,7 @@ def draws(rows, setting=(1.0, 0, 1.0, 0.0), seed=0, filters=True):
 def uniforms(draw):
     """The reference's numbers of the same keys, fp64 [rows]."""
     seed, counter = draw.seed.cpu().numpy(), draw.counter.cpu().numpy()
-    return ops.philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
+    return philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
 
 
 def reference(z, draw, uniform=None):
@@ -116,7 +119,7 @@ def reference(z, draw, uniform=None):
         draw.temperature.cpu(), draw.top_k.cpu(), draw.top_p.cpu(), draw.min_p.cpu(),
         uniforms(draw) if uniform is None else uniform,
     )  # fmt: skip
-    return ops.sample(z.cpu(), z.shape[1], rows)
+    return CPU.sample(z.cpu(), z.shape[1], rows)
 
 
 def chi_square_p(tokens, shares):
@@ -188,7 +191,7 @@ def test_log_odds_where_one_minus_p_is_lost(lead, width):
     z[0, 0], z[0, -1] = 0.0, lead
     expected = min(float(oracle(z)["log_odds"]), 87.0)
     assert float(confidence(z, width).log_odds) == pytest.approx(expected, rel=1e-6)
-    assert float(ops.confidence(z.cpu(), width).log_odds) == pytest.approx(expected, rel=1e-6)
+    assert float(CPU.confidence(z.cpu(), width).log_odds) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [1, 127, 2048, 5000])
@@ -380,7 +383,7 @@ def test_score(width):
     logs = z.double().log_softmax(-1).gather(1, targets)[:-INVALID]
     torch.testing.assert_close(found[:-INVALID].double(), logs, rtol=1e-5, atol=1e-5)
     assert found[-INVALID:].isnan().all()
-    plain = ops.score(z.cpu(), width, targets.cpu()).float()
+    plain = CPU.score(z.cpu(), width, targets.cpu()).float()
     torch.testing.assert_close(found.cpu(), plain, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert torch.equal(score(z, width, targets[:, 1].clone())[:-INVALID], found[:-INVALID, 1])
     assert score(z, width, torch.tensor([-1, width] + [0] * 9, device=ON))[:2].isnan().all()
@@ -484,7 +487,7 @@ def test_on_a_gpu_scores_at_real_widths(width, dtype):
     targets = torch.randint(0, 151665, (64, 3), device=ON)
     logs = z[:, :151665].double().log_softmax(-1).gather(1, targets)
     torch.testing.assert_close(score(z, 151665, targets).double(), logs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ops.score(z, 151665, targets), logs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(BACKEND.score(z, 151665, targets), logs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
@@ -498,7 +501,7 @@ def test_on_a_gpu_ten_thousand_draws_have_the_frequencies(mark):
     share = (z[0].double() / 1.5).softmax(-1)
     plain = draws(10_000, (1.5, 0, 1.0, 0.0), seed=6, filters=False)
     assert chi_square_p(confidence(many, 49152, plain).token, share) > 1e-3
-    assert chi_square_p(ops.sample(many, 49152, plain), share) > 1e-3
+    assert chi_square_p(BACKEND.sample(many, 49152, plain), share) > 1e-3
     ordered = share.sort(descending=True)
     kept = ordered.indices[ordered.values.cumsum(0) - ordered.values < 0.8]
     share = torch.zeros_like(share).scatter(0, kept, share[kept])

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels import cpu
-from kernels.reference.attention import KVLayout
 from kernels.reference.confidence import confidence
 from kernels.reference.layers import rope_tables
+from kernels.types.attention import KVLayout
 
 SETS = cpu.instruction_sets()
 # Of the largest logit. In bf16 the oracle rounds where the kernels do: what is left are values so

@@ -9,12 +9,13 @@ import torch
 
 from kernels import ops
 from kernels.confidence import confidence
-from kernels.draws import DrawRows
 from kernels.lm_head import CONFIGS, config_of, lm_head
 from kernels.merge import ScoredRows
+from kernels.types.sampling import DrawRows
 
 INF = math.inf
 ON = "cuda" if torch.cuda.is_available() else "cpu"
+CPU = ops.CpuBackend()
 gpu = [pytest.mark.gpu, pytest.mark.skipif(ON == "cpu", reason="needs an NVIDIA GPU")]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 
@@ -33,7 +34,7 @@ def exact(hidden, weight, vocabulary):
 
 def check(found, z, slack=1.0):
     """Statistics of fp64 logits within the rounding of fp32 sums, ``slack`` times as long."""
-    expected = ops.confidence(z.cpu(), z.shape[1])
+    expected = CPU.confidence(z.cpu(), z.shape[1])
     assert found.valid.all()
     for name in ("entropy", "max_prob", "log_odds", "margin", "max_logit", "logsumexp"):
         mine, theirs = getattr(found, name).cpu().double(), getattr(expected, name)

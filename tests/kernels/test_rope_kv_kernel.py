@@ -11,6 +11,7 @@ from kernels import copy_blocks, rope_kv
 from kernels.aot import copy_blocks as copy_blocks_gates
 from kernels.aot import rope_kv as rope_kv_gates
 from kernels.reference import attention, layers
+from kernels.types.attention import AttentionPlan, KVLayout
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -30,7 +31,7 @@ def integers(values):
 class Case:
     """A batch, an arena that is NaN everywhere, and places in it."""
 
-    layout: attention.KVLayout
+    layout: KVLayout
     heads: int
     qkv: torch.Tensor
     bias: torch.Tensor | None
@@ -103,7 +104,7 @@ def make(
         return torch.randn(*shape, generator=draw).to(dtype).to(DEVICE)
 
     block_rows = 2 * 2 * kv_heads * page
-    layout = attention.KVLayout(2, kv_heads, head_dim, page, slots, slots * block_rows + 7)
+    layout = KVLayout(2, kv_heads, head_dim, page, slots, slots * block_rows + 7)
     blocks = 4 * slots
     arena = torch.full((4 * layout.slab_rows, head_dim), torch.nan, dtype=dtype, device=DEVICE)
     columns = (group + 2) * kv_heads * head_dim
@@ -156,7 +157,7 @@ class TestRope:
         x = (case.qkv + case.bias).cpu().view(5, -1, 32)
         query, key, value = x.split([6, 2, 2], 1)
         slots = torch.tensor(case.slots)
-        plan = attention.AttentionPlan.build(
+        plan = AttentionPlan.build(
             case.layout, torch.tensor([0, 5]), torch.tensor([5]), torch.zeros(1, 1).long(), slots
         )
         arena = case.arena.cpu().clone()

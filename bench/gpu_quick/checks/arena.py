@@ -11,6 +11,7 @@ from bench.gpu_quick.checks.check import Check, Outputs
 from bench.gpu_quick.checks.tensors import DTYPE, Maker, taken
 from kernels import ops
 from kernels.ops import AttentionPlan, KVLayout
+from kernels.reference.layers import rope_tables
 
 PAGE = 64
 EPS = 1e-6
@@ -36,7 +37,7 @@ def rope_kvs(make: Maker) -> Iterator[Check]:
     layout, width = _layout(make), (s.heads + 2 * s.kv_heads) * s.head_dim
     qkv, bias = make.normal(rows, width), make.normal(width)
     pair = make.normal(s.head_dim), make.normal(s.head_dim)
-    rope = ops.rope_tables(4 * PAGE, s.head_dim, 1e6).to(make.device)
+    rope = rope_tables(4 * PAGE, s.head_dim, 1e6).to(make.device)
     positions, slots = make.shuffled(4 * PAGE)[:rows], make.shuffled(4 * PAGE)[:rows]
     for name, added, norms in (("bias", bias, None), ("norms", None, pair)):
         yield _rope_kv(name, make, layout, qkv, added, rope, positions, slots, norms)
@@ -54,7 +55,7 @@ def _rope_kv(
         count = len(rows)
         chosen = taken(slots, rows)
         plan = _plan(make, layout, [(1, 1)] * count, chosen)
-        query = ops.rope_kv(
+        query = make.backend.rope_kv(
             taken(qkv, rows), bias, rope, taken(positions, rows), arena, plan, _LAYER, norms, EPS
         )
         at = _places(layout, chosen)
@@ -135,7 +136,11 @@ def _attention(name: str, make: Maker, sizes: Sequence[tuple[int, int]]) -> Chec
         query = torch.cat([queries[row] for row in rows])
         slots = make.integers([0] * len(query))
         plan = _plan(make, layout, chosen, slots, table[list(rows)].to(make.device))
-        found = ops.paged_attention(arena, plan, _LAYER, query).cpu().split([n for n, _ in chosen])
+        found = (
+            make.backend.paged_attention(arena, plan, _LAYER, query)
+            .cpu()
+            .split([n for n, _ in chosen])
+        )
         return (torch.stack([part[-1] for part in found]), torch.stack([p[0] for p in found]))
 
     def expected() -> Outputs:
@@ -176,7 +181,7 @@ def copies(make: Maker) -> Iterator[Check]:
 
     def run(_: Sequence[int]) -> Outputs:
         memory = arena.clone()
-        ops.copy_blocks(memory, layout, pairs.to(make.device))
+        make.backend.copy_blocks(memory, layout, pairs.to(make.device))
         return (memory,)
 
     def expected() -> Outputs:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from bench.gpu_quick.checks.check import Check, Outputs
 from bench.gpu_quick.checks.tensors import DTYPE, Maker, taken
-from kernels import ops
-from kernels.ops import Confidence, DrawRows
+from kernels.ops import Backend, Confidence, DrawRows
 from kernels.reference import confidence as reference
 from kernels.reference import sampling
 
@@ -41,27 +40,27 @@ def confidences(make: Maker) -> Iterator[Check]:
     """Checks of statistics in both types, a draw with all filters, and scores of given ids."""
     vocabulary = make.shape.head_rows - 3
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        yield _statistics(f"statistics_{name}", _logits(make, dtype), vocabulary)
+        yield _statistics(make.backend, f"statistics_{name}", _logits(make, dtype), vocabulary)
     logits = _logits(make, torch.float32)
-    yield _draw(logits, vocabulary)
+    yield _draw(make.backend, logits, vocabulary)
     targets = make.whole(0, vocabulary, ROWS, 2, dtype=torch.int64)
     yield Check(
         "confidence", "score",
-        lambda rows: (ops.score(taken(logits, rows), vocabulary, taken(targets, rows)),),
+        lambda rows: (make.backend.score(taken(logits, rows), vocabulary, taken(targets, rows)),),
         lambda: (logits.double()[:, :vocabulary].log_softmax(-1).gather(1, targets),),
         ROWS, ((1e-5, 1e-4),),
     )  # fmt: skip
 
 
-def _statistics(name: str, logits: Tensor, vocabulary: int) -> Check:
+def _statistics(backend: Backend, name: str, logits: Tensor, vocabulary: int) -> Check:
     return Check(
         "confidence", name,
-        lambda rows: tuple(ops.confidence(taken(logits, rows), vocabulary)),
+        lambda rows: tuple(backend.confidence(taken(logits, rows), vocabulary)),
         lambda: tuple(reference.confidence(logits.double(), vocabulary)), ROWS, _near(),
     )  # fmt: skip
 
 
-def _draw(logits: Tensor, vocabulary: int) -> Check:
+def _draw(backend: Backend, logits: Tensor, vocabulary: int) -> Check:
     """A check of tokens, exactly: a key draws the same one everywhere."""
     columns: dict[str, list[Any]] = {
         "temperature": [(0.8, 1.5, 0.0)[i % 3] for i in range(ROWS)],
@@ -75,10 +74,10 @@ def _draw(logits: Tensor, vocabulary: int) -> Check:
     def run(rows: Sequence[int]) -> Outputs:
         chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
         draw = DrawRows.on(logits.device, **chosen)
-        return (ops.sample(taken(logits, rows), vocabulary, draw),)
+        return (backend.sample(taken(logits, rows), vocabulary, draw),)
 
     def expected() -> Outputs:
-        rows = ops.with_uniforms(DrawRows.on("cpu", **columns))
+        rows = backend.with_uniforms(DrawRows.on("cpu", **columns))
         return (sampling.sample(logits.cpu().double(), vocabulary, rows),)
 
     return Check("confidence", "draw", run, expected, ROWS, (_EXACT,))
@@ -92,7 +91,7 @@ def lm_heads(make: Maker) -> Iterator[Check]:
     vocabulary = s.head_rows - 3
 
     def run(rows: Sequence[int]) -> Outputs:
-        found, logits = ops.lm_head(taken(hidden, rows), weight, vocabulary, keep=True)
+        found, logits = make.backend.lm_head(taken(hidden, rows), weight, vocabulary, keep=True)
         assert logits is not None
         # Close logits may swap in fp32, so the argmax is left out: max_logit covers the winner.
         return (*(p for n, p in zip(found._fields, found, strict=True) if n != "argmax"), logits)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from bench.gpu_quick.checks.check import Check, Outputs
 from bench.gpu_quick.checks.tensors import Maker, taken
-from kernels import ops
-from kernels.ops import Fp8Weight, IntWeight
+from kernels.ops import Backend, Fp8Weight, IntWeight
 
 EPS = 1e-6
 ROWS = 5
@@ -29,11 +28,11 @@ def norms(make: Maker) -> Iterator[Check]:
         return wide * scale * weight.double()
 
     def plain(rows: Sequence[int]) -> Outputs:
-        return (ops.rms_norm(taken(x, rows), weight, EPS),)
+        return (make.backend.rms_norm(taken(x, rows), weight, EPS),)
 
     def added(rows: Sequence[int]) -> Outputs:
         total = taken(x, rows)
-        return ops.add_rms_norm(total, taken(residual, rows), weight, EPS), total
+        return make.backend.add_rms_norm(total, taken(residual, rows), weight, EPS), total
 
     yield Check("norm", "rms_norm", plain, lambda: (exact(x),), ROWS, (_NORMED,))
     yield Check(
@@ -52,8 +51,8 @@ def silu_muls(make: Maker) -> Iterator[Check]:
         return (gate * torch.sigmoid(gate) * up,)
 
     yield Check(
-        "silu_mul", "silu_mul", lambda rows: (ops.silu_mul(taken(gate_up, rows)),), expected, ROWS,
-        ((2**-6, 1e-3),),
+        "silu_mul", "silu_mul", lambda rows: (make.backend.silu_mul(taken(gate_up, rows)),),
+        expected, ROWS, ((2**-6, 1e-3),),
     )  # fmt: skip
 
 
@@ -65,20 +64,21 @@ def linears(make: Maker) -> Iterator[Check]:
         x = make.normal(ROWS, k)
         weight, bias = make.normal(n, k, spread=k**-0.5), make.normal(n)
         scale, narrow = make.uniform(n), make.normal(n, k).to(torch.float8_e4m3fn)
-        yield _linear(f"{name}_bf16", x, weight, bias, None)
-        yield _linear(f"{name}_fp8", x, narrow, None, scale * k**-0.5)
+        yield _linear(make.backend, f"{name}_bf16", x, weight, bias, None)
+        yield _linear(make.backend, f"{name}_fp8", x, narrow, None, scale * k**-0.5)
 
 
 def _linear(
-    name: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
-) -> Check:
+    backend: Backend, name: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+    scale: Tensor | None,
+) -> Check:  # fmt: skip
     def expected() -> Outputs:
         y = x.double() @ weight.to(torch.float32).double().T
         y = y if scale is None else y * scale.double()
         return (y if bias is None else y + bias.double(),)
 
     return Check(
-        "skinny_gemm", name, lambda rows: (ops.linear(taken(x, rows), weight, bias, scale),),
+        "skinny_gemm", name, lambda rows: (backend.linear(taken(x, rows), weight, bias, scale),),
         expected, len(x), (_ROUNDED,),
     )  # fmt: skip
 
@@ -99,14 +99,14 @@ def packed(make: Maker) -> Iterator[Check]:
         ("int4_zeros", IntWeight(codes, scale, zero, 4, group)),
         ("fp8_blocks", Fp8Weight(narrow, blocks, (128, 128))),
     ):
-        yield _packed(name, x, weight)
+        yield _packed(make.backend, name, x, weight)
 
 
-def _packed(name: str, x: Tensor, weight: IntWeight | Fp8Weight) -> Check:
+def _packed(backend: Backend, name: str, x: Tensor, weight: IntWeight | Fp8Weight) -> Check:
     def expected() -> Outputs:
         return (x.double() @ weight.dequantise(torch.float32).double().T,)
 
     return Check(
-        "packed_gemm", name, lambda rows: (ops.linear(taken(x, rows), weight),), expected, len(x),
-        ((2**-6, 2e-2),),
+        "packed_gemm", name, lambda rows: (backend.linear(taken(x, rows), weight),),
+        expected, len(x), ((2**-6, 2e-2),),
     )  # fmt: skip

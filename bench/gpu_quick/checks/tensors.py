@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 
 from kernels.aot.variant import ModelShape
+from kernels.ops import Backend
 
 DTYPE = torch.bfloat16
 
 
 @dataclass
 class Maker:
-    """Random tensors for one shape on one device. ``head_dtype``: for the LM head and its input."""
+    """Random tensors for one shape on one device.
+
+    backend: the operations that are checked, on that device.
+    head_dtype: for the LM head and its input.
+    """
 
     shape: ModelShape
     device: torch.device
+    backend: Backend
     head_dtype: torch.dtype = DTYPE
     seed: int = 0
     _random: torch.Generator = field(init=False)

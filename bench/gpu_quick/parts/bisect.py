@@ -76,13 +76,14 @@ def _trial(oracle: Oracle, where: dict[str, Any], scale: Scale) -> Trial:
         oracle.rounded()
 
     def trial(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:
-        settings = {name: SWITCHES[name] for name in switches}
-        with replaced(ops):
-            if not bits:
-                return first_wrong(write(build(oracle, dtype, **settings), scale), oracle, dtype)
-            settings |= STEADY
-            ours = write_steadily(build(oracle, dtype, **settings), scale)
-            theirs = write_steadily(build(oracle, dtype, **{**settings, "graphs": "off"}), scale)
+        settings, choice = {name: SWITCHES[name] for name in switches}, replaced(ops)
+        if not bits:
+            engine = build(oracle, dtype, choice, **settings)
+            return first_wrong(write(engine, scale), oracle, dtype)
+        settings |= STEADY
+        ours = write_steadily(build(oracle, dtype, choice, **settings), scale)
+        settings["graphs"] = "off"
+        theirs = write_steadily(build(oracle, dtype, choice, **settings), scale)
         return same_bits(ours, theirs)
 
     def guarded(switches: Sequence[str], ops: Sequence[str]) -> Wrong | None:

@@ -16,6 +16,7 @@ from bench.gpu_quick.checks.layers import linears, norms, packed, silu_muls
 from bench.gpu_quick.checks.tensors import DTYPE, Maker
 from bench.gpu_quick.scene import PartFailedError, Scene, first_line
 from bench.kernel_bench.card import card_lost
+from kernels import ops
 from kernels.aot import registry
 from kernels.aot.variant import ModelShape
 
@@ -39,28 +40,33 @@ def run(scene: Scene) -> None:
     # References round logits to the type of their input; the kernels do not.
     head = torch.float32 if scene.quick else DTYPE
     shapes = _SMALLEST if scene.quick else (*scene.shapes, ODD)
+    backend = ops.backend_for(scene.device)
     wrong: list[str] = []
     names = scene.pieces(*registry.OPS)
     with scene.writer() as writer:
         for number, op in enumerate(names, 1):
-            for row in _rows(op, shapes, scene.device, head):
+            for row in _rows(op, shapes, scene.device, backend, head):
                 writer.write(row)
                 wrong += [f"{op} {row['check']} ({row['shape']}): {each}" for each in row["wrong"]]
             if wrong and card_lost():
                 raise PartFailedError("\n".join(wrong), rest=names[number:])
-    wrong += _unseen(Maker(shapes[-1], scene.device))
+    wrong += _unseen(Maker(shapes[-1], scene.device, backend))
     if wrong:
         raise PartFailedError("\n".join(wrong))
 
 
 def _rows(
-    op: str, shapes: Sequence[ModelShape], device: torch.device, head: torch.dtype
+    op: str,
+    shapes: Sequence[ModelShape],
+    device: torch.device,
+    backend: ops.Backend,
+    head: torch.dtype,
 ) -> Iterator[dict[str, Any]]:
     """``head``: the type of the LM head."""
     for shape in shapes:
         what = {"bench": "ops", "op": op, "shape": shape.name}
         try:
-            for check in CHECKS[op](Maker(shape, device, head)):
+            for check in CHECKS[op](Maker(shape, device, backend, head)):
                 yield {**what, "check": check.name, "wrong": _failures(check)}
         except Exception as error:  # from making the inputs
             yield {**what, "check": "inputs", "wrong": [first_line(error)]}

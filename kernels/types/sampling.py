@@ -1,4 +1,4 @@
-"""How to draw a token in each row of a batch: what the kernels take, checked on the host."""
+"""How to draw a token in each row of a batch, and what is changed in its logits before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from kernels.checks import check_tensor
 
 LEAST = 1e-300  # as min-p: keeps every token that could be drawn, in order of likelihood
 
@@ -58,8 +60,6 @@ class DrawRows:
 
     def check(self, like: Tensor) -> None:
         """ValueError unless all fit the rows of ``like``."""
-        from kernels.checks import check_tensor  # Triton, not to be imported without a kernel
-
         rows, real = len(like), (torch.float64,)
         check_tensor("draw.temperature", self.temperature, [rows], real, like)
         check_tensor("draw.seed", self.seed, [rows], (torch.int64,), like)
@@ -69,3 +69,35 @@ class DrawRows:
         for name in ("top_p", "min_p"):
             if (column := getattr(self, name)) is not None:
                 check_tensor(f"draw.{name}", column, [rows], real, like)
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """Parameters of each row, [rows]. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch them off."""
+
+    temperature: Tensor  # fp64, 0 is greedy
+    top_k: Tensor  # int64
+    top_p: Tensor  # fp64
+    min_p: Tensor  # fp64
+    uniform: Tensor  # fp64 in [0, 1)
+
+
+@dataclass(frozen=True)
+class PenaltyRows:
+    """Penalties of each row, [rows], and three lists of (row, token id) pairs, int64 [2, pairs].
+
+    repetition: fp64, above 0; 1 is off.
+    presence, frequency: fp64, in logits; 0 is off.
+    prompt: a pair for each token of a row's prompt, in any order.
+    generated: a pair for each token that was generated, as often as it was.
+    biased: each pair at most once.
+    bias: fp64 [pairs of ``biased``], in logits.
+    """
+
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+    prompt: Tensor
+    generated: Tensor
+    biased: Tensor
+    bias: Tensor

@@ -1,0 +1,1 @@
+"""What computes the operations on a device; ``kernels.ops.backend_for`` chooses."""

@@ -1,0 +1,1 @@
+"""What callers and backends hand to each other: layouts, batches, weights, statistics."""
