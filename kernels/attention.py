@@ -9,7 +9,7 @@ before it one less; ``table`` int32 [sequences, width] holds block ids. Rows aft
 ``starts[sequences]`` are padding and come out as zeros. Softmax and sums are fp32.
 
 A sequence goes by the number of its own queries: decodes (1) and short spans (2 to 64) to a kernel
-that splits the keys as well, longer ones to one that does not. So it gets the same bits whoever
+that splits the keys as well, longer ones to one that does not. So it gets the same bits whatever
 else is in the batch, as long as the chunks (``Splits``) are the same.
 """
 
@@ -65,7 +65,7 @@ def paged_attention(
         layer: whose keys and values to read.
         table, starts, contexts: see above; read on the device only, so that they may change
             between replays of a graph.
-        work: bounds of the batch; what is launched hangs on them. Default: whatever would fit.
+        work: upper bounds of the batch; they fix the launch grid. Default: whatever would fit.
         splits: default: chosen by the number of sequences. A fixed choice makes results
             independent of that too.
         out: like query; default: a new tensor.

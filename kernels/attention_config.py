@@ -1,6 +1,6 @@
 """How attention is cut: tiles, chunks of keys, and what the host says of a batch.
 
-Plain tables, no timing at run time: what runs hangs on the model and on the size of the batch.
+Plain tables, no timing at run time: what runs depends on the model and on the size of the batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Short spans over long contexts: keys are split into chunks, one program each, and merged.
 
-A chunk is a number of tokens that hangs on nothing but the sequence itself: ``chunk`` times its
+A chunk is a number of tokens that depends on nothing but the sequence itself: ``chunk`` times its
 query blocks, and times what keeps its splits within ``most``. Other sequences change neither the
 chunks nor the order in which they are merged, so they cannot change a bit of the result.
 

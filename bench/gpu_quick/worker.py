@@ -127,4 +127,4 @@ def _end(key: str, scene: Scene, found: dict[str, Any], compiled: dict[str, Any]
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # a clean exit may hang on what an error left on the card
+    os._exit(code)  # after an error on the card a clean exit may never end

@@ -76,7 +76,7 @@ class Finding:
         if self.usable:
             return "usable"
         if not self.area >= LEAST_AREA:
-            return "does not foretell doubt"
+            return "does not predict doubt"
         return "one kind of boundary"
 
 

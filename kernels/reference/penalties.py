@@ -18,7 +18,7 @@ def penalise(logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:
 
     In this order: a token of the prompt or of the generated text has a positive logit divided by
     ``repetition``, another one multiplied; a generated token loses ``frequency`` for each time that
-    it was generated, and ``presence`` once; ``bias`` is added. A row hangs on its own pairs only.
+    it was generated, and ``presence`` once; ``bias`` is added. A row depends on its own pairs only.
 
     Args:
         logits: [rows, head_rows], any float dtype, without NaN and +inf; -inf stays -inf.

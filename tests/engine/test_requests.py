@@ -274,7 +274,7 @@ def test_aborting_what_is_finished_does_nothing(engine: Engine):
 
 
 def completions() -> int:
-    """How many are alive, whoever holds them."""
+    """How many are alive, whatever holds them."""
     gc.collect()
     return sum(type(each) is Completion for each in gc.get_objects())
 
