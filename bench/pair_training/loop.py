@@ -107,7 +107,8 @@ class Training:
             optimizer.zero_grad(set_to_none=True)
         self.update += 1
         self.tokens += ids.numel()
-        return float(loss)
+        lost: float = loss.item()
+        return lost
 
     def _lesson(self, state: Tensor, looked_up: Tensor) -> Tensor:
         """Loss of a state [batch, length, hidden] inside the model at predicting the look-up.
