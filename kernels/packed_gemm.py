@@ -74,6 +74,7 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
 
 
 def constants_of(packing: Packing, chosen: Plan, width: int, biased: bool) -> dict[str, int | bool]:
+    """Compile-time constants of the kernel for rows of ``width`` columns."""
     config = chosen.config
     return {
         "bits": packing.bits, "middle": 0 if packing.eight else 1 << (packing.bits - 1),

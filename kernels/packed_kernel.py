@@ -48,10 +48,11 @@ def _halves(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Low and high half bytes as numbers of ``dtype``, less 8, and as many ones."""
     if dtype == tl.bfloat16 and not upcast:
-        return tl.inline_asm_elementwise(
+        near, far, ones = tl.inline_asm_elementwise(
             _WIDEN, "=&r,=&r,=&r,=&r,=&r,=&r,r", [codes],
             dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
         )  # fmt: skip
+        return near, far, ones
     near, far = _widen(codes & 15, dtype, 8, upcast), _widen(codes >> 4, dtype, 8, upcast)
     return near, far, tl.full(near.shape, 1.0, near.dtype)
 

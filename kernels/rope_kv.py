@@ -143,6 +143,7 @@ def rope_kv(
 
 
 def block_heads_of(head_dim: int) -> int:
+    """Heads that one program takes."""
     return _ELEMENTS // (head_dim // 2)
 
 

@@ -87,7 +87,8 @@ class Oracle:
         """
         found = self._models[model].to(dtype)(torch.tensor([list(tokens)])).logits[0]
         self._models[model].float()
-        return found.double()[:, : len(TOKENS)].log_softmax(-1)
+        logprobs: Tensor = found.double()[:, : len(TOKENS)].log_softmax(-1)
+        return logprobs
 
     def rounded(self) -> None:
         """Round all weights to the values of bfloat16."""

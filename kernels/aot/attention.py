@@ -13,7 +13,7 @@ from kernels.attention import MERGE_TILE
 from kernels.attention_config import TILES_16BIT, TILES_32BIT, Splits, Tile, shared_constants
 from kernels.attention_prefill import prefill_kernel
 from kernels.attention_split import merge_kernel, split_kernel
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 
 def roofline(

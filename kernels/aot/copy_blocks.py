@@ -5,7 +5,7 @@ from __future__ import annotations
 from kernels.aot.roofline import Roofline
 from kernels.aot.variant import ModelShape, Variant
 from kernels.copy_blocks import WARPS, WORDS, copy_kernel
-from kernels.reference.attention import KVLayout
+from kernels.types.attention import KVLayout
 
 
 def roofline(layout: KVLayout, pairs: int, itemsize: int = 2) -> Roofline:

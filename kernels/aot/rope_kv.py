@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kernels.aot.roofline import Roofline
 from kernels.aot.variant import ModelShape, Variant
-from kernels.reference.attention import KVLayout
 from kernels.rope_kv import block_heads_of, rope_kv_kernel
+from kernels.types.attention import KVLayout
 
 
 def roofline(layout: KVLayout, heads: int, rows: int, itemsize: int = 2) -> Roofline:

@@ -110,4 +110,5 @@ def _attend(
     score = score.view(size, kv_heads, heads // kv_heads, rows, -1) + group.mask
     weight = score.softmax(-1).to(value.dtype).view(size, kv_heads, packed.shape[2], -1)
     mixed = (weight @ value).view(size, kv_heads, heads // kv_heads, rows, width)
-    return mixed.permute(0, 3, 1, 2, 4).reshape(size, rows, heads, width)
+    by_row: Tensor = mixed.permute(0, 3, 1, 2, 4).reshape(size, rows, heads, width)
+    return by_row
