@@ -39,9 +39,10 @@ test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core unde
 # A few files of each part: what most mistakes break.
 QUICK := $(addprefix tests/, \
   test_library.py \
-  $(addprefix csrc/test_, block_pool.py scheduler.py admission.py sharing.py parking.py) \
-  $(addprefix engine/test_, engine.py bad_input.py ledger.py replay.py gguf_formats.py \
-    tokenizers.py chat_templates.py) \
+  $(addprefix csrc/test_, block_pool.py block_pool_model.py scheduler.py boundaries.py truncation.py \
+    ends.py arrivals.py memory.py admission.py sharing.py parking.py) \
+  $(addprefix engine/test_, engine.py bad_input.py bad_checkpoints.py ledger.py executed.py \
+    pricing.py replay.py gguf_formats.py tokenizers.py chat_templates.py) \
   kernels/test_cpu.py $(addprefix bench/test_, golden.py stats.py tasks.py))
 
 quick: setup ## the tests that most mistakes break, within a minute; before make test

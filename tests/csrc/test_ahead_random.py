@@ -15,16 +15,9 @@ import pytest
 
 from engine._core import Plan, Sequence
 
-from .test_random import (
-    BLOCK_TOKENS,
-    LARGE,
-    RUNNING,
-    SMALL,
-    TIERS,
-    Driver,
-    digest,
-    virtual_model,
-)
+from .random_arena import BLOCK_TOKENS, LARGE, RUNNING, SMALL, digest, virtual_model
+from .random_driver import Driver
+from .test_random import TIERS
 
 DISCARDED = 3
 OPERATIONS = 4000

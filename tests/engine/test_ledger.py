@@ -1,153 +1,25 @@
-"""What was computed: the executed count to the last FLOP, the useful count by stated rules."""
+"""The useful count, rule by rule."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections import Counter
 
-import numpy as np
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from engine import SamplingParams
 from engine.accounting.ledger import ROW_KINDS, Usage
-from engine.accounting.pricing import (
-    ACCOUNTINGS,
-    Price,
-    bytes_moved,
-    pair_flops,
-    useful_flops,
-    weight_bytes,
-)
+from engine.accounting.pricing import ACCOUNTINGS, Price, pair_flops, useful_flops
 from engine.cli import show
-from engine.config import ModelConfig
 from engine.replay.trace import Trace, TraceWriter
 from engine.routing.policies import Call
 
-ROLES = ("small", "large")
-AB = [2, 3]  # the ring pair goes on: c, double newline, a, b, c, double newline, ...
-
-
-def book(decision_wait=0, **models):
-    """A usage from ``small={kind: (rows, keys), ..., "entries": (rows, keys)}``."""
-    usage = Usage(decision_wait=decision_wait)
-    for role, counts in models.items():
-        for kind, count in counts.items():
-            if kind == "entries":
-                usage.entries[ROLES.index(role)] = count
-            else:
-                usage.rows[ROLES.index(role), ROW_KINDS.index(kind)] = count
-    return usage
-
-
-def forced(schedule, reads):
-    """Who writes from which position, as a policy."""
-    return Call(lambda boundary: schedule.get(boundary.position, "small"), reads=reads)
-
-
-def random_schedule(boundary):
-    """About every second step is the large model's."""
-    return random.Random(boundary.position).choice(ROLES)
+from .books import AB, ROLES, book, forced, random_schedule, usage_of
 
 
 @pytest.fixture
 def plain(ring):
     """The ring pair, whose text and boundaries are known; steps end with a double newline."""
     return ring.engine(block_tokens=4, arena_tokens=1024, check_every=1, prefix_cache=False)
-
-
-def usage_of(engine, prompt, tokens, policy):
-    """One request's counts."""
-    (done,) = engine.generate([prompt], SamplingParams(max_tokens=tokens), policy)
-    return done.usage
-
-
-# ---- executed
-
-
-class Counted(FlopCounterMode):
-    """The FLOPs of PyTorch's own counter, by operator and, of plain matmuls, by width."""
-
-    def __init__(self):
-        self.by_width = Counter()
-        aten = torch.ops.aten
-        super().__init__(display=False, custom_mapping={aten.mm: self._mm})
-
-    def _mm(self, left, right, *rest, out_shape=None, **more):
-        flops = mm_flop(left, right)
-        self.by_width[right[1]] += flops
-        return flops
-
-    def terms(self, engine):
-        """Linear, attention and head FLOPs; the head is the matmul as wide as the vocabulary."""
-        counts = self.get_flop_counts()["Global"]
-        aten = torch.ops.aten
-        assert set(counts) == {aten.mm, aten.bmm}
-        head = sum(self.by_width[width] for width in {s.vocab_size for s in engine.shapes})
-        return counts[aten.mm] - head, counts[aten.bmm], head
-
-
-def terms_of(engine, roles=ROLES):
-    """What the engine itself booked, of some of its models."""
-    booked = [engine.executed[role] for role in roles]
-    return tuple(sum(getattr(b, t) for b in booked) for t in ("linear", "attention", "head"))
-
-
-CASES = {
-    "small": ("small", {}),
-    "large": ("large", {}),
-    "large in chunks": ("large", {"max_sequences": 4, "max_tick_tokens": 7}),
-    "handoffs": (Call(random_schedule, reads=False), {}),
-    "handoffs, read": (Call(random_schedule), {}),
-    "handoffs, read, in chunks": (
-        Call(random_schedule),
-        {"max_sequences": 3, "max_tick_tokens": 9},
-    ),
-    "short of memory": (
-        Call(random_schedule),
-        {"arena_tokens": 96, "max_context": 80, "eager_admission": True},
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_executed_equals_the_flop_counter(pair, delimiters, prompts, case):
-    """Term by term over real passes of ragged batches, padding included; PyTorch's operators."""
-    policy, config = CASES[case]
-    engine = pair.engine(
-        **{"delimiters": delimiters, "block_tokens": 4, "cpu_kernels": False, **config}
-    )
-    with Counted() as counter:
-        done = engine.generate(prompts(12, seed=1), SamplingParams(max_tokens=24), policy)
-    assert counter.terms(engine) == terms_of(engine)
-    assert counter.get_total_flops() == sum(terms_of(engine))
-    if case == "short of memory":
-        assert sum(c.usage.count(r, "recompute") for c in done for r in ROLES) > 0
-    else:
-        # No other model's FLOPs: a model that did not run has none.
-        assert (sum(terms_of(engine, ("small",))) > 0) == (not case.startswith("large"))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_executed_and_useful_agree_where_they_must(pair, delimiters, prompts, case):
-    """Linear and head terms are the same count; padding makes attention cost more."""
-    policy, config = CASES[case]
-    engine = pair.engine(**{"delimiters": delimiters, "block_tokens": 4, **config})
-    batch = prompts(12, seed=2)
-    done = engine.generate(batch, SamplingParams(max_tokens=24), policy)
-    total = sum((c.usage for c in done), Usage())
-    for role, shape in zip(ROLES, engine.shapes, strict=True):
-        rows, keys = total.rows[ROLES.index(role)].sum(0).tolist()
-        heads = total.count(role, "sampled") + total.count(role, "discarded")
-        price, booked = Price.of(shape), engine.executed[role]
-        assert booked.linear == rows * price.row
-        assert booked.head == heads * price.head
-        assert booked.attention >= keys * price.key
-
-
-# ---- useful, rule by rule
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -369,83 +241,3 @@ def test_accountings_are_ordered(pair, delimiters, prompts, reads):
     for done in engine.generate(prompts(16, seed=5), SamplingParams(max_tokens=30), policy):
         price = {a: pair_flops(done.usage, engine.shapes, a) for a in ACCOUNTINGS}
         assert price["decode"] <= price["catchup"] <= price["reprefill"]
-
-
-# ---- shapes and counts
-
-
-SHAPE = ModelConfig(
-    vocab_size=7, hidden_size=4, intermediate_size=5, layers=3, heads=2, kv_heads=1, head_dim=2
-)
-
-
-def test_price_by_hand():
-    """q and o 4x4, k and v 4x2, gate, up and down 4x5; two query heads of 2 per key, twice."""
-    row = 2 * 3 * (16 + 8 + 8 + 16 + 3 * 20)
-    assert Price.of(SHAPE) == Price(row=row, key=3 * (2 * 4 + 2 * 4), head=2 * 4 * 7)
-    assert (row, Price.of(SHAPE).key, Price.of(SHAPE).head) == (648, 48, 56)
-
-
-def test_price_of_a_wide_head_dim():
-    """Heads need not fill the hidden size."""
-    shape = ModelConfig(
-        vocab_size=9, hidden_size=6, intermediate_size=1, layers=1, heads=4, kv_heads=2, head_dim=8
-    )
-    attention = 6 * 32 + 2 * 6 * 16 + 32 * 6
-    assert Price.of(shape) == Price(row=2 * (attention + 18), key=4 * 32, head=108)
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_weight_bytes_equal_the_files(pair, role):
-    """All parameters but the embedding; a tied head is the embedding, and is read."""
-    engine = pair.engine()
-    shape = engine.shapes[ROLES.index(role)]
-    names = dict(pair.oracles[role].model.named_parameters())
-    count = sum(p.numel() for n, p in names.items() if "embed" not in n and "lm_head" not in n)
-    assert weight_bytes(shape, 4) == 4 * (count + shape.vocab_size * shape.hidden_size)
-
-
-def test_bytes_moved_by_hand():
-    """Weights once a tick; KV written per row and read per key: 3 layers x 2 x 2 elements."""
-    usage = book(small={"prompt": (2, 3), "sampled": (1, 3)})
-    found = bytes_moved(usage, (2, 0), (SHAPE, SHAPE), 2)
-    assert found == {"weights": 2 * weight_bytes(SHAPE, 2), "kv": (3 + 6) * 12 * 2}
-
-
-def test_usage_json_round_trip(pair, delimiters, prompts):
-    """What goes out comes back; anything else is refused."""
-    engine = pair.engine(delimiters=delimiters, block_tokens=4)
-    for done in engine.generate(
-        prompts(4, seed=6), SamplingParams(max_tokens=20), Call(random_schedule)
-    ):
-        again = Usage.from_json(done.usage.to_json())
-        assert np.array_equal(again.rows, done.usage.rows)
-        assert np.array_equal(again.entries, done.usage.entries)
-        assert again.rows.dtype == again.entries.dtype == np.int64
-
-
-@pytest.mark.parametrize("broken", ["rows", "entries", "model", "kind", "pair", "text"])
-def test_usage_json_refuses_anything_else(broken):
-    """Missing or mis-shaped parts are errors, never zeros."""
-    raw = Usage.alone("large", 3, 4).to_json()
-    if broken in raw:
-        del raw[broken]
-    elif broken == "model":
-        del raw["rows"]["small"]
-    elif broken == "kind":
-        del raw["rows"]["large"]["catchup"]
-    elif broken == "pair":
-        raw["entries"] = {role: [1, 2, 3] for role in ROLES}
-    else:
-        raw["rows"]["large"]["catchup"] = ["many", "more"]
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        Usage.from_json(raw)
-
-
-def test_usage_adds_up():
-    """Sums are sums, and leave their parts alone."""
-    one, two = Usage.alone("small", 2, 3), Usage.alone("small", 2, 3)
-    total = one + two
-    assert np.array_equal(total.rows, 2 * two.rows)
-    assert np.array_equal(total.entries, 2 * two.entries)
-    assert one.to_json() == two.to_json()

@@ -1,0 +1,334 @@
+"""Random operations on both lanes in random order, watched by a shadow of the arena.
+
+The shadow is compared with what the planned sequences need, at plan() and again at commit(), and
+written at both: a block that is used twice within a tick in flight is caught, whichever model owns
+it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+
+from engine._core import Plan, Scheduler, Sequence
+
+from .random_arena import (
+    ABORT,
+    BLOCK_TOKENS,
+    CONTEXT,
+    DECIDE,
+    GEOMETRIES,
+    LARGE,
+    LENGTH,
+    MARKER,
+    NOBODY,
+    OPERATIONS,
+    REPETITION,
+    RUNNING,
+    SMALL,
+    STOP,
+    STOP_ID,
+    TOKEN_BYTES,
+    WHOLE,
+    Arena,
+    digest,
+    virtual_model,
+)
+
+
+class Driver:
+    """A scheduler, its shadow, and the operations of the test."""
+
+    def __init__(self, seed: int, prefix_cache: bool, **changes: object) -> None:
+        self.random = Random(seed)
+        self.prefix_cache, self.most_samples = prefix_cache, 3
+        slots, token, slab = GEOMETRIES[seed % len(GEOMETRIES)]
+        slabs = int(changes.get("slabs", 11 // min(slots)))
+        self.arena = Arena(slabs, slots, token, slab)
+        self.host: dict[int, list[int]] = {}  # what the last save left in each slot
+        self.budget = self.random.choice((8, 16, 64))
+        settings = {
+            "slabs": slabs,
+            "slots": slots,
+            "block_tokens": BLOCK_TOKENS,
+            "max_context": CONTEXT,
+            "max_sequences": 7,
+            "max_tick_tokens": self.budget,
+            "recompute_cost": (1.0, self.random.choice((0.3, 1.0, 15.0))),
+            "prefix_cache": prefix_cache,
+            "eager_admission": True,
+            "background": (seed % 4, 3 * (seed % 3)),
+            "lane_policy": ("latency", "throughput", "weighted", "auto")[seed % 4],
+            "gather": seed % 3,
+            "hold_ticks": 5,
+            "automatic_from": 3,
+            "tick_cost": (1.0, 6.0),
+            "delimiters": [b"\n\n", b"c."],
+            "token_bytes": TOKEN_BYTES,
+        }
+        self.scheduler = Scheduler(**(settings | changes))
+        self.plans = [self.scheduler.buffers(lane) for lane in (SMALL, LARGE)]
+        self.prompts: dict[int, list[int]] = {}
+        self.limits: dict[int, int] = {}  # max_tokens
+        self.more: dict[str, bool] = {}  # arguments of every request
+        self.alive: list[int] = []
+        self.undecided: list[int] = []
+        self.truncations: Counter[int] = Counter()
+        self.planned = np.zeros((2, 2), np.int64)  # by model: rows, keys
+        self.booked = np.zeros((2, 2), np.int64)
+        self.restored = 0
+        self.seen: Counter[str] = Counter()
+        self.operations = 0
+
+    # -- operations
+
+    def add(self) -> None:
+        if len(self.alive) >= 10:
+            return
+        random = self.random
+        prompt = [random.randrange(7) for _ in range(random.randint(1, 14))]
+        if self.prefix_cache:  # three families of prompts that share beginnings
+            family = Random(random.randrange(3))
+            prompt = [family.randrange(7) for _ in range(12)][: random.randint(1, 12)] + prompt[:2]
+        reader = random.choice((NOBODY, SMALL, SMALL, LARGE))
+        max_tokens = random.randint(1, CONTEXT - len(prompt))
+        trials = (0, 0, WHOLE, 1, 2, min(5, max_tokens)) if reader != NOBODY else (0,)
+        samples = min(random.choice((1, 1, 1, 2, 3)), self.most_samples)
+        think_end = random.choice(([], [], MARKER))
+        first = self.scheduler.add(
+            prompt,
+            max_tokens=max_tokens,
+            stop_ids=[STOP_ID],
+            reader=reader,
+            priority=random.choice((0, 0, 0, -1, 1)),
+            settle_at_once=random.random() < 0.5,
+            trial_tokens=min(random.choice(trials), max_tokens),
+            think_end=think_end,
+            max_think_tokens=random.choice((0, 3, 9)) if think_end else 0,
+            max_repeats=random.choice((0, 0, 9)),
+            samples=samples,
+            **self.more,
+        )
+        for id in range(first, first + samples):
+            self.limits[id] = max_tokens
+            self.prompts[id] = prompt
+            self.alive.append(id)
+
+    def lane(self, lane: int) -> int:
+        """Commit what is in flight, else plan."""
+        if self.plans[lane].in_flight:
+            self.commit(lane)
+            return 1
+        count = self.scheduler.plan(lane)
+        assert count == self.plans[lane].sequences
+        self.seen["short"] += self.plans[lane].short_of_memory
+        if count:
+            self.look(lane, self.plans[lane], planned=True)
+        return count
+
+    def commit(self, lane: int) -> None:
+        tokens = self.look(lane, self.plans[lane], planned=False)
+        self.scheduler.commit(lane, np.array(tokens, np.int32))
+
+    def look(self, lane: int, plan: Plan, planned: bool) -> list[int]:
+        """Compare a plan with the texts and the shadow, run it, and draw its tokens."""
+        if planned:
+            self.copy(lane, plan)
+        drawn = []
+        for i in range(plan.sequences):
+            sequence = self.scheduler.sequence(int(plan.ids[i]))
+            rows = slice(int(plan.starts[i]), int(plan.starts[i + 1]))
+            context = int(plan.contexts[i])
+            hashes = digest(sequence.tokens.tolist())
+            self.check_rows(lane, plan, i, rows, sequence)
+            present = sequence.computed[lane] if planned else context
+            self.check_context(lane, plan.blocks[i].tolist(), present, hashes)
+            for slot, position in zip(
+                plan.slots[rows].tolist(), plan.positions[rows].tolist(), strict=True
+            ):
+                self.arena.write(lane, slot, hash((hashes[position + 1], lane)))
+            if planned:
+                first = context - (rows.stop - rows.start)
+                self.planned[lane] += (context - first, sum(range(first + 1, context + 1)))
+            drawn.append(virtual_model(lane, hashes[context]) if plan.samples[i] else -1)
+        return drawn
+
+    def park(self, plan: Plan) -> None:
+        """What the runner does first: blocks that hold one thing, and none of two."""
+        for block, slot in plan.saves[: plan.saved].tolist():
+            rows = [
+                set(self.arena.bytes[self.arena.range(LARGE, block * BLOCK_TOKENS + offset)])
+                for offset in range(BLOCK_TOKENS)
+            ]
+            assert all(len(row) == 1 for row in rows), "a row of a saved block was overwritten"
+            self.host[slot] = [row.pop() for row in rows]
+        for slot, block in plan.restores[: plan.restored].tolist():
+            for offset, content in enumerate(self.host[slot]):
+                self.arena.write(LARGE, block * BLOCK_TOKENS + offset, content)
+        self.seen["saved"] += plan.saved
+        self.seen["restored"] += plan.restored
+
+    def copy(self, lane: int, plan: Plan) -> None:
+        """What the runner does before the pass."""
+        self.park(plan)
+        copies = plan.copies[: plan.copied].tolist()
+        sources, targets = ({pair[i] for pair in copies} for i in (0, 1))
+        assert len(targets) == len(copies) and not sources & targets, "copies run all at once"
+        for source, target in copies:
+            self.seen["copied"] += 1
+            for offset in range(BLOCK_TOKENS):
+                rows = [self.arena.range(lane, b * BLOCK_TOKENS + offset) for b in (source, target)]
+                self.arena.bytes[rows[1]] = self.arena.bytes[rows[0]]
+
+    def check_rows(self, lane: int, plan: Plan, i: int, rows: slice, sequence: Sequence) -> None:
+        """The rows are the sequence's next ones and go where its block table says."""
+        context, first = int(plan.contexts[i]), sequence.computed[lane]
+        positions = list(range(first, context))
+        table = plan.blocks[i].tolist()
+        assert plan.positions[rows].tolist() == positions
+        assert plan.tokens[rows].tolist() == sequence.tokens[first:context].tolist()
+        assert plan.slots[rows].tolist() == [
+            table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in positions
+        ]
+        assert plan.samples[i] == (context == sequence.length)
+        assert sequence.in_flight[lane] == len(positions) > 0
+        assert sequence.phase == RUNNING
+        if sequence.active != lane:  # read along: settled tokens, none sampled
+            self.seen["background"] += 1
+            assert context < sequence.settled
+            return
+        if plan.samples[i]:
+            assert (plan.attempts[i], sequence.awaits_route) == (sequence.attempt, False)
+
+    def check_context(self, lane: int, table: list[int], rows: int, hashes: list[int]) -> None:
+        """The first rows of KV are there, untouched by anybody."""
+        for position in range(rows):
+            slot = table[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS
+            content = hash((hashes[position + 1], lane))
+            assert self.arena.holds(lane, slot, content), f"position {position} was overwritten"
+
+    def route(self) -> None:
+        if not self.undecided:
+            return
+        id = self.undecided.pop(self.random.randrange(len(self.undecided)))
+        if id not in self.prompts:
+            return
+        before = self.scheduler.sequence(id)
+        if not before.awaits_route:
+            return
+        unread = self.random.random() < 0.1
+        self.scheduler.route(id, self.random.choice((SMALL, LARGE)), unread=unread)
+        if before.trial_from >= 0:
+            after = self.scheduler.sequence(id)
+            kept = after.attempt == before.attempt
+            assert (
+                after.tokens.tolist()[: before.trial_from]
+                == before.tokens.tolist()[: before.trial_from]
+            )
+            assert after.length >= before.length if kept else after.length == before.trial_from
+            self.seen["trial kept" if kept else "trial rolled back"] += 1
+
+    def truncate(self) -> None:
+        """A few times a sequence, so that it comes to an end."""
+        sequence = self.pick()
+        if sequence is None or self.truncations[sequence.id] >= 4:
+            return
+        length = self.random.randint(sequence.settled, sequence.length)
+        if length == sequence.length:
+            return
+        self.truncations[sequence.id] += 1
+        self.seen["truncated in flight" if sum(sequence.in_flight) else "truncated"] += 1
+        self.scheduler.truncate(sequence.id, length)
+
+    def settle(self) -> None:
+        """Half of what is open; where a truncation is pending that may be too much."""
+        sequence = self.pick()
+        if sequence is None:
+            return
+        try:
+            self.scheduler.settle(sequence.id, (sequence.settled + sequence.length) // 2)
+        except ValueError:
+            on_trial = sequence.trial_from >= 0
+            assert on_trial or (sum(sequence.in_flight) and self.truncations[sequence.id])
+            self.seen["settled too late"] += 1
+
+    def preempt(self) -> None:
+        if sequence := self.pick():
+            self.scheduler.preempt(sequence.id)
+
+    def abort(self) -> None:
+        if sequence := self.pick():
+            self.seen["aborted in flight"] += sum(sequence.in_flight) > 0
+            self.scheduler.abort(sequence.id)
+
+    def pick(self) -> Sequence | None:
+        return self.scheduler.sequence(self.random.choice(self.alive)) if self.alive else None
+
+    # -- after every operation
+
+    def after(self) -> None:
+        self.operations += 1
+        self.scheduler.check_integrity()
+        for kind, id, row in self.scheduler.take_events():
+            if kind == DECIDE:
+                self.undecided.append(id)
+                continue
+            assert row == NOBODY
+            self.finish(self.scheduler.sequence(id))
+
+    def finish(self, sequence: Sequence) -> None:
+        """A finished text is what the models that wrote its steps write, to its very end."""
+        self.scheduler.forget(sequence.id)
+        self.alive.remove(sequence.id)
+        self.booked += sequence.rows.sum(axis=1)
+        self.restored += sequence.restored
+        prompt, tokens = self.prompts.pop(sequence.id), sequence.tokens.tolist()
+        hashes, length = digest(tokens), len(prompt)
+        assert tokens[:length] == prompt
+        forced = sequence.forced
+        self.seen["forced"] += len(forced)
+        steps = [*sequence.steps, (len(tokens), NOBODY)]
+        for (start, model), (end, _) in pairwise(steps):
+            written = [
+                tokens[i] if i in forced else virtual_model(model, hashes[i])
+                for i in range(start, end)
+            ]
+            assert tokens[start:end] == written
+        assert sequence.finish in (STOP, LENGTH, ABORT, REPETITION)
+        if sequence.finish == STOP:
+            assert tokens.index(STOP_ID) == len(tokens) - 1
+        else:  # a trial that has stopped may be aborted before the answer
+            assert STOP_ID not in tokens[: -1 if sequence.finish == ABORT else None]
+        self.seen[f"finish {sequence.finish}"] += 1
+
+    def run(self) -> None:
+        """Random operations, then everything to its end."""
+        lanes = [lambda: self.lane(SMALL), lambda: self.lane(LARGE)]
+        others = [self.truncate, self.settle, self.preempt, self.abort]
+        operations = [self.add, self.route, *lanes, *others]
+        # One lane is slow in some stretches and quick in others.
+        for stretch in range(OPERATIONS // 100):
+            quick = stretch % 3
+            weights = [6, 14, (3, 12, 12)[quick], (12, 3, 12)[quick], 4, 1, 0.3, 0.15]
+            for operation in self.random.choices(operations, weights, k=100):
+                operation()
+                self.after()
+        self.drain()
+
+    def drain(self) -> None:
+        """Both lanes in turn; a lane may wait for the other once, never both for long."""
+        idle = 0
+        while self.alive:
+            progressed = bool(self.undecided)
+            while self.undecided:
+                self.route()
+                self.after()
+            for lane in (SMALL, LARGE):
+                progressed |= self.lane(lane) > 0
+                self.after()
+            idle = 0 if progressed else idle + 1
+            assert idle < 3, "no lane can move"
+            assert self.operations < 2 * OPERATIONS, "the sequences do not come to an end"
