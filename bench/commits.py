@@ -76,8 +76,16 @@ class Tree:
         """Measure once."""
         rows = self.folder / "scheduler.jsonl"
         rows.unlink(missing_ok=True)
-        self._python("-m", "bench.scheduler", "--sequences", sequences, "--ticks", str(ticks),
-                     "--json", str(rows))  # fmt: skip
+        self._python(
+            "-m",
+            "bench.scheduler",
+            "--sequences",
+            sequences,
+            "--ticks",
+            str(ticks),
+            "--json",
+            str(rows),
+        )
         times: Times = {}
         for row in map(json.loads, rows.read_text().splitlines()):
             taken = row["plan_us"] + row["commit_us"]
@@ -90,9 +98,14 @@ class Tree:
     def _python(self, *command: str, said: str = "") -> str:
         path = {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
         ran = subprocess.run(
-            [sys.executable, *command], cwd=self.folder, env=os.environ | path,
-            input=said, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, *command],
+            cwd=self.folder,
+            env=os.environ | path,
+            input=said,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if ran.returncode:
             raise SteerError(f"{self.commit}: {' '.join(command)[:60]}: {ran.stderr[-400:]}")
         return ran.stdout
@@ -126,10 +139,16 @@ def compared(times: Sequence[Times]) -> list[Row]:
         before = [each[what] for each in times[::2]]
         after = [each[what] for each in times[1::2]]
         ratios = [a / b for a, b in zip(after, before, strict=True)]
-        rows.append({
-            "measured": what, "before_us": median(before), "after_us": median(after),
-            "ratio": median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios),
-        })  # fmt: skip
+        rows.append(
+            {
+                "measured": what,
+                "before_us": median(before),
+                "after_us": median(after),
+                "ratio": median(ratios),
+                "ratio_least": min(ratios),
+                "ratio_most": max(ratios),
+            }
+        )
     return rows
 
 
@@ -139,12 +158,14 @@ def show(rows: Sequence[Row]) -> str:
         ("measured", "before us", "after us", "after / before (least - most)"),
         [
             (
-                str(r["measured"]), f"{r['before_us']:.1f}", f"{r['after_us']:.1f}",
+                str(r["measured"]),
+                f"{r['before_us']:.1f}",
+                f"{r['after_us']:.1f}",
                 f"{r['ratio']:.3f} ({r['ratio_least']:.3f} - {r['ratio_most']:.3f})",
             )
             for r in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -178,9 +199,14 @@ def main(arguments: list[str] | None = None) -> int:
             times = measure(before, after, options.rounds, options.sequences, options.ticks)
             rows = compared(times)
             for row in rows:
-                writer.write({
-                    "before": before.commit, "after": after.commit, "rounds": options.rounds, **row
-                })  # fmt: skip
+                writer.write(
+                    {
+                        "before": before.commit,
+                        "after": after.commit,
+                        "rounds": options.rounds,
+                        **row,
+                    }
+                )
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

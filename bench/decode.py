@@ -50,9 +50,7 @@ OWN: Defaults = {
     "batch": {"quick": "1,4", "cpu": "1,8,64", "cuda": "1,8,64"},
     "context": {"quick": "64,256", "cpu": "512,4096,16384", "cuda": "512,4096,16384"},
 }
-_FIGURES = (
-    "p20_ms", "p50_ms", "p80_ms", "tokens_per_second", "bytes", "of_copy", "of_read",
-)  # fmt: skip
+_FIGURES = ("p20_ms", "p50_ms", "p80_ms", "tokens_per_second", "bytes", "of_copy", "of_read")
 _NOT_OF_PEERS: Row = dict.fromkeys(
     ("busy_share", "in_turn_p50_ms", "engine_plans_ahead", "captures", "misses")
 )
@@ -180,13 +178,29 @@ class Bench:
 def show(rows: Sequence[Row]) -> str:
     """The table."""
     header = (
-        "model", "provider", "batch", "context", "p20 ms", "p50 ms", "p80 ms", "tokens/s",
-        "of copy", "of read", "in turn ms", "busy",
-    )  # fmt: skip
+        "model",
+        "provider",
+        "batch",
+        "context",
+        "p20 ms",
+        "p50 ms",
+        "p80 ms",
+        "tokens/s",
+        "of copy",
+        "of read",
+        "in turn ms",
+        "busy",
+    )
     forms = {
-        "p20_ms": ".3f", "p50_ms": ".3f", "p80_ms": ".3f", "tokens_per_second": ".1f",
-        "of_copy": ".1%", "of_read": ".1%", "in_turn_p50_ms": ".3f", "busy_share": ".1%",
-    }  # fmt: skip
+        "p20_ms": ".3f",
+        "p50_ms": ".3f",
+        "p80_ms": ".3f",
+        "tokens_per_second": ".1f",
+        "of_copy": ".1%",
+        "of_read": ".1%",
+        "in_turn_p50_ms": ".3f",
+        "busy_share": ".1%",
+    }
     return render(
         header,
         [

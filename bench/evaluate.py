@@ -42,9 +42,13 @@ class TestSet:
 
 
 def task_tests(
-    split: str, count: int, seed: int = 0, mix: str = "mixed", style: str = "open",
+    split: str,
+    count: int,
+    seed: int = 0,
+    mix: str = "mixed",
+    style: str = "open",
     task: str = "arithmetic",
-) -> TestSet:  # fmt: skip
+) -> TestSet:
     """Problems of the embedded tasks; no right answer is as long as the limit."""
     problems = registry.problems(task, split, count, seed, mix, style)
     longest = max(registry.TASKS[p.task].max_tokens[style] for p in problems)

@@ -194,9 +194,11 @@ def _dataset_tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
 
 
 def _cut(
-    options: argparse.Namespace, problems: Sequence[Any], check: Callable[[Any, str], bool],
+    options: argparse.Namespace,
+    problems: Sequence[Any],
+    check: Callable[[Any, str], bool],
     limit: int,
-) -> tuple[TestSet, TestSet]:  # fmt: skip
+) -> tuple[TestSet, TestSet]:
     if len(problems) < 2:
         raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
     cut = max(1, len(problems) // 5)
@@ -263,9 +265,16 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
 def price_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Price a trace at a pair's shapes."""
     needy = (
-        "dataset", "calibration", "save_calibration", "save_traces", "plot", "task", "mix", "seed",
+        "dataset",
+        "calibration",
+        "save_calibration",
+        "save_traces",
+        "plot",
+        "task",
+        "mix",
+        "seed",
         "style",
-    )  # fmt: skip
+    )
     _refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
     _check(options)
     rows = price_trace(pair, options.trace, options.problems, alone.read_names(options.beside))

@@ -43,12 +43,38 @@ from engine.files import check_output
 
 Row = dict[str, Any]
 KEPT = (
-    "kind", "simulated", "pair", "card", "weights", "memory_gib", "prompt", "answer", "spread",
-    "shift", "step", "max_tokens", "requests", "seed", "lanes", "handoff", "concurrency", "rate",
-    "max_sequences", "tokens_per_second", "requests_per_second", "ttft_p50", "latency_p50",
-    "latency_p99", "recomputed_per_sampled", "suspended", "guarded", "small_slabs_mean",
-    "large_slabs_mean", "slabs", "simulated_seconds",
-)  # fmt: skip
+    "kind",
+    "simulated",
+    "pair",
+    "card",
+    "weights",
+    "memory_gib",
+    "prompt",
+    "answer",
+    "spread",
+    "shift",
+    "step",
+    "max_tokens",
+    "requests",
+    "seed",
+    "lanes",
+    "handoff",
+    "concurrency",
+    "rate",
+    "max_sequences",
+    "tokens_per_second",
+    "requests_per_second",
+    "ttft_p50",
+    "latency_p50",
+    "latency_p99",
+    "recomputed_per_sampled",
+    "suspended",
+    "guarded",
+    "small_slabs_mean",
+    "large_slabs_mean",
+    "slabs",
+    "simulated_seconds",
+)
 SHIFT = "4"
 RATES = (0.8, 1.2)
 
@@ -84,9 +110,17 @@ class Cell:
     def arguments(self, scale: Scale) -> list[str]:
         """Flags of the simulator."""
         return [
-            "--weights", self.weights, "--answer", str(self.answer), "--spread", str(self.spread),
-            "--step", "40", "--requests", str(scale.requests(self.answer)),
-        ]  # fmt: skip
+            "--weights",
+            self.weights,
+            "--answer",
+            str(self.answer),
+            "--spread",
+            str(self.spread),
+            "--step",
+            "40",
+            "--requests",
+            str(scale.requests(self.answer)),
+        ]
 
 
 def simulate(kind: str, arguments: Sequence[str]) -> list[Row]:
@@ -103,10 +137,7 @@ def simulate(kind: str, arguments: Sequence[str]) -> list[Row]:
 def jobs_of_loops(scale: Scale, cell: Cell) -> Iterator[tuple[str, list[str]]]:
     """The closed loops, and those whose lengths shift."""
     for handoff, load in product(scale.handoffs.split(","), scale.loads):
-        yield (
-            "loop",
-            [*cell.arguments(scale), "--handoff", handoff, "--concurrency", str(load)],
-        )
+        yield ("loop", [*cell.arguments(scale), "--handoff", handoff, "--concurrency", str(load)])
     for handoff in scale.handoffs.split(","):
         at_once = str(scale.shifted)
         shifted = ["--handoff", handoff, "--concurrency", at_once, "--shift", SHIFT]
@@ -169,12 +200,17 @@ def verdict(runs: Runs, cell: Cell, handoff: float) -> tuple[str, ...]:
         for kind in ("loop", "rate", "shift")
     ]
     return (
-        cell.weights, str(cell.answer), f"{cell.spread:g}", f"{handoff:g}",
-        str(best["concurrency"]), f"{best['tokens_per_second']:.0f}", f"{least:.3f}",
+        cell.weights,
+        str(cell.answer),
+        f"{cell.spread:g}",
+        f"{handoff:g}",
+        str(best["concurrency"]),
+        f"{best['tokens_per_second']:.0f}",
+        f"{least:.3f}",
         f"{full['latency_p50'] / queue['latency_p50']:.3f}",
         *(f"{share:.1%}" for share in again),
         slower_at(loops, runs.of("loop", cell, 1.0)),
-    )  # fmt: skip
+    )
 
 
 def slower_at(routed: Sequence[Row], large: Sequence[Row]) -> str:
@@ -192,9 +228,19 @@ def slower_at(routed: Sequence[Row], large: Sequence[Row]) -> str:
 def show(runs: Runs, cells: Sequence[Cell]) -> str:
     """The table."""
     header = (
-        "weights", "answer", "spread", "handoff", "best load", "tokens/s", "least above it",
-        "latency to queue's", "again", "at rates", "with shift", "slower than large",
-    )  # fmt: skip
+        "weights",
+        "answer",
+        "spread",
+        "handoff",
+        "best load",
+        "tokens/s",
+        "least above it",
+        "latency to queue's",
+        "again",
+        "at rates",
+        "with shift",
+        "slower than large",
+    )
     handoffs = sorted({row["handoff"] for row in runs.rows})
     return render(header, [verdict(runs, cell, h) for cell, h in product(cells, handoffs)])
 

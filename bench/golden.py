@@ -45,9 +45,22 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Fields of rows and files that differ in each run.
 _TRANSIENT = {
-    "seconds", "tokens_per_second", "machine", "cores", "threads", "commit", "date", "versions",
-    "command", "timing", "created", "cpu", "python", "torch", "load",
-}  # fmt: skip
+    "seconds",
+    "tokens_per_second",
+    "machine",
+    "cores",
+    "threads",
+    "commit",
+    "date",
+    "versions",
+    "command",
+    "timing",
+    "created",
+    "cpu",
+    "python",
+    "torch",
+    "load",
+}
 _TOLERANCE = 1e-3
 _SHOWN = 20  # differences
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
@@ -85,11 +98,15 @@ def record() -> Record:
 
 def _flops(folder: Path) -> list[Any]:
     with contextlib.redirect_stdout(io.StringIO()):
-        code = flops.main([
-            "--problems=24", f"--policies={POLICIES}", f"--json={folder / 'rows.jsonl'}",
-            f"--save-traces={folder / 'traces'}",
-            f"--save-calibration={folder / 'calibration.json'}",
-        ])  # fmt: skip
+        code = flops.main(
+            [
+                "--problems=24",
+                f"--policies={POLICIES}",
+                f"--json={folder / 'rows.jsonl'}",
+                f"--save-traces={folder / 'traces'}",
+                f"--save-calibration={folder / 'calibration.json'}",
+            ]
+        )
     if code:
         raise SteerError(f"bench.flops ended with {code}")
     return _lines(folder / "rows.jsonl")

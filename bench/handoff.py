@@ -103,9 +103,18 @@ class Bench:
 def show(rows: Sequence[Row]) -> str:
     """The table."""
     header = (
-        "to", "reads along", "context", "backlog", "rows left", "ticks", "p20 ms", "p50 ms",
-        "p80 ms", "one decode ms", "of a decode",
-    )  # fmt: skip
+        "to",
+        "reads along",
+        "context",
+        "backlog",
+        "rows left",
+        "ticks",
+        "p20 ms",
+        "p50 ms",
+        "p80 ms",
+        "one decode ms",
+        "of a decode",
+    )
     return render(
         header,
         [

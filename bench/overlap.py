@@ -85,9 +85,18 @@ def inflation(alone: float | None, together: float | None) -> float | None:
 def show(rows: Sequence[Row]) -> str:
     """The table."""
     header = (
-        "lanes", "requests", "context", "of copy", "of read", "small alone ms", "inflation",
-        "large alone ms", "inflation", "small alone of copy", "large alone of copy",
-    )  # fmt: skip
+        "lanes",
+        "requests",
+        "context",
+        "of copy",
+        "of read",
+        "small alone ms",
+        "inflation",
+        "large alone ms",
+        "inflation",
+        "small alone of copy",
+        "large alone of copy",
+    )
 
     def lane(row: Row, role: str) -> list[str]:
         values = row[f"{role}_alone_ms"], row[f"{role}_inflation"]

@@ -77,9 +77,19 @@ def _text(value: float | None, form: str) -> str:
 def show(rows: Sequence[Row]) -> str:
     """The table of the runs."""
     header = (
-        "lanes", "at once", "share", "tokens/s", "seconds", "x large alone", "x equal split",
-        "over ideal", "over replay", "over bound", "ticks", "replayed",
-    )  # fmt: skip
+        "lanes",
+        "at once",
+        "share",
+        "tokens/s",
+        "seconds",
+        "x large alone",
+        "x equal split",
+        "over ideal",
+        "over replay",
+        "over bound",
+        "ticks",
+        "replayed",
+    )
     return render(
         header,
         [
@@ -102,9 +112,7 @@ def show(rows: Sequence[Row]) -> str:
 
 def show_ablations(rows: Sequence[Row]) -> str:
     """The table of the ablations."""
-    header = (
-        "switch", "turned to", "temperature", "at once", "share", "seconds", "of the default",
-    )  # fmt: skip
+    header = ("switch", "turned to", "temperature", "at once", "share", "seconds", "of the default")
     return render(
         header,
         [

@@ -161,10 +161,16 @@ def _models(records: list[dict[str, Any]]) -> str:
         s = half["spec"]
         rows.append(
             (
-                name, str(s["hidden"]), str(s["layers"]), f"{s['heads']}/{s['kv_heads']}",
-                str(s["feed_forward"]), "", f"{s['updates']:,}", f"{s['decay']:,}",
+                name,
+                str(s["hidden"]),
+                str(s["layers"]),
+                f"{s['heads']}/{s['kv_heads']}",
+                str(s["feed_forward"]),
+                "",
+                f"{s['updates']:,}",
+                f"{s['decay']:,}",
             )
-        )  # fmt: skip
+        )
     for role, r in zip(ROLES, records, strict=True):
         shape = (r["hidden"], r["layers"], f"{r['heads']}/{r['heads']}", r["feed_forward"])
         rows.append((role, *(str(n) for n in shape), f"{r['parameters']:,}", "", ""))
@@ -206,7 +212,8 @@ def _seeds(records: list[dict[str, Any]]) -> str:
                 (
                     f"{name}, seed {run['seed']}{kept}",
                     *(f"{min(accuracy[kind] for accuracy in tasks):.4f}" for kind in _KINDS[1:4]),
-                    str(run["cpu_seconds"] or "-"), str(run["seconds"]),
+                    str(run["cpu_seconds"] or "-"),
+                    str(run["seconds"]),
                 )
-            )  # fmt: skip
+            )
     return _indent(render(("half", *_KINDS[1:4], "CPU s", "wall s"), rows))

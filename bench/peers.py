@@ -55,9 +55,10 @@ _BYTES = {"bfloat16": 2, "float32": 4}
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench.peers", description=__doc__,
+        prog="python -m bench.peers",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--model", type=Path, metavar="FOLDER", help="Hugging Face folder (default: SmolLM2-135M)")
     add("--peers", default=",".join(RUNTIMES), help="which engines, by comma (default: all)")
@@ -84,8 +85,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def _check(options: argparse.Namespace) -> None:
     """Fills in the defaults. SteerError on values that cannot be."""
     for name, full, quick in (
-        ("prompt", 32, 8), ("tokens", 128, 8), ("first_prompt", 512, 64), ("rounds", 7, 2),
-    ):  # fmt: skip
+        ("prompt", 32, 8),
+        ("tokens", 128, 8),
+        ("first_prompt", 512, 64),
+        ("rounds", 7, 2),
+    ):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
         if getattr(options, name) < 1:
@@ -185,15 +189,26 @@ def rows_of(
                 ratio = percentiles([t / o for t, o in zip(taken, ours, strict=True)])
             weights = weight_bytes(shape, _BYTES[rival.weights])
             yield {
-                "bench": "peers", "provider": rival.name, "provider_version": rival.version,
-                "weights": rival.weights, "batch": batch, "prompt": length, "tokens": tokens,
-                "seconds_p20": p20, "seconds_p50": p50, "seconds_p80": p80,
+                "bench": "peers",
+                "provider": rival.name,
+                "provider_version": rival.version,
+                "weights": rival.weights,
+                "batch": batch,
+                "prompt": length,
+                "tokens": tokens,
+                "seconds_p20": p20,
+                "seconds_p50": p50,
+                "seconds_p80": p80,
                 "tokens_per_second": batch * tokens / p50,
                 "of_read": tokens * weights / p50 / read if tokens > 1 else None,
-                "ratio_p20": ratio[0], "ratio_p50": ratio[1], "ratio_p80": ratio[2],
-                "rounds": len(taken), "threads": options.threads, "read_gbs": read / 1e9,
+                "ratio_p20": ratio[0],
+                "ratio_p50": ratio[1],
+                "ratio_p80": ratio[2],
+                "rounds": len(taken),
+                "threads": options.threads,
+                "read_gbs": read / 1e9,
                 "model": f"{shape.layers} layers of {shape.hidden_size}",
-            }  # fmt: skip
+            }
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -249,10 +264,14 @@ def run(options: argparse.Namespace) -> None:
     print(table(rows))
     if options.plot:
         line_plot(
-            [row for row in rows if row["tokens"] > 1], options.plot, x=("batch", "sequences"),
-            y=("tokens_per_second", "tokens per second"), series=lambda row: row["provider"],
-            title=str(folder), log="xy",
-        )  # fmt: skip
+            [row for row in rows if row["tokens"] > 1],
+            options.plot,
+            x=("batch", "sequences"),
+            y=("tokens_per_second", "tokens per second"),
+            series=lambda row: row["provider"],
+            title=str(folder),
+            log="xy",
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

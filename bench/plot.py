@@ -42,9 +42,15 @@ def accuracy_plot(rows: Sequence[dict[str, Any]], path: Path, title: str) -> Non
             accuracy = row["accuracy"]
             error = [[accuracy - row["ci_low"]], [row["ci_high"] - accuracy]]
             axis.errorbar(
-                row[field], accuracy, yerr=error, label=row["policy"], fmt=marker, capsize=3,
-                markersize=8, alpha=0.8,
-            )  # fmt: skip
+                row[field],
+                accuracy,
+                yerr=error,
+                label=row["policy"],
+                fmt=marker,
+                capsize=3,
+                markersize=8,
+                alpha=0.8,
+            )
         axis.set(xlabel=f"FLOPs relative to large alone\n{label}", xlim=(0, None))
         axis.axvline(1, color="grey", linewidth=0.5)
         axis.grid(alpha=0.3)

@@ -63,9 +63,13 @@ def price_trace(
 
 
 def _row(
-    policy: str, share: float | None, usage: Usage, flops: dict[str, int], base: dict[str, int],
+    policy: str,
+    share: float | None,
+    usage: Usage,
+    flops: dict[str, int],
+    base: dict[str, int],
     common: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     return {
         "policy": policy,
         "accuracy": None,
@@ -111,9 +115,13 @@ def priced_notes(rows: list[dict[str, Any]]) -> list[str]:
 def priced_table(rows: list[dict[str, Any]]) -> str:
     """The table of :func:`price_trace`."""
     header = (
-        "policy", "large steps", "FLOPs decode", "with catch-up", "re-prefill",
+        "policy",
+        "large steps",
+        "FLOPs decode",
+        "with catch-up",
+        "re-prefill",
         "TFLOP a problem, with catch-up",
-    )  # fmt: skip
+    )
     return render(
         header,
         [

@@ -48,8 +48,10 @@ def commit() -> str:
         try:
             done = subprocess.run(
                 ["git", "-C", str(here.parent), *command],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         except FileNotFoundError:
             return ""
         return done.stdout.strip()

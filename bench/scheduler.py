@@ -143,12 +143,15 @@ def show(rows: list[dict[str, Any]]) -> str:
         ("workload", "sequences", "plan us", "commit us", "sum us"),
         [
             (
-                r["workload"], str(r["sequences"]), cell(r, "plan_us"), cell(r, "commit_us"),
+                r["workload"],
+                str(r["sequences"]),
+                cell(r, "plan_us"),
+                cell(r, "commit_us"),
                 f"{r['plan_us'] + r['commit_us']:.1f}",
             )
             for r in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,9 +63,22 @@ def _lanes(row: dict[str, Any], name: str, form: str, over: float = 1.0) -> str:
 def show(rows: Sequence[dict[str, Any]]) -> str:
     """The table of a grid."""
     header = (
-        "lanes", "load", "handoff", "tokens/s", "requests/s", "ttft s", "tpot ms", "latency s",
-        "wait ms", "busy", "batch", "slabs", "lent", "suspended", "again",
-    )  # fmt: skip
+        "lanes",
+        "load",
+        "handoff",
+        "tokens/s",
+        "requests/s",
+        "ttft s",
+        "tpot ms",
+        "latency s",
+        "wait ms",
+        "busy",
+        "batch",
+        "slabs",
+        "lent",
+        "suspended",
+        "again",
+    )
     return render(
         header,
         [

@@ -30,9 +30,18 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
     """The main table, from result rows; with a column for answers cut off if any was."""
     cut = any(r.get("cut_off") for r in rows)  # older rows may lack it
     header = (
-        "policy", "accuracy", "95% interval", *["cut off"] * cut, "large steps",
-        "FLOPs decode", "with catch-up", "re-prefill", "computed again", "seconds", "tokens/s",
-    )  # fmt: skip
+        "policy",
+        "accuracy",
+        "95% interval",
+        *["cut off"] * cut,
+        "large steps",
+        "FLOPs decode",
+        "with catch-up",
+        "re-prefill",
+        "computed again",
+        "seconds",
+        "tokens/s",
+    )
     return render(
         header,
         [

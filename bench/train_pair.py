@@ -82,9 +82,12 @@ def join_halves(
 
 
 def save_role(
-    role: str, halves: list[tuple[Qwen2ForCausalLM, dict[str, Any]]], pair: Path, problems: int,
+    role: str,
+    halves: list[tuple[Qwen2ForCausalLM, dict[str, Any]]],
+    pair: Path,
+    problems: int,
     style: str,
-) -> None:  # fmt: skip
+) -> None:
     """Join the halves, round to bf16, write the folder and the training record."""
     model: Any = join_halves(halves, style).bfloat16()  # transformers leaves float() untyped
     model.save_pretrained(pair / role)

@@ -27,8 +27,7 @@ from engine.tuning import command as calibrating
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="steer",
-        description="A small and a large language model write one answer together.",
+        prog="steer", description="A small and a large language model write one answer together."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     generate = commands.add_parser(
@@ -75,11 +74,7 @@ def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
     """Which model writes each step, and the trace of the decisions."""
     add = parser.add_argument
-    add(
-        "--policy",
-        default="steer",
-        help=f"{HELP}; WINDOW is {FORMS} (default: steer)",
-    )
+    add("--policy", default="steer", help=f"{HELP}; WINDOW is {FORMS} (default: steer)")
     add(
         "--answer-policy",
         metavar="POLICY",
@@ -143,10 +138,15 @@ def run_generate(options: argparse.Namespace) -> int:
     check_output(options.trace, "--trace")
     bar = sys.stderr.isatty() and options.pair != "tiny"
     engine = Engine(
-        options.pair, small=options.small, large=options.large,
-        config=EngineConfig(retokenize=options.retokenize), dtype=options.dtype,
-        device=options.device or "auto", devices=_devices(options), progress=bar,
-    )  # fmt: skip
+        options.pair,
+        small=options.small,
+        large=options.large,
+        config=EngineConfig(retokenize=options.retokenize),
+        dtype=options.dtype,
+        device=options.device or "auto",
+        devices=_devices(options),
+        progress=bar,
+    )
     if options.temperature is None:
         params = _recommended(params, engine.default_params)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]

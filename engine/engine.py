@@ -177,9 +177,13 @@ class Engine:
         if params and params.n > 1:
             raise SteerError(f"submit() queues one answer, not n={params.n}: use submit_samples()")
         return self.submit_samples(
-            prompt, params, policy,
-            priority=priority, timeout=timeout, settle_at_once=settle_at_once,
-        )[0]  # fmt: skip
+            prompt,
+            params,
+            policy,
+            priority=priority,
+            timeout=timeout,
+            settle_at_once=settle_at_once,
+        )[0]
 
     def submit_samples(
         self,

@@ -190,9 +190,15 @@ _WHOLE = (
     "max_repeats",
 )
 _NUMBERS = (
-    "temperature", "top_p", "min_p", "max_large_share", "max_flops",
-    "repetition_penalty", "presence_penalty", "frequency_penalty",
-)  # fmt: skip
+    "temperature",
+    "top_p",
+    "min_p",
+    "max_large_share",
+    "max_flops",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_tokens": (lambda v: v >= 1, "at least 1"),
     "temperature": (lambda v: 0 <= v < math.inf, "0 or more"),

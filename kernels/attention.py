@@ -121,9 +121,14 @@ class _Batch:
         block_q = constants["block_q"]
         blocks = query_blocks(bound, of_rows, block_q)
         where = (
-            layout.slots, layout.slab_rows, layout.block_rows, layout.plane_rows,
-            2 * self.layer * layout.plane_rows, width, sequences,
-        )  # fmt: skip
+            layout.slots,
+            layout.slab_rows,
+            layout.block_rows,
+            layout.plane_rows,
+            2 * self.layer * layout.plane_rows,
+            width,
+            sequences,
+        )
         batch = (self.table, self.starts, self.contexts)
         tiles = {
             "page": layout.block_tokens,
@@ -135,9 +140,18 @@ class _Batch:
         scale = head_dim**-0.5 * math.log2(math.e)
         if split is None:
             prefill_kernel[(blocks, layout.kv_heads)](
-                self.query, self.arena, *batch, self.out, *where, rows, scale,
-                **constants, **tiles, clear=clear, **options,
-            )  # fmt: skip
+                self.query,
+                self.arena,
+                *batch,
+                self.out,
+                *where,
+                rows,
+                scale,
+                **constants,
+                **tiles,
+                clear=clear,
+                **options,
+            )
             return
         tiles["block_n"] = min(tile.keys, split.chunk)
         pieces = min(split.most, triton.cdiv(self.context, split.chunk)) or 1
@@ -147,19 +161,45 @@ class _Batch:
         stats = self.query.new_empty((*shape, 2, pieces), dtype=torch.float32)
         parts = self.query.new_empty((*shape, pieces, head_dim), dtype=torch.float32)
         split_kernel[(blocks, layout.kv_heads, pieces)](
-            self.query, self.arena, *batch, stats, parts, *where, pieces, scale,
-            **constants, **tiles, **cut, **options,
-        )  # fmt: skip
+            self.query,
+            self.arena,
+            *batch,
+            stats,
+            parts,
+            *where,
+            pieces,
+            scale,
+            **constants,
+            **tiles,
+            **cut,
+            **options,
+        )
         merge_kernel[shape](
-            stats, parts, self.starts, self.contexts, self.out, sequences, rows, pieces,
-            **constants, **cut, tile=min(MERGE_TILE, split.most), clear=clear, num_warps=4,
-        )  # fmt: skip
+            stats,
+            parts,
+            self.starts,
+            self.contexts,
+            self.out,
+            sequences,
+            rows,
+            pieces,
+            **constants,
+            **cut,
+            tile=min(MERGE_TILE, split.most),
+            clear=clear,
+            num_warps=4,
+        )
 
 
 def _check(
-    query: Tensor, arena: Tensor, layout: KVLayout, layer: int, table: Tensor, starts: Tensor,
+    query: Tensor,
+    arena: Tensor,
+    layout: KVLayout,
+    layer: int,
+    table: Tensor,
+    starts: Tensor,
     contexts: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     check_choice("layout.head_dim", layout.head_dim, HEAD_DIMS)
     check_layout(layout, layer)
     check_tensor("query", query, (None, None, layout.head_dim), FLOATS)

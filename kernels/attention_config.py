@@ -92,18 +92,26 @@ class Work:
     def within(cls, sequences: int, span_rows: int, context: int) -> Work:
         """Of any batch of at most so many sequences, the spans among them of ``span_rows``."""
         return cls(
-            sequences, min(sequences, span_rows // 2), span_rows,
-            min(sequences, span_rows // (SHORT + 1)), span_rows, context,
-        )  # fmt: skip
+            sequences,
+            min(sequences, span_rows // 2),
+            span_rows,
+            min(sequences, span_rows // (SHORT + 1)),
+            span_rows,
+            context,
+        )
 
     @classmethod
     def counted(cls, spans: npt.NDArray[np.int32], contexts: npt.NDArray[np.int32]) -> Work:
         """Likewise, of a batch that is known to be sound."""
         short, long = (spans > 1) & (spans <= SHORT), spans > SHORT
         return cls(
-            int((spans == 1).sum()), int(short.sum()), int(spans[short].sum()), int(long.sum()),
-            int(spans[long].sum()), int(contexts.max(initial=0)),
-        )  # fmt: skip
+            int((spans == 1).sum()),
+            int(short.sum()),
+            int(spans[short].sum()),
+            int(long.sum()),
+            int(spans[long].sum()),
+            int(contexts.max(initial=0)),
+        )
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,47 @@ import triton.language as tl
 
 from kernels.attention_tile import clear_padding, fold, locate
 
-_INTEGERS = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
-             "sequences", "rows")  # fmt: skip
+_INTEGERS = (
+    "slots",
+    "slab_rows",
+    "block_rows",
+    "plane_rows",
+    "layer_rows",
+    "table_width",
+    "sequences",
+    "rows",
+)
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def prefill_kernel(
-    query: tl.tensor, arena: tl.tensor, table: tl.tensor, starts: tl.tensor, contexts: tl.tensor,
-    out: tl.tensor, slots: tl.tensor, slab_rows: tl.tensor, block_rows: tl.tensor,
-    plane_rows: tl.tensor, layer_rows: tl.tensor, table_width: tl.tensor, sequences: tl.tensor,
-    rows: tl.tensor, scale: tl.tensor, group: tl.constexpr, head_dim: tl.constexpr,
-    page: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_q: tl.constexpr,
-    low: tl.constexpr, high: tl.constexpr, lanes: tl.constexpr, clear: tl.constexpr,
+    query: tl.tensor,
+    arena: tl.tensor,
+    table: tl.tensor,
+    starts: tl.tensor,
+    contexts: tl.tensor,
+    out: tl.tensor,
+    slots: tl.tensor,
+    slab_rows: tl.tensor,
+    block_rows: tl.tensor,
+    plane_rows: tl.tensor,
+    layer_rows: tl.tensor,
+    table_width: tl.tensor,
+    sequences: tl.tensor,
+    rows: tl.tensor,
+    scale: tl.tensor,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    page: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_q: tl.constexpr,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    lanes: tl.constexpr,
+    clear: tl.constexpr,
     upcast: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Grid: (query blocks, kv_heads), an upper bound; a program without work returns."""
     packed: tl.constexpr = block_q * group
     kv_head, kv_heads = tl.program_id(1), tl.num_programs(1)
@@ -31,9 +58,17 @@ def prefill_kernel(
     program = programs - 1 - tl.program_id(0)  # the last blocks have the most keys: they go first
     if clear:
         clear_padding(
-            out, starts, sequences, rows, program, programs, kv_head * group, kv_heads * group,
-            group, head_dim,
-        )  # fmt: skip
+            out,
+            starts,
+            sequences,
+            rows,
+            program,
+            programs,
+            kv_head * group,
+            kv_heads * group,
+            group,
+            head_dim,
+        )
     sequence, block = locate(program, starts, sequences, low, high, block_q, lanes)
     if sequence >= sequences:
         return
@@ -61,15 +96,53 @@ def prefill_kernel(
     seen_by_all = (before + block * block_q + 1) // block_n * block_n
     for start in range(0, seen_by_all, block_n):
         held, maximum, total, mixed = fold(
-            q, held, maximum, total, mixed, arena, blocks, start, context, last, plane, slots,
-            slab_rows, block_rows, plane_rows, scale, page, head_dim, block_n, False, upcast,
-        )  # fmt: skip
+            q,
+            held,
+            maximum,
+            total,
+            mixed,
+            arena,
+            blocks,
+            start,
+            context,
+            last,
+            plane,
+            slots,
+            slab_rows,
+            block_rows,
+            plane_rows,
+            scale,
+            page,
+            head_dim,
+            block_n,
+            False,
+            upcast,
+        )
     end = tl.minimum(context, before + (block + 1) * block_q)
     for start in range(seen_by_all, end, block_n):
         held, maximum, total, mixed = fold(
-            q, held, maximum, total, mixed, arena, blocks, start, context, last, plane, slots,
-            slab_rows, block_rows, plane_rows, scale, page, head_dim, block_n, True, upcast,
-        )  # fmt: skip
+            q,
+            held,
+            maximum,
+            total,
+            mixed,
+            arena,
+            blocks,
+            start,
+            context,
+            last,
+            plane,
+            slots,
+            slab_rows,
+            block_rows,
+            plane_rows,
+            scale,
+            page,
+            head_dim,
+            block_n,
+            True,
+            upcast,
+        )
     mixed = mixed / tl.where(total > 0.0, total, 1.0)[:, None]
     out_at = out + head[:, None] * head_dim + column[None, :]
     tl.store(out_at, mixed.to(out.dtype.element_ty), mask=real[:, None])

@@ -15,15 +15,27 @@ import triton.language as tl
 
 from kernels.attention_tile import clear_padding, fold, locate
 
-_INTEGERS = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
-             "sequences", "rows", "splits")  # fmt: skip
+_INTEGERS = (
+    "slots",
+    "slab_rows",
+    "block_rows",
+    "plane_rows",
+    "layer_rows",
+    "table_width",
+    "sequences",
+    "rows",
+    "splits",
+)
 
 
 @triton.jit
 def _chunk_tokens(
-    context: tl.tensor, span: tl.tensor, chunk: tl.constexpr, most: tl.constexpr,
+    context: tl.tensor,
+    span: tl.tensor,
+    chunk: tl.constexpr,
+    most: tl.constexpr,
     block_q: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """Tokens of one split of a sequence. More query blocks make longer, so fewer, chunks."""
     least = chunk * ((span + block_q - 1) // block_q)
     return least * ((context + least * most - 1) // (least * most))
@@ -31,14 +43,35 @@ def _chunk_tokens(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def split_kernel(
-    query: tl.tensor, arena: tl.tensor, table: tl.tensor, starts: tl.tensor, contexts: tl.tensor,
-    stats: tl.tensor, parts: tl.tensor, slots: tl.tensor, slab_rows: tl.tensor,
-    block_rows: tl.tensor, plane_rows: tl.tensor, layer_rows: tl.tensor, table_width: tl.tensor,
-    sequences: tl.tensor, splits: tl.tensor, scale: tl.tensor, group: tl.constexpr,
-    head_dim: tl.constexpr, page: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
-    block_q: tl.constexpr, chunk: tl.constexpr, most: tl.constexpr, low: tl.constexpr,
-    high: tl.constexpr, lanes: tl.constexpr, upcast: tl.constexpr,
-) -> None:  # fmt: skip
+    query: tl.tensor,
+    arena: tl.tensor,
+    table: tl.tensor,
+    starts: tl.tensor,
+    contexts: tl.tensor,
+    stats: tl.tensor,
+    parts: tl.tensor,
+    slots: tl.tensor,
+    slab_rows: tl.tensor,
+    block_rows: tl.tensor,
+    plane_rows: tl.tensor,
+    layer_rows: tl.tensor,
+    table_width: tl.tensor,
+    sequences: tl.tensor,
+    splits: tl.tensor,
+    scale: tl.tensor,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    page: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_q: tl.constexpr,
+    chunk: tl.constexpr,
+    most: tl.constexpr,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    lanes: tl.constexpr,
+    upcast: tl.constexpr,
+) -> None:
     """Grid: (query blocks, kv_heads, splits), all upper bounds; a program without work returns."""
     packed: tl.constexpr = block_q * group
     program, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -75,10 +108,28 @@ def split_kernel(
     held = tl.load(blocks + split * size // page)
     for start in range(split * size, tl.minimum(end, (split + 1) * size), block_n):
         held, maximum, total, mixed = fold(
-            q, held, maximum, total, mixed, arena, blocks, start,
-            context, last, plane, slots, slab_rows, block_rows, plane_rows, scale,
-            page, head_dim, block_n, True, upcast,
-        )  # fmt: skip
+            q,
+            held,
+            maximum,
+            total,
+            mixed,
+            arena,
+            blocks,
+            start,
+            context,
+            last,
+            plane,
+            slots,
+            slab_rows,
+            block_rows,
+            plane_rows,
+            scale,
+            page,
+            head_dim,
+            block_n,
+            True,
+            upcast,
+        )
 
     place = (program * kv_heads + kv_head).to(tl.int64) * packed + lane
     tl.store(stats + place * 2 * splits + split, maximum, mask=real)
@@ -89,12 +140,25 @@ def split_kernel(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def merge_kernel(
-    stats: tl.tensor, parts: tl.tensor, starts: tl.tensor, contexts: tl.tensor, out: tl.tensor,
-    sequences: tl.tensor, rows: tl.tensor, splits: tl.tensor, group: tl.constexpr,
-    head_dim: tl.constexpr, block_q: tl.constexpr, chunk: tl.constexpr, most: tl.constexpr,
-    low: tl.constexpr, high: tl.constexpr, lanes: tl.constexpr, tile: tl.constexpr,
+    stats: tl.tensor,
+    parts: tl.tensor,
+    starts: tl.tensor,
+    contexts: tl.tensor,
+    out: tl.tensor,
+    sequences: tl.tensor,
+    rows: tl.tensor,
+    splits: tl.tensor,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_q: tl.constexpr,
+    chunk: tl.constexpr,
+    most: tl.constexpr,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    lanes: tl.constexpr,
+    tile: tl.constexpr,
     clear: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Grid: (query blocks, kv_heads, packed rows). Splits are added in their own order."""
     packed: tl.constexpr = block_q * group
     program, kv_head, lane = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -102,9 +166,17 @@ def merge_kernel(
     if clear:
         head_rows = tl.num_programs(0) * packed
         clear_padding(
-            out, starts, sequences, rows, program * packed + lane, head_rows, kv_head * group,
-            kv_heads * group, group, head_dim,
-        )  # fmt: skip
+            out,
+            starts,
+            sequences,
+            rows,
+            program * packed + lane,
+            head_rows,
+            kv_head * group,
+            kv_heads * group,
+            group,
+            head_dim,
+        )
     sequence, block = locate(program, starts, sequences, low, high, block_q, lanes)
     if sequence >= sequences:
         return

@@ -13,9 +13,14 @@ import triton.language as tl
 
 @triton.jit
 def locate(
-    program: tl.tensor, starts: tl.tensor, sequences: tl.tensor, low: tl.constexpr,
-    high: tl.constexpr, block_q: tl.constexpr, lanes: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    program: tl.tensor,
+    starts: tl.tensor,
+    sequences: tl.tensor,
+    low: tl.constexpr,
+    high: tl.constexpr,
+    block_q: tl.constexpr,
+    lanes: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
     """The sequence of a program and its query block there, counting spans low..high only.
 
     The sequence is ``sequences`` or above where there is no work left. ``lanes``: a power of two,
@@ -38,10 +43,17 @@ def locate(
 
 @triton.jit
 def clear_padding(
-    out: tl.tensor, starts: tl.tensor, sequences: tl.tensor, rows: tl.tensor, program: tl.tensor,
-    programs: tl.tensor, first_head: tl.tensor, heads: tl.tensor, group: tl.constexpr,
+    out: tl.tensor,
+    starts: tl.tensor,
+    sequences: tl.tensor,
+    rows: tl.tensor,
+    program: tl.tensor,
+    programs: tl.tensor,
+    first_head: tl.tensor,
+    heads: tl.tensor,
+    group: tl.constexpr,
     head_dim: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Zeros in rows of the batch that belong to no sequence, shared out among the programs.
 
     Each program clears ``group`` heads from ``first_head`` on of every ``programs``-th such row.
@@ -58,12 +70,28 @@ def clear_padding(
 
 @triton.jit
 def fold(
-    query: tl.tensor, block: tl.tensor, maximum: tl.tensor, total: tl.tensor, mixed: tl.tensor,
-    arena: tl.tensor, table: tl.tensor, start: tl.tensor, context: tl.tensor, last: tl.tensor,
-    plane: tl.tensor, slots: tl.tensor, slab_rows: tl.tensor, block_rows: tl.tensor,
-    plane_rows: tl.tensor, scale: tl.tensor, page: tl.constexpr, head_dim: tl.constexpr,
-    block_n: tl.constexpr, masked: tl.constexpr, upcast: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    query: tl.tensor,
+    block: tl.tensor,
+    maximum: tl.tensor,
+    total: tl.tensor,
+    mixed: tl.tensor,
+    arena: tl.tensor,
+    table: tl.tensor,
+    start: tl.tensor,
+    context: tl.tensor,
+    last: tl.tensor,
+    plane: tl.tensor,
+    slots: tl.tensor,
+    slab_rows: tl.tensor,
+    block_rows: tl.tensor,
+    plane_rows: tl.tensor,
+    scale: tl.tensor,
+    page: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_n: tl.constexpr,
+    masked: tl.constexpr,
+    upcast: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Online softmax over the ``block_n`` keys from position ``start`` on.
 
     Returns the next tile's first block id, then ``maximum``, ``total`` and ``mixed`` brought on.

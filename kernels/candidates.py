@@ -47,10 +47,17 @@ class Candidates(NamedTuple):
 
 @triton.jit
 def filters_of(
-    temperatures: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor,
-    valid: tl.tensor, row: tl.tensor, vocabulary: tl.tensor, has_top_k: tl.constexpr,
-    has_top_p: tl.constexpr, has_min_p: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    temperatures: tl.tensor,
+    top_ks: tl.tensor,
+    top_ps: tl.tensor,
+    min_ps: tl.tensor,
+    valid: tl.tensor,
+    row: tl.tensor,
+    vocabulary: tl.tensor,
+    has_top_k: tl.constexpr,
+    has_top_p: tl.constexpr,
+    has_min_p: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Whether a row has a filter; then temperature, top-k (0: off), top-p (1: off), min-p."""
     temperature = tl.load(temperatures + row)
     top_k = tl.load(top_ks + row) if has_top_k else row * 0
@@ -80,12 +87,27 @@ def _floor_of(top: tl.tensor, temperature: tl.tensor, rung: tl.constexpr) -> tl.
 
 @triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
 def count_rungs(
-    source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
-    top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, counts: tl.tensor, masses: tl.tensor,
-    rows: tl.tensor, peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
-    has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
-    peak_lanes: tl.constexpr, block: tl.constexpr, rungs: tl.constexpr,
-) -> None:  # fmt: skip
+    source: tl.tensor,
+    partials: tl.tensor,
+    temperatures: tl.tensor,
+    top_ks: tl.tensor,
+    top_ps: tl.tensor,
+    min_ps: tl.tensor,
+    valid: tl.tensor,
+    counts: tl.tensor,
+    masses: tl.tensor,
+    rows: tl.tensor,
+    peaks: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    has_top_k: tl.constexpr,
+    has_top_p: tl.constexpr,
+    has_min_p: tl.constexpr,
+    peak_lanes: tl.constexpr,
+    block: tl.constexpr,
+    rungs: tl.constexpr,
+) -> None:
     """Grid: (rows, tiles). What lies within each rung of one tile of ``block`` ids of one row.
 
     ``counts`` int32 [rows, rungs, tiles] of tokens, ``masses`` fp32 [rows, rungs + 1, tiles], the
@@ -94,9 +116,17 @@ def count_rungs(
     """
     row, tile, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     on, temperature, _, _, _ = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        valid,
+        row,
+        vocabulary,
+        has_top_k,
+        has_top_p,
         has_min_p,
-    )  # fmt: skip
+    )
     if not on:
         return
     top = _row_top(partials, row, rows, peaks, peak_lanes)
@@ -114,14 +144,35 @@ def count_rungs(
 
 @triton.jit(do_not_specialize=("rows", "peaks", "vocabulary"))
 def gather_candidates(
-    source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, top_ks: tl.tensor,
-    top_ps: tl.tensor, min_ps: tl.tensor, valid: tl.tensor, seeds: tl.tensor, counters: tl.tensor,
-    counts: tl.tensor, masses: tl.tensor, values: tl.tensor, found: tl.tensor, sizes: tl.tensor,
-    totals: tl.tensor, rows: tl.tensor, peaks: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, has_top_k: tl.constexpr, has_top_p: tl.constexpr, has_min_p: tl.constexpr,
-    peak_lanes: tl.constexpr, tile_lanes: tl.constexpr, block: tl.constexpr, rungs: tl.constexpr,
+    source: tl.tensor,
+    partials: tl.tensor,
+    temperatures: tl.tensor,
+    top_ks: tl.tensor,
+    top_ps: tl.tensor,
+    min_ps: tl.tensor,
+    valid: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    counts: tl.tensor,
+    masses: tl.tensor,
+    values: tl.tensor,
+    found: tl.tensor,
+    sizes: tl.tensor,
+    totals: tl.tensor,
+    rows: tl.tensor,
+    peaks: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    has_top_k: tl.constexpr,
+    has_top_p: tl.constexpr,
+    has_min_p: tl.constexpr,
+    peak_lanes: tl.constexpr,
+    tile_lanes: tl.constexpr,
+    block: tl.constexpr,
+    rungs: tl.constexpr,
     most: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Grid: (rows, tiles). Every program finds the same rung, and its own place in the list.
 
     ``values`` and ``found`` (ids) are [rows, most], ``sizes`` and ``totals`` [rows]; the rest as in
@@ -129,9 +180,17 @@ def gather_candidates(
     """
     row, tile, tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     on, temperature, top_k, top_p, min_p = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        valid,
+        row,
+        vocabulary,
+        has_top_k,
+        has_top_p,
         has_min_p,
-    )  # fmt: skip
+    )
     if not on:
         return
     top = _row_top(partials, row, rows, peaks, peak_lanes)
@@ -184,20 +243,37 @@ def gather(
     counts = new(rows, RUNGS, tiles, dtype=torch.int32)
     masses = new(rows, RUNGS + 1, tiles)
     found = Candidates(
-        new(rows, MOST), new(rows, MOST, dtype=torch.int32), new(rows, dtype=torch.int32),
+        new(rows, MOST),
+        new(rows, MOST, dtype=torch.int32),
+        new(rows, dtype=torch.int32),
         new(rows, dtype=torch.float64),
-    )  # fmt: skip
+    )
     columns = (draw.temperature, *filter_columns(draw), valid)
     sizes = (rows, peaks, source.shape[1], vocabulary, source.stride(0))
-    constants = {**filter_flags(draw), "peak_lanes": triton.next_power_of_2(peaks), "block": BLOCK,
-                 "rungs": RUNGS}  # fmt: skip
+    constants = {
+        **filter_flags(draw),
+        "peak_lanes": triton.next_power_of_2(peaks),
+        "block": BLOCK,
+        "rungs": RUNGS,
+    }
     count_rungs[(rows, tiles)](
         source, partials, *columns, counts, masses, *sizes, **constants, num_warps=WARPS
     )
     gather_candidates[(rows, tiles)](
-        source, partials, *columns, draw.seed, draw.counter, counts, masses, *found, *sizes,
-        **constants, tile_lanes=triton.next_power_of_2(tiles), most=MOST, num_warps=WARPS,
-    )  # fmt: skip
+        source,
+        partials,
+        *columns,
+        draw.seed,
+        draw.counter,
+        counts,
+        masses,
+        *found,
+        *sizes,
+        **constants,
+        tile_lanes=triton.next_power_of_2(tiles),
+        most=MOST,
+        num_warps=WARPS,
+    )
     return found
 
 

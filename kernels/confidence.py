@@ -38,10 +38,17 @@ SCORE_BLOCK = 1024
 
 @triton.jit(do_not_specialize=("rows", "vocabulary"))
 def tile_statistics(
-    logits: tl.tensor, temperatures: tl.tensor, partials: tl.tensor, rows: tl.tensor,
-    width: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, block: tl.constexpr,
-    statistics: tl.constexpr, draw: tl.constexpr,
-) -> None:  # fmt: skip
+    logits: tl.tensor,
+    temperatures: tl.tensor,
+    partials: tl.tensor,
+    rows: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    block: tl.constexpr,
+    statistics: tl.constexpr,
+    draw: tl.constexpr,
+) -> None:
     """One tile of ``block`` ids of one row. Grid: (rows, tiles). See the head of this file.
 
     ``partials`` is fp32 [PLANES, rows, tiles]. statistics, draw: whether to store what they need.
@@ -71,10 +78,17 @@ def tile_statistics(
 
 @triton.jit(do_not_specialize=("count", "vocabulary"))
 def score_targets(
-    logits: tl.tensor, targets: tl.tensor, peaks: tl.tensor, probs: tl.tensor, out: tl.tensor,
-    count: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor, target_stride: tl.tensor,
+    logits: tl.tensor,
+    targets: tl.tensor,
+    peaks: tl.tensor,
+    probs: tl.tensor,
+    out: tl.tensor,
+    count: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    target_stride: tl.tensor,
     block: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Log-probabilities of ``block`` targets of one row; NaN where one is no id.
 
     Grid: (rows, tiles of ``count``). ``out`` is fp32 [rows, count].
@@ -110,8 +124,7 @@ def confidence(
     if draw is not None:
         draw.check(logits)
     partials = _tiles(logits, vocabulary, draw, source)
-    found = merge(logits, partials, None, vocabulary, BLOCK,
-                  draw, source)  # fmt: skip
+    found = merge(logits, partials, None, vocabulary, BLOCK, draw, source)
     if draw is not None and draw.filtered:
         draw_filtered(logits, source, vocabulary, draw, found, partials)
     return found
@@ -133,9 +146,17 @@ def score(logits: Tensor, vocabulary: int, targets: Tensor) -> Tensor:
     count = out.numel() // max(len(logits), 1)
     if out.numel():
         score_targets[(len(logits), triton.cdiv(count, SCORE_BLOCK))](
-            logits, targets, found.max_logit, found.max_prob, out, count, vocabulary,
-            logits.stride(0), targets.stride(0), block=SCORE_BLOCK,
-        )  # fmt: skip
+            logits,
+            targets,
+            found.max_logit,
+            found.max_prob,
+            out,
+            count,
+            vocabulary,
+            logits.stride(0),
+            targets.stride(0),
+            block=SCORE_BLOCK,
+        )
     return out
 
 
@@ -159,7 +180,16 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
         passes.append((source, False, True))
     for z, statistics, drawing in passes if rows else ():
         tile_statistics[(rows, tiles)](
-            z, temperatures, partials, rows, z.shape[1], vocabulary, z.stride(0), block=BLOCK,
-            statistics=statistics, draw=drawing, num_warps=WARPS,
-        )  # fmt: skip
+            z,
+            temperatures,
+            partials,
+            rows,
+            z.shape[1],
+            vocabulary,
+            z.stride(0),
+            block=BLOCK,
+            statistics=statistics,
+            draw=drawing,
+            num_warps=WARPS,
+        )
     return partials

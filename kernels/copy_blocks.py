@@ -23,9 +23,14 @@ _PAIRS = 65535  # the most that a grid's second dimension holds
 
 @triton.jit(do_not_specialize=("slots", "slab_words"))
 def copy_kernel(
-    memory: tl.tensor, pairs: tl.tensor, slots: tl.tensor, slab_words: tl.tensor,
-    block_words: tl.tensor, size: tl.constexpr, unit: tl.constexpr,
-) -> None:  # fmt: skip
+    memory: tl.tensor,
+    pairs: tl.tensor,
+    slots: tl.tensor,
+    slab_words: tl.tensor,
+    block_words: tl.tensor,
+    size: tl.constexpr,
+    unit: tl.constexpr,
+) -> None:
     """Grid: (parts of a block, pairs). ``unit``: slabs and blocks are multiples of it."""
     source = tl.load(pairs + 2 * tl.program_id(1))
     target = tl.load(pairs + 2 * tl.program_id(1) + 1)
@@ -67,6 +72,12 @@ def copy_blocks(arena: Tensor, layout: KVLayout, copies: Tensor) -> None:
     for pairs in torch.split(copies, _PAIRS):
         if len(pairs):
             copy_kernel[(triton.cdiv(block_words, WORDS), len(pairs))](
-                memory, pairs, layout.slots, layout.slab_rows * memory.shape[1], block_words,
-                size=WORDS, unit=4, num_warps=WARPS,
-            )  # fmt: skip
+                memory,
+                pairs,
+                layout.slots,
+                layout.slab_rows * memory.shape[1],
+                block_words,
+                size=WORDS,
+                unit=4,
+                num_warps=WARPS,
+            )

@@ -26,9 +26,19 @@ _STRETCH = 8  # kQueryRows in csrc/cpu/decoder.cpp
 
 # Of a layer, in the order of csrc/cpu/decoder.h; see ``engine.models.passes.Layer``.
 _WEIGHTS = (
-    "attention_norm", "qkv", "output", "mlp_norm", "gate_up", "down", "qkv_bias", "output_bias",
-    "gate_up_bias", "down_bias", "query_norm", "key_norm",
-)  # fmt: skip
+    "attention_norm",
+    "qkv",
+    "output",
+    "mlp_norm",
+    "gate_up",
+    "down",
+    "qkv_bias",
+    "output_bias",
+    "gate_up_bias",
+    "down_bias",
+    "query_norm",
+    "key_norm",
+)
 
 
 class Tick(Protocol):
@@ -101,9 +111,15 @@ class ForwardPass:
         half = width // 2
         self._turns = rope[:, :, :half].transpose(0, 1).float().contiguous()
         sizes = (
-            len(layers), hidden, heads, self._kv_heads, width, intermediate, head.shape[0],
+            len(layers),
+            hidden,
+            heads,
+            self._kv_heads,
+            width,
+            intermediate,
+            head.shape[0],
             rope.shape[1],
-        )  # fmt: skip
+        )
         self._layers = len(layers)
         self._decoder = _cpu.Decoder(
             dtype == torch.bfloat16,
@@ -119,10 +135,19 @@ class ForwardPass:
         width = self._head_dim
         queries, fused = heads * width, (heads + 2 * self._kv_heads) * width
         shapes: tuple[tuple[int, ...], ...] = (
-            (hidden,), (fused, hidden), (hidden, queries), (hidden,), (2 * intermediate, hidden),
-            (hidden, intermediate), (fused,), (hidden,), (2 * intermediate,), (hidden,), (width,),
+            (hidden,),
+            (fused, hidden),
+            (hidden, queries),
+            (hidden,),
+            (2 * intermediate, hidden),
+            (hidden, intermediate),
+            (fused,),
+            (hidden,),
+            (2 * intermediate,),
+            (hidden,),
             (width,),
-        )  # fmt: skip
+            (width,),
+        )
         addresses = []
         for name, shape in zip(_WEIGHTS, shapes, strict=True):
             weight = getattr(layer, name)
@@ -162,8 +187,10 @@ class ForwardPass:
         layout, rows, width = plan.layout, len(tokens), self._head_dim
         check_tensor("arena", arena, (None, width), (self._dtype,), self._turns)
         if (layout.kv_heads, layout.head_dim, layout.layers) != (
-            self._kv_heads, width, self._layers,
-        ):  # fmt: skip
+            self._kv_heads,
+            width,
+            self._layers,
+        ):
             raise ValueError("layout is of another model")
         buffers = {
             "tokens": (tokens, (rows,)),
@@ -215,9 +242,15 @@ def confidence(logits: Tensor, vocabulary: int, instruction_set: str | None = No
     ids = torch.empty(rows, dtype=torch.int64)
     valid = torch.empty(rows, dtype=torch.bool)
     _cpu.confidence(
-        instruction_set or instruction_sets()[0], logits.data_ptr(), rows, logits.stride(0),
-        vocabulary, floats.data_ptr(), ids.data_ptr(), valid.data_ptr(),
-    )  # fmt: skip
+        instruction_set or instruction_sets()[0],
+        logits.data_ptr(),
+        rows,
+        logits.stride(0),
+        vocabulary,
+        floats.data_ptr(),
+        ids.data_ptr(),
+        valid.data_ptr(),
+    )
     entropy, max_prob, log_odds, margin, max_logit, logsumexp = floats.unbind()
     return Confidence(
         entropy, max_prob, log_odds, margin, max_logit, logsumexp, argmax=ids, valid=valid

@@ -56,12 +56,26 @@ def config_of(rows: int) -> Config:
 
 @triton.jit(do_not_specialize=("rows", "vocabulary"))
 def head_statistics(
-    hidden: tl.tensor, weight: tl.tensor, logits: tl.tensor, temperatures: tl.tensor,
-    partials: tl.tensor, firsts: tl.tensor, rows: tl.tensor, depth: tl.tensor, head_rows: tl.tensor,
-    vocabulary: tl.tensor, hidden_stride: tl.tensor, weight_stride: tl.tensor,
-    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, even_k: tl.constexpr,
-    store: tl.constexpr, draw: tl.constexpr, upcast: tl.constexpr,
-) -> None:  # fmt: skip
+    hidden: tl.tensor,
+    weight: tl.tensor,
+    logits: tl.tensor,
+    temperatures: tl.tensor,
+    partials: tl.tensor,
+    firsts: tl.tensor,
+    rows: tl.tensor,
+    depth: tl.tensor,
+    head_rows: tl.tensor,
+    vocabulary: tl.tensor,
+    hidden_stride: tl.tensor,
+    weight_stride: tl.tensor,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+    even_k: tl.constexpr,
+    store: tl.constexpr,
+    draw: tl.constexpr,
+    upcast: tl.constexpr,
+) -> None:
     """``block_n`` ids of ``block_m`` rows. Grid: (tiles of rows, tiles of ids).
 
     Programs of the same ids are neighbours and share the weights. ``partials`` is fp32
@@ -129,9 +143,12 @@ def head_statistics(
 
 
 def lm_head(
-    hidden: Tensor, weight: Tensor, vocabulary: int, draw: DrawRows | None = None,
+    hidden: Tensor,
+    weight: Tensor,
+    vocabulary: int,
+    draw: DrawRows | None = None,
     store: torch.dtype | None = None,
-) -> tuple[ScoredRows, Tensor | None]:  # fmt: skip
+) -> tuple[ScoredRows, Tensor | None]:
     """Statistics and a token of each row, and its logits [M, head_rows] if they are wanted.
 
     Args:
@@ -171,15 +188,35 @@ def lm_head(
 
 
 def _launch(
-    hidden: Tensor, weight: Tensor, logits: Tensor | None, vocabulary: int,
-    draw: DrawRows | None, partials: Tensor, firsts: Tensor,
-) -> None:  # fmt: skip
+    hidden: Tensor,
+    weight: Tensor,
+    logits: Tensor | None,
+    vocabulary: int,
+    draw: DrawRows | None,
+    partials: Tensor,
+    firsts: Tensor,
+) -> None:
     (rows, depth), c = hidden.shape, config_of(len(hidden))
     head_statistics[(triton.cdiv(rows, c.rows), firsts.shape[1])](
-        hidden, weight, partials if logits is None else logits,
-        partials if draw is None else draw.temperature, partials, firsts, rows, depth,
-        len(weight), vocabulary, hidden.stride(0), weight.stride(0), block_m=c.rows,
-        block_n=BLOCK_N, block_k=c.depth, even_k=depth % c.depth == 0,
-        store=logits is not None, draw=draw is not None, upcast=bool(knobs.runtime.interpret),
-        num_warps=c.warps, num_stages=c.stages,
-    )  # fmt: skip
+        hidden,
+        weight,
+        partials if logits is None else logits,
+        partials if draw is None else draw.temperature,
+        partials,
+        firsts,
+        rows,
+        depth,
+        len(weight),
+        vocabulary,
+        hidden.stride(0),
+        weight.stride(0),
+        block_m=c.rows,
+        block_n=BLOCK_N,
+        block_k=c.depth,
+        even_k=depth % c.depth == 0,
+        store=logits is not None,
+        draw=draw is not None,
+        upcast=bool(knobs.runtime.interpret),
+        num_warps=c.warps,
+        num_stages=c.stages,
+    )

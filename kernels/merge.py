@@ -89,10 +89,20 @@ def _pick(mass: tl.tensor, ids: tl.tensor, share: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _draw(
-    source: tl.tensor, partials: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
-    counters: tl.tensor, row: tl.tensor, tiles: tl.tensor, plane: tl.tensor, width: tl.tensor,
-    vocabulary: tl.tensor, stride: tl.tensor, block: tl.constexpr, tile_lanes: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    source: tl.tensor,
+    partials: tl.tensor,
+    temperatures: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    row: tl.tensor,
+    tiles: tl.tensor,
+    plane: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    block: tl.constexpr,
+    tile_lanes: tl.constexpr,
+) -> tl.tensor:
     """A token of a row of ``source``: first its tile, by the tiles' sums, then within the tile.
 
     Both are the inverse of a cumulative sum in fp64, and one uniform serves both: what is left of
@@ -124,13 +134,29 @@ def _draw(
 
 @triton.jit(do_not_specialize=("rows", "tiles", "vocabulary"))
 def merge_rows(
-    logits: tl.tensor, source: tl.tensor, partials: tl.tensor, firsts: tl.tensor,
-    temperatures: tl.tensor, seeds: tl.tensor, counters: tl.tensor, values: tl.tensor,
-    argmax: tl.tensor, token: tl.tensor, valid: tl.tensor, rows: tl.tensor, tiles: tl.tensor,
-    head_rows: tl.tensor, source_rows: tl.tensor, vocabulary: tl.tensor, stride: tl.tensor,
-    source_stride: tl.tensor, block: tl.constexpr, tile_lanes: tl.constexpr, head: tl.constexpr,
+    logits: tl.tensor,
+    source: tl.tensor,
+    partials: tl.tensor,
+    firsts: tl.tensor,
+    temperatures: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    values: tl.tensor,
+    argmax: tl.tensor,
+    token: tl.tensor,
+    valid: tl.tensor,
+    rows: tl.tensor,
+    tiles: tl.tensor,
+    head_rows: tl.tensor,
+    source_rows: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    source_stride: tl.tensor,
+    block: tl.constexpr,
+    tile_lanes: tl.constexpr,
+    head: tl.constexpr,
     draw: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """One row. Grid: (rows,). ``values`` is fp32 [7, rows]; other results are [rows].
 
     block: ids a tile. tile_lanes: a power of two, at least ``tiles``. draw: whether to draw a
@@ -179,9 +205,20 @@ def merge_rows(
     logprob = -log_total
     if draw:
         chosen = _draw(
-            source, partials, temperatures, seeds, counters, row, tiles, plane, source_rows,
-            vocabulary, source_stride, block, tile_lanes,
-        )  # fmt: skip
+            source,
+            partials,
+            temperatures,
+            seeds,
+            counters,
+            row,
+            tiles,
+            plane,
+            source_rows,
+            vocabulary,
+            source_stride,
+            block,
+            tile_lanes,
+        )
         chosen = tl.where(usable & (chosen < vocabulary), chosen, 0)
         x = tl.load(logits + row * stride + chosen).to(tl.float32)
         # A stored logit may have been rounded up above the maximum that was not.
@@ -204,9 +241,14 @@ def merge_rows(
 
 
 def merge(
-    logits: Tensor, partials: Tensor, firsts: Tensor | None, vocabulary: int, block: int,
-    draw: DrawRows | None, source: Tensor | None,
-) -> ScoredRows:  # fmt: skip
+    logits: Tensor,
+    partials: Tensor,
+    firsts: Tensor | None,
+    vocabulary: int,
+    block: int,
+    draw: DrawRows | None,
+    source: Tensor | None,
+) -> ScoredRows:
     """Launch ``merge_rows`` on the partials of all rows.
 
     Args:
@@ -224,13 +266,30 @@ def merge(
     source = logits if source is None else source
     if rows:
         merge_rows[(rows,)](
-            logits, source, partials, partials if firsts is None else firsts,
-            partials if draw is None else draw.temperature, argmax if draw is None else draw.seed,
-            argmax if draw is None else draw.counter, values, argmax, token, valid, rows, tiles,
-            logits.shape[1], source.shape[1], vocabulary, logits.stride(0), source.stride(0),
-            block=block, tile_lanes=triton.next_power_of_2(tiles), head=firsts is not None,
-            draw=draw is not None, num_warps=MERGE_WARPS,
-        )  # fmt: skip
+            logits,
+            source,
+            partials,
+            partials if firsts is None else firsts,
+            partials if draw is None else draw.temperature,
+            argmax if draw is None else draw.seed,
+            argmax if draw is None else draw.counter,
+            values,
+            argmax,
+            token,
+            valid,
+            rows,
+            tiles,
+            logits.shape[1],
+            source.shape[1],
+            vocabulary,
+            logits.stride(0),
+            source.stride(0),
+            block=block,
+            tile_lanes=triton.next_power_of_2(tiles),
+            head=firsts is not None,
+            draw=draw is not None,
+            num_warps=MERGE_WARPS,
+        )
     entropy, prob, odds, margin, top, total, logprob = values
     return ScoredRows(
         entropy, prob, odds, margin, top, total, argmax, valid.view(torch.bool), token, logprob

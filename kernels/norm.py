@@ -23,10 +23,18 @@ WIDEST = 16384
 
 @triton.jit
 def norm_kernel(
-    x: tl.tensor, residual: tl.tensor, weight: tl.tensor, out: tl.tensor, hidden: tl.tensor,
-    heads: tl.tensor, x_row_stride: tl.tensor, x_head_stride: tl.tensor, eps: tl.tensor,
-    add: tl.constexpr, block: tl.constexpr,
-) -> None:  # fmt: skip
+    x: tl.tensor,
+    residual: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    hidden: tl.tensor,
+    heads: tl.tensor,
+    x_row_stride: tl.tensor,
+    x_head_stride: tl.tensor,
+    eps: tl.tensor,
+    add: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
     """One norm of ``hidden`` columns. Grid: (rows * heads,). See the head of this file.
 
     add: to ``x`` the residual first; then both are contiguous. block: a power of two, at least
@@ -112,6 +120,16 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, eps
     block = max(16, triton.next_power_of_2(hidden))
     head_stride = x.stride(1) if x.ndim == 3 else 0
     norm_kernel[(programs,)](
-        x, residual if residual is not None else x, weight, out, hidden, heads, x.stride(0),
-        head_stride, eps, add=residual is not None, block=block, num_warps=warps_of(block),
-    )  # fmt: skip
+        x,
+        residual if residual is not None else x,
+        weight,
+        out,
+        hidden,
+        heads,
+        x.stride(0),
+        head_stride,
+        eps,
+        add=residual is not None,
+        block=block,
+        num_warps=warps_of(block),
+    )

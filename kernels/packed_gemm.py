@@ -62,12 +62,25 @@ def packed_product(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None
     strides = weight.scale.stride() if packing.eight else weight.scale.stride()[::-1]
     width = weight.codes.shape[1]
     packed_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
-        x, weight.codes, weight.scale, weight.scale if zero is None else zero,
-        y if bias is None else bias, out, m, n, width, x.stride(0), packing.group, packing.rows,
-        *strides, chosen.blocks_per_split, **constants_of(packing, chosen, width, bias is not None),
+        x,
+        weight.codes,
+        weight.scale,
+        weight.scale if zero is None else zero,
+        y if bias is None else bias,
+        out,
+        m,
+        n,
+        width,
+        x.stride(0),
+        packing.group,
+        packing.rows,
+        *strides,
+        chosen.blocks_per_split,
+        **constants_of(packing, chosen, width, bias is not None),
         upcast=bool(knobs.runtime.interpret),
-        num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
     if split:
         skinny_gemm.merge(out, y, None, bias)
     return y
@@ -77,11 +90,15 @@ def constants_of(packing: Packing, chosen: Plan, width: int, biased: bool) -> di
     """Compile-time constants of the kernel for rows of ``width`` columns."""
     config = chosen.config
     return {
-        "bits": packing.bits, "middle": 0 if packing.eight else 1 << (packing.bits - 1),
-        "zeroed": packing.zeros, "biased": biased and chosen.splits == 1,
-        "even_k": width % config.block_k == 0, "rows": ROWS, "block_n": config.block_n,
+        "bits": packing.bits,
+        "middle": 0 if packing.eight else 1 << (packing.bits - 1),
+        "zeroed": packing.zeros,
+        "biased": biased and chosen.splits == 1,
+        "even_k": width % config.block_k == 0,
+        "rows": ROWS,
+        "block_n": config.block_n,
         "block_k": config.block_k,
-    }  # fmt: skip
+    }
 
 
 def _check(x: Tensor, weight: Fp8Weight | IntWeight, bias: Tensor | None) -> None:

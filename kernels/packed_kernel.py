@@ -49,9 +49,13 @@ def _halves(
     """Low and high half bytes as numbers of ``dtype``, less 8, and as many ones."""
     if dtype == tl.bfloat16 and not upcast:
         near, far, ones = tl.inline_asm_elementwise(
-            _WIDEN, "=&r,=&r,=&r,=&r,=&r,=&r,r", [codes],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-        )  # fmt: skip
+            _WIDEN,
+            "=&r,=&r,=&r,=&r,=&r,=&r,r",
+            [codes],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=4,
+        )
         return near, far, ones
     near, far = _widen(codes & 15, dtype, 8, upcast), _widen(codes >> 4, dtype, 8, upcast)
     return near, far, tl.full(near.shape, 1.0, near.dtype)
@@ -59,9 +63,14 @@ def _halves(
 
 @triton.jit
 def _tile(
-    w: tl.tensor, x: tl.tensor, scale: tl.tensor, zero: tl.tensor, ones: tl.tensor,
-    zeroed: tl.constexpr, upcast: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    w: tl.tensor,
+    x: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    ones: tl.tensor,
+    zeroed: tl.constexpr,
+    upcast: tl.constexpr,
+) -> tl.tensor:
     """What a tile of one group adds: fp32 [block_n, rows].
 
     Args:
@@ -78,13 +87,31 @@ def _tile(
 
 @triton.jit(do_not_specialize=("m_size",))
 def packed_kernel(
-    x: tl.tensor, codes: tl.tensor, scale: tl.tensor, zero: tl.tensor, bias: tl.tensor,
-    y: tl.tensor, m_size: tl.tensor, n_size: tl.tensor, width: tl.tensor, x_stride: tl.tensor,
-    group: tl.tensor, scale_rows: tl.tensor, row_stride: tl.tensor, group_stride: tl.tensor,
-    blocks_per_split: tl.tensor, bits: tl.constexpr, middle: tl.constexpr, zeroed: tl.constexpr,
-    biased: tl.constexpr, even_k: tl.constexpr, upcast: tl.constexpr, rows: tl.constexpr,
-    block_n: tl.constexpr, block_k: tl.constexpr,
-) -> None:  # fmt: skip
+    x: tl.tensor,
+    codes: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    m_size: tl.tensor,
+    n_size: tl.tensor,
+    width: tl.tensor,
+    x_stride: tl.tensor,
+    group: tl.tensor,
+    scale_rows: tl.tensor,
+    row_stride: tl.tensor,
+    group_stride: tl.tensor,
+    blocks_per_split: tl.tensor,
+    bits: tl.constexpr,
+    middle: tl.constexpr,
+    zeroed: tl.constexpr,
+    biased: tl.constexpr,
+    even_k: tl.constexpr,
+    upcast: tl.constexpr,
+    rows: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+) -> None:
     """``block_n`` columns of y for all its rows, over one split of K. Grid: (tiles of N, splits).
 
     Scales and zero points are loaded a tile ahead, by their groups. Of 4 bits, a tile of bytes is

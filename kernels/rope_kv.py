@@ -36,13 +36,29 @@ def _both_halves(at: tl.tensor, mask: tl.tensor, half: tl.constexpr) -> tuple[tl
     do_not_specialize=("rope_length", "slots_a_slab", "slab_rows", "block_rows", "layer_rows")
 )
 def rope_kv_kernel(
-    qkv: tl.tensor, bias: tl.tensor, query_norm: tl.tensor, key_norm: tl.tensor,
-    rope: tl.tensor, positions: tl.tensor, slots: tl.tensor, query: tl.tensor, arena: tl.tensor,
-    rope_length: tl.tensor, slots_a_slab: tl.tensor, slab_rows: tl.tensor, block_rows: tl.tensor,
-    layer_rows: tl.tensor, eps: tl.tensor,
-    heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, page: tl.constexpr,
-    block_heads: tl.constexpr, biased: tl.constexpr, normed: tl.constexpr,
-) -> None:  # fmt: skip
+    qkv: tl.tensor,
+    bias: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    rope: tl.tensor,
+    positions: tl.tensor,
+    slots: tl.tensor,
+    query: tl.tensor,
+    arena: tl.tensor,
+    rope_length: tl.tensor,
+    slots_a_slab: tl.tensor,
+    slab_rows: tl.tensor,
+    block_rows: tl.tensor,
+    layer_rows: tl.tensor,
+    eps: tl.tensor,
+    heads: tl.constexpr,
+    kv_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    page: tl.constexpr,
+    block_heads: tl.constexpr,
+    biased: tl.constexpr,
+    normed: tl.constexpr,
+) -> None:
     """Grid: (rows, groups of ``block_heads`` heads), queries' heads before keys' before values'."""
     half: tl.constexpr = head_dim // 2
     row = tl.program_id(0).to(tl.int64)
@@ -133,12 +149,30 @@ def rope_kv(
     block_heads = block_heads_of(head_dim)
     query_norm, key_norm = norms or (qkv, qkv)
     rope_kv_kernel[(rows, triton.cdiv(heads + 2 * layout.kv_heads, block_heads))](
-        qkv, qkv if bias is None else bias, query_norm, key_norm, rope, positions, slots, out,
-        arena, rope.shape[1], layout.slots, layout.slab_rows, layout.block_rows,
-        2 * layer * layout.plane_rows, eps, heads=heads, kv_heads=layout.kv_heads,
-        head_dim=head_dim, page=layout.block_tokens, block_heads=block_heads,
-        biased=bias is not None, normed=norms is not None, num_warps=1,
-    )  # fmt: skip
+        qkv,
+        qkv if bias is None else bias,
+        query_norm,
+        key_norm,
+        rope,
+        positions,
+        slots,
+        out,
+        arena,
+        rope.shape[1],
+        layout.slots,
+        layout.slab_rows,
+        layout.block_rows,
+        2 * layer * layout.plane_rows,
+        eps,
+        heads=heads,
+        kv_heads=layout.kv_heads,
+        head_dim=head_dim,
+        page=layout.block_tokens,
+        block_heads=block_heads,
+        biased=bias is not None,
+        normed=norms is not None,
+        num_warps=1,
+    )
     return out
 
 
@@ -148,10 +182,17 @@ def block_heads_of(head_dim: int) -> int:
 
 
 def _check(
-    qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor, slots: Tensor,
-    arena: Tensor, layout: KVLayout, layer: int, norms: tuple[Tensor, Tensor] | None,
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    arena: Tensor,
+    layout: KVLayout,
+    layer: int,
+    norms: tuple[Tensor, Tensor] | None,
     eps: float,
-) -> int:  # fmt: skip
+) -> int:
     """Returns the query heads."""
     head_dim = layout.head_dim
     check_choice("layout.head_dim", head_dim, HEAD_DIMS)

@@ -53,10 +53,17 @@ def _value(key: tl.tensor, shift: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _search(
-    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
-    goal: tl.tensor, counting: tl.constexpr, beyond: tl.constexpr, shift: tl.constexpr,
+    source: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    top: tl.tensor,
+    scale: tl.tensor,
+    goal: tl.tensor,
+    counting: tl.constexpr,
+    beyond: tl.constexpr,
+    shift: tl.constexpr,
     chunk: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+) -> tuple[tl.tensor, tl.tensor]:
     """The highest key from which on upwards the sum reaches ``goal``, and the sum above that key.
 
     counting: of tokens, otherwise of exp((x - top) / T). beyond: the sum must exceed the goal.
@@ -93,9 +100,15 @@ def _search(
 
 @triton.jit
 def _mass_from(
-    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, top: tl.tensor, scale: tl.tensor,
-    pivot: tl.tensor, shift: tl.constexpr, chunk: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    source: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    top: tl.tensor,
+    scale: tl.tensor,
+    pivot: tl.tensor,
+    shift: tl.constexpr,
+    chunk: tl.constexpr,
+) -> tl.tensor:
     """The sum of exp((x - top) / T) over keys of at least ``pivot``, fp64."""
     total = tl.zeros((chunk,), tl.float32)
     for start in range(0, vocabulary, chunk):
@@ -107,9 +120,14 @@ def _mass_from(
 
 @triton.jit
 def _find(
-    source: tl.tensor, width: tl.tensor, vocabulary: tl.tensor, key: tl.tensor, rank: tl.tensor,
-    shift: tl.constexpr, chunk: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    source: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    key: tl.tensor,
+    rank: tl.tensor,
+    shift: tl.constexpr,
+    chunk: tl.constexpr,
+) -> tl.tensor:
     """The id of the token of that key that has ``rank`` others of it before it; or the last one."""
     token = -1
     seen = rank * 0
@@ -127,13 +145,34 @@ def _find(
 
 @triton.jit(do_not_specialize=("vocabulary",))
 def draw_filtered_rows(
-    logits: tl.tensor, source: tl.tensor, temperatures: tl.tensor, seeds: tl.tensor,
-    counters: tl.tensor, top_ks: tl.tensor, top_ps: tl.tensor, min_ps: tl.tensor, peaks: tl.tensor,
-    probs: tl.tensor, argmax: tl.tensor, valid: tl.tensor, token: tl.tensor, logprob: tl.tensor,
-    ids: tl.tensor, sizes: tl.tensor, totals: tl.tensor, width: tl.tensor, vocabulary: tl.tensor,
-    stride: tl.tensor, source_stride: tl.tensor, has_top_k: tl.constexpr, has_top_p: tl.constexpr,
-    has_min_p: tl.constexpr, shift: tl.constexpr, chunk: tl.constexpr, listed: tl.constexpr,
-) -> None:  # fmt: skip
+    logits: tl.tensor,
+    source: tl.tensor,
+    temperatures: tl.tensor,
+    seeds: tl.tensor,
+    counters: tl.tensor,
+    top_ks: tl.tensor,
+    top_ps: tl.tensor,
+    min_ps: tl.tensor,
+    peaks: tl.tensor,
+    probs: tl.tensor,
+    argmax: tl.tensor,
+    valid: tl.tensor,
+    token: tl.tensor,
+    logprob: tl.tensor,
+    ids: tl.tensor,
+    sizes: tl.tensor,
+    totals: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    stride: tl.tensor,
+    source_stride: tl.tensor,
+    has_top_k: tl.constexpr,
+    has_top_p: tl.constexpr,
+    has_min_p: tl.constexpr,
+    shift: tl.constexpr,
+    chunk: tl.constexpr,
+    listed: tl.constexpr,
+) -> None:
     """One row with filters, others end at once. Grid: (rows,). Rewrites ``token``, ``logprob``.
 
     listed: those with a list, or those without. The other constants are those of ``filters_of`` and
@@ -141,9 +180,17 @@ def draw_filtered_rows(
     """
     row = tl.program_id(0).to(tl.int64)
     on, temperature, top_k, top_p, min_p = filters_of(
-        temperatures, top_ks, top_ps, min_ps, valid, row, vocabulary, has_top_k, has_top_p,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        valid,
+        row,
+        vocabulary,
+        has_top_k,
+        has_top_p,
         has_min_p,
-    )  # fmt: skip
+    )
     if not on:
         return
     size = tl.load(sizes + row)
@@ -203,9 +250,13 @@ def draw_filtered_rows(
 
 
 def draw_filtered(
-    logits: Tensor, source: Tensor | None, vocabulary: int, draw: DrawRows, found: ScoredRows,
+    logits: Tensor,
+    source: Tensor | None,
+    vocabulary: int,
+    draw: DrawRows,
+    found: ScoredRows,
     partials: Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Draw again in rows with filters; rewrites their ``token`` and ``logprob`` in ``found``.
 
     Arguments have been checked: see ``kernels.confidence.confidence``. ``partials``: of the tiles,
@@ -217,12 +268,32 @@ def draw_filtered(
     valid = found.valid.view(torch.int8)
     listed = candidates.gather(source, partials, vocabulary, draw, valid)
     for given, in_list, chunk, warps in (
-        (listed.values, True, LIST_CHUNK, LIST_WARPS), (source, False, CHUNK, WARPS)
-    ):  # fmt: skip
+        (listed.values, True, LIST_CHUNK, LIST_WARPS),
+        (source, False, CHUNK, WARPS),
+    ):
         draw_filtered_rows[(len(logits),)](
-            logits, given, draw.temperature, draw.seed, draw.counter, *filter_columns(draw),
-            found.max_logit, found.max_prob, found.argmax, valid, found.token, found.logprob,
-            listed.ids, listed.sizes, listed.total, given.shape[1], vocabulary, logits.stride(0),
-            given.stride(0), **filter_flags(draw), shift=SHIFTS[source.dtype], chunk=chunk,
-            listed=in_list, num_warps=warps,
-        )  # fmt: skip
+            logits,
+            given,
+            draw.temperature,
+            draw.seed,
+            draw.counter,
+            *filter_columns(draw),
+            found.max_logit,
+            found.max_prob,
+            found.argmax,
+            valid,
+            found.token,
+            found.logprob,
+            listed.ids,
+            listed.sizes,
+            listed.total,
+            given.shape[1],
+            vocabulary,
+            logits.stride(0),
+            given.stride(0),
+            **filter_flags(draw),
+            shift=SHIFTS[source.dtype],
+            chunk=chunk,
+            listed=in_list,
+            num_warps=warps,
+        )

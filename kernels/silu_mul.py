@@ -20,9 +20,8 @@ WARPS = 4
 
 @triton.jit
 def silu_mul_kernel(
-    gate_up: tl.tensor, out: tl.tensor, width: tl.tensor, row_stride: tl.tensor,
-    block: tl.constexpr,
-) -> None:  # fmt: skip
+    gate_up: tl.tensor, out: tl.tensor, width: tl.tensor, row_stride: tl.tensor, block: tl.constexpr
+) -> None:
     """``block`` columns of one row of ``out``. Grid: (tiles of columns, rows)."""
     row = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * block + tl.arange(0, block)

@@ -32,12 +32,25 @@ MERGE_BLOCK = 1024
 
 @triton.jit(do_not_specialize=("m_size",))
 def skinny_kernel(
-    x: tl.tensor, weight: tl.tensor, scale: tl.tensor, bias: tl.tensor, y: tl.tensor,
-    m_size: tl.tensor, n_size: tl.tensor, k_size: tl.tensor, x_stride: tl.tensor,
-    blocks_per_split: tl.tensor, partial: tl.constexpr, scaled: tl.constexpr,
-    biased: tl.constexpr, even_k: tl.constexpr, upcast: tl.constexpr, rows: tl.constexpr,
-    block_n: tl.constexpr, block_k: tl.constexpr,
-) -> None:  # fmt: skip
+    x: tl.tensor,
+    weight: tl.tensor,
+    scale: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    m_size: tl.tensor,
+    n_size: tl.tensor,
+    k_size: tl.tensor,
+    x_stride: tl.tensor,
+    blocks_per_split: tl.tensor,
+    partial: tl.constexpr,
+    scaled: tl.constexpr,
+    biased: tl.constexpr,
+    even_k: tl.constexpr,
+    upcast: tl.constexpr,
+    rows: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+) -> None:
     """``block_n`` columns of y for all its rows, over one split of K. Grid: (tiles of N, splits).
 
     Args:
@@ -89,9 +102,16 @@ def skinny_kernel(
 
 @triton.jit
 def merge_kernel(
-    parts: tl.tensor, scale: tl.tensor, bias: tl.tensor, y: tl.tensor, n_size: tl.tensor,
-    splits: tl.constexpr, scaled: tl.constexpr, biased: tl.constexpr, block: tl.constexpr,
-) -> None:  # fmt: skip
+    parts: tl.tensor,
+    scale: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    n_size: tl.tensor,
+    splits: tl.constexpr,
+    scaled: tl.constexpr,
+    biased: tl.constexpr,
+    block: tl.constexpr,
+) -> None:
     """Adds the splits in order, then scale, bias and rounding. Grid: (tiles of N, M).
 
     parts: fp32 [splits, M, n_size]. scale, bias, y: as in ``skinny_kernel``.
@@ -139,13 +159,27 @@ def skinny_linear(
     config = chosen.config
     scale_at, bias_at = (w if w is not None else y for w in (scale, bias))
     skinny_kernel[(triton.cdiv(n, config.block_n), chosen.splits)](
-        x, weight, scale_at, bias_at, out, m, n, k, x.stride(0), chosen.blocks_per_split,
-        partial=split, scaled=scale is not None and not split,
-        biased=bias is not None and not split, even_k=k % config.block_k == 0,
-        upcast=bool(knobs.runtime.interpret), rows=ROWS, block_n=config.block_n,
+        x,
+        weight,
+        scale_at,
+        bias_at,
+        out,
+        m,
+        n,
+        k,
+        x.stride(0),
+        chosen.blocks_per_split,
+        partial=split,
+        scaled=scale is not None and not split,
+        biased=bias is not None and not split,
+        even_k=k % config.block_k == 0,
+        upcast=bool(knobs.runtime.interpret),
+        rows=ROWS,
+        block_n=config.block_n,
         block_k=config.block_k,
-        num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
     if split:
         merge(out, y, scale, bias)
     return y
@@ -155,9 +189,17 @@ def merge(parts: Tensor, y: Tensor, scale: Tensor | None, bias: Tensor | None) -
     """Adds partial sums [SPLITS, M, N] in order, then scale, bias and rounding, into y [M, N]."""
     (m, n), (scale_at, bias_at) = y.shape, (w if w is not None else y for w in (scale, bias))
     merge_kernel[(triton.cdiv(n, MERGE_BLOCK), m)](
-        parts, scale_at, bias_at, y, n, splits=len(parts), scaled=scale is not None,
-        biased=bias is not None, block=MERGE_BLOCK, num_warps=4,
-    )  # fmt: skip
+        parts,
+        scale_at,
+        bias_at,
+        y,
+        n,
+        splits=len(parts),
+        scaled=scale is not None,
+        biased=bias is not None,
+        block=MERGE_BLOCK,
+        num_warps=4,
+    )
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:

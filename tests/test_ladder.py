@@ -14,15 +14,39 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LADDER = [
-    "csrc/cpu", "csrc", "engine._core", "kernels._cpu",
-    "kernels", "kernels.ops", "kernels.aot",
-    "engine.errors", "engine.progress", "engine.out_of_memory", "engine.files",
-    "engine.gguf", "engine.config", "engine.text", "engine.routing", "engine.models",
-    "engine.accounting", "engine.params", "engine.request",
-    "engine.replay", "engine.device", "engine.execution", "engine.requests", "engine.assembly",
-    "engine.engine", "engine.conversation", "engine.tuning", "engine.aio", "engine.cli",
-    "engine.tiny", "engine", "bench",
-]  # fmt: skip
+    "csrc/cpu",
+    "csrc",
+    "engine._core",
+    "kernels._cpu",
+    "kernels",
+    "kernels.ops",
+    "kernels.aot",
+    "engine.errors",
+    "engine.progress",
+    "engine.out_of_memory",
+    "engine.files",
+    "engine.gguf",
+    "engine.config",
+    "engine.text",
+    "engine.routing",
+    "engine.models",
+    "engine.accounting",
+    "engine.params",
+    "engine.request",
+    "engine.replay",
+    "engine.device",
+    "engine.execution",
+    "engine.requests",
+    "engine.assembly",
+    "engine.engine",
+    "engine.conversation",
+    "engine.tuning",
+    "engine.aio",
+    "engine.cli",
+    "engine.tiny",
+    "engine",
+    "bench",
+]
 WHOLE = ("engine", "engine.tiny")  # the public names, and data: no module stands in these rooms
 FACE = "kernels.ops"  # what engine/ sees of kernels/
 

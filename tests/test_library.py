@@ -30,8 +30,11 @@ EXPECTED = (
 def run(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
-        cwd=cwd, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     return result
 
@@ -91,10 +94,14 @@ def test_reprs_say_what_a_thing_is():
     made = engine.Engine("tiny")
     (done,) = made.generate(["47+36?\n\n"], engine.SamplingParams(max_tokens=8, seed=1))
     for thing, beginning in (
-        (made, "Engine('tiny-"), (made.tokenizer, "Tokenizer("), (done, "Completion(request_id="),
-        (engine.AsyncEngine(made), "AsyncEngine(Engine("), (done.usage, "Usage("),
-        (made.config, "EngineConfig("), (done.steps[0], "Step(index=0"),
-    ):  # fmt: skip
+        (made, "Engine('tiny-"),
+        (made.tokenizer, "Tokenizer("),
+        (done, "Completion(request_id="),
+        (engine.AsyncEngine(made), "AsyncEngine(Engine("),
+        (done.usage, "Usage("),
+        (made.config, "EngineConfig("),
+        (done.steps[0], "Step(index=0"),
+    ):
         assert repr(thing).startswith(beginning)
         assert len(repr(thing)) < 900 and " object at 0x" not in repr(thing), repr(thing)
 

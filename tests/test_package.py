@@ -110,9 +110,12 @@ def test_the_source_archive_is_complete():
     with tempfile.TemporaryDirectory() as folder:
         names = run(sys.executable, "-c", code, folder).stdout
     for wanted in (
-        "csrc/tick.cpp", "csrc/scheduler.h", "CMakeLists.txt", "engine/tiny/trace.jsonl",
+        "csrc/tick.cpp",
+        "csrc/scheduler.h",
+        "CMakeLists.txt",
+        "engine/tiny/trace.jsonl",
         "engine/tiny/large/model.safetensors",
-    ):  # fmt: skip
+    ):
         assert wanted in names, wanted
 
 
@@ -128,7 +131,9 @@ def test_the_command_refuses_in_one_line():
     steer = str(Path(sys.executable).parent / "steer")
     result = subprocess.run(
         [steer, "generate", "47+1?", "--policy", "luck"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("error: unknown policy 'luck'") and not result.stdout

@@ -73,13 +73,24 @@ def build(
     """An engine on the card over an oracle's folders; ``backends`` as of ``Engine``."""
     small, large = oracle.folders
     config = {
-        "block_tokens": 16, "arena_tokens": 2048, "max_context": 128, "max_sequences": 16,
-        "max_tick_tokens": 64, "graphs": "on", "plan_ahead": "both", "check_every": 1,
-    }  # fmt: skip
+        "block_tokens": 16,
+        "arena_tokens": 2048,
+        "max_context": 128,
+        "max_sequences": 16,
+        "max_tick_tokens": 64,
+        "graphs": "on",
+        "plan_ahead": "both",
+        "check_every": 1,
+    }
     return Engine(
-        "custom", small=small, large=large, dtype=dtype, device="cuda",
-        config=EngineConfig(**{**config, **settings}), backends=backends,
-    )  # fmt: skip
+        "custom",
+        small=small,
+        large=large,
+        dtype=dtype,
+        device="cuda",
+        config=EngineConfig(**{**config, **settings}),
+        backends=backends,
+    )
 
 
 def forced(boundary: Boundary) -> str:
@@ -108,9 +119,13 @@ def write_steadily(engine: Engine, scale: Scale) -> list[Completion]:
 
 def _submit(engine: Engine, scale: Scale, index: int, policy: Call | str) -> int:
     params = SamplingParams(
-        max_tokens=scale.tokens, max_step_tokens=STEP, seed=index, ignore_eos=True,
-        temperature=HEATS[index % len(HEATS)], logprobs=LOGPROBS[index % len(HEATS)],
-    )  # fmt: skip
+        max_tokens=scale.tokens,
+        max_step_tokens=STEP,
+        seed=index,
+        ignore_eos=True,
+        temperature=HEATS[index % len(HEATS)],
+        logprobs=LOGPROBS[index % len(HEATS)],
+    )
     return engine.submit(prompts(scale)[index], params, policy)
 
 
@@ -186,14 +201,21 @@ def same_bits(ours: Sequence[Completion], theirs: Sequence[Completion]) -> Wrong
             return Wrong(number, first + len(one.token_ids), "either", -1, 0.0, 0.0, reasons)
         nothing = [None] * len(one.token_ids)
         columns = zip(
-            one.token_ids, other.token_ids, one.logprobs or nothing, other.logprobs or nothing,
+            one.token_ids,
+            other.token_ids,
+            one.logprobs or nothing,
+            other.logprobs or nothing,
             strict=True,
-        )  # fmt: skip
+        )
         for place, (a, b, said, told) in enumerate(columns):
             if (a, said) != (b, told):
                 got, expected = (x.logprob if x else None for x in (said, told))
                 return Wrong(
-                    number, first + place, "either", a, math.nan if got is None else got,
+                    number,
+                    first + place,
+                    "either",
+                    a,
+                    math.nan if got is None else got,
                     math.nan if expected is None else expected,
-                )  # fmt: skip
+                )
     return None

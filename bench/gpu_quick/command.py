@@ -54,8 +54,13 @@ def parse(arguments: Sequence[str] | None) -> Request:
     add = parser.add_argument
     add("--stage", default="all", help=f"one of {', '.join(STAGES)} (default: %(default)s)")
     add("--parts", metavar="LIST", help=f"only these of the stage: {known()}")
-    add("--out", type=Path, default=Path("out/gpu-quick"), metavar="DIR",
-        help="where rows, log and summary are added (default: %(default)s)")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path("out/gpu-quick"),
+        metavar="DIR",
+        help="where rows, log and summary are added (default: %(default)s)",
+    )
     told = ", ".join(f"{seconds:g} for {stage}" for stage, seconds in SECONDS.items())
     add("--seconds", metavar="N", help=f"for everything (default: {told})")
     add("--quick", action="store_true", help="the smallest sizes, to see that it works")

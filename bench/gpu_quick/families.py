@@ -13,17 +13,32 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 TOKENS = ("\n\n", "\n", *"abcdefghijklmnopqrstuvwxyz0123456789")
 SHAPE: dict[str, Any] = {
-    "vocab_size": len(TOKENS), "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128,
-    "initializer_range": 0.2, "eos_token_id": None, "bos_token_id": None, "pad_token_id": None,
-}  # fmt: skip
+    "vocab_size": len(TOKENS),
+    "hidden_size": 48,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 YARN = {
-    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
-}  # fmt: skip
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 _SMALL = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1}
 _LARGE = {"hidden_size": 96, "num_hidden_layers": 3, "vocab_size": 48}
 # Heads of 16, which the kernels for GPUs take.

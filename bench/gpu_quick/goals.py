@@ -52,15 +52,18 @@ def _handoff(quantise: str | None) -> Row:
 
 
 def _routed(share: float) -> Row:
-    return {
-        "bench": "pair", "kind": "run", "lanes": "latency", "concurrency": 1, "share": share,
-    }  # fmt: skip
+    return {"bench": "pair", "kind": "run", "lanes": "latency", "concurrency": 1, "share": share}
 
 
 def _kernel(op: str, kernel: str, model: str) -> Row:
     return {
-        "kind": "gpu", "op": op, "kernel": kernel, "rows": 1, "provider": "steer", "model": model,
-    }  # fmt: skip
+        "kind": "gpu",
+        "op": op,
+        "kernel": kernel,
+        "rows": 1,
+        "provider": "steer",
+        "model": model,
+    }
 
 
 # On an H100; where no unit is named, as shares of the card's measured copy bandwidth.
@@ -74,19 +77,44 @@ GOALS = (
     Goal("handoff of 100, in decodes", _handoff(None), _field("over_decode"), ".2f", "1.2"),
     Goal("the same, int4 large", _handoff("int4"), _field("over_decode"), ".2f", "-"),
     Goal("the same, fp8 large", _handoff("fp8"), _field("over_decode"), ".2f", "-"),
-    Goal("both lanes, 8 requests", {"bench": "overlap", "requests": 8}, _field("of_copy"), ".1%",
-         "80%, aim 90%"),
+    Goal(
+        "both lanes, 8 requests",
+        {"bench": "overlap", "requests": 8},
+        _field("of_copy"),
+        ".1%",
+        "80%, aim 90%",
+    ),
     Goal("routed over its ideal, f=.1", _routed(0.1), _field("over_ideal"), ".3f", "1.05"),
     Goal("routed over its ideal, f=.2", _routed(0.2), _field("over_ideal"), ".3f", "1.05"),
     Goal("times large alone, f=.1", _routed(0.1), _field("speedup"), ".2f", "6.1"),
     Goal("times large alone, f=.2", _routed(0.2), _field("speedup"), ".2f", "3.9"),
     Goal("times large alone, f=.4", _routed(0.4), _field("speedup"), ".2f", "2.3"),
-    Goal("confidence [1, V], us", _kernel("confidence", "statistics", "qwen-1.5b"),
-         _field("p50_us"), ".2f", "6, aim 4"),
-    Goal("confidence and a draw, us", _kernel("confidence", "statistics_draw", "qwen-1.5b"),
-         _field("p50_us"), ".2f", "6, aim 4"),
-    Goal("LM head of 1, small, us", _kernel("lm_head", "statistics", "qwen-1.5b"),
-         _field("p50_us"), ".1f", "aim 164"),
-    Goal("LM head of 1, large, us", _kernel("lm_head", "statistics", "qwen-32b"),
-         _field("p50_us"), ".1f", "aim 546"),
-)  # fmt: skip
+    Goal(
+        "confidence [1, V], us",
+        _kernel("confidence", "statistics", "qwen-1.5b"),
+        _field("p50_us"),
+        ".2f",
+        "6, aim 4",
+    ),
+    Goal(
+        "confidence and a draw, us",
+        _kernel("confidence", "statistics_draw", "qwen-1.5b"),
+        _field("p50_us"),
+        ".2f",
+        "6, aim 4",
+    ),
+    Goal(
+        "LM head of 1, small, us",
+        _kernel("lm_head", "statistics", "qwen-1.5b"),
+        _field("p50_us"),
+        ".1f",
+        "aim 164",
+    ),
+    Goal(
+        "LM head of 1, large, us",
+        _kernel("lm_head", "statistics", "qwen-32b"),
+        _field("p50_us"),
+        ".1f",
+        "aim 546",
+    ),
+)

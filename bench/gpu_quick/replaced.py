@@ -25,9 +25,19 @@ class _Unrounded(ops.ReferenceBackend):
 
 
 NAMES = (
-    "rms_norm", "add_rms_norm", "silu_mul", "linear", "rope_kv", "paged_attention", "copy_blocks",
-    "lm_head", "head_logits", "confidence", "score", "sample",
-)  # fmt: skip
+    "rms_norm",
+    "add_rms_norm",
+    "silu_mul",
+    "linear",
+    "rope_kv",
+    "paged_attention",
+    "copy_blocks",
+    "lm_head",
+    "head_logits",
+    "confidence",
+    "score",
+    "sample",
+)
 # Arguments that an op writes to.
 _WRITTEN = {"add_rms_norm": (0,), "rope_kv": (4,), "copy_blocks": (0,)}
 
@@ -38,9 +48,14 @@ def _mapped(change: Callable[[Tensor], Tensor], x: Any) -> Any:
         return change(x)
     if isinstance(x, AttentionPlan):
         return AttentionPlan(
-            x.layout, change(x.table), change(x.starts), change(x.contexts), change(x.slots),
-            x.work, x.splits,
-        )  # fmt: skip
+            x.layout,
+            change(x.table),
+            change(x.starts),
+            change(x.contexts),
+            change(x.slots),
+            x.work,
+            x.splits,
+        )
     if isinstance(x, tuple):
         parts = [_mapped(change, part) for part in x]
         return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)

@@ -134,8 +134,13 @@ class Scene:
         names = self.pair.split("/") if "/" in self.pair else ("small", "large")
         return [
             ModelShape(
-                name, c.hidden_size, c.intermediate_size, c.heads, c.kv_heads, c.head_dim,
+                name,
+                c.hidden_size,
+                c.intermediate_size,
+                c.heads,
+                c.kv_heads,
+                c.head_dim,
                 c.vocab_size,
             )
             for name, c in zip(names, dummy_pair(self.pair).shapes, strict=True)
-        ]  # fmt: skip
+        ]

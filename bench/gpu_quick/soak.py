@@ -46,11 +46,14 @@ def random_params(rng: random.Random, step: int) -> SamplingParams:
     ``step``: tokens after which some requests reach a boundary; 0 leaves that to delimiters.
     """
     return SamplingParams(
-        max_tokens=rng.randint(1, 40), temperature=rng.choice([0.0, 0.0, 0.8, 1.5]),
-        top_p=rng.choice([1.0, 0.8]), seed=rng.randrange(2**32),
-        repetition_penalty=rng.choice([1.0, 1.0, 1.2]), logprobs=rng.choice([None, None, 3]),
+        max_tokens=rng.randint(1, 40),
+        temperature=rng.choice([0.0, 0.0, 0.8, 1.5]),
+        top_p=rng.choice([1.0, 0.8]),
+        seed=rng.randrange(2**32),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.2]),
+        logprobs=rng.choice([None, None, 3]),
         max_step_tokens=rng.choice([0, step]),
-    )  # fmt: skip
+    )
 
 
 @dataclass

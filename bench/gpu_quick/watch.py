@@ -29,9 +29,13 @@ class Watch:
     """
 
     def __init__(
-        self, parts: Sequence[Part], limits: Sequence[float], flags: Sequence[str], folder: Path,
+        self,
+        parts: Sequence[Part],
+        limits: Sequence[float],
+        flags: Sequence[str],
+        folder: Path,
         note: Callable[[str], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
             limits: seconds of each part.
@@ -94,9 +98,13 @@ class Watch:
 
     def _result(self, event: dict[str, Any]) -> Result:
         return Result(
-            self._parts[self._current], event["state"], event["seconds"], event.get("reason", ""),
-            event.get("trace", ""), event.get("detail", {}),
-        )  # fmt: skip
+            self._parts[self._current],
+            event["state"],
+            event["seconds"],
+            event.get("reason", ""),
+            event.get("trace", ""),
+            event.get("detail", {}),
+        )
 
     def _finish(self, status: int | None) -> None:
         """A result for the part that was running, if one was."""

@@ -79,10 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Starting the driver can take seconds, which should not count for any part.
     torch.zeros(1, device="cuda").add_(1).cpu()
     scene = Scene(
-        options.out, options.quick, options.rehearse, only=_names(options.only),
-        ahead_of=_names(options.ahead_of), parity=parity,
+        options.out,
+        options.quick,
+        options.rehearse,
+        only=_names(options.only),
+        ahead_of=_names(options.ahead_of),
+        parity=parity,
         given_pair=options.pair,
-    )  # fmt: skip
+    )
     limits = map(float, options.limits.split(","))
     return _run_all(scene, list(zip(options.parts.split(","), limits, strict=True)))
 

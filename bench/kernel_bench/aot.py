@@ -14,14 +14,7 @@ from bench.table import render
 from engine.config.named_models import NAMED_MODELS
 from engine.config.pairs import NAMED_PAIRS, Pair
 from kernels.aot import registry
-from kernels.aot.variant import (
-    Compiled,
-    ModelShape,
-    Report,
-    Variant,
-    compile_variant,
-    read_reports,
-)
+from kernels.aot.variant import Compiled, ModelShape, Report, Variant, compile_variant, read_reports
 
 Row = dict[str, Any]
 _VARIANTS: list[Variant] = []  # in a worker: kernels cannot be pickled, forks inherit them
@@ -122,9 +115,18 @@ def show(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.setdefault(_cells(row), []).append(row["model"].removeprefix("qwen-"))
     header = (
-        "op", "kernel", "models", "registers", "spills", "shared", "loads by bits", "in 16 bytes",
-        "instructions/element", "limit", "ok",
-    )  # fmt: skip
+        "op",
+        "kernel",
+        "models",
+        "registers",
+        "spills",
+        "shared",
+        "loads by bits",
+        "in 16 bytes",
+        "instructions/element",
+        "limit",
+        "ok",
+    )
     return render(
         header, [(*cells[:2], ",".join(models), *cells[2:]) for cells, models in lines.items()]
     )

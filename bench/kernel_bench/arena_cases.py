@@ -52,18 +52,28 @@ def _attention(
         return (
             maker.random(batch * span, shape.heads, shape.head_dim),
             maker.random(pages * layout.slab_rows, shape.head_dim),
-            maker.shuffled(pages).view(batch, -1), integers(starts), integers(contexts),
-        )  # fmt: skip
+            maker.shuffled(pages).view(batch, -1),
+            integers(starts),
+            integers(contexts),
+        )
 
-    def kernel(query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def kernel(
+        query: Tensor, arena: Tensor, table: Tensor, starts: Tensor, contexts: Tensor
+    ) -> Tensor:
         return attention.paged_attention(query, arena, layout, 0, table, starts, contexts, work)
 
     # Keys and values side by side, and queries and results in another order.
     return Case(
-        "attention", name, batch * span, roofline, inputs, kernel,
-        partial(_plain_attention, layout), context, scratch=2 * roofline.bytes,
-    )  # fmt: skip
+        "attention",
+        name,
+        batch * span,
+        roofline,
+        inputs,
+        kernel,
+        partial(_plain_attention, layout),
+        context,
+        scratch=2 * roofline.bytes,
+    )
 
 
 def _plain_attention(
@@ -96,12 +106,17 @@ def rope_kvs(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     roofline = rope_kv_roofline(layout, shape.heads, batch)
     return [
         Case(
-            "rope_kv", name, batch, roofline,
+            "rope_kv",
+            name,
+            batch,
+            roofline,
             partial(_rope_inputs, shape, maker, layout, batch, name),
-            partial(_rope_kv, layout), partial(_plain_rope_kv, layout), scratch=8 * roofline.bytes,
+            partial(_rope_kv, layout),
+            partial(_plain_rope_kv, layout),
+            scratch=8 * roofline.bytes,
         )
         for name in ("bias", "norms")
-    ]  # fmt: skip
+    ]
 
 
 def _rope_inputs(
@@ -115,23 +130,36 @@ def _rope_inputs(
         maker.random(batch, columns),
         maker.random(columns) if biased else None,
         layers.rope_tables(batch, width, 1e6, torch.float32).to(maker.device),
-        maker.shuffled(batch), maker.shuffled(blocks * PAGE)[:batch].contiguous(),
+        maker.shuffled(batch),
+        maker.shuffled(blocks * PAGE)[:batch].contiguous(),
         maker.zeros(blocks * layout.slab_rows, width),
         None if biased else (maker.random(width), maker.random(width)),
-    )  # fmt: skip
+    )
 
 
 def _rope_kv(
-    layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor,
-    slots: Tensor, arena: Tensor, norms: tuple[Tensor, Tensor] | None,
-) -> Tensor:  # fmt: skip
+    layout: KVLayout,
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    arena: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     return rope_kv.rope_kv(qkv, bias, rope, positions, slots, arena, layout, 0, norms, EPS)
 
 
 def _plain_rope_kv(
-    layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor, positions: Tensor,
-    slots: Tensor, arena: Tensor, norms: tuple[Tensor, Tensor] | None,
-) -> Tensor:  # fmt: skip
+    layout: KVLayout,
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    arena: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     page, kv_heads, width = layout.block_tokens, layout.kv_heads, layout.head_dim
     x = (qkv if bias is None else qkv + bias).view(len(qkv), -1, width)
     query, key, value = x.split([x.shape[1] - 2 * kv_heads, kv_heads, kv_heads], 1)
@@ -162,10 +190,16 @@ def copies(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
 
     return [
         Case(
-            "copy_blocks", "copy", batch, roofline, inputs, kernel, partial(_plain_copy, layout),
+            "copy_blocks",
+            "copy",
+            batch,
+            roofline,
+            inputs,
+            kernel,
+            partial(_plain_copy, layout),
             scratch=roofline.bytes,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _plain_copy(layout: KVLayout, arena: Tensor, pairs: Tensor) -> None:

@@ -44,24 +44,39 @@ def _norms(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
 
     return [
         Case(
-            "norm", "rms_norm", batch, norm_roofline(batch, hidden), plain,
-            partial(norm.rms_norm, eps=EPS), partial(layers.rms_norm, eps=EPS),
+            "norm",
+            "rms_norm",
+            batch,
+            norm_roofline(batch, hidden),
+            plain,
+            partial(norm.rms_norm, eps=EPS),
+            partial(layers.rms_norm, eps=EPS),
         ),
         Case(
-            "norm", "add_rms_norm", batch, norm_roofline(batch, hidden, add=True), added,
-            partial(norm.add_rms_norm, eps=EPS), partial(layers.add_rms_norm, eps=EPS),
+            "norm",
+            "add_rms_norm",
+            batch,
+            norm_roofline(batch, hidden, add=True),
+            added,
+            partial(norm.add_rms_norm, eps=EPS),
+            partial(layers.add_rms_norm, eps=EPS),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _silu_muls(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     width = shape.feed_forward
     return [
         Case(
-            "silu_mul", "silu_mul", batch, silu_mul_roofline(batch, width),
-            lambda: (maker.random(batch, 2 * width),), silu_mul.silu_mul, layers.silu_mul,
+            "silu_mul",
+            "silu_mul",
+            batch,
+            silu_mul_roofline(batch, width),
+            lambda: (maker.random(batch, 2 * width),),
+            silu_mul.silu_mul,
+            layers.silu_mul,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _linears(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
@@ -73,12 +88,16 @@ def _linears(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
         for kind, size in (("bf16", 2), ("fp8", 1)):
             found.append(
                 Case(
-                    "skinny_gemm", f"{layer}_{kind}", batch,
+                    "skinny_gemm",
+                    f"{layer}_{kind}",
+                    batch,
                     skinny_gemm_roofline(batch, n, k, size),
-                    partial(_linear_inputs, maker, batch, n, k, kind), skinny_gemm.skinny_linear,
-                    layers.linear, note=_WIDENED if kind == "fp8" else "",
+                    partial(_linear_inputs, maker, batch, n, k, kind),
+                    skinny_gemm.skinny_linear,
+                    layers.linear,
+                    note=_WIDENED if kind == "fp8" else "",
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -99,12 +118,16 @@ def _packed(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
         for packing in COMMON if layer != "head" else ():
             found.append(
                 Case(
-                    "packed_gemm", f"{layer}_{packing.name}", batch,
+                    "packed_gemm",
+                    f"{layer}_{packing.name}",
+                    batch,
                     packed_gemm_roofline(batch, n, k, packing),
                     partial(_packed_inputs, maker, batch, n, k, packing),
-                    _of_tensors(packing, True), _of_tensors(packing, False), scratch=WORKSPACE,
+                    _of_tensors(packing, True),
+                    _of_tensors(packing, False),
+                    scratch=WORKSPACE,
                 )
-            )  # fmt: skip
+            )
     return found
 
 

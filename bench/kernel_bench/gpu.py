@@ -197,9 +197,13 @@ def _time(
 
 
 def _row(
-    model: str, case: Case, card: Card, each: _Contestant, l2: str,
+    model: str,
+    case: Case,
+    card: Card,
+    each: _Contestant,
+    l2: str,
     times: tuple[float, float, float],
-) -> Row:  # fmt: skip
+) -> Row:
     p20, p50, p80 = times
     seconds, roofline = 1e-6 * p50, case.roofline
     return _what(model, case, card, each, l2) | {
@@ -242,9 +246,23 @@ def show(rows: Sequence[Row], card: Card) -> str:
         f"empty node {card.node_us:.2f} us"
     )
     header = (
-        "op", "kernel", "model", "rows", "context", "L2", "p20 us", "p50 us", "p80 us", "TB/s",
-        "TFLOP/s", "of copy floor", "of read floor", "torch us", "torch.compile us", "others us",
-    )  # fmt: skip
+        "op",
+        "kernel",
+        "model",
+        "rows",
+        "context",
+        "L2",
+        "p20 us",
+        "p50 us",
+        "p80 us",
+        "TB/s",
+        "TFLOP/s",
+        "of copy floor",
+        "of read floor",
+        "torch us",
+        "torch.compile us",
+        "others us",
+    )
     cases: dict[tuple[object, ...], dict[str, Row]] = {}
     for r in rows:
         key = (r["op"], r["kernel"], r["model"], r["rows"], r["context"], r["l2"])

@@ -30,10 +30,15 @@ def confidences(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
     """Statistics of stored logits, alone, with a token drawn, and drawn under filters."""
     vocabulary = shape.head_rows
     filters = Case(
-        "confidence", "statistics_filters", batch, confidence_roofline(batch, vocabulary, DTYPE),
-        partial(_filter_inputs, maker, batch, vocabulary), _filtered, _plain_filtered,
+        "confidence",
+        "statistics_filters",
+        batch,
+        confidence_roofline(batch, vocabulary, DTYPE),
+        partial(_filter_inputs, maker, batch, vocabulary),
+        _filtered,
+        _plain_filtered,
         scratch=2 * _SCRATCH * batch * vocabulary,
-    )  # fmt: skip
+    )
     found = [*_unfiltered(maker, vocabulary, batch, DTYPE), filters]
     if batch == 1:
         for rows, dtype in product(maker.many, (DTYPE, torch.float32)):
@@ -46,17 +51,26 @@ def _unfiltered(maker: CaseMaker, vocabulary: int, rows: int, dtype: torch.dtype
     kind = "" if dtype == DTYPE else "_fp32"
     return [
         Case(
-            "confidence", f"statistics{kind}", rows, roofline,
+            "confidence",
+            f"statistics{kind}",
+            rows,
+            roofline,
             lambda: (maker.random(rows, vocabulary, dtype=dtype),),
             partial(_statistics, vocabulary=vocabulary),
-            partial(reference.confidence, vocabulary=vocabulary), scratch=scratch,
-        ),
-        Case(
-            "confidence", f"statistics_draw{kind}", rows, roofline,
-            partial(_draw_inputs, maker, rows, vocabulary, dtype), _drawn, _plain_drawn,
+            partial(reference.confidence, vocabulary=vocabulary),
             scratch=scratch,
         ),
-    ]  # fmt: skip
+        Case(
+            "confidence",
+            f"statistics_draw{kind}",
+            rows,
+            roofline,
+            partial(_draw_inputs, maker, rows, vocabulary, dtype),
+            _drawn,
+            _plain_drawn,
+            scratch=scratch,
+        ),
+    ]
 
 
 def lm_heads(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
@@ -71,11 +85,17 @@ def lm_heads(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
 
     return [
         Case(
-            "lm_head", "statistics", batch, lm_head_roofline(batch, hidden, vocabulary, DTYPE),
-            inputs, _head, _plain_head, scratch=_SCRATCH * batch * vocabulary,
+            "lm_head",
+            "statistics",
+            batch,
+            lm_head_roofline(batch, hidden, vocabulary, DTYPE),
+            inputs,
+            _head,
+            _plain_head,
+            scratch=_SCRATCH * batch * vocabulary,
             parts={"product": (layers.linear, "the product alone, its logits stored")},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _statistics(logits: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
@@ -122,17 +142,27 @@ def _filter_inputs(maker: CaseMaker, batch: int, vocabulary: int) -> tuple[Tenso
 
 
 def _filtered(
-    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor,
-    top_k: Tensor, top_p: Tensor,
-) -> ScoredRows:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    uniform: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> ScoredRows:
     draw = DrawRows(temperature, seed, counter, top_k, top_p)
     return confidence.confidence(logits, logits.shape[1], draw)
 
 
 def _plain_filtered(
-    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor,
-    top_k: Tensor, top_p: Tensor,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    uniform: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> tuple[Tensor, ...]:
     """A stable sort, its first TOP_K, and of those the shortest beginning that has TOP_P."""
     found = reference.confidence(logits, logits.shape[1])
     order = logits.sort(dim=-1, descending=True, stable=True)

@@ -200,9 +200,11 @@ _infer = partial(Rival, "flashinfer", "flashinfer-python")
 _liger = partial(Rival, "liger_kernel", "liger-kernel")
 _vllm = partial(Rival, "vllm", "vllm")
 _flash = Rival(
-    "flash_attn", "flash-attn", _flash_attention,
+    "flash_attn",
+    "flash-attn",
+    _flash_attention,
     does="keys and values of a sequence in one piece, no pages",
-)  # fmt: skip
+)
 _drawn = partial(_infer, compared=False, does="draws only, no statistics")
 
 RIVALS: Rivals = {

@@ -223,8 +223,10 @@ def _checkout(folder: Path) -> str:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty"],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown commit"
     return done.stdout.strip()

@@ -142,11 +142,15 @@ class Load:
         count = -(-self.answer // self.step)
         return [
             Job(
-                self.prompt, self.answer, self.step, self._models(count, share, i), share < 1,
+                self.prompt,
+                self.answer,
+                self.step,
+                self._models(count, share, i),
+                share < 1,
                 self.temperature,
             )
             for i in range(self.requests)
-        ]  # fmt: skip
+        ]
 
     def _models(self, count: int, share: float, request: int) -> Models:
         if self.runs:

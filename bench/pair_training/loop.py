@@ -39,10 +39,7 @@ def build_optimizers(model: Qwen2ForCausalLM, spec: Spec) -> list[torch.optim.Op
     embedding = [p for n, p in named if "embed" in n]
     vectors = [p for _, p in named if p.ndim == 1]
     muon = Muon(hidden, lr=0.02, weight_decay=0.05, momentum=0.95)
-    groups = [
-        {"params": embedding, "weight_decay": 0.01},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": embedding, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     return [muon, torch.optim.AdamW(groups, lr=spec.adam_lr, betas=(0.9, 0.98))]
 
 
@@ -73,9 +70,8 @@ class Training:
         last = self.spec.updates if until is None else until
         before = self.seconds - time.perf_counter(), self.cpu_seconds - time.process_time()
         bar = tqdm(
-            total=last, initial=self.update, desc=self.spec.name, position=position,
-            mininterval=10,
-        )  # fmt: skip
+            total=last, initial=self.update, desc=self.spec.name, position=position, mininterval=10
+        )
         while self.update < last:
             loss = self._step()
             bar.update()

@@ -52,9 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--fetch-only", action="store_true", help="fetch and check the files, run nothing")
     add(
-        "--folder", type=Path, default=FOLDER, metavar="DIR",
+        "--folder",
+        type=Path,
+        default=FOLDER,
+        metavar="DIR",
         help="where the files are, or go (default: %(default)s)",
-    )  # fmt: skip
+    )
     add("--small", type=Path, metavar="PATH", help="this small model instead; nothing is fetched")
     add("--large", type=Path, metavar="PATH", help="this large model instead; goes with --small")
     add("--problems", type=int, default=40, metavar="N", help="to answer (default: %(default)s)")
@@ -108,9 +111,11 @@ def _flops_options(options: argparse.Namespace, paths: Sequence[Path]) -> argpar
 
 
 def _report(
-    options: argparse.Namespace, policies: Sequence[str], paths: Sequence[Path],
+    options: argparse.Namespace,
+    policies: Sequence[str],
+    paths: Sequence[Path],
     drawn: tuple[list[GymProblem], list[GymProblem]],
-) -> int:  # fmt: skip
+) -> int:
     # No prefix cache, so that no policy reuses what another one has computed.
     config = EngineConfig(
         prefix_cache=False, max_context=_CONTEXT, max_sequences=min(options.problems, 256)

@@ -15,9 +15,14 @@ from engine.errors import SteerError
 
 # Nothing is built: a source archive's build would run its code.
 _FLAGS = (
-    "--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-deps",
-    "--only-binary=:all:", "--require-hashes",
-)  # fmt: skip
+    "--quiet",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--no-cache-dir",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--require-hashes",
+)
 
 
 def sha256_of(path: Path) -> str:

@@ -43,9 +43,17 @@ def _right(accuracy: float, count: int) -> str:
 def policies_table(rows: Sequence[Row]) -> str:
     """A line for each policy."""
     header = (
-        "policy", "right", "95% interval", "large tokens", "cut off", "seconds", "tokens/s",
-        "FLOPs decode", "with catch-up", "mixed",
-    )  # fmt: skip
+        "policy",
+        "right",
+        "95% interval",
+        "large tokens",
+        "cut off",
+        "seconds",
+        "tokens/s",
+        "FLOPs decode",
+        "with catch-up",
+        "mixed",
+    )
     return render(
         header,
         [

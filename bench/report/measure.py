@@ -110,8 +110,9 @@ class _Measurement:
             raise SteerError(f"{self.domain.name}: the large model's logits are unusable")
         shapes = self.engine.shapes
         measured.points += [
-            point_of("small", None, small, shapes), point_of("large", None, large, shapes)
-        ]  # fmt: skip
+            point_of("small", None, small, shapes),
+            point_of("large", None, large, shapes),
+        ]
         for setting in settings(calibration, fitted_on, self.engine.row_price):
             self._run(setting, measured)
         share = measured.steer.large_step_share

@@ -32,8 +32,11 @@ def frontier_plot(measured: Measured, path: Path) -> None:
             colour = axis.scatter(
                 [p.cost(measured.large, accounting) for p in points],
                 [p.accuracy for p in points],
-                marker=marker, s=36, label=family, alpha=0.8,
-            ).get_facecolor()  # fmt: skip
+                marker=marker,
+                s=36,
+                label=family,
+                alpha=0.8,
+            ).get_facecolor()
             both = [*points, *ends]
             line = hull(
                 np.array([p.cost(measured.large, accounting) for p in both]),

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import (
-    AuditOnly,
-    Calibration,
-    CostAware,
-    Judge,
-    Policy,
-    Random,
-    Steer,
-    Threshold,
-)
+from engine import AuditOnly, Calibration, CostAware, Judge, Policy, Random, Steer, Threshold
 from engine.routing.signals import Signals
 from engine.routing.windows import BOUNDARY, Window
 from engine.tuning.samples import Sample

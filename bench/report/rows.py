@@ -44,8 +44,9 @@ def signal_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """A row for each signal over each window."""
     for signal in measured.signals:
         chosen = (signal.signal, signal.window) == (
-            measured.calibration.signal, measured.calibration.window
-        )  # fmt: skip
+            measured.calibration.signal,
+            measured.calibration.window,
+        )
         yield {"kind": "signal", "domain": measured.name, "chosen": chosen, **signal.row()}
 
 

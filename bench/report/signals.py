@@ -64,8 +64,13 @@ def signal_rows(samples: Sequence[Sample], labels: Sequence[Sequence[bool]]) -> 
             finding: Finding = unlabelled[signal, str(window)]
             rows.append(
                 SignalRow(
-                    str(window), signal, len(pairs), int(sum(wrong)), area, finding.area,
+                    str(window),
+                    signal,
+                    len(pairs),
+                    int(sum(wrong)),
+                    area,
+                    finding.area,
                     finding.separation,
                 )
-            )  # fmt: skip
+            )
     return rows

@@ -28,9 +28,14 @@ def name_of(row: Row) -> str:
 def settings_table(rows: Iterable[Row], domain: str) -> str:
     """Every setting of every policy."""
     header = (
-        "policy", "accuracy (95% interval)", "large steps", "decode", "with catch-up",
-        "re-prefill", "seconds",
-    )  # fmt: skip
+        "policy",
+        "accuracy (95% interval)",
+        "large steps",
+        "decode",
+        "with catch-up",
+        "re-prefill",
+        "seconds",
+    )
     return markdown(
         header,
         [

@@ -29,9 +29,13 @@ class Rival:
         command = [python, "-m", "bench.rivals.worker", name, json.dumps(asdict(task))]
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                command,
+                cwd=_ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 text=True,
-            )  # fmt: skip
+            )
         answer = self._answer()
         if "missing" in answer:
             self.close()

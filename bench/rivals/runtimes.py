@@ -123,9 +123,12 @@ class Transformers:
         ids = torch.tensor([*prompts])
         with torch.inference_mode():
             out = self._model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=tokens,
                 min_new_tokens=tokens,
-            )  # fmt: skip
+            )
         found: list[Ids] = out[:, ids.shape[1] :].tolist()
         return found
 
@@ -193,9 +196,12 @@ class CTranslate2:
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         found = self._generator.generate_batch(
-            [self._tokens(prompt) for prompt in prompts], max_length=tokens, min_length=tokens,
-            include_prompt_in_result=False, beam_size=1,
-        )  # fmt: skip
+            [self._tokens(prompt) for prompt in prompts],
+            max_length=tokens,
+            min_length=tokens,
+            include_prompt_in_result=False,
+            beam_size=1,
+        )
         return [list(result.sequences_ids[0]) for result in found]
 
 
@@ -277,10 +283,13 @@ class Vllm:
 
         self._vllm: Any = vllm
         self._engine = vllm.LLM(
-            task.folder, dtype="bfloat16", max_model_len=task.context, max_num_seqs=task.batch,
+            task.folder,
+            dtype="bfloat16",
+            max_model_len=task.context,
+            max_num_seqs=task.batch,
             enable_prefix_caching=False,
             gpu_memory_utilization=0.5,  # share of this machine's memory; the default is nearly all
-        )  # fmt: skip
+        )
 
     def generate(self, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
         params = self._vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)

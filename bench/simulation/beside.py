@@ -33,9 +33,14 @@ class Beside:
 
     @classmethod
     def of(
-        cls, model: Alone, setting: Setting, cases: list[Case], fields: Row,
-        wanted_gib: float | None, max_tokens: int | None,
-    ) -> Beside:  # fmt: skip
+        cls,
+        model: Alone,
+        setting: Setting,
+        cases: list[Case],
+        fields: Row,
+        wanted_gib: float | None,
+        max_tokens: int | None,
+    ) -> Beside:
         """A model under the setting, the loads and the fields of a pair's grid.
 
         Args:
@@ -86,9 +91,12 @@ def _alone(model: Alone, setting: Setting, fields: Row, gib: float) -> Setting:
     """The setting with one model on the card: both lanes have its shape, one of them runs."""
     shapes = model.shape, model.shape
     times = AloneRoofline(
-        model, CARDS[fields["card"]], fields["weights"], fields["efficiency"],
+        model,
+        CARDS[fields["card"]],
+        fields["weights"],
+        fields["efficiency"],
         fields["overhead_us"] / 1e6,
-    )  # fmt: skip
+    )
     return replace(setting, shapes=shapes, geometry=arena_of(shapes, int(gib * GIB)), times=times)
 
 
@@ -104,9 +112,16 @@ def _workload(setting: Setting, fields: Row, max_tokens: int | None) -> Workload
 def compare(rows: list[Row]) -> str:
     """Pair and models side by side, by load; rows of both kinds."""
     header = (
-        "who writes", "load", "tokens/s", "tpot ms", "latency s", "weights", "weights GiB",
-        "KV GiB", "experts read in a decode tick",
-    )  # fmt: skip
+        "who writes",
+        "load",
+        "tokens/s",
+        "tpot ms",
+        "latency s",
+        "weights",
+        "weights GiB",
+        "KV GiB",
+        "experts read in a decode tick",
+    )
     several = len({row["lanes"] for row in rows if not row.get("alone")}) > 1
     return render(header, [(_who(row, several), *_figures(row)) for row in rows])
 

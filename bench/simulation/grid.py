@@ -14,14 +14,7 @@ from bench.plot import check_plot
 from bench.simulation.beside import Beside
 from bench.simulation.cards import CARDS, GIB, WEIGHTS, arena_bytes, resident_bytes
 from bench.simulation.options import EFFICIENCY, OVERHEAD_US, PAIRS
-from bench.simulation.setting import (
-    Case,
-    Setting,
-    arena_fields,
-    arena_of,
-    check_fits,
-    check_lanes,
-)
+from bench.simulation.setting import Case, Setting, arena_fields, arena_of, check_fits, check_lanes
 from bench.simulation.table import read_table
 from bench.simulation.ticktimes import Roofline, TickTimes
 from bench.simulation.workload import Means, Workload

@@ -55,16 +55,20 @@ def _latency_panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
         style, colour = lanes.index(line[0]["lanes"]), shares.index(line[0]["handoff"])
         points = [(r["tokens_per_second"], r["latency_p50"]) for r in line]
         axis.plot(
-            *zip(*points, strict=True), label=name, color=f"C{colour % 10}",
-            linestyle=_LINES[style % len(_LINES)], marker=_MARKERS[style % len(_MARKERS)],
-        )  # fmt: skip
+            *zip(*points, strict=True),
+            label=name,
+            color=f"C{colour % 10}",
+            linestyle=_LINES[style % len(_LINES)],
+            marker=_MARKERS[style % len(_MARKERS)],
+        )
         for row, point in zip(line, points, strict=True):
             axis.annotate(_load(row), point, textcoords="offset points", xytext=(5, 4), fontsize=8)
     axis.set(
         xlabel="tokens a second, all requests (simulated)",
         ylabel="seconds from arrival to end, median (simulated)",
-        xscale="log", yscale="log",
-    )  # fmt: skip
+        xscale="log",
+        yscale="log",
+    )
     axis.grid(alpha=0.3)
     if axis.lines:
         axis.legend(fontsize=8)
@@ -74,11 +78,18 @@ def _arena_panel(axis: Any, history: Sequence[tuple[float, int, int]], slabs: in
     times, small, large = zip(*history, strict=True)
     free = [slabs - sum(owned) for _, *owned in history]
     axis.stackplot(
-        times, small, large, free, labels=("small", "large", "none"), step="post",
+        times,
+        small,
+        large,
+        free,
+        labels=("small", "large", "none"),
+        step="post",
         colors=("C0", "C1", "0.9"),
-    )  # fmt: skip
+    )
     axis.set(
-        xlabel="seconds (simulated)", ylabel="slabs of the arena, by owner",
-        xlim=(times[0], max(times[-1], 1e-9)), ylim=(0, slabs),
-    )  # fmt: skip
+        xlabel="seconds (simulated)",
+        ylabel="slabs of the arena, by owner",
+        xlim=(times[0], max(times[-1], 1e-9)),
+        ylim=(0, slabs),
+    )
     axis.legend(loc="upper right", fontsize=8)

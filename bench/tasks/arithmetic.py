@@ -35,7 +35,7 @@ from bench.tasks.problem import (
     first_difference,
     last_line,
     split_of,
-)  # fmt: skip
+)
 
 __all__ = ["DELIMITER", "EOS", "EQUALS", "PAD", "SPLITS", "STYLES", "Problem", "split_of"]
 

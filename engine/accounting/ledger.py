@@ -67,9 +67,8 @@ class Usage:
         cached = np.array(sequence.cached)
         wait, restored = sequence.decision_wait, sequence.restored
         return cls(
-            sequence.rows, sequence.entries, cached, wait, restored=restored,
-            spared=sequence.spared,
-        )  # fmt: skip
+            sequence.rows, sequence.entries, cached, wait, restored=restored, spared=sequence.spared
+        )
 
     def unspared(self) -> Usage:
         """The counts without a prefix cache or host memory: spared rows count as computed.
@@ -78,9 +77,12 @@ class Usage:
         """
         none = np.zeros_like
         return replace(
-            self, rows=self.rows + self.spared, spared=none(self.spared), cached=none(self.cached),
+            self,
+            rows=self.rows + self.spared,
+            spared=none(self.spared),
+            cached=none(self.cached),
             restored=0,
-        )  # fmt: skip
+        )
 
     def count(self, role: str, kind: str) -> int:
         """Rows of one kind on the ``small`` or ``large`` model."""
@@ -136,9 +138,16 @@ class Usage:
         )
         retokenised = [int(raw.get("retokenised", {}).get(role, 0)) for role in ROLES]
         usage = cls(
-            rows, np.array(entries, np.int64), np.array(cached), wait, audited, restored,
-            np.array(retokenised, np.int64), crossings, spared,
-        )  # fmt: skip
+            rows,
+            np.array(entries, np.int64),
+            np.array(cached),
+            wait,
+            audited,
+            restored,
+            np.array(retokenised, np.int64),
+            crossings,
+            spared,
+        )
         if usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
         return usage

@@ -19,22 +19,43 @@ _ALWAYS = {"repetition_penalty": "repetition_penalty", "max_new_tokens": "max_to
 # Keys that would change the text but are not supported, with the values that switch them off; None
 # and empty lists always do.
 _IGNORED: dict[str, tuple[Any, ...]] = {
-    "suppress_tokens": (), "begin_suppress_tokens": (), "bad_words_ids": (), "sequence_bias": (),
-    "forced_bos_token_id": (), "forced_eos_token_id": (), "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,), "encoder_repetition_penalty": (1,), "min_length": (0,),
-    "min_new_tokens": (0,), "max_time": (), "stop_strings": (), "penalty_alpha": (0,),
-    "dola_layers": (), "exponential_decay_length_penalty": (), "guidance_scale": (1,),
-    "watermarking_config": (), "token_healing": (False,), "num_beams": (1,), "constraints": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "bad_words_ids": (),
+    "sequence_bias": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "max_time": (),
+    "stop_strings": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "token_healing": (False,),
+    "num_beams": (1,),
+    "constraints": (),
     "force_words_ids": (),
-}  # fmt: skip
+}
 _IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
-    "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_h": (),
-}  # fmt: skip
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (),
+}
 # Names in a GGUF file and in generation_config.json.
 _GGUF = {
-    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
-}  # fmt: skip
+}
 _log = logging.getLogger(__name__)
 
 

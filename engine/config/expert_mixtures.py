@@ -39,26 +39,43 @@ class ExpertMixture:
 def _qwen3(hidden: int, layers: int, heads: int, width: int) -> ExpertMixture:
     return ExpertMixture(
         ModelConfig(
-            151936, hidden, 8 * width, layers, heads, 4, 128, max_position=40960, qkv_bias=False,
+            151936,
+            hidden,
+            8 * width,
+            layers,
+            heads,
+            4,
+            128,
+            max_position=40960,
+            qkv_bias=False,
             qk_norm=True,
         ),
         experts=128,
         chosen=8,
-    )  # fmt: skip
+    )
 
 
 def _gpt_oss(layers: int, experts: int) -> ExpertMixture:
     """Experts in MXFP4: 4 bits a weight, and an 8-bit scale for each 32 weights."""
     return ExpertMixture(
         ModelConfig(
-            201088, 2880, 4 * 2880, layers, 64, 8, 64, max_position=131072, rope_theta=150000.0,
-            norm_eps=1e-5, output_bias=True,
+            201088,
+            2880,
+            4 * 2880,
+            layers,
+            64,
+            8,
+            64,
+            max_position=131072,
+            rope_theta=150000.0,
+            norm_eps=1e-5,
+            output_bias=True,
         ),
         experts=experts,
         chosen=4,
         expert_bits=4.25,
         biased=True,
-    )  # fmt: skip
+    )
 
 
 NAMED_MIXTURES: dict[str, ExpertMixture] = {

@@ -57,9 +57,7 @@ class Quantisation:
     plain: tuple[str, ...] = ()
 
 
-_LATER = (
-    "qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation", "rope_factors",
-)  # fmt: skip
+_LATER = ("qkv_bias", "output_bias", "mlp_bias", "qk_norm", "rope", "quantisation", "rope_factors")
 
 
 @dataclass(frozen=True)

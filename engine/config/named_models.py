@@ -17,9 +17,18 @@ def _qwen25(
 
 def _qwen3(hidden: int, layers: int, heads: int, ff: int, tied: bool = False) -> ModelConfig:
     return ModelConfig(
-        151936, hidden, ff, layers, heads, 8, 128, max_position=40960, tied=tied, qkv_bias=False,
+        151936,
+        hidden,
+        ff,
+        layers,
+        heads,
+        8,
+        128,
+        max_position=40960,
+        tied=tied,
+        qkv_bias=False,
         qk_norm=True,
-    )  # fmt: skip
+    )
 
 
 def _llama3(
@@ -27,10 +36,20 @@ def _llama3(
 ) -> ModelConfig:
     """Llama 3.1 and later: stretched from 8,192 tokens to 131,072."""
     return ModelConfig(
-        128256, hidden, ff, layers, heads, 8, head_dim, max_position=131072, rope_theta=500000.0,
-        norm_eps=1e-5, tied=tied, qkv_bias=False,
+        128256,
+        hidden,
+        ff,
+        layers,
+        heads,
+        8,
+        head_dim,
+        max_position=131072,
+        rope_theta=500000.0,
+        norm_eps=1e-5,
+        tied=tied,
+        qkv_bias=False,
         rope=RopeScaling("llama3", factor, 8192, low=1.0, high=4.0),
-    )  # fmt: skip
+    )
 
 
 NAMED_MODELS: dict[str, ModelConfig] = {

@@ -15,13 +15,23 @@ ROWS_AT_ONCE = 16
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # the fingerprint of a pair with dummy weights begins with it
 _SWITCHES = (
-    "prefix_cache", "eager_admission", "cpu_kernels", "overlap", "fused_head", "fused_sampling",
+    "prefix_cache",
+    "eager_admission",
+    "cpu_kernels",
+    "overlap",
+    "fused_head",
+    "fused_sampling",
     "retokenize",
-)  # fmt: skip
+)
 _NOT_WHOLE = (
-    *_SWITCHES, "delimiters", "lane_policy", "load_format", "graphs", "plan_ahead",
+    *_SWITCHES,
+    "delimiters",
+    "lane_policy",
+    "load_format",
+    "graphs",
+    "plan_ahead",
     "memory_fraction",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -114,9 +124,16 @@ class EngineConfig:
             if getattr(self, name) < 1:
                 raise SteerError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (
-            "arena_tokens", "max_context", "max_waiting", "check_every", "gather", "eager_backlog",
-            "read_along", "graph_rows", "host_kv_tokens",
-        ):  # fmt: skip
+            "arena_tokens",
+            "max_context",
+            "max_waiting",
+            "check_every",
+            "gather",
+            "eager_backlog",
+            "read_along",
+            "graph_rows",
+            "host_kv_tokens",
+        ):
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.max_tick_tokens <= self.max_sequences:

@@ -82,5 +82,7 @@ def log_shortage(geometry: ArenaGeometry, config: EngineConfig, context: int) ->
             "the arena holds %d requests of %d tokens (max_context) on both models at once, "
             "max_sequences is %d: if more are that long, some wait, or are computed again; "
             "give it more room (arena_tokens), or lower max_context or max_sequences",
-            held, context, most,
-        )  # fmt: skip
+            held,
+            context,
+            most,
+        )

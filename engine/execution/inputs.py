@@ -78,10 +78,14 @@ class Extent:
         """Shapes of the regions by name, in their order in the buffer."""
         rows = (self.rows,)
         return {
-            "tokens": rows, "positions": rows, "slots": rows, "starts": (self.sequences + 1,),
-            "contexts": (self.sequences,), "sampled": (self.sampled,),
+            "tokens": rows,
+            "positions": rows,
+            "slots": rows,
+            "starts": (self.sequences + 1,),
+            "contexts": (self.sequences,),
+            "sampled": (self.sampled,),
             "table": (self.sequences, self.width),
-        }  # fmt: skip
+        }
 
 
 @lru_cache(256)
@@ -229,10 +233,13 @@ def _fill(
     ends = starts[1:] - 1
     last = ends if extent.padded else np.concatenate([ends[wanted], extra])
     for name, values, padding in (
-        ("tokens", plan.tokens[:rows], 0), ("positions", plan.positions[:rows], 0),
-        ("slots", plan.slots[:rows], -1), ("starts", starts, rows),
-        ("contexts", plan.contexts[:n], 0), ("sampled", last, 0),
-    ):  # fmt: skip
+        ("tokens", plan.tokens[:rows], 0),
+        ("positions", plan.positions[:rows], 0),
+        ("slots", plan.slots[:rows], -1),
+        ("starts", starts, rows),
+        ("contexts", plan.contexts[:n], 0),
+        ("sampled", last, 0),
+    ):
         region = numbers[places[name]]
         region[: len(values)] = values
         region[len(values) :] = padding

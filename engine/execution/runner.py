@@ -275,9 +275,14 @@ class ModelRunner:
         return (*confidence, logits, last, scores)
 
     def _draw(
-        self, tick: TickPlan, confidence: ops.Confidence, logits: Tensor, last: Tensor,
-        wanted: Tensor, pending: InFlightTick,
-    ) -> Tensor:  # fmt: skip
+        self,
+        tick: TickPlan,
+        confidence: ops.Confidence,
+        logits: Tensor,
+        last: Tensor,
+        wanted: Tensor,
+        pending: InFlightTick,
+    ) -> Tensor:
         """Sample the wanted rows by their requests' parameters; their packed results."""
         if tick.extent.padded:
             index = wanted.long()

@@ -12,9 +12,20 @@ import numpy as np
 from engine.errors import SteerError
 
 FORMATS = (
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
     "Q6_K",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

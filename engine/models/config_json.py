@@ -71,11 +71,7 @@ def _family(fields: _Fields, architecture: str) -> dict[str, Any]:
     bias = fields.boolean("attention_bias", False)
     if architecture == "Qwen3ForCausalLM":
         return {"qkv_bias": bias, "output_bias": bias, "qk_norm": True}
-    return {
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": fields.boolean("mlp_bias", False),
-    }
+    return {"qkv_bias": bias, "output_bias": bias, "mlp_bias": fields.boolean("mlp_bias", False)}
 
 
 def _max_position(fields: _Fields, rope: RopeScaling, architecture: str) -> int:

@@ -20,9 +20,10 @@ def stored_bytes(config: ModelConfig, element_bytes: int) -> int:
 def read_bytes(config: ModelConfig, element_bytes: int) -> int:
     """Bytes of weights that one forward pass reads: all but the embedding, head included."""
     return sum(
-        size for part, size in _sizes(config, element_bytes)
+        size
+        for part, size in _sizes(config, element_bytes)
         if part.name != _EMBEDDING or config.tied
-    )  # fmt: skip
+    )
 
 
 def _sizes(config: ModelConfig, element_bytes: int) -> Iterator[tuple[Part, int]]:

@@ -36,25 +36,46 @@ _SHAPE_KEYS: tuple[tuple[str, str, type], ...] = (
 )
 _NUMBER = (int, float)
 _NEEDED = (
-    "block_count", "context_length", "embedding_length", "feed_forward_length",
-    "attention.head_count", "attention.layer_norm_rms_epsilon",
-)  # fmt: skip
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
 # Keys that are read, and keys without effect. Any other could change the model and is refused.
 _READ = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length",
-    "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
-    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
-}  # fmt: skip
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+}
 _NO_MATTER = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
 # Keys that are accepted only with the value that switches their feature off.
 _OFF: dict[str, tuple[Any, ...]] = {
-    "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
-    "use_parallel_residual": (False,), "pooling_type": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "attention.causal": (True,),
+    "use_parallel_residual": (False,),
+    "pooling_type": (0,),
     "rope.scaling.yarn_log_multiplier": (0,),
-}  # fmt: skip
+}
 
 
 def model_config(file: GgufFile) -> ModelConfig:

@@ -83,9 +83,13 @@ def _int_weight(
     if zero is not None and bool((zero == 1 << (q.bits - 1)).all()):
         zero = None
     return IntWeight(
-        codes.contiguous(), scale.contiguous().clone(),
-        None if zero is None else zero.contiguous(), q.bits, group, order,
-    )  # fmt: skip
+        codes.contiguous(),
+        scale.contiguous().clone(),
+        None if zero is None else zero.contiguous(),
+        q.bits,
+        group,
+        order,
+    )
 
 
 def _order(index: Tensor, group: int, columns: int) -> Tensor | None:

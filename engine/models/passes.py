@@ -139,9 +139,16 @@ class OpByOp:
         if layer.query_norm is not None and layer.key_norm is not None:
             norms = layer.query_norm, layer.key_norm
         query = backend.rope_kv(
-            backend.linear(h, layer.qkv), layer.qkv_bias, self._weights.rope, batch.positions,
-            arena, batch.attention, index, norms, self._config.norm_eps,
-        )  # fmt: skip
+            backend.linear(h, layer.qkv),
+            layer.qkv_bias,
+            self._weights.rope,
+            batch.positions,
+            arena,
+            batch.attention,
+            index,
+            norms,
+            self._config.norm_eps,
+        )
         mixed = backend.paged_attention(arena, batch.attention, index, query)
         return backend.linear(mixed.flatten(1), layer.output, layer.output_bias)
 
@@ -181,9 +188,14 @@ def make_pass(
     """One call where ``whole`` allows it and the backend has one for these weights."""
     if whole:
         compiled = backend.forward_pass(
-            weights.embedding, weights.norm, weights.head, weights.rope, weights.layers,
-            config.heads, config.norm_eps,
-        )  # fmt: skip
+            weights.embedding,
+            weights.norm,
+            weights.head,
+            weights.rope,
+            weights.layers,
+            config.heads,
+            config.norm_eps,
+        )
         if compiled is not None:
             return WholePass(compiled, backend)
     return OpByOp(config, weights, backend)

@@ -35,9 +35,12 @@ def parse_quantisation(raw: Mapping[str, Any], where: str) -> Quantisation | Non
     """Read ``quantization_config``. SteerError on a format that is not supported."""
     method = raw.get("quant_method")
     readers = {
-        "fp8": _parse_fp8, "fbgemm_fp8": _parse_fbgemm, "gptq": _parse_gptq, "awq": _parse_awq,
+        "fp8": _parse_fp8,
+        "fbgemm_fp8": _parse_fbgemm,
+        "gptq": _parse_gptq,
+        "awq": _parse_awq,
         "compressed-tensors": _parse_compressed,
-    }  # fmt: skip
+    }
     if method not in readers:
         raise SteerError(
             f"{where}: quant_method {method!r} is not supported; supported: {', '.join(readers)}"
@@ -89,9 +92,12 @@ def _parse_gptq(raw: Mapping[str, Any]) -> Quantisation:
     if form not in ("gptq", "gptq_v2"):
         raise ValueError(f"checkpoint_format {form!r} is not supported: gptq and gptq_v2 are")
     return Quantisation(
-        "gptq", _bits(raw["bits"]), _group(raw["group_size"]), zero_shift=int(form == "gptq"),
+        "gptq",
+        _bits(raw["bits"]),
+        _group(raw["group_size"]),
+        zero_shift=int(form == "gptq"),
         symmetric=raw.get("sym") is True,
-    )  # fmt: skip
+    )
 
 
 def _parse_awq(raw: Mapping[str, Any]) -> Quantisation:
@@ -132,10 +138,7 @@ def wanted_tensors(q: Quantisation, rows: int, columns: int) -> dict[str, Wanted
             "channel": ((rows, 1), (rows,)),
             "block": ((_ceil(rows, q.block[0]), _ceil(columns, q.block[1])),),
         }[q.strategy]
-        return {
-            "weight": Wanted(((rows, columns),), _FP8),
-            q.scale_name: Wanted(scales, FLOATS),
-        }
+        return {"weight": Wanted(((rows, columns),), _FP8), q.scale_name: Wanted(scales, FLOATS)}
     pack = 32 // q.bits
     group = q.group or columns
     groups = _ceil(columns, group)

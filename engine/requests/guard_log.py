@@ -33,6 +33,7 @@ class GuardLog:
             self._level,
             "memory for KV is short, and too much is computed again: no more than %d sequences at "
             "once for now, max_sequences is %d; raise arena_tokens or lower max_sequences",
-            limit, self._most,
-        )  # fmt: skip
+            limit,
+            self._most,
+        )
         self._level = logging.INFO

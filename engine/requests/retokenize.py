@@ -77,9 +77,13 @@ class Retokenizer:
     """The crossings of one request. ``prompt`` and ``stop_ids`` are the large model's."""
 
     def __init__(
-        self, scheduler: _core.Scheduler, vocabularies: TokenizerBridge, prompt: Prompt,
-        stop_ids: tuple[tuple[int, ...], tuple[int, ...]], think_end: Sequence[int],
-    ) -> None:  # fmt: skip
+        self,
+        scheduler: _core.Scheduler,
+        vocabularies: TokenizerBridge,
+        prompt: Prompt,
+        stop_ids: tuple[tuple[int, ...], tuple[int, ...]],
+        think_end: Sequence[int],
+    ) -> None:
         """
         Args:
             stop_ids: ids that end the text, of each model.
@@ -134,9 +138,11 @@ class Retokenizer:
         """Hand the next step to the large model; :meth:`obstacle` must have returned None."""
         if not self.opened:
             self._scheduler.add_shadow(
-                request, prompt=list(self.prompt), stop_ids=list(self.stop_ids),
+                request,
+                prompt=list(self.prompt),
+                stop_ids=list(self.stop_ids),
                 think_end=self._think_end,
-            )  # fmt: skip
+            )
             self.opened = self.open = True
         self._scheduler.cross(request, self._ready, unread)
         self._count(_LARGE, len(self._ready))

@@ -31,8 +31,14 @@ _KEYS = {
 }
 # llama.cpp's converter takes every token of this look for a control token; in Qwen's own files
 # these have text.
-_WORDS = {"<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
-          "<|file_sep|>"}  # fmt: skip
+_WORDS = {
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+}
 _LONGEST_PIECE = 1000  # characters: all cuts of each piece are tried
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # A GGUF file may name only one end token; the generation_config.json of the same checkpoint lists

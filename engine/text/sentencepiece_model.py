@@ -76,10 +76,13 @@ class SentencePieceModel:
         fallback = any(kind == _BYTE for _, _, kind in self.pieces)
         tokenizer = Tokenizer(
             models.BPE(
-                vocabulary, self._merges(vocabulary), unk_token=unknown, fuse_unk=True,
+                vocabulary,
+                self._merges(vocabulary),
+                unk_token=unknown,
+                fuse_unk=True,
                 byte_fallback=fallback,
             )
-        )  # fmt: skip
+        )
         steps: list[normalizers.Normalizer] = []
         if self.removes_spaces:
             runs = (r"\A +| +\z", ""), (" +", " ")

@@ -16,8 +16,15 @@ from engine.text.chat import ChatTemplate
 from engine.text.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.text.sentencepiece_model import SentencePieceModel
 
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
-            "mask_token")  # fmt: skip
+_SPECIAL = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from engine.tuning.separability import (
     recommend,
     warnings,
     windows_for,
-)  # fmt: skip
+)
 from engine.tuning.target import Bench, Target, choose_tau, ladder
 
 MOST_TOKENS = 1024  # default length limit of an answer

@@ -27,8 +27,14 @@ _BETWEEN = re.compile(
     r"[\s=≈→~|;<>]+|(?<=\D):"  # between words
     r"|(?<=\d)[+*\u00d7·](?=[\d.])|(?<=\d)-(?=\d)(?!\d+-\d)(?<!-\d-)(?<!-\d\d-)"  # 9-7, but no date
 )
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-           "trillion": 10**12, "bn": 10**9}  # fmt: skip
+_SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "bn": 10**9,
+}
 _LETTERS = {"k": 10**3, "M": 10**6}  # K may be kelvin, m metres
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9}  # in either case, as in $2K
 _MONEY = re.compile(rf"[-+]?{_CURRENCY}")
@@ -36,9 +42,26 @@ _UNITS = set("ABCFGHJKLMNTVWdghklmst€£¥₹Ω")  # units of one letter; other
 _POWER = re.compile(r"(?:\^-?\d|[²³])$")
 _FUNCTION = re.compile(r"\\([A-Za-z]+)")
 # LaTeX commands beside a number that do not change its value.
-_NO_FUNCTIONS = {"approx", "sim", "left", "right", "quad", "qquad", "displaystyle", "degree",
-                 "circ", "mu", "Omega", "pounds", "euro", "text", "textit", "textrm", "mbox",
-                 "mathrm"}  # fmt: skip
+_NO_FUNCTIONS = {
+    "approx",
+    "sim",
+    "left",
+    "right",
+    "quad",
+    "qquad",
+    "displaystyle",
+    "degree",
+    "circ",
+    "mu",
+    "Omega",
+    "pounds",
+    "euro",
+    "text",
+    "textit",
+    "textrm",
+    "mbox",
+    "mathrm",
+}
 _SMALL_POWER = re.compile(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴-⁹]+")  # 3², but not cm²
 _SMALL_FRACTION = re.compile(r"[¼-¾⅐-⅞]")
 _UPRIGHT = r"\\(?:text|mathrm)\s*\{[^{}]*\}"

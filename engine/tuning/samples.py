@@ -54,10 +54,7 @@ def doubt(tokens: Tokens) -> float:
 
 
 def observe(
-    engine: Engine,
-    prompts: Sequence[Asked],
-    params: SamplingParams,
-    progress: bool = False,
+    engine: Engine, prompts: Sequence[Asked], params: SamplingParams, progress: bool = False
 ) -> list[Sample]:
     """Let the small model answer alone. SteerError if no answer has a second step."""
     wanted = replace(params, token_signals=True)

@@ -33,8 +33,17 @@ _BUDGET = {"decode": 16, "short": 28, "long": 72}
 
 def variants(shape: ModelShape) -> list[Variant]:
     """Pages of 64 tokens, 64 sequences; bf16, and the products also in fp32."""
-    layout = ("slots", "slab_rows", "block_rows", "plane_rows", "layer_rows", "table_width",
-              "sequences", "rows", "splits")  # fmt: skip
+    layout = (
+        "slots",
+        "slab_rows",
+        "block_rows",
+        "plane_rows",
+        "layer_rows",
+        "table_width",
+        "sequences",
+        "rows",
+        "splits",
+    )
     signature = dict.fromkeys(("table", "starts", "contexts"), "*i32")
     signature |= dict.fromkeys(("stats", "parts"), "*fp32") | dict.fromkeys(layout, "i32")
     signature["scale"] = "fp32"
@@ -77,9 +86,12 @@ def _variants_of(
 
 
 def _variant(
-    name: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any],
+    name: str,
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> Variant:  # fmt: skip
+) -> Variant:
     used = {k: v for k, v in types.items() if k in kernel.arg_names}
     pointers = tuple(k for k, v in used.items() if v.startswith("*"))
     return Variant("attention", name, kernel, used, constants, pointers, **options)

@@ -25,34 +25,59 @@ def variants(shape: ModelShape) -> list[Variant]:
     gates = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     signature = {
-        "temperatures": "*fp64", "partials": "*fp32", "rows": "i32", "width": "i32",
-        "vocabulary": "i32", "stride": "i32",
-    }  # fmt: skip
+        "temperatures": "*fp64",
+        "partials": "*fp32",
+        "rows": "i32",
+        "width": "i32",
+        "vocabulary": "i32",
+        "stride": "i32",
+    }
     for dtype, statistics, draw, budget in (
-        ("*bf16", True, False, 15), ("*bf16", True, True, 19), ("*fp32", True, False, 15),
-        ("*fp32", True, True, 19), ("*fp32", False, True, 15),
-    ):  # fmt: skip
+        ("*bf16", True, False, 15),
+        ("*bf16", True, True, 19),
+        ("*fp32", True, False, 15),
+        ("*fp32", True, True, 19),
+        ("*fp32", False, True, 15),
+    ):
         parts = "-statistics" * statistics + "-draw" * draw
         gates.append(
             Variant(
-                "confidence", f"tiles-{dtype[1:]}{parts}", tile_statistics,
+                "confidence",
+                f"tiles-{dtype[1:]}{parts}",
+                tile_statistics,
                 {"logits": dtype, **signature},
                 {"block": BLOCK, "statistics": statistics, "draw": draw},
-                ("logits", "temperatures", "partials", "width", "stride"), WARPS,
-                elements=BLOCK, budget=budget, registers=112,
+                ("logits", "temperatures", "partials", "width", "stride"),
+                WARPS,
+                elements=BLOCK,
+                budget=budget,
+                registers=112,
             )
-        )  # fmt: skip
+        )
     for dtype, draw in product(("*bf16", "*fp32"), (False, True)):
         gates.append(
             Variant(
-                "confidence", f"merge-{dtype[1:]}" + "-draw" * draw, merge_rows,
+                "confidence",
+                f"merge-{dtype[1:]}" + "-draw" * draw,
+                merge_rows,
                 merge_signature(dtype),
                 {"block": BLOCK, "tile_lanes": tiles, "head": False, "draw": draw},
-                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS, elements=BLOCK + tiles,
-                budget=150 if draw else 60, wide=False, registers=168,
+                (
+                    "logits",
+                    "source",
+                    "partials",
+                    "head_rows",
+                    "source_rows",
+                    "stride",
+                    "source_stride",
+                ),
+                MERGE_WARPS,
+                elements=BLOCK + tiles,
+                budget=150 if draw else 60,
+                wide=False,
+                registers=168,
             )
-        )  # fmt: skip
+        )
     return [*gates, *_score_variants(), *sampling.variants(shape)]
 
 
@@ -60,12 +85,26 @@ def _score_variants() -> list[Variant]:
     """Of the types that heads give. Targets lie anywhere: no load takes 16 bytes at once."""
     return [
         Variant(
-            "confidence", f"score-{dtype[1:]}", score_targets,
-            {"logits": dtype, "targets": "*i64", "peaks": "*fp32", "probs": "*fp32",
-             "out": "*fp32", "count": "i32", "vocabulary": "i32", "stride": "i32",
-             "target_stride": "i32"},
-            {"block": SCORE_BLOCK}, ("logits", "targets", "peaks", "probs", "out", "stride"),
-            elements=SCORE_BLOCK, budget=35, wide=False, registers=64,
+            "confidence",
+            f"score-{dtype[1:]}",
+            score_targets,
+            {
+                "logits": dtype,
+                "targets": "*i64",
+                "peaks": "*fp32",
+                "probs": "*fp32",
+                "out": "*fp32",
+                "count": "i32",
+                "vocabulary": "i32",
+                "stride": "i32",
+                "target_stride": "i32",
+            },
+            {"block": SCORE_BLOCK},
+            ("logits", "targets", "peaks", "probs", "out", "stride"),
+            elements=SCORE_BLOCK,
+            budget=35,
+            wide=False,
+            registers=64,
         )
         for dtype in ("*bf16", "*fp32")
-    ]  # fmt: skip
+    ]

@@ -29,37 +29,75 @@ def variants(shape: ModelShape) -> list[Variant]:
     kept = [(c, store, False) for store in ("", "*fp32") for c in CONFIGS]
     for c, store, draw in (*kept, *drawn):
         signature = {
-            "hidden": "*bf16", "weight": "*bf16", "logits": store or "*fp32",
-            "temperatures": "*fp64", "partials": "*fp32", "firsts": "*i32", "rows": "i32",
-            "depth": "i32", "head_rows": "i32", "vocabulary": "i32", "hidden_stride": "i32",
+            "hidden": "*bf16",
+            "weight": "*bf16",
+            "logits": store or "*fp32",
+            "temperatures": "*fp64",
+            "partials": "*fp32",
+            "firsts": "*i32",
+            "rows": "i32",
+            "depth": "i32",
+            "head_rows": "i32",
+            "vocabulary": "i32",
+            "hidden_stride": "i32",
             "weight_stride": "i32",
-        }  # fmt: skip
+        }
         constants = {
-            "block_m": c.rows, "block_n": BLOCK_N, "block_k": c.depth,
-            "even_k": shape.hidden % c.depth == 0, "store": bool(store), "draw": draw,
+            "block_m": c.rows,
+            "block_n": BLOCK_N,
+            "block_k": c.depth,
+            "even_k": shape.hidden % c.depth == 0,
+            "store": bool(store),
+            "draw": draw,
             "upcast": False,
-        }  # fmt: skip
+        }
         gates.append(
             Variant(
-                "lm_head", f"m{c.rows}" + f"-{store[1:]}" * bool(store) + "-draw" * draw,
-                head_statistics, signature, constants,
-                ("hidden", "weight", "logits", "partials", "depth", "head_rows", "hidden_stride",
-                 "weight_stride"), c.warps, c.stages, elements=BLOCK_N * c.rows,
+                "lm_head",
+                f"m{c.rows}" + f"-{store[1:]}" * bool(store) + "-draw" * draw,
+                head_statistics,
+                signature,
+                constants,
+                (
+                    "hidden",
+                    "weight",
+                    "logits",
+                    "partials",
+                    "depth",
+                    "head_rows",
+                    "hidden_stride",
+                    "weight_stride",
+                ),
+                c.warps,
+                c.stages,
+                elements=BLOCK_N * c.rows,
                 budget=90 if draw else 70 if store else 62,
             )
-        )  # fmt: skip
+        )
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))
     for draw in (False, True):
         # Part of the program is there whatever the tiles: a small head spreads it over fewer.
         fixed, each = (154_000, 129) if draw else (53_000, 40.6)
         gates.append(
             Variant(
-                "lm_head", "merge" + "-draw" * draw, merge_rows,
+                "lm_head",
+                "merge" + "-draw" * draw,
+                merge_rows,
                 merge_signature("*bf16"),
                 {"block": BLOCK_N, "tile_lanes": tiles, "head": True, "draw": draw},
-                ("logits", "source", "partials", "head_rows", "source_rows", "stride",
-                 "source_stride"), MERGE_WARPS, elements=BLOCK_N + tiles,
-                budget=round(fixed / (BLOCK_N + tiles) + each, 1), wide=False,
+                (
+                    "logits",
+                    "source",
+                    "partials",
+                    "head_rows",
+                    "source_rows",
+                    "stride",
+                    "source_stride",
+                ),
+                MERGE_WARPS,
+                elements=BLOCK_N + tiles,
+                budget=round(fixed / (BLOCK_N + tiles) + each, 1),
+                wide=False,
             )
-        )  # fmt: skip
+        )
     return gates

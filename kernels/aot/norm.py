@@ -29,14 +29,11 @@ def variants(shape: ModelShape) -> list[Variant]:
                 "eps": "fp32",
             },
             constants={"add": add, "block": block},
-            aligned=(
-                "x", "residual", "weight", "out", "hidden", "x_row_stride",
-                "x_head_stride",
-            ),
+            aligned=("x", "residual", "weight", "out", "hidden", "x_row_stride", "x_head_stride"),
             warps=warps_of(block),
             elements=shape.hidden,
             budget=28,
             registers=128,
         )
         for name, add in (("rms_norm", False), ("add_rms_norm", True))
-    ]  # fmt: skip
+    ]

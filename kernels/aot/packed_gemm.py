@@ -20,9 +20,13 @@ COMMON = (
 )
 # SASS instructions a weight, by bits, bytes of a row in a tile, and rows of a tile.
 _BUDGETS = {
-    (4, 128, 32): 9.0, (4, 128, 16): 11.0, (4, 64, 32): 12.5, (4, 64, 16): 15.0,
-    (8, 128, 32): 12.5, (8, 128, 16): 14.5,
-}  # fmt: skip
+    (4, 128, 32): 9.0,
+    (4, 128, 16): 11.0,
+    (4, 64, 32): 12.5,
+    (4, 64, 16): 15.0,
+    (8, 128, 32): 12.5,
+    (8, 128, 16): 14.5,
+}
 
 
 def roofline(
@@ -53,9 +57,16 @@ def variants(shape: ModelShape) -> list[Variant]:
 def _product_variant(name: str, chosen: Plan, k: int, packing: Packing, biased: bool) -> Variant:
     config, split, width = chosen.config, chosen.splits > 1, k * packing.bits // 8
     sizes = (
-        "m_size", "n_size", "width", "x_stride", "group", "scale_rows", "row_stride",
-        "group_stride", "blocks_per_split",
-    )  # fmt: skip
+        "m_size",
+        "n_size",
+        "width",
+        "x_stride",
+        "group",
+        "scale_rows",
+        "row_stride",
+        "group_stride",
+        "blocks_per_split",
+    )
     constants = {**constants_of(packing, chosen, width, biased), "upcast": False}
     # What launches pass as 1 is a constant there.
     ones = {"group_stride": 1} if packing.eight else {"scale_rows": 1, "row_stride": 1}
@@ -65,19 +76,31 @@ def _product_variant(name: str, chosen: Plan, k: int, packing: Packing, biased: 
         name=name,
         kernel=packed_kernel,
         signature={
-            "x": "*bf16", "codes": "*fp8e4nv" if packing.eight else "*u8",
-            "scale": "*fp32" if packing.eight else "*fp16", "zero": "*i16",
-            "bias": "*bf16", "y": "*fp32" if split else "*bf16",
+            "x": "*bf16",
+            "codes": "*fp8e4nv" if packing.eight else "*u8",
+            "scale": "*fp32" if packing.eight else "*fp16",
+            "zero": "*i16",
+            "bias": "*bf16",
+            "y": "*fp32" if split else "*bf16",
             **dict.fromkeys(sizes, "i32"),
         },
         constants=constants | ones,
         aligned=(
-            "x", "codes", "scale", "zero", "bias", "y", "n_size", "width",
-            "x_stride", "group", stride,
+            "x",
+            "codes",
+            "scale",
+            "zero",
+            "bias",
+            "y",
+            "n_size",
+            "width",
+            "x_stride",
+            "group",
+            stride,
         ),
         warps=config.warps,
         stages=config.stages,
         elements=config.block_n * config.block_k * 8 // packing.bits,
         budget=_BUDGETS.get((packing.bits, config.block_k, config.block_n), 0.0),
         registers=200,
-    )  # fmt: skip
+    )

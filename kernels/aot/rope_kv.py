@@ -29,8 +29,13 @@ def variants(shape: ModelShape) -> list[Variant]:
             kernel=rope_kv_kernel,
             signature=signature,
             constants={
-                "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim,
-                "page": 64, "block_heads": block_heads, "biased": biased, "normed": not biased,
+                "heads": shape.heads,
+                "kv_heads": shape.kv_heads,
+                "head_dim": shape.head_dim,
+                "page": 64,
+                "block_heads": block_heads,
+                "biased": biased,
+                "normed": not biased,
             },
             aligned=(*halves, "rope", "positions", "slots"),
             warps=1,
@@ -38,4 +43,4 @@ def variants(shape: ModelShape) -> list[Variant]:
             budget=22,
         )
         for name, biased in (("bias", True), ("norms", False))
-    ]  # fmt: skip
+    ]

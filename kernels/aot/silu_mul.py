@@ -20,9 +20,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             op="silu_mul",
             name="silu_mul",
             kernel=silu_mul_kernel,
-            signature={
-                "gate_up": "*bf16", "out": "*bf16", "width": "i32", "row_stride": "i32"
-            },
+            signature={"gate_up": "*bf16", "out": "*bf16", "width": "i32", "row_stride": "i32"},
             constants={"block": BLOCK},
             aligned=("gate_up", "out", "width", "row_stride"),
             warps=WARPS,
@@ -30,4 +28,4 @@ def variants(shape: ModelShape) -> list[Variant]:
             budget=40,
             registers=64,
         )
-    ]  # fmt: skip
+    ]

@@ -54,24 +54,30 @@ def _product_variant(name: str, chosen: Plan, k: int, size: int, biased: bool) -
         name=name,
         kernel=skinny_kernel,
         signature={
-            "x": "*bf16", "weight": "*fp8e4nv" if size == 1 else "*bf16", "scale": "*fp32",
-            "bias": "*bf16", "y": "*fp32" if split else "*bf16",
+            "x": "*bf16",
+            "weight": "*fp8e4nv" if size == 1 else "*bf16",
+            "scale": "*fp32",
+            "bias": "*bf16",
+            "y": "*fp32" if split else "*bf16",
             **dict.fromkeys(("m_size", "n_size", "k_size", "x_stride", "blocks_per_split"), "i32"),
         },
         constants={
-            "partial": split, "scaled": size == 1 and not split, "biased": biased and not split,
-            "even_k": k % config.block_k == 0, "upcast": False, "rows": ROWS,
-            "block_n": config.block_n, "block_k": config.block_k,
+            "partial": split,
+            "scaled": size == 1 and not split,
+            "biased": biased and not split,
+            "even_k": k % config.block_k == 0,
+            "upcast": False,
+            "rows": ROWS,
+            "block_n": config.block_n,
+            "block_k": config.block_k,
         },
-        aligned=(
-            "x", "weight", "scale", "bias", "y", "n_size", "k_size", "x_stride",
-        ),
+        aligned=("x", "weight", "scale", "bias", "y", "n_size", "k_size", "x_stride"),
         warps=config.warps,
         stages=config.stages,
         elements=config.block_n * config.block_k,
         budget=_BUDGETS[config],
         registers=128,
-    )  # fmt: skip
+    )
 
 
 def merge_variant(op: str, name: str, splits: int, scaled: bool, biased: bool) -> Variant:
@@ -81,7 +87,10 @@ def merge_variant(op: str, name: str, splits: int, scaled: bool, biased: bool) -
         name=name,
         kernel=merge_kernel,
         signature={
-            "parts": "*fp32", "scale": "*fp32", "bias": "*bf16", "y": "*bf16",
+            "parts": "*fp32",
+            "scale": "*fp32",
+            "bias": "*bf16",
+            "y": "*bf16",
             "n_size": "i32",
         },
         constants={"splits": splits, "scaled": scaled, "biased": biased, "block": MERGE_BLOCK},
@@ -89,4 +98,4 @@ def merge_variant(op: str, name: str, splits: int, scaled: bool, biased: bool) -
         elements=MERGE_BLOCK,
         budget=20 + 4 * splits,
         registers=128,
-    )  # fmt: skip
+    )

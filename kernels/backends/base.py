@@ -141,7 +141,13 @@ class Backend(ABC):
 
     @abstractmethod
     def forward_pass(
-        self, embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[Any],
-        heads: int, eps: float,
-    ) -> ForwardPass | None:  # fmt: skip
+        self,
+        embedding: Tensor,
+        norm: Tensor,
+        head: Tensor,
+        rope: Tensor,
+        layers: Sequence[Any],
+        heads: int,
+        eps: float,
+    ) -> ForwardPass | None:
         """A model's whole pass as one call; None where it goes op by op. See ``ForwardPass``."""

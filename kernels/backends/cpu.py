@@ -22,9 +22,15 @@ class CpuBackend(ReferenceBackend):
         return cpu.confidence(logits.float(), vocabulary)
 
     def forward_pass(
-        self, embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[Any],
-        heads: int, eps: float,
-    ) -> cpu.ForwardPass | None:  # fmt: skip
+        self,
+        embedding: Tensor,
+        norm: Tensor,
+        head: Tensor,
+        rope: Tensor,
+        layers: Sequence[Any],
+        heads: int,
+        eps: float,
+    ) -> cpu.ForwardPass | None:
         if not cpu.takes(embedding, rope, layers):
             return None
         return cpu.ForwardPass(embedding, norm, head, rope, layers, heads, eps)

@@ -114,7 +114,13 @@ class ReferenceBackend(Backend):
         )
 
     def forward_pass(
-        self, embedding: Tensor, norm: Tensor, head: Tensor, rope: Tensor, layers: Sequence[Any],
-        heads: int, eps: float,
-    ) -> ForwardPass | None:  # fmt: skip
+        self,
+        embedding: Tensor,
+        norm: Tensor,
+        head: Tensor,
+        rope: Tensor,
+        layers: Sequence[Any],
+        heads: int,
+        eps: float,
+    ) -> ForwardPass | None:
         return None

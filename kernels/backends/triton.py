@@ -89,9 +89,16 @@ class TritonBackend(ReferenceBackend):
         self, arena: Tensor, plan: AttentionPlan, layer: int, query: Tensor
     ) -> Tensor:
         return attention.paged_attention(
-            query, arena, plan.layout, layer, plan.table, plan.starts, plan.contexts, plan.work,
+            query,
+            arena,
+            plan.layout,
+            layer,
+            plan.table,
+            plan.starts,
+            plan.contexts,
+            plan.work,
             plan.splits,
-        )  # fmt: skip
+        )
 
     def attended(self, plan: AttentionPlan, attention_pairs: int) -> int:
         return attention_pairs  # the kernels come close to it

@@ -130,9 +130,13 @@ class AttentionPlan:
 
     @staticmethod
     def _group(
-        layout: KVLayout, members: Tensor, starts: Tensor, spans: Tensor, contexts: Tensor,
+        layout: KVLayout,
+        members: Tensor,
+        starts: Tensor,
+        spans: Tensor,
+        contexts: Tensor,
         blocks: Tensor,
-    ) -> AttentionGroup:  # fmt: skip
+    ) -> AttentionGroup:
         tokens = layout.block_tokens
         span, context = spans[members], contexts[members]
         row = torch.arange(int(span.max())).minimum(span[:, None] - 1)  # [G, Q]

@@ -226,9 +226,11 @@ def _stack_ints(parts: list[IntWeight]) -> IntWeight | StackedWeight:
     if any(part.zero is not None for part in parts):
         zero = torch.cat([_zeros(part) for part in parts], 1)
     return replace(
-        parts[0], codes=torch.cat([part.codes for part in parts]),
-        scale=torch.cat([part.scale for part in parts], 1), zero=zero,
-    )  # fmt: skip
+        parts[0],
+        codes=torch.cat([part.codes for part in parts]),
+        scale=torch.cat([part.scale for part in parts], 1),
+        zero=zero,
+    )
 
 
 def _zeros(weight: IntWeight) -> Tensor:

@@ -100,8 +100,10 @@ def test_priced_beside_a_pair(tmp_path: Path, capsys):
     assert flops(["--model-pair=qwen-1.5b/qwen-32b", beside, f"--json={path}"]) == 0
     small, large, _, same, little, big = read(path)
     assert [r["policy"] for r in (same, little, big)] == [
-        "qwen-32b alone", "qwen3-30b-a3b alone", "qwen3-235b-a22b alone",
-    ]  # fmt: skip
+        "qwen-32b alone",
+        "qwen3-30b-a3b alone",
+        "qwen3-235b-a22b alone",
+    ]
     for accounting in ("decode", "catchup", "reprefill"):
         field = f"flops_{accounting}"
         assert same[field] == 1.0

@@ -24,8 +24,10 @@ def test_a_commit_is_as_fast_as_itself(tmp_path: Path):
     trees = [checkout(tmp_path / name) for name in ("before", "after")]
     times = measure(*trees, rounds=1, sequences="2", ticks=20)
     assert [row["measured"] for row in compared(times)] == [
-        "core, decode, 2 sequences", "core, mixed, 2 sequences", "engine, a token",
-    ]  # fmt: skip
+        "core, decode, 2 sequences",
+        "core, mixed, 2 sequences",
+        "engine, a token",
+    ]
     assert all(row["ratio"] > 0 for row in compared(times))
 
 

@@ -21,11 +21,24 @@ from engine import Calibration, Engine
 from engine.config import TINY
 
 FIELDS = {
-    "policy", "n", "accuracy", "ci_low", "ci_high", "large_step_share", "flops_decode",
-    "flops_catchup", "flops_reprefill", "recomputed_share", "seconds", "tokens_per_second", "pair",
+    "policy",
+    "n",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "large_step_share",
+    "flops_decode",
+    "flops_catchup",
+    "flops_reprefill",
+    "recomputed_share",
+    "seconds",
+    "tokens_per_second",
+    "pair",
     "machine",
-    "versions", "commit", "date",
-}  # fmt: skip
+    "versions",
+    "commit",
+    "date",
+}
 
 
 def read(path: Path) -> dict[str, dict]:
@@ -218,10 +231,14 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     command = [sys.executable, "-m", "bench.flops", "--problems=400", f"--json={path}"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
         # A job in the background ignores interrupts, and so would what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     while process.poll() is None and not (path.exists() and path.read_text().count("\n")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

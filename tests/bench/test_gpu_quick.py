@@ -56,9 +56,11 @@ pytestmark = pytest.mark.skipif(
 def command(folder: Path, *flags: str, **faults: str) -> tuple[list[str], dict[str, str]]:
     """A run, and the environment in which its parts see a card."""
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT / "tests/card/site"), "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "tests/card/site"),
+        "OMP_NUM_THREADS": "1",
         "STEER_CARD_FAULTS": json.dumps(faults),
-    }  # fmt: skip
+    }
     flags = ("--quick", "--out", str(folder), *flags)
     return [sys.executable, "-m", "bench.gpu_quick", *flags], environment
 
@@ -103,13 +105,22 @@ def test_the_whole_flow(tmp_path: Path):
     assert states(done.stdout) == {part.key: PASSED for part in plan.PARTS}
     kept = rows(tmp_path)
     assert {row["bench"] for row in kept if "bench" in row} == {
-        "card", "ops", "parity", "decode", "handoff", "overlap", "pair", "soak"
-    }  # fmt: skip
+        "card",
+        "ops",
+        "parity",
+        "decode",
+        "handoff",
+        "overlap",
+        "pair",
+        "soak",
+    }
     assert any(row.get("kind") == "gpu" and row["op"] == "confidence" for row in kept)
     assert {row["op"] for row in kept if row.get("bench") == "ops"} == set(registry.OPS)
     assert {row["quantise"] for row in kept if row.get("bench") == "handoff"} == {
-        None, "int4", "fp8"
-    }  # fmt: skip
+        None,
+        "int4",
+        "fp8",
+    }
     assert all(row["commit"] and row["versions"]["torch"] for row in kept)
     assert all(row.get("gpu") or row.get("device") for row in kept)  # the card
     assert (tmp_path / "summary.txt").read_text().strip() in done.stdout
@@ -214,9 +225,12 @@ def test_where_parity_fails_nothing_is_timed_and_the_culprit_is_named(tmp_path: 
 
 def test_without_a_card_a_line_says_so(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_quick", "--out", str(tmp_path)], cwd=ROOT,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "bench.gpu_quick", "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr == "error: PyTorch sees no NVIDIA GPU here, so nothing was run\n"
     assert not done.stdout
@@ -390,8 +404,9 @@ def test_without_transformers_parity_is_not_run(tmp_path: Path, monkeypatch):
     )
     found = run_part("3", Scene(tmp_path, quick=True))
     assert found == {
-        "state": NOT_RUN, "reason": "transformers is not installed: pip install transformers"
-    }  # fmt: skip
+        "state": NOT_RUN,
+        "reason": "transformers is not installed: pip install transformers",
+    }
 
 
 CPU = torch.device("cpu")
@@ -468,8 +483,7 @@ def test_what_is_no_number_is_wrong():
 
 
 @pytest.mark.parametrize(
-    "culprits",
-    [["graphs"], ["plan_ahead", "fused_head"], ["linear"], ["rope_kv", "sample"], []],
+    "culprits", [["graphs"], ["plan_ahead", "fused_head"], ["linear"], ["rope_kv", "sample"], []]
 )
 def test_bisection_finds_the_smallest_set(culprits: list[str]):
     """Where each culprit by itself makes it fail."""
@@ -493,8 +507,12 @@ def test_a_rehearsal_keeps_no_rows(tmp_path: Path):
     flags = ["--parts", "compile-time", "--ahead-of", "row", "--limits", "60", "--quick"]
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu_quick.worker", *flags, "--out", str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = rows(tmp_path)
     assert {row["bench"] for row in found} == {"compile"}
@@ -518,26 +536,39 @@ def test_what_is_compiled_is_counted(tmp_path: Path):
     """Once; then it comes from the cache."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", COUNTED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
         env=clean | {"TRITON_CACHE_DIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.stdout.splitlines() == ["1 0 norm_kernel True", "0 1 False"]
 
 
 def test_bisection_says_where_it_finds_nothing():
     assert culprits_of(lambda *_: "wrong")[::2] == (
-        [], "it fails with every switch off and every op replaced as well"
-    )  # fmt: skip
+        [],
+        "it fails with every switch off and every op replaced as well",
+    )
 
 
 def test_figures_stand_beside_their_goals():
     """Of the rows that they are of, "-" where there is none."""
     common = {"versions": {"python": "3"}, "commit": "c", "date": "d"}
     found = [
-        {"bench": "decode", "provider": "steer", "model": "small", "batch": batch, "error": None,
-         "of_copy": share, "busy_share": 0.98, **common}
+        {
+            "bench": "decode",
+            "provider": "steer",
+            "model": "small",
+            "batch": batch,
+            "error": None,
+            "of_copy": share,
+            "busy_share": 0.98,
+            **common,
+        }
         for batch, share in ((1, 0.6123), (8, 0.5))
-    ]  # fmt: skip
+    ]
     part = plan.PARTS[4]
     text = screen("time", [Result(part, PASSED, 3.0)], found)
     lines = {line.split("  ")[0]: line for line in text.splitlines()}

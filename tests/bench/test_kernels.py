@@ -94,10 +94,14 @@ def copied(arguments):
 
 # Contexts that the interpreter gets through; the same numbers on every device.
 INTERPRETED = case.CaseMaker(
-    device="cuda" if torch.cuda.is_available() else "cpu", draws_on="cpu",
-    contexts=(64, 192), short=((20, 128), (3, 64)), prefills=((128, 128), (70, 192)), many=(2, 3),
+    device="cuda" if torch.cuda.is_available() else "cpu",
+    draws_on="cpu",
+    contexts=(64, 192),
+    short=((20, 128), (3, 64)),
+    prefills=((128, 128), (70, 192)),
+    many=(2, 3),
     copied_layers=2,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("op", registry.OPS)

@@ -114,8 +114,11 @@ def test_a_peer_that_fails_is_a_row(tmp_path: Path, capsys, heads: int):
 def test_handoff(tmp_path: Path):
     rows = rows_of(handoff, tmp_path, "--backlog=100", "--context=64", "--eager=0,32")
     assert [(r["to"], r["eager"], r["ticks"]) for r in rows] == [
-        ("large", 0, 1), ("small", 0, 1), ("large", 32, 1), ("small", 32, 1),
-    ]  # fmt: skip
+        ("large", 0, 1),
+        ("small", 0, 1),
+        ("large", 32, 1),
+        ("small", 32, 1),
+    ]
     assert [r["rows_at_boundary"] for r in rows[:2]] == [101, 100]
     for lazy, eager in zip(rows[:2], rows[2:], strict=True):
         assert eager["rows_at_boundary"] <= 34 and eager["rows_read_along"] >= 66

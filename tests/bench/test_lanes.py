@@ -189,8 +189,9 @@ def test_draws_are_ablated_beside_a_run_that_draws():
     contest = Contest(SETUP, Load(1, 12, 8, 4), rounds=1, repeats=2, together=None)
     rows = list(contest.ablated(Cell(0.5, 2), {"fused_sampling": False}, 0.8))
     assert [(r["switch"], r["value"], r["temperature"]) for r in rows] == [
-        ("none", None, 0.8), ("fused_sampling", False, 0.8),
-    ]  # fmt: skip
+        ("none", None, 0.8),
+        ("fused_sampling", False, 0.8),
+    ]
     assert rows[0]["over_default"] == 1 and rows[1]["over_default"] > 0
     assert all(row["tokens"] == 16 for row in rows)
     (job, _) = Load(2, 12, 8, 4, temperature=0.8).jobs(0.5)
@@ -290,8 +291,11 @@ def test_tick_times_are_those_of_the_engines_lanes():
     assert [queue.deepest for queue in queues] == [2, 1]
     ahead = {(r["model"], r["span"]): r["ahead"] for r in rows}
     assert ahead == {
-        ("small", 1): True, ("small", 4): False, ("large", 1): False, ("large", 4): False,
-    }  # fmt: skip
+        ("small", 1): True,
+        ("small", 4): False,
+        ("large", 1): False,
+        ("large", 4): False,
+    }
 
 
 def test_a_handoff_catches_up(scripted: ScriptedEngine):
@@ -420,12 +424,12 @@ def test_the_large_model_alone_can_run_once(once: bool, then: list[float]):
 
     contest = SimpleNamespace(
         setup=SimpleNamespace(engine=lambda most, lane_policy: lane_policy),
-        table=lambda engine, most: (None, []), warm=lambda engine, concurrency: None, run=run,
-    )  # fmt: skip
+        table=lambda engine, most: (None, []),
+        warm=lambda engine, concurrency: None,
+        run=run,
+    )
     cells = [Cell(0.2, 1), Cell(1, 1)]
     rows = Runs(contest, RowWriter(None))  # type: ignore[arg-type]
     rows.grid(["latency", "throughput"], cells, once)
-    assert ran == [
-        ("latency", 1), ("latency", 0.2), *(("throughput", share) for share in then)
-    ]  # fmt: skip
+    assert ran == [("latency", 1), ("latency", 0.2), *(("throughput", share) for share in then)]
     assert all(row["speedup"] == 1 for row in rows.rows)

@@ -130,9 +130,7 @@ def test_what_single_look_ups_find():
     batches = Batches(LARGE[1], 1, "open")
     problem = TASKS["hops"].problems("train", 1)[0]
     problem = replace(
-        problem,
-        prompt="a>bb>cc>dd>ac@a/aA>>B@C<.\n\n",
-        steps=("aA>>.", "cB@.", "aC<.", "d"),
+        problem, prompt="a>bb>cc>dd>ac@a/aA>>B@C<.\n\n", steps=("aA>>.", "cB@.", "aC<.", "d")
     )
     row, prompt = batches.encode(problem)
     assert hops.first_found(problem.prompt) == ["b", "a", "d"]

@@ -82,9 +82,14 @@ def llama(tmp_path: Path) -> LlamaForCausalLM:
     """A random bf16 Llama, saved in the folder."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=2,
+    )
     model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(tmp_path)
     vocabulary = {f"t{i}": i for i in range(18)}

@@ -258,11 +258,23 @@ def test_bad_flags_are_said_before_anything_is_fetched(index: Index, capsys, fla
 def row(policy: str, right: int, tokens: int, large_tokens: int, **more) -> dict:
     low, high = wilson(right, 40)
     return {
-        "policy": policy, "n": 40, "accuracy": right / 40, "ci_low": low, "ci_high": high,
-        "tokens": tokens, "large_tokens": large_tokens, "large_token_share": large_tokens / tokens,
-        "cut_off": 3, "seconds": 61.4, "tokens_per_second": 83.06, "flops_decode": 0.5,
-        "flops_catchup": 0.75, "recomputed_share": 0.0, "mixed": None, **more,
-    }  # fmt: skip
+        "policy": policy,
+        "n": 40,
+        "accuracy": right / 40,
+        "ci_low": low,
+        "ci_high": high,
+        "tokens": tokens,
+        "large_tokens": large_tokens,
+        "large_token_share": large_tokens / tokens,
+        "cut_off": 3,
+        "seconds": 61.4,
+        "tokens_per_second": 83.06,
+        "flops_decode": 0.5,
+        "flops_catchup": 0.75,
+        "recomputed_share": 0.0,
+        "mixed": None,
+        **more,
+    }
 
 
 def test_what_mixing_whole_problems_gives():
@@ -383,8 +395,10 @@ def test_the_page_s_example_runs(tmp_path: Path, capsys):
     """With another pair in the place of the fetched files."""
     page = (Path(__file__).parents[2] / "docs" / "real-pair.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert all(f"build/real-pair/{s.file}".replace(size, "{size}") in example
-               for s, size in zip(pair_sources(), ("0.5b", "1.5b"), strict=True))  # fmt: skip
+    assert all(
+        f"build/real-pair/{s.file}".replace(size, "{size}") in example
+        for s, size in zip(pair_sources(), ("0.5b", "1.5b"), strict=True)
+    )
     files = f"files = {[*map(str, write_pair(tmp_path))]}"
     example, count = re.subn(r"^files = .*$", lambda _: files, example, flags=re.MULTILINE)
     assert count == 1

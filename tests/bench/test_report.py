@@ -43,10 +43,23 @@ def test_the_folder_is_whole(folder: Path):
 def test_all_rivals_stand_in_one_run(rows: list[dict]):
     families = {r["policy"] for r in rows if r["kind"] == "setting"}
     assert families >= {
-        "small", "large", "random", "query-random", "query", "cascade", "entropy", "judge",
-        "previous", "max-logit", "threshold", "oracle", "steer", "steer-cost", "audit",
+        "small",
+        "large",
+        "random",
+        "query-random",
+        "query",
+        "cascade",
+        "entropy",
+        "judge",
+        "previous",
+        "max-logit",
+        "threshold",
+        "oracle",
+        "steer",
+        "steer-cost",
+        "audit",
         "steer+audit",
-    }  # fmt: skip
+    }
     assert all(r["n"] == 50 for r in rows if r["kind"] == "setting")
     (large,) = settings(rows, "large")
     assert large["flops_decode"] == large["flops_catchup"] == 1

@@ -22,9 +22,13 @@ def test_rows(tmp_path: Path, capsys):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--sequences=a", "expected numbers"), ("--sequences=0", "expected numbers"),
-     ("--ticks=1", "at least 5"), ("--json=nowhere/x", "No such file")],
-)  # fmt: skip
+    [
+        ("--sequences=a", "expected numbers"),
+        ("--sequences=0", "expected numbers"),
+        ("--ticks=1", "at least 5"),
+        ("--json=nowhere/x", "No such file"),
+    ],
+)
 def test_bad_flags(flag: str, message: str, capsys):
     assert main([flag]) == 2
     assert message in capsys.readouterr().err

@@ -439,8 +439,13 @@ def test_a_grid(tmp_path: Path, capsys):
     flags = (*QUICK, "--concurrency=1,4", "--handoff=0,0.2,1", f"--plot={plot}", "--card=h200")
     rows = rows_of(tmp_path / "rows.jsonl", *flags)
     assert [(r["concurrency"], r["handoff"]) for r in rows] == [
-        (1, 0), (1, 0.2), (1, 1), (4, 0), (4, 0.2), (4, 1),
-    ]  # fmt: skip
+        (1, 0),
+        (1, 0.2),
+        (1, 1),
+        (4, 0),
+        (4, 0.2),
+        (4, 1),
+    ]
     for row in rows:
         assert row["simulated"] is True and row["finished"] == 8 and row["machine"]
         assert (row["card"], row["times"], row["lanes"]) == ("h200", "roofline", "latency")

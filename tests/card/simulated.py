@@ -101,27 +101,42 @@ def _device(device: Any) -> Iterator[None]:
 
 def _properties(_: Any = None) -> SimpleNamespace:
     return SimpleNamespace(
-        name="a simulated card", multi_processor_count=132, L2_cache_size=2**16, major=9, minor=0,
+        name="a simulated card",
+        multi_processor_count=132,
+        L2_cache_size=2**16,
+        major=9,
+        minor=0,
         total_memory=80 * GIB,
-    )  # fmt: skip
+    )
 
 
 def _faces() -> dict[str, Any]:
     """What stands in for torch.cuda."""
     return {
-        "CUDAGraph": Graph, "Event": Event, "Stream": Stream, "_lazy_init": lambda: None,
-        "current_device": lambda: CARD.current.device.index, "current_stream": CARD.stream,
-        "device": _device, "device_count": lambda: len(CARD.defaults),
-        "empty_cache": lambda: None, "get_device_capability": lambda _=None: (9, 0),
+        "CUDAGraph": Graph,
+        "Event": Event,
+        "Stream": Stream,
+        "_lazy_init": lambda: None,
+        "current_device": lambda: CARD.current.device.index,
+        "current_stream": CARD.stream,
+        "device": _device,
+        "device_count": lambda: len(CARD.defaults),
+        "empty_cache": lambda: None,
+        "get_device_capability": lambda _=None: (9, 0),
         "get_device_name": lambda _=None: _properties().name,
-        "get_device_properties": _properties, "graph": CARD.record, "graph_pool_handle": Pool,
-        "is_available": lambda: True, "is_initialized": lambda: True,
+        "get_device_properties": _properties,
+        "graph": CARD.record,
+        "graph_pool_handle": Pool,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "mem_get_info": lambda _=None: (70 * GIB, 80 * GIB),
-        "memory_allocated": lambda _=None: 0, "memory_reserved": lambda _=None: 0,
+        "memory_allocated": lambda _=None: 0,
+        "memory_reserved": lambda _=None: 0,
         "set_device": lambda device: setattr(CARD, "current", CARD.defaults[_index(device)]),
         "set_stream": lambda stream: setattr(CARD, "current", stream),
-        "stream": CARD.on, "synchronize": CARD.synchronize,
-    }  # fmt: skip
+        "stream": CARD.on,
+        "synchronize": CARD.synchronize,
+    }
 
 
 @contextmanager

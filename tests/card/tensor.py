@@ -60,9 +60,13 @@ class CardTensor(Tensor):
     def __new__(cls, inner: Tensor, device: torch.device, block: Block | None = None) -> CardTensor:
         with torch.inference_mode(False):
             made = Tensor._make_wrapper_subclass(
-                cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
-                dtype=inner.dtype, device=device,
-            )  # fmt: skip
+                cls,
+                inner.shape,
+                strides=inner.stride(),
+                storage_offset=inner.storage_offset(),
+                dtype=inner.dtype,
+                device=device,
+            )
         made.inner = inner
         made.block = block or Block(inner, made.device)
         return made

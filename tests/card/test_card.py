@@ -138,10 +138,15 @@ def test_graphs_on_two_streams_are_not_one_after_the_other():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: x.tolist(), lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x.cpu(),
-        lambda x: x.copy_(torch.ones(2)), lambda _: torch.cuda.synchronize(), lambda x: x[x > 0],
+        lambda x: x.tolist(),
+        lambda x: x.sum().item(),
+        lambda x: x.nonzero(),
+        lambda x: x.cpu(),
+        lambda x: x.copy_(torch.ones(2)),
+        lambda _: torch.cuda.synchronize(),
+        lambda x: x[x > 0],
     ],
-)  # fmt: skip
+)
 def test_no_recording_waits(card, call):
     """PyTorch says why in the cause, and would take no other recording into the same pool."""
     x, pool = torch.ones(2, device="cuda"), torch.cuda.graph_pool_handle()
@@ -172,9 +177,13 @@ def test_devices_do_not_mix():
 def test_an_engine_that_runs_past_the_references_is_told(backends):
     """Each card by itself: what the other one's references did does not count."""
     config = EngineConfig(
-        arena_tokens=256, max_context=64, block_tokens=16, max_sequences=4, max_tick_tokens=16,
+        arena_tokens=256,
+        max_context=64,
+        block_tokens=16,
+        max_sequences=4,
+        max_tick_tokens=16,
         graphs="off",
-    )  # fmt: skip
+    )
     told = pytest.raises(AssertionError, match="an engine ran on cuda:0, where no reference")
     with simulated_card(cards=2), references() as given:
         for card, chosen in (("cuda:1", None), ("cuda:0", backends)):

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .steps import (
-    LARGE,
-    LENGTH,
-    SMALL,
-    A,
-    B,
-    Make,
-    commit,
-    spans,
-    start,
-    tick,
-)
+from .steps import LARGE, LENGTH, SMALL, A, B, Make, commit, spans, start, tick
 
 
 @pytest.mark.parametrize(

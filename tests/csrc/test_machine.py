@@ -17,12 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from engine._core import Scheduler, Sequence
 
@@ -401,10 +396,15 @@ class Machine(RuleBasedStateMachine):
         return [
             (IndexError, "unknown sequence", call, (gone, *arguments))
             for call, *arguments in (
-                (core.sequence,), (core.forget,), (core.abort,), (core.preempt,),
-                (core.route, SMALL), (core.truncate, 1), (core.settle, 1),
+                (core.sequence,),
+                (core.forget,),
+                (core.abort,),
+                (core.preempt,),
+                (core.route, SMALL),
+                (core.truncate, 1),
+                (core.settle, 1),
             )
-        ]  # fmt: skip
+        ]
 
     def wrong_lanes(self, dice: Dice) -> list[tuple]:
         core, lane, one = self.core, dice.below(2), np.zeros(1, np.int32)
@@ -481,9 +481,16 @@ class Machine(RuleBasedStateMachine):
         if model.may_have_lost:
             model.lost, model.may_have_lost = self.counters["lost_rows"], False
         names = (
-            "admitted", "ticks", "held", "hits", "shared", "copied", "background", "ahead",
+            "admitted",
+            "ticks",
+            "held",
+            "hits",
+            "shared",
+            "copied",
+            "background",
+            "ahead",
             "voided",
-        )  # fmt: skip
+        )
         wrong = {n: self.counters[n] for n in names if self.counters[n] != getattr(model, n)}
         assert not wrong, wrong
         assert self.counters["lost_rows"] == model.lost
@@ -555,9 +562,30 @@ def check_the_machine_went_everywhere() -> None:
     """The run was as long as it is meant to be, and came to all that it is meant to exercise."""
     assert Machine.operations >= OPERATIONS * EXAMPLES
     events = (
-        "fail", "finish 1", "finish 2", "finish 3", "finish 4", "finish 5", "finish 6", "forced",
-        "aborted in flight", "preempted in flight", "truncated", "truncated in flight",
-        "trial kept", "trial taken back", "short of memory", "lent_slabs", "preemptions",
-        "hits", "evictions", "shared", "copied", "background", "held", "ahead", "voided",
-    )  # fmt: skip
+        "fail",
+        "finish 1",
+        "finish 2",
+        "finish 3",
+        "finish 4",
+        "finish 5",
+        "finish 6",
+        "forced",
+        "aborted in flight",
+        "preempted in flight",
+        "truncated",
+        "truncated in flight",
+        "trial kept",
+        "trial taken back",
+        "short of memory",
+        "lent_slabs",
+        "preemptions",
+        "hits",
+        "evictions",
+        "shared",
+        "copied",
+        "background",
+        "held",
+        "ahead",
+        "voided",
+    )
     assert {name: n for name in events if (n := Machine.seen[name]) < EXAMPLES // 10} == {}

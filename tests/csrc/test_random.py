@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .random_arena import (
-    BLOCK_TOKENS,
-    LARGE,
-    SMALL,
-)
+from .random_arena import BLOCK_TOKENS, LARGE, SMALL
 from .random_driver import Driver
 
 # With a prefix cache or without, and blocks of host memory.
@@ -40,9 +36,16 @@ def test_random_operations(seed: int, prefix_cache: bool, host_blocks: int) -> N
     assert sum(counters["background"]) > 0 or seed not in (1, 2, 5)
     assert (min(counters["held"]) > 50) == (seed % 4 > 0)
     for event in (
-        "finish 1", "finish 2", "finish 3", "short", "truncated", "truncated in flight", "forced",
-        "trial kept", "trial rolled back",
-    ):  # fmt: skip
+        "finish 1",
+        "finish 2",
+        "finish 3",
+        "short",
+        "truncated",
+        "truncated in flight",
+        "forced",
+        "trial kept",
+        "trial rolled back",
+    ):
         assert driver.seen[event] > 0, event
 
 

@@ -26,19 +26,38 @@ Schedule = Callable[[int], str]
 
 
 def random_model(
-    seed: int, *, hidden: int, layers: int, heads: int, kv_heads: int, ff: int,
-    vocab: int = len(TOKENS), tied: bool = False, theta: float = 1e4, eps: float = 1e-6,
+    seed: int,
+    *,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    ff: int,
+    vocab: int = len(TOKENS),
+    tied: bool = False,
+    theta: float = 1e4,
+    eps: float = 1e-6,
     scale: float = 0.2,
-) -> Qwen2ForCausalLM:  # fmt: skip
+) -> Qwen2ForCausalLM:
     """A Qwen2 with random weights, biases and norms too, that writes varied greedy text."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=ff, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied,
-        initializer_range=scale, max_position_embeddings=256, use_cache=False, rms_norm_eps=eps,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ff,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+        initializer_range=scale,
+        max_position_embeddings=256,
+        use_cache=False,
+        rms_norm_eps=eps,
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        eos_token_id=None, bos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
     model = Qwen2ForCausalLM(config).float().eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -118,9 +137,12 @@ class PairKit:
         return made
 
     def write(
-        self, prompt: Sequence[int], count: int, schedule: Schedule,
+        self,
+        prompt: Sequence[int],
+        count: int,
+        schedule: Schedule,
         delimiters: Sequence[str] = DELIMITERS,
-    ) -> tuple[list[int], list[float]]:  # fmt: skip
+    ) -> tuple[list[int], list[float]]:
         """``count`` tokens by the named models, each from scratch over the whole prefix."""
         tokens, leads = list(prompt), []
         writers = Writers(schedule, delimiters)

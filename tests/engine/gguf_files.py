@@ -19,27 +19,45 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 MERGES = (("h", "e"), ("t", "he"), ("Ġ", "the"), ("1", "2"), ("12", "3"))
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-TOKENS = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, MERGES), *SPECIAL,
-          "<tool>", "[PAD265]"]  # fmt: skip
+TOKENS = [
+    *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    *map("".join, MERGES),
+    *SPECIAL,
+    "<tool>",
+    "[PAD265]",
+]
 KINDS = [NORMAL] * (len(TOKENS) - 5) + [CONTROL] * 3 + [USER_DEFINED, UNUSED]
 END = TOKENS.index("<|im_end|>")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 CONFIGS = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig}
 SHAPE = {
-    "vocab_size": len(TOKENS), "hidden_size": 256, "intermediate_size": 512,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-}  # fmt: skip
+    "vocab_size": len(TOKENS),
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+}
 # Of a block, where the fp16 scales stand: random bytes there would not be numbers.
 SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 _NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+}
 
 
 def random_model(architecture: str, seed: int = 0, **settings: Any) -> Any:

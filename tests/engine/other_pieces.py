@@ -32,8 +32,9 @@ def pieces_tokenizer() -> FastTokenizer:
     pairs = ["".join(p) for p in permutations("abcd", 2)]
     tokens = [*pairs, *reversed(TOKENS)]
     tokenizer = FastTokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, "a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|\n|" + "|".join(pairs) + "|."),
-                                                   "isolated")  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"\n\n|\n|" + "|".join(pairs) + "|."), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
@@ -72,7 +73,7 @@ class OtherPieces:
                     said, lead = self.likeliest(self.small, 0, [*mine, *step.token_ids[:place]])
                     assert said == token or lead < TIE
             else:
-                ids = self.tokenizers[1].write(written[len(crossed):])  # fmt: skip
+                ids = self.tokenizers[1].write(written[len(crossed) :])
                 assert (
                     ids is not None and self.tokenizers[1].bytes_of(ids) == written[len(crossed) :]
                 )

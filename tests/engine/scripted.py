@@ -37,11 +37,12 @@ def scripted_weights(size: int, script: Sequence[int]) -> dict[str, Tensor]:
         head[following, token] = 1
     layer = "model.layers.0."
     weights = {
-        "model.embed_tokens.weight": torch.eye(size, width), "lm_head.weight": head,
+        "model.embed_tokens.weight": torch.eye(size, width),
+        "lm_head.weight": head,
         "model.norm.weight": torch.ones(width),
         f"{layer}input_layernorm.weight": torch.ones(width),
         f"{layer}post_attention_layernorm.weight": torch.ones(width),
-    }  # fmt: skip
+    }
     narrow = {"k_proj", "v_proj"}
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         rows = HEAD_DIM if name in narrow else width
@@ -70,11 +71,18 @@ def scripted_checkpoint(
     size = len(pieces) + len(special)
     width = -(-size // HEAD_DIM) * HEAD_DIM
     shape = {
-        "vocab_size": size, "hidden_size": width, "intermediate_size": HEAD_DIM,
-        "num_hidden_layers": 1, "num_attention_heads": width // HEAD_DIM,
-        "num_key_value_heads": 1, "head_dim": HEAD_DIM, "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 128, "rope_theta": 1e4, "architectures": ["LlamaForCausalLM"],
-    }  # fmt: skip
+        "vocab_size": size,
+        "hidden_size": width,
+        "intermediate_size": HEAD_DIM,
+        "num_hidden_layers": 1,
+        "num_attention_heads": width // HEAD_DIM,
+        "num_key_value_heads": 1,
+        "head_dim": HEAD_DIM,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128,
+        "rope_theta": 1e4,
+        "architectures": ["LlamaForCausalLM"],
+    }
     for name, content in {"config": shape | dict(config or {}), **files}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     ids = [tokenizer.token_to_id(token) for token in script]

@@ -93,9 +93,13 @@ def delay(engine: Engine, seed: int) -> tuple[LateQueue, LateQueue]:
 def test_text_is_that_of_the_schedule(pair, delimiters, prompts, ties, policy, room, seed):
     """Handoffs, trials, preemption, eviction and aborts in flight included."""
     engine = pair.engine(
-        delimiters=delimiters, block_tokens=4, check_every=1, plan_ahead="both", lane_policy=policy,
+        delimiters=delimiters,
+        block_tokens=4,
+        check_every=1,
+        plan_ahead="both",
+        lane_policy=policy,
         **ROOMS[room],
-    )  # fmt: skip
+    )
     queues = delay(engine, seed)
     chance = random.Random(seed)
     windows = cycle([Window(), Window(), Window("probe", 3)])
@@ -142,8 +146,7 @@ EVERYTHING = [
 def test_everything_a_request_can_ask_for_is_the_same(pair, delimiters, prompts):
     """Draws, penalties that look back on a token the host has not seen, stops, forced tokens."""
     policy = Call(lambda b: schedule(b.position))
-    requests = [(prompt, params, policy)
-                for prompt in prompts(6, seed=3) for params in EVERYTHING]  # fmt: skip
+    requests = [(prompt, params, policy) for prompt in prompts(6, seed=3) for params in EVERYTHING]
     plain = answers(pair.engine(delimiters=delimiters, block_tokens=4), requests)
     engine = pair.engine(delimiters=delimiters, block_tokens=4, plan_ahead="both")
     delay(engine, 7)
@@ -165,8 +168,9 @@ def test_a_late_device_replays_graphs(pair, delimiters, prompts, seed):
     Requests are aborted with rows in flight; what the others write is the synchronous engine's.
     """
     policy = Call(lambda b: schedule(b.position))
-    requests = [(prompt, params, policy)
-                for prompt in prompts(4, seed=seed + 13) for params in EVERYTHING]  # fmt: skip
+    requests = [
+        (prompt, params, policy) for prompt in prompts(4, seed=seed + 13) for params in EVERYTHING
+    ]
     plain = answers(pair.engine(delimiters=delimiters, block_tokens=4), requests)
     engine = pair.engine(
         delimiters=delimiters, block_tokens=4, plan_ahead="both", graphs="on", check_every=1

@@ -269,10 +269,18 @@ def test_two_texts_agree_as_numbers():
 
 @pytest.mark.parametrize(
     "text",
-    ["\n" * 10000, "<answer>" * 5000, "answer is " * 2500, "1," * 10000, "*" * 20000,
-     "answer" + " " * 15000, "18 " * 5000, "1" + " " * 15000 + "x",
-     *("a" + mark * 20000 + "a 5" for mark in ".!)")],
-)  # fmt: skip
+    [
+        "\n" * 10000,
+        "<answer>" * 5000,
+        "answer is " * 2500,
+        "1," * 10000,
+        "*" * 20000,
+        "answer" + " " * 15000,
+        "18 " * 5000,
+        "1" + " " * 15000 + "x",
+        *("a" + mark * 20000 + "a 5" for mark in ".!)"),
+    ],
+)
 def test_long_texts_take_no_long(text: str):
     """A model that repeats itself must not hold the scoring up."""
     begun = time.process_time()

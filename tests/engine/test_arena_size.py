@@ -219,8 +219,11 @@ def test_the_guard_is_logged_as_it_begins_and_ends(caplog):
         for limit in (256, 256, 100, 87, 100, 255, 256, 256, 90, 256):
             guard.look(limit)
     assert [r.levelno for r in caplog.records] == [
-        logging.WARNING, logging.INFO, logging.INFO, logging.INFO
-    ]  # fmt: skip
+        logging.WARNING,
+        logging.INFO,
+        logging.INFO,
+        logging.INFO,
+    ]
     first, second = (r.getMessage() for r in caplog.records[:2])
     assert "no more than 100 sequences at once for now, max_sequences is 256" in first
     assert "up to 256 sequences" in second

@@ -83,13 +83,19 @@ def test_unsupported_architecture(folder: Path):
         ({"rope_scaling": {"type": "yarn", "factor": 10**400}}, "factor must be a number above 0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1 is not supported"),
         (
-            {"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4,
-                              "high_freq_factor": 1}},
+            {
+                "rope_scaling": {
+                    "type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 1,
+                }
+            },
             "low_freq_factor must be below high_freq_factor",
         ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
     ],
-)  # fmt: skip
+)
 def test_unsupported_parts(folder: Path, changes: dict[str, object], message: str):
     raw = json.loads((folder / "config.json").read_text())
     raw.pop("rope_parameters")
@@ -201,13 +207,21 @@ def test_tokenizer_with_one_token_less(folder: Path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("hidden_size", "48"), ("hidden_size", 48.0), ("num_attention_heads", 0),
-        ("num_hidden_layers", None), ("max_position_embeddings", "256"), ("rms_norm_eps", "1e-6"),
-        ("rms_norm_eps", -1.0), ("num_key_value_heads", True), ("rope_parameters", "x"),
-        ("rope_theta", "ten"), ("tie_word_embeddings", "no"), ("architectures", 3),
+        ("hidden_size", "48"),
+        ("hidden_size", 48.0),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", None),
+        ("max_position_embeddings", "256"),
+        ("rms_norm_eps", "1e-6"),
+        ("rms_norm_eps", -1.0),
+        ("num_key_value_heads", True),
+        ("rope_parameters", "x"),
+        ("rope_theta", "ten"),
+        ("tie_word_embeddings", "no"),
+        ("architectures", 3),
         ("eos_token_id", -1),
     ],
-)  # fmt: skip
+)
 def test_config_with_a_wrong_value(folder: Path, field: str, value: object):
     """The error names the file and the field."""
     (folder / "generation_config.json").unlink()

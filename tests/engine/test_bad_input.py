@@ -158,12 +158,27 @@ def test_one_text_is_no_list_of_prompts(engine: Engine):
 
 
 @pytest.mark.parametrize(
-    "field", [{"max_tokens": 5.5}, {"top_k": 2**70}, {"stop_token_ids": ("a",)}, {"seed": "x"},
-              {"temperature": "hot"}, {"max_tokens": 99999999999}, {"repetition_penalty": "1"},
-              {"repetition_penalty": True}, {"repetition_penalty": None}, {"presence_penalty": "a"},
-              {"presence_penalty": False}, {"frequency_penalty": [1.0]}, {"logprobs": True},
-              {"frequency_penalty": None}, {"logprobs": 2.0}, {"logprobs": "5"}, {"logprobs": []}],
-)  # fmt: skip
+    "field",
+    [
+        {"max_tokens": 5.5},
+        {"top_k": 2**70},
+        {"stop_token_ids": ("a",)},
+        {"seed": "x"},
+        {"temperature": "hot"},
+        {"max_tokens": 99999999999},
+        {"repetition_penalty": "1"},
+        {"repetition_penalty": True},
+        {"repetition_penalty": None},
+        {"presence_penalty": "a"},
+        {"presence_penalty": False},
+        {"frequency_penalty": [1.0]},
+        {"logprobs": True},
+        {"frequency_penalty": None},
+        {"logprobs": 2.0},
+        {"logprobs": "5"},
+        {"logprobs": []},
+    ],
+)
 def test_sampling_params_of_the_wrong_type(field: dict[str, object]):
     with pytest.raises(SteerError, match=f"^{next(iter(field))} must be .*"):
         SamplingParams(**field)
@@ -172,13 +187,23 @@ def test_sampling_params_of_the_wrong_type(field: dict[str, object]):
 @pytest.mark.parametrize(
     ("biases", "found"),
     [
-        ([(3, 1.0)], "a list"), (None, "a NoneType"), ("3", "a str"), ({3}, "a set"),
-        ({"3": 1.0}, "1.0 for '3'"), ({3.0: 1.0}, "1.0 for 3.0"), ({True: 1.0}, "1.0 for True"),
-        ({-1: 1.0}, "1.0 for -1"), ({2**31: 1}, "1 for 2147483648"), ({3: "1"}, "'1' for 3"),
-        ({3: True}, "True for 3"), ({3: None}, "None for 3"), ({3: float("nan")}, "nan for 3"),
-        ({3: 100.5}, "100.5 for 3"), ({1: 5, 3: -101}, "-101 for 3"),
+        ([(3, 1.0)], "a list"),
+        (None, "a NoneType"),
+        ("3", "a str"),
+        ({3}, "a set"),
+        ({"3": 1.0}, "1.0 for '3'"),
+        ({3.0: 1.0}, "1.0 for 3.0"),
+        ({True: 1.0}, "1.0 for True"),
+        ({-1: 1.0}, "1.0 for -1"),
+        ({2**31: 1}, "1 for 2147483648"),
+        ({3: "1"}, "'1' for 3"),
+        ({3: True}, "True for 3"),
+        ({3: None}, "None for 3"),
+        ({3: float("nan")}, "nan for 3"),
+        ({3: 100.5}, "100.5 for 3"),
+        ({1: 5, 3: -101}, "-101 for 3"),
     ],
-)  # fmt: skip
+)
 def test_biases_that_are_none(biases: object, found: str):
     expected = "logit_bias must map token ids to numbers in [-100, 100], got " + found
     with pytest.raises(SteerError, match=f"^{re.escape(expected)}$"):

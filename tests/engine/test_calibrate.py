@@ -18,8 +18,11 @@ from engine.tuning.target import Target
 
 RIGID = Path(__file__).parents[1] / "data" / "rigid"
 RIGID_PAIR = [
-    "--pair=custom", f"--small={RIGID / 'small'}", f"--large={RIGID / 'large'}", "--max-tokens=120",
-]  # fmt: skip
+    "--pair=custom",
+    f"--small={RIGID / 'small'}",
+    f"--large={RIGID / 'large'}",
+    "--max-tokens=120",
+]
 TINY_PAIR = ["--max-tokens=80"]
 
 

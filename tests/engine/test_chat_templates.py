@@ -114,14 +114,42 @@ MISTRAL = (
     "{% else %}{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
 )
 FAMILIES = {
-    "R1": (R1, {"<s>": True, "</s>": True, "<|User|>": False, "<|Assistant|>": False,
-                "<think>": False, "</think>": False}),
-    "Qwen3": (QWEN3, {"<s>": True, "</s>": True, "<|im_start|>": True, "<|im_end|>": True,
-                      "<think>": False, "</think>": False, "<call>": False, "</call>": False}),
-    "Llama 3": (LLAMA3, {"<s>": True, "</s>": True, "<|start_header_id|>": True,
-                         "<|end_header_id|>": True, "<|eot_id|>": True}),
+    "R1": (
+        R1,
+        {
+            "<s>": True,
+            "</s>": True,
+            "<|User|>": False,
+            "<|Assistant|>": False,
+            "<think>": False,
+            "</think>": False,
+        },
+    ),
+    "Qwen3": (
+        QWEN3,
+        {
+            "<s>": True,
+            "</s>": True,
+            "<|im_start|>": True,
+            "<|im_end|>": True,
+            "<think>": False,
+            "</think>": False,
+            "<call>": False,
+            "</call>": False,
+        },
+    ),
+    "Llama 3": (
+        LLAMA3,
+        {
+            "<s>": True,
+            "</s>": True,
+            "<|start_header_id|>": True,
+            "<|end_header_id|>": True,
+            "<|eot_id|>": True,
+        },
+    ),
     "Mistral": (MISTRAL, {"<s>": True, "</s>": True, "[INST]": True, "[/INST]": True}),
-}  # fmt: skip
+}
 SYSTEM = {"role": "system", "content": " Be <b>exact</b> & brief.\n"}
 TURNS = [
     {"role": "user", "content": "  Is 1 < 2? "},
@@ -153,8 +181,13 @@ def test_chats_of_each_family(tmp_path: Path, family: str):
     talks = [[*first, *TURNS[:n]] for first in ([], *system) for n in range(1, 5)]
     if family in ("Qwen3", "Llama 3"):
         talks += [[*first, *CALLED] for first in ([], [SYSTEM])]
-    asked = [{}, {"add_generation_prompt": False}, {"enable_thinking": False}, {"tools": [TOOL]},
-             {"date_string": "2 Jan 2026"}]  # fmt: skip
+    asked = [
+        {},
+        {"add_generation_prompt": False},
+        {"enable_thinking": False},
+        {"tools": [TOOL]},
+        {"date_string": "2 Jan 2026"},
+    ]
     texts = set()
     for talk in talks:
         for variables in asked:

@@ -55,9 +55,11 @@ def test_models_with_different_tokens_get_a_prompt_each(tmp_path: Path):
     config = tmp_path / "small" / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
     engine = Engine(
-        "custom", small=tmp_path / "small", large=tmp_path / "large",
+        "custom",
+        small=tmp_path / "small",
+        large=tmp_path / "large",
         config=EngineConfig(retokenize=True),
-    )  # fmt: skip
+    )
     prompt = Conversation(chat=True).prompt(engine, "4+3?")
     assert len(prompt.small) + 1 == len(prompt.large) == length(engine, prompt)
 

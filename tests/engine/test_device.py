@@ -66,9 +66,10 @@ WAYS = [
     cuda("cuda, graphs", graphs="on"),
 ]
 KERNELS = pytest.param(
-    Way("kernels", {"graphs": "on"}, 2, 6), id="kernels",
+    Way("kernels", {"graphs": "on"}, 2, 6),
+    id="kernels",
     marks=pytest.mark.skipif(GPU, reason="the interpreter is chosen before kernels are imported"),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,14 @@ def build(kit, way, dtype="float32", **config):
     defaults = {"block_tokens": 4, "arena_tokens": 2048, "max_context": 128, "max_sequences": 32}
     small, large = kit.folders
     engine = Engine(
-        "custom", small=small, large=large, dtype=dtype, device=way.device,
-        config=EngineConfig(**{**defaults, **way.config, **config}), backends=way.backends,
-    )  # fmt: skip
+        "custom",
+        small=small,
+        large=large,
+        dtype=dtype,
+        device=way.device,
+        config=EngineConfig(**{**defaults, **way.config, **config}),
+        backends=way.backends,
+    )
     for model, shape in enumerate(engine.shapes):
         engine.arena.rows(shape, model).fill_(math.nan)
     settle(way)
@@ -111,9 +117,12 @@ def said(engine, model, texts):
     plan = ops.AttentionPlan.build(layout, starts, lengths, blocks, torch.cat(slots))
     device = arena.device
     plan = replace(
-        plan, table=plan.table.to(device), starts=plan.starts.to(device),
-        contexts=plan.contexts.to(device), slots=plan.slots.to(device),
-    )  # fmt: skip
+        plan,
+        table=plan.table.to(device),
+        starts=plan.starts.to(device),
+        contexts=plan.contexts.to(device),
+        slots=plan.slots.to(device),
+    )
     rows = torch.tensor([i for t in texts for i in t])
     numbers = (part.int().to(device) for part in (rows, torch.cat(places), torch.arange(len(rows))))
     tokens, positions, sampled = numbers
@@ -251,8 +260,16 @@ def test_kernels_write_what_the_references_write(kit, prompts):
     assert [tokens for tokens, _ in found[0]] == [tokens for tokens, _ in found[1]]
 
 
-@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")])])  # fmt: skip
+@pytest.mark.parametrize(
+    "where",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")],
+        ),
+    ],
+)
 def test_a_key_draws_the_same_token_everywhere(where):
     """Whatever the filters, the kernels and the reference take the same id."""
     if where == "cpu" and GPU:
@@ -260,10 +277,13 @@ def test_a_key_draws_the_same_token_everywhere(where):
     rows, draw = 24, torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(rows, 300, generator=draw)
     columns = {
-        "temperature": [0.0, 0.5, 1.0, 1.7] * 6, "top_k": [0, 7, 0, 40, 1, 0] * 4,
-        "top_p": [1.0, 1.0, 0.7] * 8, "min_p": [0.0, 0.05] * 12, "seed": list(range(rows)),
+        "temperature": [0.0, 0.5, 1.0, 1.7] * 6,
+        "top_k": [0, 7, 0, 40, 1, 0] * 4,
+        "top_p": [1.0, 1.0, 0.7] * 8,
+        "min_p": [0.0, 0.05] * 12,
+        "seed": list(range(rows)),
         "counter": [[i % 3, 10 + i, i % 2, 0] for i in range(rows)],
-    }  # fmt: skip
+    }
     expected = ops.CpuBackend().sample(logits, 290, ops.DrawRows.on("cpu", **columns))
     device = torch.device(where)
     backend = TritonBackend(device) if where == "cpu" else ops.backend_for(device)
@@ -293,8 +313,21 @@ class LateQueue(HostQueue):
 
 def copied(plan):
     """A plan whose buffers are nobody else's."""
-    names = ("sequences", "rows", "copied", "copies", "tokens", "positions", "slots", "starts",
-             "contexts", "samples", "attempts", "blocks", "ids")  # fmt: skip
+    names = (
+        "sequences",
+        "rows",
+        "copied",
+        "copies",
+        "tokens",
+        "positions",
+        "slots",
+        "starts",
+        "contexts",
+        "samples",
+        "attempts",
+        "blocks",
+        "ids",
+    )
     kept = {name: np.copy(getattr(plan, name)) for name in names}
     scalars = {name: int(kept[name]) for name in ("sequences", "rows", "copied")}
     return SimpleNamespace(**{**kept, **scalars})
@@ -396,8 +429,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("free", "asked", "slabs"),
-    [(80, 0, 44), (80, 10, 10), (80, 44, 44), (40, 0, 4), (70, 0, 34)],
+    ("free", "asked", "slabs"), [(80, 0, 44), (80, 10, 10), (80, 44, 44), (40, 0, 4), (70, 0, 34)]
 )
 def test_the_arena_takes_what_is_left(free, asked, slabs):
     """Of 80 GiB a quarter stays free, 16 GiB are needed beside the arena."""
@@ -409,13 +441,17 @@ def test_the_arena_takes_what_is_left(free, asked, slabs):
 @pytest.mark.parametrize(
     ("free", "asked", "says"),
     [
-        (39, 0, r"20.00 GiB are needed \(14.00 GiB for weights \+ 2.00 GiB for workspaces \+ 4.00 "
-         r"GiB for an arena of 1024 tokens\), 19.00 of 39.00 GiB free may be used "
-         r"\(memory_fraction 0.75\): free the card, take a smaller pair or dtype"),
+        (
+            39,
+            0,
+            r"20.00 GiB are needed \(14.00 GiB for weights \+ 2.00 GiB for workspaces \+ 4.00 "
+            r"GiB for an arena of 1024 tokens\), 19.00 of 39.00 GiB free may be used "
+            r"\(memory_fraction 0.75\): free the card, take a smaller pair or dtype",
+        ),
         (80, 61, "77.00 GiB are needed .*arena of 15616 tokens.*: arena_tokens=11264 would fit"),
         (12, 0, "0.00 of 12.00 GiB free may be used"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit(free, asked, says):
     card = CardMemory("a card", 80 * GIB, free * GIB, 0.75)
     needed = {"weights": 14 * GIB, "workspaces": 2 * GIB}

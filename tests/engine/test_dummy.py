@@ -42,8 +42,14 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_deep_and_wide_stays_finite_in_bf16():
-    deep = replace(NAMED_MODELS["qwen-32b"], hidden_size=256, intermediate_size=1382, heads=2,
-                   kv_heads=1, vocab_size=512)  # fmt: skip
+    deep = replace(
+        NAMED_MODELS["qwen-32b"],
+        hidden_size=256,
+        intermediate_size=1382,
+        heads=2,
+        kv_heads=1,
+        vocab_size=512,
+    )
     engine = Engine(Pair("deep", made_up=(SMALL, deep)), config=CONFIG, dtype="bfloat16")
     params = SamplingParams(max_tokens=4, ignore_eos=True, logprobs=20)
     (answer,) = engine.generate([[1, 2, 3]], params, "large")

@@ -28,12 +28,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_parameters": LLAMA3}),
     "llama linear": ("llama", {"rope_parameters": LINEAR, "head_dim": 10}),
     "llama all biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "smollm2": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 3,
-                          "num_key_value_heads": 1}),
+    "smollm2": (
+        "llama",
+        {"tie_word_embeddings": True, "num_attention_heads": 3, "num_key_value_heads": 1},
+    ),
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "mistral, window": ("mistral", {"sliding_window": 90}),
     "mistral yarn": ("mistral", {"sliding_window": None, "rope_parameters": DEEPSEEK}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -69,20 +71,31 @@ def config_of(folder: Path, **raw: Any) -> ModelConfig:
 def test_published_configs(tmp_path: Path):
     """config.json as published, in the notation of older versions of transformers."""
     base = {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-        "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-    }  # fmt: skip
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    }
     llama = config_of(
-        tmp_path, **base, architectures=["LlamaForCausalLM"], max_position_embeddings=131072,
-        rope_theta=500000.0, eos_token_id=[128001, 128008, 128009],
+        tmp_path,
+        **base,
+        architectures=["LlamaForCausalLM"],
+        max_position_embeddings=131072,
+        rope_theta=500000.0,
+        eos_token_id=[128001, 128008, 128009],
         rope_scaling=LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192},
-    )  # fmt: skip
+    )
     assert (llama.max_position, llama.rope_theta, llama.head_dim) == (131072, 500000.0, 128)
     assert llama.eos_ids == (128001, 128008, 128009) and not llama.qkv_bias
     mistral = config_of(
-        tmp_path, **base, architectures=["MistralForCausalLM"], max_position_embeddings=32768,
+        tmp_path,
+        **base,
+        architectures=["MistralForCausalLM"],
+        max_position_embeddings=32768,
         sliding_window=4096,
-    )  # fmt: skip
+    )
     assert mistral.max_position == 4096
     qwen = base | {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 32768}
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -98,9 +111,14 @@ def test_published_configs(tmp_path: Path):
 
 
 GENERATION = {
-    "do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05,
-    "eos_token_id": [5, 7], "max_new_tokens": 9,
-}  # fmt: skip
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20,
+    "repetition_penalty": 1.05,
+    "eos_token_id": [5, 7],
+    "max_new_tokens": 9,
+}
 
 
 def test_a_generation_config_is_respected(tmp_path: Path):
@@ -129,11 +147,22 @@ def test_a_generation_config_is_respected(tmp_path: Path):
 
 
 ALL_OFF = {
-    "suppress_tokens": None, "bad_words_ids": [], "no_repeat_ngram_size": 0, "num_beams": 1,
-    "guidance_scale": 1.0, "forced_eos_token_id": None, "sequence_bias": {}, "typical_p": 0.5,
-    "token_healing": False, "min_length": 0, "encoder_repetition_penalty": 1.0, "max_length": 77,
-    "length_penalty": 2.0, "max_new_tokens": 9, "do_sample": False,
-}  # fmt: skip
+    "suppress_tokens": None,
+    "bad_words_ids": [],
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    "forced_eos_token_id": None,
+    "sequence_bias": {},
+    "typical_p": 0.5,
+    "token_healing": False,
+    "min_length": 0,
+    "encoder_repetition_penalty": 1.0,
+    "max_length": 77,
+    "length_penalty": 2.0,
+    "max_new_tokens": 9,
+    "do_sample": False,
+}
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,13 @@ def test_the_header_says_what_the_formats_own_package_says(tmp_path: Path):
 def test_rope_factors_are_llama_3s_scaling(tmp_path: Path):
     """The same frequencies as config.json's llama3 gives, by the factors that converters write."""
     scaling = {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
-    }  # fmt: skip
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
     model = random_model("llama", rope_parameters=scaling)
     folder = tmp_path / "folder"
     model.save_pretrained(folder)
@@ -261,8 +265,12 @@ def _key(name: str, value: Any) -> Callable[[GGUFWriter], None]:
 def _kind_of(value: Any) -> Any:
     from gguf import GGUFValueType
 
-    kinds = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32,
-             str: GGUFValueType.STRING}  # fmt: skip
+    kinds = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
     return kinds[type(value)]
 
 

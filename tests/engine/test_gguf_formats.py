@@ -54,20 +54,27 @@ VECTORS: dict[str, tuple[bytes, list[float]]] = {
     ),
     # The high bit is set: nothing is taken off. Scales 33 - 32, in six bits.
     "Q3_K": (
-        bytes([255] * 32) + bytes([0b11100100] * 64) + bytes([0x11] * 8 + [0b10101010] * 4)
+        bytes([255] * 32)
+        + bytes([0b11100100] * 64)
+        + bytes([0x11] * 8 + [0b10101010] * 4)
         + half(2.0),
         [2.0 * (place % 128 // 32) for place in range(256)],
     ),
     # Scales 1 2 3 4 and 5 6 7 8, minima 1: the last four in nibbles.
     "Q4_K": (
-        half(1.0) + half(0.25) + bytes([1, 2, 3, 4, 1, 1, 1, 1, 0x15, 0x16, 0x17, 0x18])
+        half(1.0)
+        + half(0.25)
+        + bytes([1, 2, 3, 4, 1, 1, 1, 1, 0x15, 0x16, 0x17, 0x18])
         + bytes([0x73] * 128),
         [(1 + place // 32) * (3.0 if place // 32 % 2 == 0 else 7.0) - 0.25 for place in range(256)],
     ),
     # The same with the fifth bits of the first 32 numbers set.
     "Q5_K": (
-        half(1.0) + half(0.25) + bytes([1, 2, 3, 4, 1, 1, 1, 1, 0x15, 0x16, 0x17, 0x18])
-        + bytes([1] * 32) + bytes([0x73] * 128),
+        half(1.0)
+        + half(0.25)
+        + bytes([1, 2, 3, 4, 1, 1, 1, 1, 0x15, 0x16, 0x17, 0x18])
+        + bytes([1] * 32)
+        + bytes([0x73] * 128),
         [
             (1 + place // 32) * ((19.0 if place < 32 else 3.0) if place // 32 % 2 == 0 else 7.0)
             - 0.25
@@ -82,7 +89,7 @@ VECTORS: dict[str, tuple[bytes, list[float]]] = {
             for place in range(256)
         ],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -101,10 +108,7 @@ def scale_and_minimum(packed: np.ndarray, index: int) -> tuple[int, int]:
     if index < 4:
         return bits(p[index], 0, 6), bits(p[index + 4], 0, 6)
     low, high = p[index + 4], (p[index - 4], p[index])
-    return (
-        bits(low, 0, 4) | bits(high[0], 6, 2) << 4,
-        bits(low, 4, 4) | bits(high[1], 6, 2) << 4,
-    )
+    return (bits(low, 0, 4) | bits(high[0], 6, 2) << 4, bits(low, 4, 4) | bits(high[1], 6, 2) << 4)
 
 
 def q2_k(b: np.ndarray, d: list[float], place: int) -> float:
@@ -148,8 +152,12 @@ def q6_k(b: np.ndarray, d: list[float], place: int) -> float:
 
 
 LOOPS: dict[str, Callable[[np.ndarray, list[float], int], float]] = {
-    "Q2_K": q2_k, "Q3_K": q3_k, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
-}  # fmt: skip
+    "Q2_K": q2_k,
+    "Q3_K": q3_k,
+    "Q4_K": q4_k,
+    "Q5_K": q5_k,
+    "Q6_K": q6_k,
+}
 
 
 @pytest.mark.parametrize("name", LOOPS)

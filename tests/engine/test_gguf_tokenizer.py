@@ -118,9 +118,11 @@ def test_a_beginning_is_marked_where_the_file_or_the_family_says_so(tmp_path: Pa
         return change
 
     for pre, flag, marked in (
-        ("qwen2", None, False), ("qwen2", True, True), ("llama-bpe", None, True),
+        ("qwen2", None, False),
+        ("qwen2", True, True),
+        ("llama-bpe", None, True),
         ("llama-bpe", False, False),
-    ):  # fmt: skip
+    ):
         tokenizer = Tokenizer(write(tmp_path / "m.gguf", pre, bos(flag)))
         assert (tokenizer.encode("the", special=True)[0] == first) == marked
         assert tokenizer.encode("the")[0] != first
@@ -142,9 +144,20 @@ def test_a_real_file_is_its_converted_folder():
     assert mine.chat_template.source == folder.chat_template.source
 
 
-SPM = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), *((f"<0x{b:02X}>", 0.0, 6) for b in
-       range(256)), ("▁", -1.0, 1), ("t", -2.0, 1), ("h", -3.0, 1), ("e", -4.0, 1),
-       ("th", -5.0, 1), ("he", -4.5, 1), ("the", -6.0, 1), ("▁the", -6.5, 1)]  # fmt: skip
+SPM = [
+    ("<unk>", 0.0, 2),
+    ("<s>", 0.0, 3),
+    ("</s>", 0.0, 3),
+    *((f"<0x{b:02X}>", 0.0, 6) for b in range(256)),
+    ("▁", -1.0, 1),
+    ("t", -2.0, 1),
+    ("h", -3.0, 1),
+    ("e", -4.0, 1),
+    ("th", -5.0, 1),
+    ("he", -4.5, 1),
+    ("the", -6.0, 1),
+    ("▁the", -6.5, 1),
+]
 
 
 def write_sentencepiece(path: Path, scores: bool = True, longest: int = 1) -> Path:
@@ -235,8 +248,12 @@ def test_a_beginning_that_is_no_token(tmp_path: Path):
 
 def test_a_file_and_a_published_folder_are_a_pair(tmp_path: Path):
     """tokenizer.json of Qwen2.5 and of Llama 3 say the same in other words, and still say it."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-             "use_regex": False}  # fmt: skip
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
     for pre in ("qwen2", "llama-bpe"):
         file = Tokenizer(
             write(tmp_path / "m.gguf", pre, lambda w: w.add_bos_token_id(TOKENS.index(SPECIAL[0])))

@@ -25,12 +25,15 @@ WAYS = {
     **{name: {"lane_policy": name} for name in LANE_POLICIES},
     "ahead": {"plan_ahead": "both", "read_along": 1, "eager_backlog": 3},
     "tight": {
-        "arena_tokens": 192, "max_context": 96, "eager_admission": True,
-        "max_sequences": 16, "max_tick_tokens": 24,
+        "arena_tokens": 192,
+        "max_context": 96,
+        "eager_admission": True,
+        "max_sequences": 16,
+        "max_tick_tokens": 24,
         "graph_rows": 24,
     },
     "uneven": {"max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},
-}  # fmt: skip
+}
 
 
 def written(engine, batch, recorded=True, asked=ASKED):
@@ -55,8 +58,14 @@ def written(engine, batch, recorded=True, asked=ASKED):
 )
 def test_spans_and_decodes_are_replayed_to_the_bit(pair, delimiters, prompts, way, cpu_kernels):
     """Prompts, catch-ups and re-reads of ragged lengths among decodes, in ticks of every kind."""
-    config = {"delimiters": delimiters, "block_tokens": 4, "check_every": 1, "graphs": "on",
-              "cpu_kernels": cpu_kernels, **WAYS[way]}  # fmt: skip
+    config = {
+        "delimiters": delimiters,
+        "block_tokens": 4,
+        "check_every": 1,
+        "graphs": "on",
+        "cpu_kernels": cpu_kernels,
+        **WAYS[way],
+    }
     batch = prompts(10, seed=31, longest=30)
     engine = pair.engine(**config)
     found = written(engine, batch)
@@ -75,9 +84,12 @@ def test_how_much_is_recorded_can_be_chosen(pair, delimiters, prompts):
     batch, counts = prompts(10, seed=32), {}
     for rows in (0, 256):
         engine = pair.engine(
-            delimiters=delimiters, graphs="on", graph_rows=rows, max_sequences=32,
+            delimiters=delimiters,
+            graphs="on",
+            graph_rows=rows,
+            max_sequences=32,
             max_tick_tokens=256,
-        )  # fmt: skip
+        )
         written(engine, batch)
         counts[rows] = [engine.graph_counts[role] for role in ROLES]
     for decodes, all_ in zip(counts[0], counts[256], strict=True):

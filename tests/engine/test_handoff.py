@@ -53,10 +53,15 @@ def engine(pair, delimiters):
 def tight(pair, delimiters):
     """Room for little more than two sequences of 90 tokens on the large model."""
     return pair.engine(
-        delimiters=delimiters, block_tokens=4, arena_tokens=192, eager_admission=True,
+        delimiters=delimiters,
+        block_tokens=4,
+        arena_tokens=192,
+        eager_admission=True,
         max_context=96,
-        max_sequences=16, max_tick_tokens=24, check_every=1,
-    )  # fmt: skip
+        max_sequences=16,
+        max_tick_tokens=24,
+        check_every=1,
+    )
 
 
 @pytest.mark.parametrize("reads", [False, True])

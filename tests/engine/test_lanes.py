@@ -33,10 +33,13 @@ ROOMS = {
     "cached": {"arena_tokens": 8192},
     # What a forecast would keep off the arena is what this is about.
     "tight": {
-        "arena_tokens": 192, "max_context": 96, "max_sequences": 16, "max_tick_tokens": 24,
+        "arena_tokens": 192,
+        "max_context": 96,
+        "max_sequences": 16,
+        "max_tick_tokens": 24,
         "eager_admission": True,
     },
-}  # fmt: skip
+}
 
 
 def schedule(position: int) -> str:

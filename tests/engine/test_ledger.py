@@ -51,14 +51,18 @@ def test_rule_handoff_and_entries(plain):
     policy = forced({4: "large"}, reads=False)
     expected = book(
         small={
-            "prompt": (1, 1), "sampled": (5, 2 + 3 + 8 + 9 + 10), "catchup": (4, 4 + 5 + 6 + 7),
+            "prompt": (1, 1),
+            "sampled": (5, 2 + 3 + 8 + 9 + 10),
+            "catchup": (4, 4 + 5 + 6 + 7),
             "entries": (1 + 7, 1 + 28),
         },
         large={
-            "prompt": (2, 1 + 2), "catchup": (1, 3), "sampled": (4, 4 + 5 + 6 + 7),
+            "prompt": (2, 1 + 2),
+            "catchup": (1, 3),
+            "sampled": (4, 4 + 5 + 6 + 7),
             "entries": (3, 1 + 2 + 3),
         },
-    )  # fmt: skip
+    )
     assert usage_of(plain, AB, 9, policy).to_json() == expected.to_json()
 
 
@@ -68,14 +72,19 @@ def test_rule_discarded_boundary_token(plain):
     expected = book(
         decision_wait=3,  # it had not seen 4, 5 and 6 when 7 ended the step
         small={
-            "prompt": (1, 1), "sampled": (5, 2 + 3 + 8 + 9 + 10), "discarded": (1, 4),
-            "catchup": (3, 5 + 6 + 7), "entries": (1 + 7, 1 + 28),
+            "prompt": (1, 1),
+            "sampled": (5, 2 + 3 + 8 + 9 + 10),
+            "discarded": (1, 4),
+            "catchup": (3, 5 + 6 + 7),
+            "entries": (1 + 7, 1 + 28),
         },
         large={
-            "prompt": (2, 1 + 2), "catchup": (1, 3), "sampled": (4, 4 + 5 + 6 + 7),
+            "prompt": (2, 1 + 2),
+            "catchup": (1, 3),
+            "sampled": (4, 4 + 5 + 6 + 7),
             "entries": (3, 1 + 2 + 3),
         },
-    )  # fmt: skip
+    )
     assert usage_of(plain, AB, 9, policy).to_json() == expected.to_json()
 
 
@@ -85,11 +94,13 @@ def test_rule_reading_is_an_entry(plain):
     expected = book(
         decision_wait=1,
         small={
-            "prompt": (1, 1), "catchup": (1, 3), "discarded": (2, 2 + 4),
+            "prompt": (1, 1),
+            "catchup": (1, 3),
+            "discarded": (2, 2 + 4),
             "entries": (1 + 3, 1 + 6),
         },
         large={"prompt": (1, 1), "sampled": (4, 2 + 3 + 4 + 5), "entries": (1 + 3, 1 + 6)},
-    )  # fmt: skip
+    )
     assert usage_of(plain, AB, 4, policy).to_json() == expected.to_json()
 
 
@@ -162,10 +173,14 @@ def test_rule_truncated_tokens_are_discarded(plain):
     expected = book(
         small={"prompt": (1, 1), "sampled": (2, 2 + 3), "discarded": (1, 3), "entries": (3, 1 + 3)},
         large={
-            "prompt": (2, 1 + 2), "catchup": (1, 3), "sampled": (3, 4 + 5 + 6),
-            "discarded": (2, 4 + 5), "recompute": (1, 3), "entries": (6, 6 + 6),
+            "prompt": (2, 1 + 2),
+            "catchup": (1, 3),
+            "sampled": (3, 4 + 5 + 6),
+            "discarded": (2, 4 + 5),
+            "recompute": (1, 3),
+            "entries": (6, 6 + 6),
         },
-    )  # fmt: skip
+    )
     assert done.usage.to_json() == expected.to_json()
 
 
@@ -208,10 +223,14 @@ def test_rule_the_head_counts_where_logits_are_used(accounting):
     """With a price on heads alone, each sampled or discarded row costs one, no other row any."""
     usage = book(
         large={
-            "prompt": (100, 5050), "catchup": (30, 900), "sampled": (7, 70), "discarded": (4, 40),
-            "recompute": (50, 99), "entries": (60, 600),
+            "prompt": (100, 5050),
+            "catchup": (30, 900),
+            "sampled": (7, 70),
+            "discarded": (4, 40),
+            "recompute": (50, 99),
+            "entries": (60, 600),
         }
-    )  # fmt: skip
+    )
     assert useful_flops(usage, "large", Price(row=0, key=0, head=1), accounting) == 11
     assert useful_flops(usage, "small", Price(row=1, key=1, head=1), accounting) == 0
 
@@ -220,10 +239,14 @@ def test_rule_what_each_accounting_counts():
     """Rows and keys of the three columns, from one booking."""
     usage = book(
         small={
-            "prompt": (10, 55), "catchup": (3, 36), "sampled": (5, 80), "discarded": (2, 30),
-            "recompute": (4, 10), "entries": (20, 210),
+            "prompt": (10, 55),
+            "catchup": (3, 36),
+            "sampled": (5, 80),
+            "discarded": (2, 30),
+            "recompute": (4, 10),
+            "entries": (20, 210),
         }
-    )  # fmt: skip
+    )
     rows, keys = Price(row=1, key=0, head=0), Price(row=0, key=1, head=0)
     columns = {"decode": (7, 110), "catchup": (24, 211), "reprefill": (27, 320)}
     for accounting, expected in columns.items():

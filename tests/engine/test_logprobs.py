@@ -237,9 +237,15 @@ def test_an_error_keeps_those_before_it(pair, engine, prompts):
 def test_they_are_raw(pair, engine, prompts, temperature):
     """Penalties, biases, temperature and truncation change the text, not what the model said."""
     params = replace(
-        ASKED, temperature=2 * temperature, top_k=9, seed=1, repetition_penalty=2.0,
-        presence_penalty=1.0, frequency_penalty=0.5, logit_bias={7: 3.0, 11: -100.0},
-    )  # fmt: skip
+        ASKED,
+        temperature=2 * temperature,
+        top_k=9,
+        seed=1,
+        repetition_penalty=2.0,
+        presence_penalty=1.0,
+        frequency_penalty=0.5,
+        logit_bias={7: 3.0, 11: -100.0},
+    )
     for done in engine.generate(prompts(6, seed=8), params, Call(drawn, reads=True)):
         check(pair, done, 4)
         assert any(e.logprob < e.top[0][1] for e in done.logprobs)

@@ -51,24 +51,48 @@ def test_parameters_are_those_of_the_checkpoints():
 
 
 QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "head_dim": 128,
-    "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
-    "max_position_embeddings": 40960, "num_attention_heads": 16, "num_hidden_layers": 28,
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 1000000,
-    "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
     "vocab_size": 151936,
-}  # fmt: skip
+}
 LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "head_dim": 64,
-    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
-    "max_position_embeddings": 131072, "mlp_bias": False, "num_attention_heads": 32,
-    "num_hidden_layers": 16, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
     "rope_scaling": {
-        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
     },
-    "rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256,
-}  # fmt: skip
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 128256,
+}
 
 
 @pytest.mark.parametrize(("name", "raw"), [("qwen3-0.6b", QWEN3), ("llama-1b", LLAMA)])

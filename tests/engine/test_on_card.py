@@ -28,18 +28,26 @@ WAYS = {
     "graphs": {},
     "ahead": {"plan_ahead": "both", "read_along": 1, "eager_backlog": 3},
     "tight": {
-        "arena_tokens": 128, "max_context": 64, "eager_admission": True,
-        "max_sequences": 16, "plan_ahead": "both",
-        "max_tick_tokens": 24, "graph_rows": 24,
+        "arena_tokens": 128,
+        "max_context": 64,
+        "eager_admission": True,
+        "max_sequences": 16,
+        "plan_ahead": "both",
+        "max_tick_tokens": 24,
+        "graph_rows": 24,
     },
     "host memory": {
-        "eager_admission": True, "arena_tokens": 96, "max_context": 64, "max_sequences": 16,
-        "plan_ahead": "both", "host_kv_tokens": 256,
+        "eager_admission": True,
+        "arena_tokens": 96,
+        "max_context": 64,
+        "max_sequences": 16,
+        "plan_ahead": "both",
+        "host_kv_tokens": 256,
     },
     "uneven": {"plan_ahead": "both", "max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},
     "two cards": {"plan_ahead": "both"},
     **{name: {"lane_policy": name} for name in LANE_POLICIES},
-}  # fmt: skip
+}
 ASKED = [{"temperature": 0.0}, *SAMPLED, {"audit": "score"}]
 
 
@@ -52,13 +60,23 @@ def build(kit, card, delimiters, devices=None, **config):
     """An engine; on a card what was never written is spoilt."""
     small, large = kit.folders
     settings = {
-        "block_tokens": 4, "arena_tokens": 2048, "max_context": 128, "max_sequences": 32,
-        "check_every": 1, "delimiters": delimiters, "graphs": "on", **config,
-    }  # fmt: skip
+        "block_tokens": 4,
+        "arena_tokens": 2048,
+        "max_context": 128,
+        "max_sequences": 32,
+        "check_every": 1,
+        "delimiters": delimiters,
+        "graphs": "on",
+        **config,
+    }
     return Engine(
-        "custom", small=small, large=large, dtype="float32", config=EngineConfig(**settings),
+        "custom",
+        small=small,
+        large=large,
+        dtype="float32",
+        config=EngineConfig(**settings),
         **({"devices": devices} if devices else {"device": "cuda" if card else "cpu"}),
-    )  # fmt: skip
+    )
 
 
 @contextmanager

@@ -46,9 +46,12 @@ def test_text_is_that_of_the_schedule(pair, delimiters, prompts, ties, graphs, l
     """Plans ahead, devices that take their time, graphs, aborts in flight; a tier that overflows
     and one that does not."""
     engine = pair.engine(
-        delimiters=delimiters, host_kv_tokens=host, graphs=graphs,
-        plan_ahead="both" if late else "off", **TIGHT,
-    )  # fmt: skip
+        delimiters=delimiters,
+        host_kv_tokens=host,
+        graphs=graphs,
+        plan_ahead="both" if late else "off",
+        **TIGHT,
+    )
     if late:
         delay(engine, 5)
     done = run(engine, prompts(24, seed=3), doomed=4)
@@ -121,8 +124,13 @@ def test_a_slot_holds_what_its_block_held(piece: int):
     arena.block(1, 3).zero_()
     store.restore(torch.tensor([[0, 5], [1, 3]]).numpy())
     assert [set(arena.block(1, block).tolist()) for block in range(6)] == [
-        {0}, {1}, {2}, {4}, {4}, {3}
-    ]  # fmt: skip
+        {0},
+        {1},
+        {2},
+        {4},
+        {4},
+        {3},
+    ]
 
 
 def test_the_ledger_keeps_what_came_back():

@@ -32,10 +32,12 @@ SETTINGS = {
     "frequency": {"frequency_penalty": 0.4},
     "bias": {"logit_bias": BIAS},
     "all": {
-        "repetition_penalty": 1.3, "presence_penalty": -0.6, "frequency_penalty": 0.7,
+        "repetition_penalty": 1.3,
+        "presence_penalty": -0.6,
+        "frequency_penalty": 0.7,
         "logit_bias": BIAS,
     },
-}  # fmt: skip
+}
 LOUD = SamplingParams(max_tokens=40, repetition_penalty=3.0, frequency_penalty=2.0)
 GREEDY = SamplingParams(max_tokens=40)
 
@@ -64,11 +66,14 @@ def penalties(histories, params):
         return torch.tensor(list(values), dtype=torch.float64)
 
     return ops.PenaltyRows(
-        column(p.repetition_penalty for p in params), column(p.presence_penalty for p in params),
-        column(p.frequency_penalty for p in params), pairs([h[0] for h in histories]),
-        pairs([h[1] for h in histories]), pairs([p.logit_bias for p in params]),
+        column(p.repetition_penalty for p in params),
+        column(p.presence_penalty for p in params),
+        column(p.frequency_penalty for p in params),
+        pairs([h[0] for h in histories]),
+        pairs([h[1] for h in histories]),
+        pairs([p.logit_bias for p in params]),
         column(b for p in params for b in p.logit_bias.values()),
-    )  # fmt: skip
+    )
 
 
 def drawn(boundary):
@@ -112,9 +117,11 @@ def test_the_rules_by_hand():
     """Signs, repeats, zero and what is impossible; the prompt counts for the first rule only."""
     logits = torch.tensor([[4.0, -4.0, 0.0, 2.0, 1.0, -math.inf, 3.0, 9.0]])
     params = SamplingParams(
-        repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25,
+        repetition_penalty=2.0,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
         logit_bias={4: -3.0, 5: 100.0, 0: 1.0},
-    )  # fmt: skip
+    )
     rows = penalties([([0, 1, 0], [1, 3, 3, 2, 5])], [params])
     # 0: 4/2 + 1.  1: -4*2 - 0.75.  2: 0 - 0.75.  3: 2/2 - 2*0.25 - 0.5.  4: 1 - 3.  6: untouched.
     expected = [3.0, -8.75, -0.75, 0.0, -2.0, -math.inf, 3.0]

@@ -145,9 +145,11 @@ def fp8(strategy: str, name: str) -> Callable:
 def compressed(form: str, **weights: Any) -> dict[str, Any]:
     group = {"targets": ["Linear"], "input_activations": None, "weights": weights}
     return {
-        "quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group},
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
-    }  # fmt: skip
+    }
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP}
@@ -202,12 +204,19 @@ def checkpoint(
     torch.manual_seed(3)
     rng = np.random.default_rng(3)
     config = LlamaConfig(
-        vocab_size=len(TOKENS), hidden_size=hidden, intermediate_size=hidden + 32,
-        num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+        vocab_size=len(TOKENS),
+        hidden_size=hidden,
+        intermediate_size=hidden + 32,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
         max_position_embeddings=128,
-        initializer_range=0.2, attention_bias=True,
-        eos_token_id=None, bos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        initializer_range=0.2,
+        attention_bias=True,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
     model = LlamaForCausalLM(config).float().eval()
     model.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")

@@ -34,11 +34,16 @@ def recorded(engine: Engine, policy: str, path: Path) -> Trace:
 @pytest.mark.parametrize(
     "policy",
     [
-        "small", "large", "steer", "entropy:0.3", "query:max_prob:0.99999",
-        "threshold:max_prob:0.9@probe:3", "threshold:max_prob:0.99@probe:16:least",
+        "small",
+        "large",
+        "steer",
+        "entropy:0.3",
+        "query:max_prob:0.99999",
+        "threshold:max_prob:0.9@probe:3",
+        "threshold:max_prob:0.99@probe:16:least",
         "previous:max_prob:0.95",
     ],
-)  # fmt: skip
+)
 def test_a_replay_of_the_same_policy_has_the_books_of_the_run(
     engine: Engine, tmp_path: Path, policy: str
 ):

@@ -183,9 +183,14 @@ def test_a_stream_that_is_closed_ends_its_request(engine: Engine):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("stop", ("",)), ("stop", "text"), ("min_tokens", -1), ("min_tokens", 500),
-     ("max_step_tokens", -1)],
-)  # fmt: skip
+    [
+        ("stop", ("",)),
+        ("stop", "text"),
+        ("min_tokens", -1),
+        ("min_tokens", 500),
+        ("max_step_tokens", -1),
+    ],
+)
 def test_bad_parameters(field: str, value: object):
     with pytest.raises(SteerError, match=field):
         SamplingParams(**{field: value})

@@ -65,9 +65,13 @@ def both(other_ids: Path, **settings) -> tuple[Engine, Engine]:
     """The embedded pair, and the same with other ids for the large model."""
     shared = Engine("tiny", config=EngineConfig(**settings), dtype="float32", device="cpu")
     apart = Engine(
-        "custom", small=TINY / "small", large=other_ids, dtype="float32", device="cpu",
+        "custom",
+        small=TINY / "small",
+        large=other_ids,
+        dtype="float32",
+        device="cpu",
         config=EngineConfig(**settings, retokenize=True),
-    )  # fmt: skip
+    )
     return shared, apart
 
 
@@ -79,8 +83,9 @@ def test_without_the_flag_the_first_difference_is_named(other_ids: Path):
 def test_where_the_tokens_agree_the_flag_changes_nothing():
     plain, flagged = Engine("tiny"), Engine("tiny", config=EngineConfig(retokenize=True))
     assert plain.fingerprint == flagged.fingerprint
-    found = [e.generate(PROMPTS, SamplingParams(max_tokens=48), "random:0.5")
-             for e in (plain, flagged)]  # fmt: skip
+    found = [
+        e.generate(PROMPTS, SamplingParams(max_tokens=48), "random:0.5") for e in (plain, flagged)
+    ]
     assert [c.token_ids for c in found[0]] == [c.token_ids for c in found[1]]
     assert all(c.usage.crossings == 0 for c in found[1])
     assert flagged.generate([flagged.tokenizer.encode(PROMPTS[0])])
@@ -94,7 +99,7 @@ SETTINGS = {
     "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.3},
     "share": {"max_large_share": 0.3},
     "flops": {"max_flops": 3e7},
-}  # fmt: skip
+}
 
 
 def same(shared: Engine, apart: Engine, params: SamplingParams, policy, prompts=PROMPTS):
@@ -146,10 +151,15 @@ def test_a_loop_ends_where_it_does_with_shared_tokens(ring, tmp_path: Path, poli
     small, large = ring.folders
     other = permuted(large, tmp_path / "large")
     engines = [
-        Engine("custom", small=small, large=folder, device="cpu", config=EngineConfig(
-            prefix_cache=False, check_every=1, retokenize=folder == other))
+        Engine(
+            "custom",
+            small=small,
+            large=folder,
+            device="cpu",
+            config=EngineConfig(prefix_cache=False, check_every=1, retokenize=folder == other),
+        )
         for folder in (large, other)
-    ]  # fmt: skip
+    ]
     params = SamplingParams(max_tokens=100, max_repeats=9)
     found = same(*engines, params, POLICIES[policy], ["a", "b", "ca"])
     assert all(c.finish_reason == "repetition" for c in found)
@@ -191,8 +201,18 @@ def test_log_probabilities_are_those_of_tokens_that_a_model_drew_here(other_ids:
 
 
 def test_the_command_takes_the_flag(other_ids: Path, capsys):
-    command = ["generate", PROMPTS[0], "--pair", "custom", "--small", str(TINY / "small"),
-               "--large", str(other_ids), "--policy", "random:0.5"]  # fmt: skip
+    command = [
+        "generate",
+        PROMPTS[0],
+        "--pair",
+        "custom",
+        "--small",
+        str(TINY / "small"),
+        "--large",
+        str(other_ids),
+        "--policy",
+        "random:0.5",
+    ]
     assert main(command) == 2
     assert "retokenize" in capsys.readouterr().err
     assert main([*command, "--retokenize"]) == 0

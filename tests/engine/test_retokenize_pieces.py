@@ -60,8 +60,10 @@ def test_the_books_add_up(other_pieces: OtherPieces):
         if first is None:
             assert usage.crossings == 0 and not usage.rows[1].any()
             continue
-        assert usage.count("large", "prompt") in (len(large.encode(prompt)) - 1,
-                                                  len(large.encode(prompt)))  # fmt: skip
+        assert usage.count("large", "prompt") in (
+            len(large.encode(prompt)) - 1,
+            len(large.encode(prompt)),
+        )
         # What crossed was written by the small model in between.
         between = completion.steps[: completion.steps.index(by_large[-1])]
         runs, text = [], b""
@@ -119,27 +121,36 @@ def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
     """Random requests, policies, aborts and deadlines; each that lives is right."""
     rng = random.Random(seed)
     engine = other_pieces.engine(
-        block_tokens=4, arena_tokens=rng.choice([112, 160]), max_context=96, max_sequences=6,
+        block_tokens=4,
+        arena_tokens=rng.choice([112, 160]),
+        max_context=96,
+        max_sequences=6,
         eager_admission=seed != 1,
-        max_tick_tokens=24, check_every=1, prefix_cache=bool(seed % 2),
-        plan_ahead=rng.choice(["off", "both"]), overlap=bool(seed != 2),
+        max_tick_tokens=24,
+        check_every=1,
+        prefix_cache=bool(seed % 2),
+        plan_ahead=rng.choice(["off", "both"]),
+        overlap=bool(seed != 2),
         lane_policy=rng.choice(["latency", "throughput", "weighted", "auto"]),
-    )  # fmt: skip
+    )
     asked: dict[int, str] = {}
     ended: dict[str, int] = {}
     checked, known = 0, set()
     policies = [
-        Call(lambda b: rng.choice(["small", "large"])), Always("large"), Random(0.6, seed=seed),
-        Threshold("max_prob", 0.5, window=Window("probe", 3)), Call(
-            lambda b: rng.choice(["small", "large"]), reads=False),
-    ]  # fmt: skip
+        Call(lambda b: rng.choice(["small", "large"])),
+        Always("large"),
+        Random(0.6, seed=seed),
+        Threshold("max_prob", 0.5, window=Window("probe", 3)),
+        Call(lambda b: rng.choice(["small", "large"]), reads=False),
+    ]
     while asked or len(known) < 60:
         while len(known) < 60 and len(asked) < 12:
             prompt = letters(rng, 40)
             params = SamplingParams(
-                max_tokens=rng.randint(3, 40), max_step_tokens=rng.choice([0, 0, 3]),
+                max_tokens=rng.randint(3, 40),
+                max_step_tokens=rng.choice([0, 0, 3]),
                 stop=rng.choice([(), (), ("a1", "bb")]),
-            )  # fmt: skip
+            )
             late = rng.choice([None, None, None, 1e-3])
             request = engine.submit(
                 prompt, params, rng.choice(policies), priority=rng.choice([0, 0, 1]), timeout=late
@@ -170,8 +181,9 @@ def test_unusable_logits_of_the_large_model_end_the_request(other_pieces: OtherP
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, path, {"format": "pt"})
     config = EngineConfig(delimiters=DELIMITERS, retokenize=True, check_every=1)
-    engine = Engine("custom", small=other_pieces.folders[0], large=tmp_path / "large",
-                    config=config)  # fmt: skip
+    engine = Engine(
+        "custom", small=other_pieces.folders[0], large=tmp_path / "large", config=config
+    )
     flip = Call(lambda b: "large" if b.step == 1 else "small")
     params = SamplingParams(max_tokens=30, max_step_tokens=3)
     done = engine.generate(["abc", "12"], params, flip)
@@ -202,14 +214,17 @@ def test_a_policy_that_raises_ends_its_request_alone(other_pieces: OtherPieces):
     assert done[good].finish_reason == "length" and other_pieces.check("12ab", done[good])
 
 
-@pytest.mark.parametrize(("changes", "policy", "what"), [
-    ({"n": 2}, "small", "n above 1"),
-    ({"logit_bias": {1: 1.0}}, "small", "logit_bias"),
-    ({"stop_token_ids": (1,)}, "small", "stop_token_ids"),
-    ({"min_tokens": 2}, "small", "min_tokens"),
-    ({"audit": "score"}, "small", "an audit"),
-    ({}, "judge", "an audit|large model reads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "policy", "what"),
+    [
+        ({"n": 2}, "small", "n above 1"),
+        ({"logit_bias": {1: 1.0}}, "small", "logit_bias"),
+        ({"stop_token_ids": (1,)}, "small", "stop_token_ids"),
+        ({"min_tokens": 2}, "small", "min_tokens"),
+        ({"audit": "score"}, "small", "an audit"),
+        ({}, "judge", "an audit|large model reads"),
+    ],
+)
 def test_requests_that_cannot_cross_are_refused(
     other_pieces: OtherPieces, changes, policy: str, what: str
 ):

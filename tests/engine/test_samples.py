@@ -68,10 +68,15 @@ def test_greedy_samples_are_equal():
 def test_samples_in_a_tight_arena(pair, delimiters, prompts, ties):
     """Preempted, evicted and recomputed, they still write what the models say."""
     made = pair.engine(
-        delimiters=delimiters, block_tokens=4, arena_tokens=160, eager_admission=True,
-        max_context=96, max_sequences=16,
-        max_tick_tokens=24, check_every=1,
-    )  # fmt: skip
+        delimiters=delimiters,
+        block_tokens=4,
+        arena_tokens=160,
+        eager_admission=True,
+        max_context=96,
+        max_sequences=16,
+        max_tick_tokens=24,
+        check_every=1,
+    )
 
     def schedule(position: int) -> str:
         return "large" if position % 3 == 0 else "small"

@@ -49,10 +49,12 @@ def rows_of(settings, uniform):
     """Sampling rows, one a setting."""
     temperature, top_k, top_p, min_p = zip(*settings, strict=True)
     return ops.SamplingRows(
-        torch.tensor(temperature, dtype=torch.float64), torch.tensor(top_k),
-        torch.tensor(top_p, dtype=torch.float64), torch.tensor(min_p, dtype=torch.float64),
+        torch.tensor(temperature, dtype=torch.float64),
+        torch.tensor(top_k),
+        torch.tensor(top_p, dtype=torch.float64),
+        torch.tensor(min_p, dtype=torch.float64),
         torch.as_tensor(uniform, dtype=torch.float64),
-    )  # fmt: skip
+    )
 
 
 def draw(logits, setting, uniform):

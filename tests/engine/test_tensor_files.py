@@ -67,7 +67,7 @@ def shift(entry: dict, count: int) -> None:
         (lambda e: shift(e, 2), "begins at byte .*, behind a hole that starts at"),
         (lambda e: edit(e, data_offsets=[5]), "has no pair of offsets"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_entry_is_named(folder: Path, change, message: str):
     path = folder / "model.safetensors"
     header, body = take_apart(path)
@@ -156,9 +156,11 @@ def test_a_pickle_is_never_loaded(folder: Path, tmp_path: Path, name: str):
 
 
 @settings(
-    max_examples=200, deadline=None, derandomize=True,
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_harmless(folder: Path, data: st.DataObject):
     """Bytes flipped, cut, or put in: an error in one line, or the shapes that were asked for."""
@@ -180,9 +182,11 @@ def test_flipped_bytes_are_refused_or_harmless(folder: Path, data: st.DataObject
 
 
 @settings(
-    max_examples=100, deadline=None, derandomize=True,
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 @given(data=st.data())
 def test_nonsense_in_a_header_is_refused_or_harmless(folder: Path, data: st.DataObject):
     """Valid JSON with wrong values in it, which random bytes rarely make."""
@@ -190,10 +194,14 @@ def test_nonsense_in_a_header_is_refused_or_harmless(folder: Path, data: st.Data
     header, body = take_apart(TINY / "small" / "model.safetensors")
     name = data.draw(st.sampled_from(sorted(header)))
     odd = st.one_of(
-        st.none(), st.booleans(), st.text(max_size=3), st.integers(-(2**70), 2**70),
-        st.lists(st.integers(-5, 10**6), max_size=3), st.just({}),
+        st.none(),
+        st.booleans(),
+        st.text(max_size=3),
+        st.integers(-(2**70), 2**70),
+        st.lists(st.integers(-5, 10**6), max_size=3),
+        st.just({}),
         st.sampled_from(["BF16", "F32", "BOOL", "U8", "F8_E4M3", "F4"]),
-    )  # fmt: skip
+    )
     if data.draw(st.booleans()) and name != "__metadata__":
         header[name][data.draw(st.sampled_from(["shape", "dtype", "data_offsets"]))] = data.draw(
             odd

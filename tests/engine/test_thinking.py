@@ -59,9 +59,12 @@ def test_a_marker_that_is_a_special_token(tmp_path: Path):
     """It has no text, so it is found by its id."""
     special = ["</think>", "<eos>"]
     folder = scripted_checkpoint(
-        tmp_path, LETTERS, ["a", "b", "</think>", *"cdef", "<eos>"], special,
+        tmp_path,
+        LETTERS,
+        ["a", "b", "</think>", *"cdef", "<eos>"],
+        special,
         {"eos_token_id": len(LETTERS) + 1},
-    )  # fmt: skip
+    )
     done = answer(folder, "a", max_think_tokens=9)
     assert authors(done) == [("large", "b"), ("small", "cdef")]
 
@@ -84,9 +87,12 @@ CHAT = [*LETTERS, "\n\n", "<think>", "</think>"]
 def test_what_the_prompt_has_closed_is_closed(tmp_path: Path, prompt: str, thinks: bool):
     """Then no marker is forced, and the answer's policy writes from the start."""
     folder = scripted_checkpoint(
-        tmp_path, CHAT, [*"abcdefguvw", "<eos>"], ["<turn>", "<eos>"],
+        tmp_path,
+        CHAT,
+        [*"abcdefguvw", "<eos>"],
+        ["<turn>", "<eos>"],
         {"eos_token_id": len(CHAT) + 1},
-    )  # fmt: skip
+    )
     done = answer(folder, prompt, max_think_tokens=4)
     assert done.text.startswith("bcde</think>" if thinks else "bcdefguvw")
     assert [step.model for step in done.steps] == (["large", "small"] if thinks else ["small"])
@@ -125,9 +131,11 @@ def test_models_that_split_it_differently(tmp_path: Path, small, large, policy: 
         for name, (pieces, script) in (("small", small), ("large", large))
     ]
     engine = Engine(
-        "custom", small=folders[0], large=folders[1],
+        "custom",
+        small=folders[0],
+        large=folders[1],
         config=EngineConfig(check_every=1, retokenize=True),
-    )  # fmt: skip
+    )
     other = {"small": "large", "large": "small"}[policy]
     both = AfterThinking(engine.policy(policy), engine.policy(other))
     params = SamplingParams(max_tokens=16, max_think_tokens=9)

@@ -95,9 +95,11 @@ def test_a_token_that_is_added_on_one_side_only(plain: Path, tmp_path: Path):
     model = raw["model"] | {"vocab": raw["model"]["vocab"] | vocabulary}
     mine = altered(plain, tmp_path / "mine.json", model=lambda _: model)
     theirs = altered(
-        plain, tmp_path / "theirs.json", model=lambda _: model,
+        plain,
+        tmp_path / "theirs.json",
+        model=lambda _: model,
         added_tokens=lambda added: [t for t in added if t["content"] != "<think>"],
-    )  # fmt: skip
+    )
     assert mine.encode("<think>") == [think["id"]] != theirs.encode("<think>")
     found = (
         f"token '<think>' (id {think['id']}) is added in the small model, not added in the large"
@@ -108,9 +110,14 @@ def test_a_token_that_is_added_on_one_side_only(plain: Path, tmp_path: Path):
 def test_a_pair_whose_special_tokens_differ_is_refused(tmp_path: Path):
     """Their bytes would differ: none on one side, its text on the other."""
     think = {
-        "id": 0, "content": "", "special": True, "single_word": False, "lstrip": False,
-        "rstrip": False, "normalized": False,
-    }  # fmt: skip
+        "id": 0,
+        "content": "",
+        "special": True,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+    }
     for role in ("small", "large"):
         shutil.copytree(TINY / role, tmp_path / role)
         raw = json.loads((tmp_path / role / "tokenizer.json").read_text())

@@ -35,10 +35,17 @@ def trained_pieces(folder: Path, dummy: bool) -> Tokenizer:
     corpus = [t.replace("\n", " ").replace("\0", "") for t in HARD if t.strip()] * 3
     (folder / "text").write_text("\n".join(corpus))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=480,
-        model_type="bpe", byte_fallback=True, character_coverage=0.98, add_dummy_prefix=dummy,
-        normalization_rule_name="identity", remove_extra_whitespaces=dummy, minloglevel=2,
-    )  # fmt: skip
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=480,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.98,
+        add_dummy_prefix=dummy,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=dummy,
+        minloglevel=2,
+    )
     return Tokenizer(folder)
 
 

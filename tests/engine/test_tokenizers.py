@@ -23,9 +23,7 @@ from .hard_text import HARD
 CORPUS = [text for text in HARD if text.strip()] * 3 + [
     "the quick brown fox jumps over the dog"
 ] * 9
-CHAT = {
-    "<|im_start|>": True, "<|im_end|>": True, "<think>": False, "</think>": False,
-}  # fmt: skip
+CHAT = {"<|im_start|>": True, "<|im_end|>": True, "<think>": False, "</think>": False}
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +87,24 @@ def pieces(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "text").write_text("\n".join(t.replace("\n", " ").replace("\0", "") for t in CORPUS))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=520,
-        model_type="bpe", byte_fallback=True, character_coverage=0.98, split_digits=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=tidy,
-        allow_whitespace_only_pieces=True, minloglevel=2,
-    )  # fmt: skip
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=520,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=0.98,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=tidy,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
     config = {
-        "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
         "added_tokens_decoder": {"520": {"content": "[INST]", "special": False}},
-    }  # fmt: skip
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 

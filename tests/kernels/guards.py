@@ -92,12 +92,12 @@ def guarded_allocations(guards: Guards) -> Iterator[None]:
             torch, "empty", lambda *s, dtype=None, device=None: make(shape_of(s), dtype, device)
         )
         patch.setattr(
-            Tensor, "new_empty",
+            Tensor,
+            "new_empty",
             lambda t, *s, dtype=None, **more: (  # with a device it is the interpreter that asks
-                new_empty(t, *s, dtype=dtype, **more) if more
-                else make(shape_of(s), *of(t, dtype))
+                new_empty(t, *s, dtype=dtype, **more) if more else make(shape_of(s), *of(t, dtype))
             ),
-        )  # fmt: skip
+        )
         patch.setattr(torch, "empty_like", lambda t, dtype=None: make(t.shape, *of(t, dtype)))
         yield
 
@@ -110,8 +110,10 @@ def watched() -> Iterator[list[int]]:
     """
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, start = (
-        builder.create_masked_load, builder.create_masked_store, executor._init_args_hst
-    )  # fmt: skip
+        builder.create_masked_load,
+        builder.create_masked_store,
+        executor._init_args_hst,
+    )
     ranges: list[np.ndarray] = []
     touched: list[int] = []
 

@@ -38,12 +38,17 @@ class Case:
     def run(self, work="exact", splits=FINE, **changes):
         """The kernels' answer; what they do not write stays NaN."""
         arguments = {
-            "query": self.query, "arena": self.arena, "layout": self.layout, "layer": LAYER,
-            "table": self.table, "starts": integers(self.starts),
-            "contexts": integers(self.contexts), "splits": splits,
+            "query": self.query,
+            "arena": self.arena,
+            "layout": self.layout,
+            "layer": LAYER,
+            "table": self.table,
+            "starts": integers(self.starts),
+            "contexts": integers(self.contexts),
+            "splits": splits,
             "work": Work.of(self.starts, self.contexts) if work == "exact" else work,
             "out": torch.full_like(self.query, float("nan")),
-        }  # fmt: skip
+        }
         return paged_attention(**(arguments | changes))
 
     def expected(self):
@@ -74,9 +79,13 @@ class Case:
         """One sequence of it."""
         a, b = self.starts[index : index + 2]
         return replace(
-            self, starts=[0, b - a], contexts=[self.contexts[index]], query=self.query[a:b].clone(),
-            table=self.table[index : index + 1].clone(), written=[self.written[index]],
-        )  # fmt: skip
+            self,
+            starts=[0, b - a],
+            contexts=[self.contexts[index]],
+            query=self.query[a:b].clone(),
+            table=self.table[index : index + 1].clone(),
+            written=[self.written[index]],
+        )
 
 
 def integers(values):
@@ -85,9 +94,21 @@ def integers(values):
 
 
 def make(
-    spans, contexts, *, group=3, kv_heads=1, head_dim=16, page=16, dtype=torch.float32, slots=3,
-    layers=2, extra_rows=5, padding=0, wide=0, seed=0,
-):  # fmt: skip
+    spans,
+    contexts,
+    *,
+    group=3,
+    kv_heads=1,
+    head_dim=16,
+    page=16,
+    dtype=torch.float32,
+    slots=3,
+    layers=2,
+    extra_rows=5,
+    padding=0,
+    wide=0,
+    seed=0,
+):
     """Random queries, keys and values; blocks scattered over slabs that they do not fill."""
     draw = torch.Generator().manual_seed(seed)
     block_rows = layers * 2 * kv_heads * page
@@ -109,15 +130,20 @@ def make(
     heads = group * kv_heads
     query = torch.randn(starts[-1] + padding, heads, head_dim, generator=draw)
     return Case(
-        layout, heads, starts, contexts, query.to(dtype).to(DEVICE), arena.to(dtype).to(DEVICE),
-        table.to(DEVICE), written,
-    )  # fmt: skip
+        layout,
+        heads,
+        starts,
+        contexts,
+        query.to(dtype).to(DEVICE),
+        arena.to(dtype).to(DEVICE),
+        table.to(DEVICE),
+        written,
+    )
 
 
 class TestValues:
     @pytest.mark.parametrize(
-        ("group", "dtype"),
-        [(3, torch.bfloat16), (5, torch.float32), (6, torch.float16)],
+        ("group", "dtype"), [(3, torch.bfloat16), (5, torch.float32), (6, torch.float16)]
     )
     def test_all_kinds_of_spans_in_one_batch(self, group, dtype):
         make([1, 2, 7, 64, 66], [40, 21, 33, 70, 90], group=group, dtype=dtype).check()
@@ -159,9 +185,12 @@ class TestValues:
         case = make([1, 7, 66], [40, 33, 80], page=4)
         starts, contexts = torch.tensor(case.starts), torch.tensor(case.contexts)
         plan = AttentionPlan.build(
-            case.layout, starts, contexts, case.table.cpu().long(),
+            case.layout,
+            starts,
+            contexts,
+            case.table.cpu().long(),
             torch.zeros(case.starts[-1], dtype=torch.long),
-        )  # fmt: skip
+        )
         said = reference.paged_attention(case.arena.cpu(), plan, LAYER, case.query.cpu())
         atol = TOLERANCE[torch.float32]
         torch.testing.assert_close(case.run().cpu(), said, rtol=0, atol=atol)
@@ -315,9 +344,12 @@ class TestDevice:
     @pytest.mark.parametrize("dtype", list(TOLERANCE))
     def test_values_at_real_shapes(self, shape, dtype):
         case = make(
-            [1, 1, 2, 17, 64, 65, 300], [1, 4097, 1000, 2049, 64, 700, 1300], page=64, dtype=dtype,
+            [1, 1, 2, 17, 64, 65, 300],
+            [1, 4097, 1000, 2049, 64, 700, 1300],
+            page=64,
+            dtype=dtype,
             **shape,
-        )  # fmt: skip
+        )
         case.check(splits=None)
         case.check(splits=Splits(Split(64, 64), Split(64, 32)))
 
@@ -342,9 +374,16 @@ class TestDevice:
 
         def launch():
             paged_attention(
-                query, arena, first.layout, LAYER, held[0].view(3, width), held[1], held[2], work,
+                query,
+                arena,
+                first.layout,
+                LAYER,
+                held[0].view(3, width),
+                held[1],
+                held[2],
+                work,
                 out=out,
-            )  # fmt: skip
+            )
 
         def fill(case):
             held[0].view(3, width)[:, : case.table.shape[1]] = case.table

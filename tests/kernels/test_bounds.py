@@ -61,10 +61,14 @@ def integers(*values: int) -> Tensor:
 
 def confidence_case(rows: int, width: int, vocabulary: int, dtype: torch.dtype) -> Case:
     draw = DrawRows.on(
-        "cpu", temperature=[(0.7, 1.3, 0.0)[i % 3] for i in range(rows)], seed=range(rows),
-        counter=[[i] * 4 for i in range(rows)], top_k=[(5, 0)[i % 2] for i in range(rows)],
-        top_p=[(0.9, 1.0, 0.5, 0.8)[i % 4] for i in range(rows)], min_p=[0.01] * rows,
-    )  # fmt: skip
+        "cpu",
+        temperature=[(0.7, 1.3, 0.0)[i % 3] for i in range(rows)],
+        seed=range(rows),
+        counter=[[i] * 4 for i in range(rows)],
+        top_k=[(5, 0)[i % 2] for i in range(rows)],
+        top_p=[(0.9, 1.0, 0.5, 0.8)[i % 4] for i in range(rows)],
+        min_p=[0.01] * rows,
+    )
 
     def run(logits: Tensor, source: Tensor, targets: Tensor, **columns: Tensor) -> Any:
         plain = DrawRows(*(columns[n] for n in ("temperature", "seed", "counter")))
@@ -114,8 +118,16 @@ def attention_case(spans: list[int], contexts: list[int], dtype: torch.dtype) ->
         return attention.paged_attention(layout=LAYOUT, layer=1, work=work, splits=FINE, **tensors)
 
     query = normal(starts[-1] + 2, 6, LAYOUT.head_dim, dtype=dtype)
-    return Case(run, {"query": query, "arena": arena, "table": table, "starts": integers(*starts),
-                      "contexts": integers(*contexts)})  # fmt: skip
+    return Case(
+        run,
+        {
+            "query": query,
+            "arena": arena,
+            "table": table,
+            "starts": integers(*starts),
+            "contexts": integers(*contexts),
+        },
+    )
 
 
 def rope_case(rows: int) -> Case:
@@ -128,11 +140,19 @@ def rope_case(rows: int) -> Case:
     places[0] = -1
     width = LAYOUT.head_dim
     return Case(
-        run, {"qkv": normal(rows, 10 * width), "bias": normal(10 * width), "first": normal(width),
-              "second": normal(width), "rope": rope_tables(rows, width, 1e4, torch.float32),
-              "positions": torch.arange(rows).int().flip(0), "slots": places[:rows].int(),
-              "arena": normal(2 * LAYOUT.slab_rows, width)}, written=("arena",),
-    )  # fmt: skip
+        run,
+        {
+            "qkv": normal(rows, 10 * width),
+            "bias": normal(10 * width),
+            "first": normal(width),
+            "second": normal(width),
+            "rope": rope_tables(rows, width, 1e4, torch.float32),
+            "positions": torch.arange(rows).int().flip(0),
+            "slots": places[:rows].int(),
+            "arena": normal(2 * LAYOUT.slab_rows, width),
+        },
+        written=("arena",),
+    )
 
 
 def copy_case() -> Case:
@@ -166,11 +186,16 @@ def packed_case(rows: int, n: int, k: int, bits: int, group: int) -> Case:
     codes = torch.randint(0, 256, (n, k * (bits or 8) // 8), generator=generator).to(torch.uint8)
     grid = (groups, n) if bits else (-(-n // 16), groups)
     return Case(
-        run, {"x": normal(rows, k), "codes": codes if bits else normal(n, k).to(FP8),
-              "scale": normal(*grid, dtype=torch.float16 if bits else torch.float32),
-              "zero": torch.randint(0, 17, grid, generator=generator).short(),
-              "bias": normal(n)}, ("x",),
-    )  # fmt: skip
+        run,
+        {
+            "x": normal(rows, k),
+            "codes": codes if bits else normal(n, k).to(FP8),
+            "scale": normal(*grid, dtype=torch.float16 if bits else torch.float32),
+            "zero": torch.randint(0, 17, grid, generator=generator).short(),
+            "bias": normal(n),
+        },
+        ("x",),
+    )
 
 
 def norm_case(rows: int, hidden: int, dtype: torch.dtype) -> Case:
@@ -343,11 +368,21 @@ def test_tensors_on_another_device_are_named():
     """Compiled kernels, tensors of the CPU: no launch is tried."""
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], cwd=Path(__file__).parents[2], env=clean,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=Path(__file__).parents[2],
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == len(CASES), done.stderr[-2000:]
     assert {line.split(" must be on a CUDA device, got cpu")[0] for line in lines} == {
-        "logits", "hidden", "query", "qkv", "arena", "x", "gate_up"
-    }  # fmt: skip
+        "logits",
+        "hidden",
+        "query",
+        "qkv",
+        "arena",
+        "x",
+        "gate_up",
+    }

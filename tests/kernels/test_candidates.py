@@ -45,9 +45,14 @@ def draws(settings: list[tuple[float, int, float, float]]) -> DrawRows:
     temperature, top_k, top_p, min_p = zip(*settings, strict=True)
     rows = len(settings)
     return DrawRows.on(
-        ON, temperature=temperature, seed=range(rows), counter=torch.arange(4 * rows).view(rows, 4),
-        top_k=top_k, top_p=top_p, min_p=min_p,
-    )  # fmt: skip
+        ON,
+        temperature=temperature,
+        seed=range(rows),
+        counter=torch.arange(4 * rows).view(rows, 4),
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+    )
 
 
 def expected(z: torch.Tensor, draw: DrawRows) -> torch.Tensor:

@@ -116,9 +116,12 @@ def uniforms(draw):
 def reference(z, draw, uniform=None):
     """Tokens of the reference, in order of likelihood."""
     rows = ops.SamplingRows(
-        draw.temperature.cpu(), draw.top_k.cpu(), draw.top_p.cpu(), draw.min_p.cpu(),
+        draw.temperature.cpu(),
+        draw.top_k.cpu(),
+        draw.top_p.cpu(),
+        draw.min_p.cpu(),
         uniforms(draw) if uniform is None else uniform,
-    )  # fmt: skip
+    )
     return CPU.sample(z.cpu(), z.shape[1], rows)
 
 
@@ -282,8 +285,11 @@ def test_temperatures_below_fp32_take_the_argmax(temperature):
     z = torch.linspace(0, 1, 300).repeat(8, 1)
     draw = draws(8, (temperature, 0, 1.0, 0.0))
     assert torch.equal(reference(z, draw), torch.full((8,), 299))
-    for kept in (draw, draws(8, (temperature, 0, 1.0, 0.0), filters=False),
-                 draws(8, (temperature, 250, 0.99, 0.0))):  # fmt: skip
+    for kept in (
+        draw,
+        draws(8, (temperature, 0, 1.0, 0.0), filters=False),
+        draws(8, (temperature, 250, 0.99, 0.0)),
+    ):
         assert (confidence(z.to(ON), 300, kept).token == 299).all()
 
 
@@ -391,8 +397,12 @@ def test_score(width):
 
 def arguments():
     """Sound ones."""
-    return {"logits": torch.zeros(3, 20, device=ON), "vocabulary": 17, "draw": draws(3),
-            "source": torch.zeros(3, 18, device=ON)}  # fmt: skip
+    return {
+        "logits": torch.zeros(3, 20, device=ON),
+        "vocabulary": 17,
+        "draw": draws(3),
+        "source": torch.zeros(3, 18, device=ON),
+    }
 
 
 def changed(**columns):
@@ -423,8 +433,10 @@ def changed(**columns):
 )
 def test_bad_arguments_are_named(name, bad):
     """Before anything is launched."""
-    moved = {k: v.to(ON) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
-             for k, v in bad.items()}  # fmt: skip
+    moved = {
+        k: v.to(ON) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+        for k, v in bad.items()
+    }
     with pytest.raises(ValueError, match=rf"^{name} must "):
         confidence(**(arguments() | moved))
 
@@ -432,10 +444,15 @@ def test_bad_arguments_are_named(name, bad):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"temperature": [-0.1]}, {"temperature": [math.nan]}, {"top_k": [-1]}, {"top_p": [0.0]},
-        {"top_p": [1.5]}, {"min_p": [-0.5]}, {"min_p": [math.nan]},
+        {"temperature": [-0.1]},
+        {"temperature": [math.nan]},
+        {"top_k": [-1]},
+        {"top_p": [0.0]},
+        {"top_p": [1.5]},
+        {"min_p": [-0.5]},
+        {"min_p": [math.nan]},
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_named(bad):
     """Where a draw is built, on the host."""
     sound = {"temperature": [1.0], "seed": [0], "counter": [[0] * 4]}

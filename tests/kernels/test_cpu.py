@@ -38,13 +38,18 @@ class Shape:
 
 ODD = Shape()
 RICH = Shape(
-    hidden=33, heads=3, kv_heads=3, head_dim=6, intermediate=1, vocabulary=7, extras=True,
+    hidden=33,
+    heads=3,
+    kv_heads=3,
+    head_dim=6,
+    intermediate=1,
+    vocabulary=7,
+    extras=True,
     block_tokens=5,
-)  # fmt: skip
+)
 EVEN = Shape(
-    hidden=192, heads=9, kv_heads=3, head_dim=64, intermediate=160, vocabulary=1100,
-    block_tokens=16,
-)  # fmt: skip
+    hidden=192, heads=9, kv_heads=3, head_dim=64, intermediate=160, vocabulary=1100, block_tokens=16
+)
 WIDE = Shape(hidden=65, heads=5, kv_heads=1, head_dim=96, intermediate=530, extras=True, layers=1)
 SHAPES = {"odd": ODD, "rich": RICH, "even": EVEN, "wide": WIDE}
 
@@ -84,9 +89,15 @@ class Model:
 
     def fast(self, **options: object) -> cpu.ForwardPass:
         return cpu.ForwardPass(
-            self.embedding, self.norm, self.head, self.rope, self.layers, self.shape.heads, EPS,
+            self.embedding,
+            self.norm,
+            self.head,
+            self.rope,
+            self.layers,
+            self.shape.heads,
+            EPS,
             **options,
-        )  # fmt: skip
+        )
 
     def rounded(self, x: Tensor) -> Tensor:
         """As activations are that feed a product."""

@@ -57,9 +57,12 @@ def draws(rows, temperature=1.0, **filters):
     counter = torch.arange(rows * 4).view(rows, 4)
     columns = {k: [v] * rows for k, v in filters.items()}
     return DrawRows.on(
-        ON, temperature=[temperature] * rows, seed=torch.arange(rows) + 7, counter=counter,
+        ON,
+        temperature=[temperature] * rows,
+        seed=torch.arange(rows) + 7,
+        counter=counter,
         **columns,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -228,8 +231,10 @@ def test_configurations():
 def test_bad_arguments_are_named(name, bad):
     """Before anything is launched."""
     sound = {"hidden": torch.zeros(3, 8), "weight": torch.zeros(20, 8), "vocabulary": 20}
-    moved = {k: v.to(ON) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
-             for k, v in (sound | bad).items()}  # fmt: skip
+    moved = {
+        k: v.to(ON) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
+        for k, v in (sound | bad).items()
+    }
     with pytest.raises(ValueError, match=rf"^{name} must "):
         lm_head(**moved)
 

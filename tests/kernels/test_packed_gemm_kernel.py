@@ -173,9 +173,12 @@ def asm(text: str, word: int) -> list[int]:
         return int.from_bytes(bytes(pool[picks >> 4 * i & 7] for i in range(4)), "little")
 
     does = {
-        "mov.b32": lambda a: a, "and.b32": lambda a, b: a & b, "shr.u32": lambda a, b: a >> b,
-        "prmt.b32": permute, "sub.rn.bf16x2": less,
-    }  # fmt: skip
+        "mov.b32": lambda a: a,
+        "and.b32": lambda a, b: a & b,
+        "shr.u32": lambda a, b: a >> b,
+        "prmt.b32": permute,
+        "sub.rn.bf16x2": less,
+    }
     for name, into, rest in re.findall(r"^(\w[\w.]*) (\$?\w+), (.*);$", text, re.M):
         registers[into] = does[name](*(value(part) for part in rest.split(", ")))
     return [registers[f"${i}"] for i in range(6)]
@@ -233,16 +236,20 @@ FACES = {
     "rows": (lambda: channels(30, 128), 1, True),
     "stacked groups": (
         lambda: stacked(integers(16, 128, 4, 32, True), integers(8, 128, 4, 32, False, seed=1)),
-        3, True,
+        3,
+        True,
     ),
     "stacked, of two kinds": (
         lambda: stacked(
-            integers(16, 128, 4, 32, True), blocks(20, 128, 16, 64), channels(7, 128),
+            integers(16, 128, 4, 32, True),
+            blocks(20, 128, 16, 64),
+            channels(7, 128),
             (random(9, 128, seed=5), random(9, 128, seed=5).double()),
         ),
-        2, True,
+        2,
+        True,
     ),
-}  # fmt: skip
+}
 
 
 @interpreted

@@ -17,9 +17,7 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 LAYER, LENGTH, EPS = 1, 50, 1e-5
 # Half a unit of the last place; the interpreter cuts bf16 off instead of rounding it: a whole one.
-ROUNDED = {
-    torch.float32: 1e-6, torch.bfloat16: 2**-8 if GPU else 2**-7, torch.float16: 2**-11,
-}  # fmt: skip
+ROUNDED = {torch.float32: 1e-6, torch.bfloat16: 2**-8 if GPU else 2**-7, torch.float16: 2**-11}
 
 
 def integers(values):
@@ -44,9 +42,15 @@ class Case:
     def run(self, **changes):
         """Rotated queries; the arena is written."""
         arguments = {
-            "qkv": self.qkv, "bias": self.bias, "rope": self.rope, "arena": self.arena,
-            "layout": self.layout, "layer": LAYER, "norms": self.norms, "eps": EPS,
-        } | changes  # fmt: skip
+            "qkv": self.qkv,
+            "bias": self.bias,
+            "rope": self.rope,
+            "arena": self.arena,
+            "layout": self.layout,
+            "layer": LAYER,
+            "norms": self.norms,
+            "eps": EPS,
+        } | changes
         for name in ("positions", "slots"):  # copied from host memory, which no recording may do
             if name not in changes:
                 arguments[name] = integers(getattr(self, name))
@@ -88,15 +92,24 @@ class Case:
                 arena[first + layout.plane_rows + head * page] = value[row, head]
         for mine, wanted in ((found, query), (self.arena, arena)):
             torch.testing.assert_close(
-                mine.cpu().double(), wanted, equal_nan=True,
-                rtol=ROUNDED[self.qkv.dtype], atol=1e-6,
-            )  # fmt: skip
+                mine.cpu().double(), wanted, equal_nan=True, rtol=ROUNDED[self.qkv.dtype], atol=1e-6
+            )
 
 
 def make(
-    rows=5, *, group=3, kv_heads=2, head_dim=32, page=16, dtype=torch.float32, bias=True,
-    norms=False, slots=3, padding=0, seed=0,
-):  # fmt: skip
+    rows=5,
+    *,
+    group=3,
+    kv_heads=2,
+    head_dim=32,
+    page=16,
+    dtype=torch.float32,
+    bias=True,
+    norms=False,
+    slots=3,
+    padding=0,
+    seed=0,
+):
     """Rows at random positions and places."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -110,12 +123,16 @@ def make(
     columns = (group + 2) * kv_heads * head_dim
     places = torch.randperm(blocks * page, generator=draw)[:rows].tolist()
     return Case(
-        layout, group * kv_heads, normal(rows, columns), normal(columns) if bias else None,
+        layout,
+        group * kv_heads,
+        normal(rows, columns),
+        normal(columns) if bias else None,
         (normal(head_dim), normal(head_dim)) if norms else None,
         layers.rope_tables(LENGTH, head_dim, 1e4, torch.float32).to(DEVICE),
         torch.randint(LENGTH, (rows,), generator=draw).tolist(),
-        [*places[: rows - padding], *[-1] * padding], arena,
-    )  # fmt: skip
+        [*places[: rows - padding], *[-1] * padding],
+        arena,
+    )
 
 
 class TestRope:
@@ -269,9 +286,15 @@ class TestDevice:
     @pytest.mark.parametrize("norms", [False, True])  # Qwen2's bias, Qwen3's norms
     def test_values_at_real_shapes(self, group, kv_heads, rows, norms):
         make(
-            rows, group=group, kv_heads=kv_heads, head_dim=128, page=64, dtype=torch.bfloat16,
-            norms=norms, bias=not norms,
-        ).check()  # fmt: skip
+            rows,
+            group=group,
+            kv_heads=kv_heads,
+            head_dim=128,
+            page=64,
+            dtype=torch.bfloat16,
+            norms=norms,
+            bias=not norms,
+        ).check()
 
     def test_graph_replay_is_eager(self):
         case = make(64, group=6, head_dim=128, page=64, dtype=torch.bfloat16)

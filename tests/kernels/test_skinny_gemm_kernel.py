@@ -30,9 +30,12 @@ def fp8(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def assert_right(
-    found: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+    found: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
-) -> None:  # fmt: skip
+) -> None:
     wide = weight.double() if scale is None else weight.double() * scale.double()[:, None]
     expected = x.double() @ wide.T + (0 if bias is None else bias.double())
     # fp32 sums err by a share of what was added, not of what is left after cancellation.

@@ -44,9 +44,16 @@ def rope_kvs(make: Maker) -> Iterator[Check]:
 
 
 def _rope_kv(
-    name: str, make: Maker, layout: KVLayout, qkv: Tensor, bias: Tensor | None, rope: Tensor,
-    positions: Tensor, slots: Tensor, norms: tuple[Tensor, Tensor] | None,
-) -> Check:  # fmt: skip
+    name: str,
+    make: Maker,
+    layout: KVLayout,
+    qkv: Tensor,
+    bias: Tensor | None,
+    rope: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    norms: tuple[Tensor, Tensor] | None,
+) -> Check:
     """Outputs: rotated queries, the keys and values written to the arena, and the rest of it."""
     kv_heads, width = layout.kv_heads, layout.head_dim
 
@@ -92,9 +99,12 @@ def _places(layout: KVLayout, slots: Tensor) -> Tensor:
 
 
 def _plan(
-    make: Maker, layout: KVLayout, sizes: Sequence[tuple[int, int]], slots: Tensor,
+    make: Maker,
+    layout: KVLayout,
+    sizes: Sequence[tuple[int, int]],
+    slots: Tensor,
     table: Tensor | None = None,
-) -> AttentionPlan:  # fmt: skip
+) -> AttentionPlan:
     starts = [0]
     for span, _ in sizes:
         starts.append(starts[-1] + span)

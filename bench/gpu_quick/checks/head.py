@@ -45,19 +45,24 @@ def confidences(make: Maker) -> Iterator[Check]:
     yield _draw(make.backend, logits, vocabulary)
     targets = make.whole(0, vocabulary, ROWS, 2, dtype=torch.int64)
     yield Check(
-        "confidence", "score",
+        "confidence",
+        "score",
         lambda rows: (make.backend.score(taken(logits, rows), vocabulary, taken(targets, rows)),),
         lambda: (logits.double()[:, :vocabulary].log_softmax(-1).gather(1, targets),),
-        ROWS, ((1e-5, 1e-4),),
-    )  # fmt: skip
+        ROWS,
+        ((1e-5, 1e-4),),
+    )
 
 
 def _statistics(backend: Backend, name: str, logits: Tensor, vocabulary: int) -> Check:
     return Check(
-        "confidence", name,
+        "confidence",
+        name,
         lambda rows: tuple(backend.confidence(taken(logits, rows), vocabulary)),
-        lambda: tuple(reference.confidence(logits.double(), vocabulary)), ROWS, _near(),
-    )  # fmt: skip
+        lambda: tuple(reference.confidence(logits.double(), vocabulary)),
+        ROWS,
+        _near(),
+    )
 
 
 def _draw(backend: Backend, logits: Tensor, vocabulary: int) -> Check:
@@ -104,6 +109,11 @@ def lm_heads(make: Maker) -> Iterator[Check]:
     near = [n for name, n in zip(Confidence._fields, _near(), strict=True) if name != "argmax"]
     # In other types than the models' a library computes the product, which promises no bits.
     yield Check(
-        "lm_head", "statistics", run, expected, ROWS, (*near, (1e-4, 1e-3)),
+        "lm_head",
+        "statistics",
+        run,
+        expected,
+        ROWS,
+        (*near, (1e-4, 1e-3)),
         alone=make.head_dtype == DTYPE,
-    )  # fmt: skip
+    )

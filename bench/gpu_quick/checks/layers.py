@@ -36,10 +36,14 @@ def norms(make: Maker) -> Iterator[Check]:
 
     yield Check("norm", "rms_norm", plain, lambda: (exact(x),), ROWS, (_NORMED,))
     yield Check(
-        "norm", "add_rms_norm", added,
+        "norm",
+        "add_rms_norm",
+        added,
         # The norm is that of the stored (rounded) sum.
-        lambda: (exact(x + residual), x.double() + residual.double()), ROWS, (_NORMED, _ROUNDED),
-    )  # fmt: skip
+        lambda: (exact(x + residual), x.double() + residual.double()),
+        ROWS,
+        (_NORMED, _ROUNDED),
+    )
 
 
 def silu_muls(make: Maker) -> Iterator[Check]:
@@ -51,9 +55,13 @@ def silu_muls(make: Maker) -> Iterator[Check]:
         return (gate * torch.sigmoid(gate) * up,)
 
     yield Check(
-        "silu_mul", "silu_mul", lambda rows: (make.backend.silu_mul(taken(gate_up, rows)),),
-        expected, ROWS, ((2**-6, 1e-3),),
-    )  # fmt: skip
+        "silu_mul",
+        "silu_mul",
+        lambda rows: (make.backend.silu_mul(taken(gate_up, rows)),),
+        expected,
+        ROWS,
+        ((2**-6, 1e-3),),
+    )
 
 
 def linears(make: Maker) -> Iterator[Check]:
@@ -69,18 +77,26 @@ def linears(make: Maker) -> Iterator[Check]:
 
 
 def _linear(
-    backend: Backend, name: str, x: Tensor, weight: Tensor, bias: Tensor | None,
+    backend: Backend,
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     scale: Tensor | None,
-) -> Check:  # fmt: skip
+) -> Check:
     def expected() -> Outputs:
         y = x.double() @ weight.to(torch.float32).double().T
         y = y if scale is None else y * scale.double()
         return (y if bias is None else y + bias.double(),)
 
     return Check(
-        "skinny_gemm", name, lambda rows: (backend.linear(taken(x, rows), weight, bias, scale),),
-        expected, len(x), (_ROUNDED,),
-    )  # fmt: skip
+        "skinny_gemm",
+        name,
+        lambda rows: (backend.linear(taken(x, rows), weight, bias, scale),),
+        expected,
+        len(x),
+        (_ROUNDED,),
+    )
 
 
 def packed(make: Maker) -> Iterator[Check]:
@@ -107,6 +123,10 @@ def _packed(backend: Backend, name: str, x: Tensor, weight: IntWeight | Fp8Weigh
         return (x.double() @ weight.dequantise(torch.float32).double().T,)
 
     return Check(
-        "packed_gemm", name, lambda rows: (backend.linear(taken(x, rows), weight),),
-        expected, len(x), ((2**-6, 2e-2),),
-    )  # fmt: skip
+        "packed_gemm",
+        name,
+        lambda rows: (backend.linear(taken(x, rows), weight),),
+        expected,
+        len(x),
+        ((2**-6, 2e-2),),
+    )

@@ -48,9 +48,14 @@ def run(scene: Scene) -> None:
     scene.detail["verdict"] = verdict
     with scene.writer() as writer:
         writer.write(
-            {"bench": "bisect", **where, "culprits": culprits, "why": why,
-             "wrong": None if wrong is None else str(wrong)}
-        )  # fmt: skip
+            {
+                "bench": "bisect",
+                **where,
+                "culprits": culprits,
+                "why": why,
+                "wrong": None if wrong is None else str(wrong),
+            }
+        )
     print(verdict)
 
 

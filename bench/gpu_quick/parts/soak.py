@@ -18,9 +18,16 @@ _STEP = 6
 def run(scene: Scene) -> None:
     """One row; fails if anything is wrong at the end."""
     config = EngineConfig(
-        block_tokens=4, arena_tokens=512, max_context=96, max_sequences=24, max_tick_tokens=48,
-        check_every=1, graphs="on", load_format="dummy", plan_ahead="both",
-    )  # fmt: skip
+        block_tokens=4,
+        arena_tokens=512,
+        max_context=96,
+        max_sequences=24,
+        max_tick_tokens=48,
+        check_every=1,
+        graphs="on",
+        load_format="dummy",
+        plan_ahead="both",
+    )
     if scene.quick:
         config = replace(config, arena_tokens=128, max_sequences=4, graph_rows=0)
     engine = Engine(dummy_pair(_PAIR, 1 if scene.quick else None), config=config, device="cuda")
@@ -32,8 +39,15 @@ def run(scene: Scene) -> None:
     ticks = engine.scheduler.counters()["ticks"]
     with scene.writer() as writer:
         writer.write(
-            {"bench": "soak", "pair": _PAIR, "seconds": seconds, "ended": soak.ended,
-             "ticks": ticks, "memory_compared": soak.compared, "wrong": wrong}
-        )  # fmt: skip
+            {
+                "bench": "soak",
+                "pair": _PAIR,
+                "seconds": seconds,
+                "ended": soak.ended,
+                "ticks": ticks,
+                "memory_compared": soak.compared,
+                "wrong": wrong,
+            }
+        )
     if wrong:
         raise PartFailedError("\n".join(wrong))
