@@ -111,12 +111,13 @@ def test_scores_of_given_tokens(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("slab", [1, 1000, ops.WORKSPACE])  # bytes of weights widened at a time
-def test_logits_to_score_with_are_not_rounded(dtype, slab, monkeypatch):
+def test_logits_to_score_with_are_not_rounded(dtype, slab):
     """Not even where weights have two bytes: a bf16 of 20 stands for anything within 0.06."""
-    monkeypatch.setattr(ops.ReferenceBackend, "workspace", slab)
+    backend = ops.CpuBackend()
+    backend.workspace = slab
     torch.manual_seed(0)
     hidden, head = (torch.randn(rows, 64).to(dtype) for rows in (5, 35))
-    found = CPU.head_logits(hidden, head, 29)
+    found = backend.head_logits(hidden, head, 29)
     exact = hidden.double() @ head.double().T
     assert found.dtype == torch.float32 and float(exact.abs().max()) > 16
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)

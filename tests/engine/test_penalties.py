@@ -297,7 +297,7 @@ def test_histories_are_read_for_penalties_only(engine, prompts):
         scheduler.route(request, 1)
     assert scheduler.plan(1) == 3
     plan = scheduler.buffers(1)
-    rows = Sampler(1, VOCABULARY, tokens_of).rows(plan, np.arange(3), requests)
+    rows = Sampler(1, VOCABULARY, tokens_of, ops.CpuBackend()).rows(plan, np.arange(3), requests)
     assert scored_rows(plan, requests, tokens_of) is None
     penalised = max(requests)
     assert asked == [penalised] == [plan.ids[row] for row in rows.histories]
