@@ -7,68 +7,14 @@ gets a block after the first that got none.
 
 from __future__ import annotations
 
-from collections import Counter
-
-from engine._core import Scheduler, Sequence
-
-from .model_scheduler import Flight, SchedulerModel, Span
-from .model_sequence import SMALL, SequenceModel
+from .model_adoption import AdoptedPlan
+from .model_sequence import SequenceModel
+from .model_sequence_state import SMALL
 from .model_text import NONE
 
 
-class View:
-    """A plan as the core shows it, and the core's view of every sequence after it."""
-
-    def __init__(self, core: Scheduler, lane: int, buffer: int, after: dict[int, Sequence]) -> None:
-        plan = core.buffers(lane, buffer)
-        self.after, self.short, self.total = after, plan.short_of_memory, plan.rows
-        starts = plan.starts[: plan.sequences + 1].tolist()
-        self.ids = plan.ids[: plan.sequences].tolist()
-        self.spans = {id: slice(starts[i], starts[i + 1]) for i, id in enumerate(self.ids)}
-        self.positions, self.tokens = plan.positions.tolist(), plan.tokens.tolist()
-        self.slots = plan.slots.tolist()
-        columns = (plan.contexts, plan.samples, plan.attempts, plan.blocks)
-        self.of = {id: [c[i].tolist() for c in columns] for i, id in enumerate(self.ids)}
-        self.copies = plan.copies[: plan.copied].tolist()
-        self.available = core.pool.available(lane)
-        self.reclaimable = core.pool.reclaimable(lane)
-
-    def rows(self, s: SequenceModel) -> int:
-        span = self.spans.get(s.id)
-        return span.stop - span.start if span else 0
-
-
-class Judge:
-    """``free``: blocks that the lane could have without taking any from a sequence, and those of
-    them that held nothing, before the plan. ``evicted``: cached blocks that it dropped."""
-
-    def __init__(
-        self, model: SchedulerModel, lane: int, view: View, free: tuple[int, int], evicted: bool
-    ) -> None:
-        self.model, self.lane, self.view, self.evicted = model, lane, view, evicted
-        self.free, self.empty = free
-        self.size, self.budget = model.size, model.shape.budget
-        self.running, self.leader = list(model.running), model.leader()
-        self.runnable = [s for s in self.running if s.runnable(lane)]
-        self.following = {s: rows for s in self.running if (rows := s.follows(lane))}
-        now = {s: view.after[s.id] for s in self.running}
-        # Rows that were found instead of computed, and rows that others took.
-        self.took = Counter({s: now[s].cached[lane] - s.cached[lane] for s in self.running})
-        self.lost = [
-            Counter({s: s.computed[m] - now[s].computed[m] for s in self.running}) for m in (0, 1)
-        ]
-        self.lost[lane].update(self.took)
-        assert min([0, *self.took.values(), *self.lost[0].values(), *self.lost[1].values()]) == 0
-        self.lossy = any(self.lost[0].values()) or any(self.lost[1].values())
-        self.hits: Counter[SequenceModel] = Counter()
-        self.have = {s: s.computed[lane] for s in self.running}
-        self.tables = {s: list(s.blocks[lane]) for s in self.running}
-        self.need = 0  # blocks
-        self.starved = False
-        # Blocks that go to the other model when the batch in flight has retired are not taken up.
-        self.leaving = bool(model.flights[lane]) and any(s.may_lose[lane] for s in self.running)
-        self.askers: list[SequenceModel] = []  # who needs a block
-        self.planned: list[SequenceModel] = []
+class Judge(AdoptedPlan):
+    """A plan against the rules: what it serves, and what that costs others."""
 
     def judge(self) -> None:
         self.find_hits()
@@ -86,37 +32,7 @@ class Judge:
         self.check_losses()
         self.adopt()
 
-    # -- what is found
-
-    def find_hits(self) -> None:
-        """Of the rows that were found, those that came from the cache; the rest from samples."""
-        if not self.model.shape.prefix_cache:
-            return
-        for s in self.runnable:
-            assert self.model.cache is not None or s.samples == 1, "see Machine.let_go()"
-            known = self.model.cache is not None and not self.leaving
-            self.hits[s] = self.known_rows(s, s.length - 1) if known else self.took[s]
-        held, _ = self.model.live(self.lane)
-        for s in self.runnable:
-            first = s.computed[self.lane]
-            for end in range(first, first + self.hits[s], self.size):
-                block = self.cached_block(s, end // self.size)
-                self.need += block is None or block not in held  # no longer to be had by others
-                held.add(-1 if block is None else block)
-
-    def cached_block(self, s: SequenceModel, index: int) -> int | None:
-        cache = self.model.cache
-        prefix = tuple(s.tokens[: (index + 1) * self.size])
-        return None if cache is None else cache[self.lane].get(prefix)
-
-    def known_rows(self, s: SequenceModel, limit: int) -> int:
-        """Rows of the next blocks that the cache knows, up to a limit: one is left to compute."""
-        first = end = self.have[s]
-        if first != s.known[self.lane] * self.size:
-            return 0
-        while end + self.size <= limit and self.cached_block(s, end // self.size) is not None:
-            end += self.size
-        return end - first
+    # -- what samples share
 
     def to_share(self, s: SequenceModel) -> tuple[int, int]:
         """Rows of the prompt that another sample has: those in full blocks, those to be copied."""
@@ -313,112 +229,3 @@ class Judge:
         other = 1 - self.lane
         for s in self.running:
             s.may_lose[other] |= s.flying[other] > 0 and self.may_lose(s, other)
-
-    # -- what is so from now on
-
-    def adopt(self) -> None:
-        model, lane = self.model, self.lane
-        if self.evicted or self.starved or self.lossy:
-            model.distrust()
-        for s in self.running:
-            other, rows = 1 - lane, self.view.after[s.id].computed
-            if self.lost[other][s]:
-                s.keep(other, rows[other])
-            self.adopt_rows(s, rows[lane])
-        flight = Flight(sources=[source for source, _ in self.view.copies])
-        self.check_copies()
-        busy, _ = model.live(lane)
-        for s in self.planned:
-            self.adopt_table(s, busy)
-        for s in self.planned:
-            flight.spans.append(self.fly(s))
-        behind = bool(model.flights[lane])
-        if self.planned:
-            model.flights[lane].append(flight)
-            model.ticks[lane] += 1
-        if self.planned or not behind:
-            model.turns.planned(lane, len(self.planned), model.ready())
-
-    def adopt_rows(self, s: SequenceModel, rows: int) -> None:
-        """The rows that are there: found, lost or as before."""
-        lane, took, hits = self.lane, self.took[s], self.hits[s]
-        most = s.computed[lane] + (hits if s in self.runnable else 0)
-        s.highest[lane] = max(s.highest[lane], most, rows)
-        if self.lost[lane][s] and took:
-            s.blocks[lane] = []
-        elif self.lost[lane][s]:
-            s.keep(lane, rows)
-        if hits:
-            s.known[lane] = (s.computed[lane] + hits) // self.size
-        s.known[lane] = min(s.known[lane], (rows - (took - hits)) // self.size)
-        s.computed[lane] = rows
-        s.cached[lane] += took
-        for index in range(len(s.blocks[lane]), self.model.blocks_for(rows)):
-            known = self.cached_block(s, index) if index < s.known[lane] else None
-            s.blocks[lane].append(known)
-        self.model.hits[lane] += hits // self.size
-        self.model.shared[lane] += (took - hits) // self.size
-        self.model.copied[lane] += (took - hits) % self.size > 0
-
-    def check_copies(self) -> None:
-        """Each copy reads what a sample has and writes to the end of what another found."""
-        lane, size = self.lane, self.size
-        copying = [s for s in self.running if (self.took[s] - self.hits[s]) % size]
-        assert len(self.view.copies) == len(copying)
-        origin = {target: source for source, target in self.view.copies}
-        assert not origin.keys() & set(origin.values()), "a copy of what another copy writes"
-        for s, (source, target) in zip(copying, self.view.copies, strict=True):
-            index = s.computed[lane] // size
-            others = [o for o in self.running if o.group == s.group and o is not s]
-            tables = [t for o in others for t in (self.tables[o], o.blocks[lane])]
-            # What this plan fills is read where it comes from: copies run all at once.
-            origins = [[origin.get(b, b) for b in t[index : index + 1]] for t in tables]
-            assert any(t in ([source], [None]) for t in origins)
-            assert target not in self.model.live(lane)[0], "a copy into a block that is in use"
-            s.blocks[lane][index] = target
-            self.copy(source, target)
-
-    def copy(self, source: int, target: int) -> None:
-        shadow = self.model.shadow
-        for offset in range(self.size):
-            digest = shadow.read(self.lane, source * self.size + offset)
-            shadow.write(self.lane, target * self.size + offset, -1 if digest is None else digest)
-
-    def adopt_table(self, s: SequenceModel, busy: set[int]) -> None:
-        """What was there stays, what was found is what another holds, what is new was free."""
-        lane, known = self.lane, s.blocks[self.lane]
-        count = self.model.blocks_for(s.computed[lane] + s.flying[lane] + self.view.rows(s))
-        table = self.view.of[s.id][3]
-        assert not any(table[count:]), "a table is padded with zeros"
-        for index, block in enumerate(table[:count]):
-            if index >= len(known):
-                assert block not in busy, "a block that is in use"
-            elif known[index] is not None:
-                assert block == known[index], "a block of a table has changed"
-        s.blocks[lane] = list(table[:count])
-        busy.update(table[:count])
-
-    def fly(self, s: SequenceModel) -> Span:
-        """The rows follow what is computed, and what they build on is there."""
-        lane, view, rows = self.lane, self.view, self.view.rows(s)
-        span, (context, samples, attempt, table) = view.spans[s.id], view.of[s.id]
-        first = s.computed[lane] + s.flying[lane]
-        last = first + rows
-        tokens = s.tokens[first:last]
-        if last > s.length:  # what it samples in the plan before
-            before = [span.sequence for span in self.model.flights[lane][0].spans]
-            tokens.append(-1 - before.index(s))
-        assert view.positions[span] == list(range(first, last))
-        assert view.tokens[span] == tokens
-        places = [table[p // self.size] * self.size + p % self.size for p in range(last)]
-        assert view.slots[span] == places[first:]
-        assert (context, bool(samples), attempt) == (last, last >= s.length, s.attempt)
-        made = Span(s, bool(samples), first, rows, places, [], s.attempt)
-        if s in self.following:
-            s.bets[lane] = made
-        else:
-            s.flying[lane] = rows
-        self.model.write(lane, made, s.tokens)
-        self.model.planned[lane][0] += rows
-        self.model.planned[lane][1] += sum(range(first + 1, last + 1))
-        return made

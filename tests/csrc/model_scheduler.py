@@ -1,6 +1,6 @@
 """What the scheduler must do, said slowly: the order, admission, what is held, what comes home.
 
-Plans are judged in model_plan, texts and books kept in model_sequence.
+Plans are judged in model_plan, texts kept in model_sequence, rows and books in model_sequence_rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from engine._core import Sequence
 
-from .model_sequence import FINISHED, NOBODY, RUNNING, SequenceModel
+from .model_sequence import SequenceModel
+from .model_sequence_state import FINISHED, NOBODY, RUNNING
 from .model_text import ERROR, Request
 from .model_turns import Lanes, Turns
 

@@ -1,15 +1,15 @@
 """One sequence as the core must keep it: its text, its decisions, its rows of KV, its books.
 
-Written from the contracts in csrc/*.h. The text is judged by model_text; what has to be remembered
-from one call to the next, and nothing more, is kept here.
+Written from the contracts in csrc/*.h. The text is judged by model_text; what is remembered
+from one call to the next is in model_sequence_state, rows of KV and books in model_sequence_rows.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine._core import Sequence
-
+from .model_sequence_rows import SequenceRows
+from .model_sequence_state import DECIDE, DISCARDED, FORCED, LARGE, NOBODY, OVER, SAMPLED, SMALL
 from .model_text import (
     ERROR,
     NONE,
@@ -24,123 +24,15 @@ from .model_text import (
 )
 
 if TYPE_CHECKING:
-    from .model_scheduler import SchedulerModel, Span
-
-SMALL, LARGE, NOBODY = 0, 1, -1
-PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
-DECIDE, FINISHED = 0, 1
-WAITING, RUNNING, OVER = range(3)
-FORCED = -1  # the model of a token that none drew
+    from .model_scheduler import SchedulerModel
 
 
-class SequenceModel:
+class SequenceModel(SequenceRows):
     def __init__(
         self, core: SchedulerModel, id: int, group: int, samples: int, request: Request
     ) -> None:
-        self.core, self.request = core, request
-        self.id, self.group, self.samples = id, group, samples
-        self.prompt = len(request.prompt)
-        self.tokens = list(request.prompt)
-        self.drawn: list[int] = []  # by token past the prompt: the lane, or FORCED
-        self.steps: list[tuple[int, int]] = []
-        self.settled = self.prompt
-        self.phase, self.finish, self.cut_bytes = WAITING, NONE, 0
-        self.active, self.awaits_route, self.reading = SMALL, False, False
-        self.suspended = False  # stopped, as others needed its KV
-        self.candidate, self.attempt = -1, 0
-        self.trial_from, self.trial_end, self.rest_from = -1, Verdict(), -1
-        # KV of each model: rows that are there, that ever were, that are in flight, the blocks
-        # (None where only the core knows), the leading blocks that the cache knows.
-        self.computed, self.highest, self.flying = [0, 0], [0, 0], [0, 0]
-        self.blocks: list[list[int | None]] = [[], []]
-        self.known = [0, 0]
-        # What is planned after the rows in flight: won, or lost, when these have retired.
-        self.bets: list[Span | None] = [None, None]
-        # What waits for the batch in flight; others may take KV then as well.
-        self.end_pending, self.cut_pending = NONE, -1
-        self.gives_up, self.may_lose = [False, False], [False, False]
-        self.rows = [[[0, 0] for _ in range(5)] for _ in range(2)]
-        self.entries, self.cached = [[0, 0], [0, 0]], [0, 0]
-        self.last_sampler, self.decision_wait = NOBODY, 0
+        super().__init__(core, id, group, samples, request)
         self.reach_boundary()
-
-    # -- what is so
-
-    @property
-    def order(self) -> tuple[int, int]:
-        return self.request.priority, self.id
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def written(self) -> list[int]:
-        return self.tokens[self.prompt :]
-
-    @property
-    def busy(self) -> bool:
-        return any(self.flying)
-
-    @property
-    def pending(self) -> bool:
-        return self.end_pending != NONE or self.cut_pending >= 0
-
-    def done_with(self, model: int) -> bool:
-        """It will not go to that model any more, as far as is decided."""
-        return self.rest_from >= 0 and self.active != model
-
-    def runnable(self, lane: int) -> bool:
-        free = not (self.awaits_route or self.suspended or self.pending or self.flying[lane])
-        return self.phase == RUNNING and self.active == lane and free
-
-    def follows(self, lane: int) -> int:
-        """Rows that may be planned after those in flight; none if the text is known to end with
-        the token in flight, or to go on with others than the model's."""
-        if not self.flying[lane] or self.active != lane or self.awaits_route or self.pending:
-            return 0
-        if self.phase != RUNNING or self.suspended or self.bets[lane] or self.gives_up[lane]:
-            return 0
-        left = self.length - self.computed[lane] - self.flying[lane]
-        if left:
-            return left
-        written = [*self.written, NOBODY]
-        ends = len(written) >= self.request.max_tokens
-        return int(
-            self.request.ahead and not ends and not must_stop_thinking(self.request, written)
-        )
-
-    def differences(self, seen: Sequence) -> dict[str, tuple[object, object]]:
-        """Where the core disagrees: what it has, and what it should have."""
-        forced = [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED]
-        thinking = thinks(self.request, self.written)
-        pairs = {
-            "tokens": (seen.tokens.tolist(), self.tokens),
-            "steps": (seen.steps, self.steps),
-            "settled": (seen.settled, self.settled),
-            "phase": (seen.phase, self.phase),
-            "finish": (seen.finish, self.finish),
-            "cut_bytes": (seen.cut_bytes, self.cut_bytes),
-            "active": (seen.active, self.active),
-            "awaits_route": (seen.awaits_route, self.awaits_route),
-            "reading": (seen.reading, self.reading),
-            "suspended": (seen.suspended, self.suspended),
-            "candidate": (seen.candidate, self.candidate),
-            "attempt": (seen.attempt, self.attempt),
-            "trial_from": (seen.trial_from, self.trial_from),
-            "thinking": (seen.thinking, thinking),
-            "forced": (seen.forced, forced),
-            "computed": (seen.computed, self.computed),
-            "in_flight": (seen.in_flight, self.flying),
-            "ahead": (seen.ahead, [bet.rows if bet else 0 for bet in self.bets]),
-            "rows": (seen.rows.tolist(), self.rows),
-            "entries": (seen.entries.tolist(), self.entries),
-            "cached": (seen.cached, self.cached),
-            "decision_wait": (seen.decision_wait, self.decision_wait),
-            "sample": (seen.sample, self.id - self.group),
-            "lengths": ((seen.length, seen.prompt_length), (self.length, self.prompt)),
-        }
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     # -- boundaries and decisions
 
@@ -326,79 +218,6 @@ class SequenceModel:
         """Tokens that may be settled: not on trial, not about to be taken back."""
         ends = [self.length, self.trial_from, self.cut_pending]
         return min(end for end in ends if end >= 0)
-
-    # -- KV
-
-    def keep(self, model: int, rows: int) -> None:
-        """Gives up the rows after. A block that others may read is left whole or given back."""
-        rows = min(self.computed[model], rows)
-        full, part = divmod(rows, self.core.size)
-        if part and (full < self.known[model] or self.core.is_shared(self, model, full)):
-            rows -= part
-        self.computed[model] = rows
-        del self.blocks[model][self.core.blocks_for(rows) :]
-        self.known[model] = min(self.known[model], full)
-
-    def give_up(self, model: int) -> None:
-        """preempt(): all KV of a model, in flight when it retires."""
-        self.lose_bet(model)
-        if self.flying[model]:
-            self.gives_up[model] = True
-        else:
-            self.core.lost[model] += self.computed[model]
-            self.keep(model, 0)
-
-    # -- bets
-
-    def settle_bets(self) -> None:
-        """What was planned ahead is in flight now, if a plan made now would hold just that; lost,
-        if no answer to a question can make it so any more."""
-        for lane, bet in enumerate(self.bets):
-            if bet is None or self.flying[lane]:
-                continue
-            here = bet.first == self.computed[lane] and bet.attempt == self.attempt
-            last = bet.first + bet.rows
-            samples_as_planned = last == self.length if bet.samples else last < self.length
-            if here and self.runnable(lane) and samples_as_planned:
-                self.flying[lane], self.bets[lane] = bet.rows, None
-                self.core.win(lane, bet, self.tokens)
-            elif not here or not self.may_still_win(lane, last):
-                self.lose_bet(lane)
-
-    def may_still_win(self, lane: int, last: int) -> bool:
-        read_elsewhere = self.reading and self.active != lane
-        if self.pending or not (self.awaits_route or read_elsewhere):
-            return False
-        own = self.candidate >= 0 and self.request.reader == lane
-        return last == self.length + own
-
-    def lose_bet(self, lane: int) -> None:
-        if (bet := self.bets[lane]) is None:
-            return
-        self.bets[lane], bet.void = None, True
-        self.book(lane, DISCARDED, bet.first, bet.first + bet.rows)
-        self.core.voided[lane] += bet.rows
-        rows = self.computed[lane] + self.flying[lane]
-        del self.blocks[lane][self.core.blocks_for(rows) :]
-
-    # -- the books
-
-    def book(self, lane: int, kind: int, first: int, last: int, times: int = 1) -> None:
-        """Rows [first, last); each attends to the keys up to its own."""
-        self.rows[lane][kind][0] += times * (last - first)
-        self.rows[lane][kind][1] += times * sum(range(first + 1, last + 1))
-
-    def book_sample(self, lane: int, kind: int, keys: int) -> None:
-        self.book(lane, kind, keys - 1, keys)
-        if self.last_sampler != lane:
-            self.entries[lane][0] += keys - 1
-            self.entries[lane][1] += sum(range(1, keys))
-        self.last_sampler = lane
-
-    def book_others(self, lane: int, first: int, last: int) -> None:
-        for row in range(first, last):
-            again, past = row < self.highest[lane], row >= self.prompt
-            self.book(lane, RECOMPUTE if again else CATCHUP if past else PROMPT, row, row + 1)
 
     # -- a batch comes home
 

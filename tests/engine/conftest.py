@@ -219,6 +219,12 @@ def ring_pair(folder: Path) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
+@pytest.fixture
+def engine() -> Engine:
+    """The embedded pair, with its books proved at every step."""
+    return Engine("tiny", config=EngineConfig(check_every=1))
+
+
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., PairKit]:
     """``make_pair(folder, small=..., large=..., seed=0)`` writes two checkpoints."""

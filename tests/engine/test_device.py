@@ -1,74 +1,33 @@
-"""One body of tests for every way in which a tick can run: the references, the references behind
-recorded work, the kernels that are compiled for a CPU, the Triton kernels in their interpreter, and
-a GPU where there is one."""
+"""One body of tests for every way in which a tick can run, as ways.py lists them."""
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections import deque
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams, SteerError
-from engine.cli import main
-from engine.device.device_queue import HostQueue
-from engine.device.devices import choose_devices, choose_dtype
+from engine import EngineConfig, SamplingParams, SteerError
 from engine.device.graphs import GraphCounts, Graphs
-from engine.device.memory_budget import CardMemory, arena_slabs, weight_bytes, workspace_bytes
+from engine.device.memory_budget import weight_bytes, workspace_bytes
 from engine.models.passes import Batch
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
 from kernels import ops
 from kernels.backends.triton import TritonBackend
-
-GPU = torch.cuda.is_available()
-SMALL = {"hidden": 48, "layers": 2, "heads": 3, "kv_heads": 1, "ff": 56, "tied": True}
-LARGE = {"hidden": 96, "layers": 2, "heads": 6, "kv_heads": 2, "ff": 72, "vocab": 48}
-ROLES = ("small", "large")
-VOCABULARY = 38
-
-
-@dataclass(frozen=True)
-class Way:
-    """How to run, and how much of it the time allows."""
-
-    name: str
-    config: dict
-    prompts: int
-    tokens: int
-
-    @property
-    def device(self):
-        return "cuda" if self.name.startswith("cuda") else "cpu"
-
-    @property
-    def backends(self):
-        """None is the engine's own choice."""
-        return TritonBackend if self.name == "kernels" else None
-
-
-def cuda(name, **config):
-    marks = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")]
-    return pytest.param(Way(name, config, 24, 48), id=name, marks=marks)
-
-
-BY_OPS = {"cpu_kernels": False}
-WAYS = [
-    pytest.param(Way("reference", {"graphs": "off", **BY_OPS}, 12, 48), id="reference"),
-    pytest.param(Way("recorded", {"graphs": "on", **BY_OPS}, 12, 48), id="recorded"),
-    pytest.param(Way("compiled", {"graphs": "on"}, 12, 48), id="compiled"),
-    cuda("cuda", graphs="off"),
-    cuda("cuda, graphs", graphs="on"),
-]
-KERNELS = pytest.param(
-    Way("kernels", {"graphs": "on"}, 2, 6),
-    id="kernels",
-    marks=pytest.mark.skipif(GPU, reason="the interpreter is chosen before kernels are imported"),
+from tests.engine.late_ticks import LateQueue, launched, route_all
+from tests.engine.ways import (
+    GPU,
+    KERNELS,
+    LARGE,
+    ROLES,
+    SAMPLED,
+    SMALL,
+    WAYS,
+    build,
+    schedule,
+    written,
 )
 
 
@@ -76,31 +35,6 @@ KERNELS = pytest.param(
 def kit(make_pair, tmp_path_factory):
     """Heads of 16, which the kernels take."""
     return make_pair(tmp_path_factory.mktemp("device"), SMALL, LARGE, seed=5)
-
-
-def build(kit, way, dtype="float32", **config):
-    """An engine that runs so; memory that was never written holds NaN."""
-    defaults = {"block_tokens": 4, "arena_tokens": 2048, "max_context": 128, "max_sequences": 32}
-    small, large = kit.folders
-    engine = Engine(
-        "custom",
-        small=small,
-        large=large,
-        dtype=dtype,
-        device=way.device,
-        config=EngineConfig(**{**defaults, **way.config, **config}),
-        backends=way.backends,
-    )
-    for model, shape in enumerate(engine.shapes):
-        engine.arena.rows(shape, model).fill_(math.nan)
-    settle(way)
-    return engine
-
-
-def settle(way):
-    """Until what was written here is there for the lanes' streams too."""
-    if way.device == "cuda":
-        torch.cuda.synchronize()
 
 
 def said(engine, model, texts):
@@ -164,10 +98,6 @@ def test_bf16_is_as_near_as_transformers_own(kit, way, model, prompts):
     assert clear.any() and torch.equal(found.argmax(-1)[clear], exact.argmax(-1)[clear])
 
 
-def schedule(position):
-    return "large" if zlib.crc32(f"3/{position}".encode()) % 2 else "small"
-
-
 @pytest.mark.parametrize("way", [*WAYS, KERNELS])
 @pytest.mark.parametrize("reads", [False, True])
 def test_handoffs(kit, way, reads, prompts, delimiters, ties):
@@ -184,26 +114,6 @@ def test_handoffs(kit, way, reads, prompts, delimiters, ties):
     else:
         assert not any(c.captures or c.misses or c.replays for c in counts)
     assert all(c.misses == c.captures and c.eager >= c.misses for c in counts if c.captures)
-
-
-SAMPLED = [
-    {"temperature": 0.0},
-    {"temperature": 0.9, "top_k": 5},
-    {"temperature": 1.3, "top_p": 0.8, "logprobs": 2},
-    {"temperature": 0.0, "repetition_penalty": 1.4, "presence_penalty": 0.5},
-    {"temperature": 1.0, "frequency_penalty": 0.7, "logit_bias": {3: 2.0}, "min_tokens": 4},
-]
-
-
-def written(engine, batch, tokens, role="small"):
-    ids = [
-        engine.submit(p, SamplingParams(max_tokens=tokens, seed=i, **SAMPLED[i % 5]), role)
-        for i, p in enumerate(batch)
-    ]
-    done = {}
-    while len(done) < len(ids):
-        done |= {c.request_id: c for c in engine.step()}
-    return [(done[i].token_ids, done[i].logprobs) for i in ids]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -291,72 +201,6 @@ def test_a_key_draws_the_same_token_everywhere(where):
     assert torch.equal(found, expected) and len(set(found.tolist())) > 10
 
 
-class LateQueue(HostQueue):
-    """Runs nothing before the host waits for it."""
-
-    def __init__(self):
-        self.waiting = []
-
-    def submit(self, work):
-        self.waiting.append(work)
-        last = len(self.waiting)
-
-        def wait():
-            for i in range(last):
-                if self.waiting[i] is not None:
-                    self.waiting[i], late = None, self.waiting[i]
-                    late()
-
-        done = lambda: self.waiting[last - 1] is None  # noqa: E731
-        return SimpleNamespace(done=done, wait=wait)
-
-
-def copied(plan):
-    """A plan whose buffers are nobody else's."""
-    names = (
-        "sequences",
-        "rows",
-        "copied",
-        "copies",
-        "tokens",
-        "positions",
-        "slots",
-        "starts",
-        "contexts",
-        "samples",
-        "attempts",
-        "blocks",
-        "ids",
-    )
-    kept = {name: np.copy(getattr(plan, name)) for name in names}
-    scalars = {name: int(kept[name]) for name in ("sequences", "rows", "copied")}
-    return SimpleNamespace(**{**kept, **scalars})
-
-
-def route_all(scheduler):
-    """Let the small model write every step; the tokens of what is finished, by id."""
-    finished = {}
-    for kind, request, _ in scheduler.take_events():
-        if kind == 0:
-            scheduler.route(request, 0)
-        else:
-            finished[request] = scheduler.sequence(request).tokens.tolist()
-    return finished
-
-
-def launched(runner, plan, requests, previous, stale):
-    """Start a plan; one that names unknown tokens is refused without the tick that draws them."""
-    plan = copied(plan)
-    unknown = bool((plan.tokens[: plan.rows] < 0).any())
-    for other in (None, stale) if unknown else ():
-        with pytest.raises(ValueError, match="previous must be this lane's last tick"):
-            runner.launch(plan, requests, other)
-    pending = runner.launch(plan, requests, previous)
-    for name in ("tokens", "contexts", "blocks", "slots"):  # the plan's buffers are free again
-        getattr(plan, name)[:] = 0
-    return pending, unknown
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tick_ahead(kit, way, prompts):
     """Tokens that the host has not seen are found on the device, also where they are penalised."""
@@ -425,40 +269,6 @@ def test_out_of_memory(kit, prompts, monkeypatch):
     assert [c.token_ids for c in engine.generate(batch, params, "large")] == expected
 
 
-GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("free", "asked", "slabs"), [(80, 0, 44), (80, 10, 10), (80, 44, 44), (40, 0, 4), (70, 0, 34)]
-)
-def test_the_arena_takes_what_is_left(free, asked, slabs):
-    """Of 80 GiB a quarter stays free, 16 GiB are needed beside the arena."""
-    card = CardMemory("a card", 80 * GIB, free * GIB, 0.75)
-    needed = {"weights": 14 * GIB, "workspaces": 2 * GIB}
-    assert arena_slabs(card, needed, GIB, 256, asked) == slabs
-
-
-@pytest.mark.parametrize(
-    ("free", "asked", "says"),
-    [
-        (
-            39,
-            0,
-            r"20.00 GiB are needed \(14.00 GiB for weights \+ 2.00 GiB for workspaces \+ 4.00 "
-            r"GiB for an arena of 1024 tokens\), 19.00 of 39.00 GiB free may be used "
-            r"\(memory_fraction 0.75\): free the card, take a smaller pair or dtype",
-        ),
-        (80, 61, "77.00 GiB are needed .*arena of 15616 tokens.*: arena_tokens=11264 would fit"),
-        (12, 0, "0.00 of 12.00 GiB free may be used"),
-    ],
-)
-def test_what_does_not_fit(free, asked, says):
-    card = CardMemory("a card", 80 * GIB, free * GIB, 0.75)
-    needed = {"weights": 14 * GIB, "workspaces": 2 * GIB}
-    with pytest.raises(SteerError, match=f"a card: .*{says}"):
-        arena_slabs(card, needed, GIB, 256, asked)
-
-
 def test_rooms_of_a_pair(kit):
     """Weights to the byte; workspaces grow with ticks and batches."""
     engine = build(kit, WAYS[0].values[0])
@@ -471,72 +281,3 @@ def test_rooms_of_a_pair(kit):
             for change in ({}, {"max_tick_tokens": 4096}, {"max_sequences": 60})
         ]
         assert rooms[0] < min(rooms[1:])
-
-
-@pytest.mark.skipif(GPU, reason="asks for a GPU where there is none")
-@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_no_gpu(name):
-    with pytest.raises(SteerError, match=f"device {name}: PyTorch sees no NVIDIA GPU here"):
-        Engine("tiny", device=name)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("gpu",), "unknown device 'gpu'; known: auto, cpu, cuda, cuda:N"),
-        (("cuda:x",), "unknown device 'cuda:x'"),
-        (("auto", ("cpu",)), "devices must name one for each of the two models"),
-        (("auto", "cpu"), "devices must name one for each of the two models"),
-        (("cuda:7",), "device cuda:7: there are 2 GPUs, numbered from 0"),
-        (("auto", ("cpu", "cuda:1")), "devices must be of one kind, got cpu and cuda:1"),
-    ],
-)
-def test_bad_devices(arguments, says, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(SteerError, match=says):
-        choose_devices(*arguments)
-
-
-def test_the_command_takes_a_device_for_each_model(capsys):
-    said = []
-    for flag in ("--device=cpu", "--devices=cpu, cpu"):
-        assert main(["generate", "47+36*7-15?", flag, "--max-tokens=6", "--seed=1"]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] and "rows:" in said[0]
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--devices=cpu"], "devices must name one for each of the two models, got ['cpu']"),
-        (["--devices=cpu,tpu"], "unknown device 'tpu'; known: auto, cpu, cuda, cuda:N"),
-        (["--devices=cpu,cpu", "--device=cpu"], "leave --device out"),
-    ],
-)
-def test_bad_devices_of_the_command(flags, says, capsys):
-    assert main(["generate", "4+3?", *flags]) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and says in told.err and told.err.count("\n") == 1
-
-
-def test_dtypes_of_cards(monkeypatch):
-    """What a card lacks is refused by name, and not chosen."""
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
-    card, host = torch.device("cuda", 0), torch.device("cpu")
-    assert choose_dtype("auto", (host, host)) == torch.float32
-    for capability, chosen in (((9, 0), torch.bfloat16), ((7, 5), torch.float32)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert choose_dtype("auto", (card, card)) == chosen
-    with pytest.raises(SteerError, match=r"cuda:0 \(an old card\) has no bfloat16; take float32"):
-        choose_dtype("bfloat16", (card, card))
-    with pytest.raises(SteerError, match="unknown dtype 'half'"):
-        choose_dtype("half", (card, card))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("graphs", "yes"), ("memory_fraction", 0), ("memory_fraction", 1.5)]
-)
-def test_bad_settings(field, value):
-    with pytest.raises(SteerError, match=field):
-        EngineConfig(**{field: value})

@@ -17,7 +17,7 @@ from engine.routing.policies import Call
 from engine.routing.windows import Window
 from tests.card.backends import references
 from tests.card.simulated import simulated_card
-from tests.engine.test_device import LARGE, ROLES, SAMPLED, SMALL, schedule
+from tests.engine.ways import LARGE, ROLES, SAMPLED, SMALL, schedule
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="there is a GPU, no need to simulate"

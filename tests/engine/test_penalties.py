@@ -1,8 +1,7 @@
-"""Penalties and biases against a slow version of the rules, and what they must leave alone."""
+"""Penalties and biases in whole requests, and what they must leave alone."""
 
 from __future__ import annotations
 
-import math
 import pickle
 import random
 import zlib
@@ -20,60 +19,12 @@ from engine.execution.scoring import scored_rows
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
 from kernels import ops
+from tests.engine.penalty_rules import BIAS, SETTINGS, slow
 
 VOCABULARY = 38  # ids of the test pair's tokenizer; its large model's head has 48 rows
 TIE = 1e-4
-CPU = ops.CpuBackend()
-BIAS = {3: 1.5, 9: -2.0, 20: 0.75, 35: -100.0}
-SETTINGS = {
-    "repetition": {"repetition_penalty": 1.6},
-    "repetition wanted": {"repetition_penalty": 0.8},
-    "presence": {"presence_penalty": 1.5},
-    "frequency": {"frequency_penalty": 0.4},
-    "bias": {"logit_bias": BIAS},
-    "all": {
-        "repetition_penalty": 1.3,
-        "presence_penalty": -0.6,
-        "frequency_penalty": 0.7,
-        "logit_bias": BIAS,
-    },
-}
 LOUD = SamplingParams(max_tokens=40, repetition_penalty=3.0, frequency_penalty=2.0)
 GREEDY = SamplingParams(max_tokens=40)
-
-
-def slow(row, prompt, text, params):
-    """A row of logits with one rule after the other, a token at a time."""
-    row = list(row)
-    for token in {*prompt, *text}:
-        rule = params.repetition_penalty
-        row[token] = row[token] / rule if row[token] > 0 else row[token] * rule
-    for token, times in Counter(text).items():
-        row[token] -= params.frequency_penalty * times + params.presence_penalty
-    for token, bias in params.logit_bias.items():
-        row[token] += bias
-    return row
-
-
-def penalties(histories, params):
-    """The op's rows; a history is a prompt and a generated text."""
-
-    def pairs(lists):
-        found = [(row, token) for row, tokens in enumerate(lists) for token in tokens]
-        return torch.tensor(found, dtype=torch.int64).view(-1, 2).T
-
-    def column(values):
-        return torch.tensor(list(values), dtype=torch.float64)
-
-    return ops.PenaltyRows(
-        column(p.repetition_penalty for p in params),
-        column(p.presence_penalty for p in params),
-        column(p.frequency_penalty for p in params),
-        pairs([h[0] for h in histories]),
-        pairs([h[1] for h in histories]),
-        pairs([p.logit_bias for p in params]),
-        column(b for p in params for b in p.logit_bias.values()),
-    )
 
 
 def drawn(boundary):
@@ -111,54 +62,6 @@ def finish(engine, ids, between=lambda alive: None):
 def engine(pair, delimiters):
     """A fresh engine with room for all."""
     return pair.engine(delimiters=delimiters, block_tokens=4, arena_tokens=8192, check_every=1)
-
-
-def test_the_rules_by_hand():
-    """Signs, repeats, zero and what is impossible; the prompt counts for the first rule only."""
-    logits = torch.tensor([[4.0, -4.0, 0.0, 2.0, 1.0, -math.inf, 3.0, 9.0]])
-    params = SamplingParams(
-        repetition_penalty=2.0,
-        presence_penalty=0.5,
-        frequency_penalty=0.25,
-        logit_bias={4: -3.0, 5: 100.0, 0: 1.0},
-    )
-    rows = penalties([([0, 1, 0], [1, 3, 3, 2, 5])], [params])
-    # 0: 4/2 + 1.  1: -4*2 - 0.75.  2: 0 - 0.75.  3: 2/2 - 2*0.25 - 0.5.  4: 1 - 3.  6: untouched.
-    expected = [3.0, -8.75, -0.75, 0.0, -2.0, -math.inf, 3.0]
-    assert CPU.penalise(logits, 7, rows).tolist() == [expected]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_op_equals_the_slow_version(dtype):
-    """Ragged histories and every setting at once; each row as if it were alone."""
-    torch.manual_seed(3)
-    rng = random.Random(3)
-    logits = (torch.randn(12, 31) * 4).to(dtype)
-    logits[:, 27:] = math.nan  # padding of the head
-    before = logits.clone()
-    chosen = [SamplingParams(), *(SamplingParams(**s) for s in SETTINGS.values())]
-    params = [replace(chosen[i % 7], logit_bias={5: 0.5 * i, i: -1.0}) for i in range(12)]
-    histories = [[rng.choices(range(27), k=rng.choice([0, 3, 40])) for _ in "pt"] for _ in params]
-    found = CPU.penalise(logits, 27, penalties(histories, params))
-    assert found.dtype == torch.float64 and torch.equal(logits.isnan(), before.isnan())
-    assert torch.equal(logits[:, :27], before[:, :27])
-    for i, (history, p) in enumerate(zip(histories, params, strict=True)):
-        row = logits[i : i + 1, :27]
-        expected = slow(row[0].double().tolist(), *history, p)
-        assert found[i].tolist() == pytest.approx(expected, rel=1e-14, abs=1e-14)
-        assert torch.equal(CPU.penalise(row, 27, penalties([history], [p]))[0], found[i])
-
-
-@pytest.mark.parametrize("rule", [5e-324, 1e-300, 1e308])
-def test_extreme_penalties_leave_a_distribution(rule):
-    """Numbers stay finite, what was impossible stays so, and the right token is greedy's."""
-    logits = torch.tensor([[1.0, 30.0, -30.0, -math.inf, 0.0]])
-    params = SamplingParams(repetition_penalty=rule)
-    found = CPU.penalise(logits, 5, penalties([([0, 1, 2, 3, 4], [0])], [params]))
-    assert found.isfinite().tolist() == [[True, True, True, False, True]]
-    assert not found.softmax(-1).isnan().any()
-    best = int(found.argmax())
-    assert best in (0, 1) if rule < 1 else best == 1
 
 
 @pytest.mark.parametrize("reads", [False, True])

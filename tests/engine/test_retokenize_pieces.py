@@ -116,11 +116,8 @@ def test_a_prompt_that_fills_the_large_models_context(other_pieces: OtherPieces)
     assert "context of 24 tokens is full" in done.steps[-1].reason
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
-    """Random requests, policies, aborts and deadlines; each that lives is right."""
-    rng = random.Random(seed)
-    engine = other_pieces.engine(
+def tight_engine(other_pieces: OtherPieces, seed: int, rng: random.Random) -> Engine:
+    return other_pieces.engine(
         block_tokens=4,
         arena_tokens=rng.choice([112, 160]),
         max_context=96,
@@ -133,6 +130,13 @@ def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
         overlap=bool(seed != 2),
         lane_policy=rng.choice(["latency", "throughput", "weighted", "auto"]),
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_soak_in_a_tight_arena(other_pieces: OtherPieces, seed: int):
+    """Random requests, policies, aborts and deadlines; each that lives is right."""
+    rng = random.Random(seed)
+    engine = tight_engine(other_pieces, seed, rng)
     asked: dict[int, str] = {}
     ended: dict[str, int] = {}
     checked, known = 0, set()

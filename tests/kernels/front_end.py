@@ -23,7 +23,7 @@ from engine import Engine, EngineConfig, SamplingParams
 from engine.routing.policies import Call
 from kernels import checks
 from kernels.backends.triton import TritonBackend
-from tests.kernels.test_bounds import CASES
+from tests.kernels.launches import CASES
 
 PARAMETERS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},

@@ -1,0 +1,125 @@
+"""Logits of every kind, their statistics in fp64, draws and what the reference makes of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import ops
+from kernels.backends.triton import TritonBackend
+from kernels.reference.sampling import philox_uniform
+from kernels.types.sampling import DrawRows
+
+INF = math.inf
+ON = "cuda" if torch.cuda.is_available() else "cpu"
+CPU, BACKEND = ops.CpuBackend(), TritonBackend(torch.device(ON))
+gpu = [pytest.mark.gpu, pytest.mark.skipif(ON == "cpu", reason="needs an NVIDIA GPU")]
+interpreted = pytest.mark.skipif(ON == "cuda", reason="replaces a function of the interpreter")
+INVALID = 3
+SETTINGS = [  # temperature, top_k, top_p, min_p
+    (0.7, 5, 1.0, 0.0),
+    (1.3, 0, 0.8, 0.0),
+    (1.0, 0, 1.0, 0.2),
+    (0.9, 7, 0.9, 0.05),
+    (2.0, 1, 1.0, 0.0),
+    (1.0, 100, 0.01, 1.0),
+    (0.0, 3, 0.5, 0.1),
+]
+
+
+def all_kinds(width):
+    """A row of everything that logits can be; the last INVALID have no distribution."""
+    torch.manual_seed(width)
+    z = torch.randn(11, width) * torch.tensor([0.01, 1.0, 6.0] + [3.0] * 8)[:, None]
+    z[3] = -2.5
+    z[4, width // 2] += 50
+    z[5] -= 150
+    z[6] = (z[6] * 64).round() / 64 + 1000
+    z[7] = (z[7] * 64).round() / 64 - 1000
+    z[1, 1::2] = -INF
+    z[8] = -INF
+    z[9, width // 2] = math.nan
+    z[10, width - 1] = INF
+    return z.to(ON)
+
+
+def oracle(z):
+    """All statistics in fp64, each by its own formula."""
+    z = z.double()
+    p = z.softmax(-1)
+    top = z.amax(-1)
+    first = (z == top[:, None]).int().argmax(-1)
+    others = z.clone().scatter_(1, first[:, None], -INF)
+    return {
+        "entropy": torch.special.entr(p).sum(-1),
+        "max_prob": p.amax(-1),
+        "log_odds": top - others.logsumexp(-1),
+        "margin": top - others.amax(-1),
+        "max_logit": top,
+        "logsumexp": z.logsumexp(-1),
+        "argmax": first,
+    }
+
+
+def check(z, found, atol=1e-5, exact=("margin", "max_logit", "argmax")):
+    """All rows valid; exact values exact, the rest within 1e-5."""
+    assert found.valid.all()
+    for name, expected in oracle(z).items():
+        mine = getattr(found, name)
+        assert mine.dtype == (torch.int64 if name == "argmax" else torch.float32)
+        if name in exact:
+            assert torch.equal(mine, expected.to(mine.dtype)), name
+        else:
+            torch.testing.assert_close(mine.double(), expected, rtol=1e-5, atol=atol)
+
+
+def same_bits(one, other):
+    """Equal to the last bit, NaN included."""
+    for name, mine, theirs in zip(one._fields, one, other, strict=True):
+        if mine.dtype == torch.float32:
+            mine, theirs = mine.view(torch.int32), theirs.view(torch.int32)
+        assert torch.equal(mine, theirs), name
+
+
+def draws(rows, setting=(1.0, 0, 1.0, 0.0), seed=0, filters=True):
+    """Keys of a seed, and one setting or one a row."""
+    rng = np.random.default_rng(seed)
+    settings = [setting] * rows if isinstance(setting, tuple) else setting
+    temperature, top_k, top_p, min_p = zip(*settings, strict=True)
+    keys = {
+        "seed": rng.integers(-(2**63), 2**63 - 1, rows),
+        "counter": rng.integers(0, 2**32, (rows, 4)),
+    }
+    kept = {"top_k": top_k, "top_p": top_p, "min_p": min_p} if filters else {}
+    return DrawRows.on(ON, temperature=temperature, **keys, **kept)
+
+
+def uniforms(draw):
+    """The reference's numbers of the same keys, fp64 [rows]."""
+    seed, counter = draw.seed.cpu().numpy(), draw.counter.cpu().numpy()
+    return philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
+
+
+def reference(z, draw, uniform=None):
+    """Tokens of the reference, in order of likelihood."""
+    rows = ops.SamplingRows(
+        draw.temperature.cpu(),
+        draw.top_k.cpu(),
+        draw.top_p.cpu(),
+        draw.min_p.cpu(),
+        uniforms(draw) if uniform is None else uniform,
+    )
+    return CPU.sample(z.cpu(), z.shape[1], rows)
+
+
+def chi_square_p(tokens, shares):
+    """Probability of frequencies this far off; nothing of share 0 may be drawn."""
+    found = torch.bincount(tokens.cpu(), minlength=len(shares)).double()
+    assert (found[shares == 0] == 0).all()
+    expected = (shares * len(tokens))[shares > 0]
+    distance = ((found[shares > 0] - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, distance / 2))
