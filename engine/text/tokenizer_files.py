@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from engine.errors import SteerError
 from engine.files import read_json, read_text
@@ -54,10 +54,7 @@ def _read_folder(where: Path) -> TokenizerFiles:
     config = _optional(folder / "tokenizer_config.json")
     path = where / "tokenizer.json" if where.is_dir() else where
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+        tokenizer = _fast_tokenizer(path)
     elif (folder / "tokenizer.model").is_file():
         tokenizer = SentencePieceModel.read(folder / "tokenizer.model").tokenizer()
         config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"} | config
@@ -66,6 +63,23 @@ def _read_folder(where: Path) -> TokenizerFiles:
         raise SteerError(f"{folder}: tokenizer.json is missing, and so is tokenizer.model")
     _add_tokens(tokenizer, folder, config)
     return TokenizerFiles(tokenizer, _chat_template(folder, config))
+
+
+def _fast_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json without what is for training only: it would change prompts.
+
+    Truncation and padding shape batches of a training, and a model's dropout leaves out merges at
+    random. All other parts of the file say how the model was trained to read text, and stay.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -82,29 +96,28 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -
     listed = config.get("added_tokens_decoder") or {}
     path = folder / "tokenizer_config.json"
     added: dict[int, Any] = {}
+    present = tokenizer.get_added_tokens_decoder()
+    known = {token.content: index for index, token in present.items()}
     try:
+        for text, index in _optional(folder / "added_tokens.json").items():
+            if known.get(text) != index:  # else tokenizer.json has its flags
+                added[int(index)] = {"content": text, "special": False}
         added |= {int(index): token for index, token in listed.items()}
-        extra = _optional(folder / "added_tokens.json")
-        added = {int(i): {"content": token, "special": False} for token, i in extra.items()} | added
     except (TypeError, ValueError, AttributeError) as error:
         raise SteerError(f"{path}: added tokens must have ids: {error}") from None
     for index, token in sorted(added.items()):
         text = _content(token)
-        if tokenizer.token_to_id(text) == index and _is_added(tokenizer, index):
-            continue
         options = token if isinstance(token, Mapping) else {}
         flags = {n: bool(options.get(n, False)) for n in ("lstrip", "rstrip", "single_word")}
         special = bool(options.get("special", False))
         added_token = AddedToken(
             text, special=special, normalized=bool(options.get("normalized", not special)), **flags
         )
+        if present.get(index) == added_token:
+            continue
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added_token])
         if (actual := tokenizer.token_to_id(text)) != index:
             raise SteerError(f"{path}: added token {text!r} should be id {index}, it is {actual}")
-
-
-def _is_added(tokenizer: Tokenizer, index: int) -> bool:
-    return index in tokenizer.get_added_tokens_decoder()
 
 
 def _mark_ends(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
