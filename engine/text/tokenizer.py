@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+
 from engine.errors import SteerError
 from engine.gguf.file import GgufFile
 from engine.text.chat import Message
@@ -39,7 +41,8 @@ class Tokenizer:
             raise SteerError(f"{source}: the tokenizer's vocabulary is empty")
         self.size = 1 + max(vocabulary.values())
         model = self._definition["model"]
-        self._unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")
+        unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")
+        self._unknown = model.get("unk_id", unknown)  # a Unigram names it by id
         self.bytes = self._token_bytes()
 
     def __repr__(self) -> str:
@@ -80,15 +83,29 @@ class Tokenizer:
         Raises:
             SteerError: on text that the tokenizer cannot encode.
         """
+        encoding = self._encoding(text, special)
+        ids: list[int] = encoding.ids
+        if self._unknown in ids:
+            self._check_known(text, encoding)
+        return ids
+
+    def _encoding(self, text: str, special: bool = False) -> Encoding:
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=special)
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except TypeError:  # lone surrogates, as undecodable bytes on a command line become
             raise SteerError("the text holds characters that are not valid Unicode") from None
-        if self._unknown in encoding.ids:
-            begin, end = encoding.offsets[encoding.ids.index(self._unknown)]
-            if text[begin:end] != self._tokenizer.id_to_token(self._unknown):
+        except Exception as error:  # the library raises plain Exception
+            raise SteerError(f"the tokenizer cannot encode this text: {error}") from None
+
+    def _check_known(self, text: str, encoding: Encoding) -> None:
+        """SteerError on text that became the unknown token and does not spell it."""
+        token = str(self._tokenizer.id_to_token(self._unknown))
+        each = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        for index, put_around, (begin, end) in each:
+            if index != self._unknown or put_around:  # it may also begin or end every text
+                continue
+            if text[begin:end].strip() != token.strip():  # an added token may take spaces beside it
                 raise SteerError(f"the tokenizer does not know {text[begin:end]!r}")
-        return list(encoding.ids)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its spelling; None if there is none."""
@@ -118,12 +135,12 @@ class Tokenizer:
         """
         try:
             text = data.decode()
-            anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+            anchor = self._encoding(_ANCHOR).ids
             for before, known in (("", []), (_ANCHOR, anchor)):
-                ids = self._tokenizer.encode(before + text, add_special_tokens=False).ids
+                ids = self._encoding(before + text).ids
                 if ids[: len(known)] == known and self.bytes_of(ids[len(known) :]) == data:
                     return list(ids[len(known) :])
-        except UnicodeDecodeError:  # a step can end within a character
+        except (UnicodeDecodeError, SteerError):  # a step can end within a character
             pass
         return self._spell(data)
 
