@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -118,9 +119,18 @@ class Tokenizer:
         return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
     def text_of(self, ids: Sequence[int], cut: int = 0) -> str:
-        """Text of a piece of a sequence, less its last ``cut`` bytes. Pieces join to the whole."""
+        """Text of ids, less its last ``cut`` bytes; part of a character becomes U+FFFD."""
         joined = self.bytes_of(ids)
         return joined[: len(joined) - cut].decode(errors="replace")
+
+    def texts_of(self, pieces: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of the pieces of a sequence, in order; they join to the text of the whole.
+
+        A character that begins in one piece and ends in a later one belongs to the later one.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        last = len(pieces) - 1
+        return [decoder.decode(self.bytes_of(ids), i == last) for i, ids in enumerate(pieces)]
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The joined bytes of ids; special tokens and padding ids give none."""
