@@ -26,7 +26,7 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 class Tokenizer:
     """One tokenizer, shared by both models of a pair unless the engine retokenizes.
 
-    size: one more than the largest id.
+    size: one more than the largest id that may be used; see :meth:`limit`.
     bytes: the bytes of each id, empty for special tokens.
     """
 
@@ -49,6 +49,22 @@ class Tokenizer:
     def __repr__(self) -> str:
         chat = "with" if self.chat_template else "without"
         return f"Tokenizer({self._where!r}, {self.size} ids, {chat} a chat template)"
+
+    def limit(self, rows: int) -> dict[str, int] | None:
+        """Never use ids from ``rows`` on, which a model has no embedding for: they are no ids then.
+
+        Returns:
+            The tokens left out now, with their ids. None, and nothing is left out, if the
+            vocabulary proper reaches beyond ``rows``: only added tokens, such as one for padding,
+            may.
+        """
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        beyond = {token: index for token, index in vocabulary.items() if index >= rows}
+        if not set(beyond.values()) <= self._tokenizer.get_added_tokens_decoder().keys():
+            return None
+        before, self.size = self.size, min(self.size, rows)
+        del self.bytes[rows:]
+        return {token: index for token, index in beyond.items() if index < before}
 
     def chat(
         self,
@@ -88,6 +104,11 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         if self._unknown in ids:
             self._check_known(text, encoding)
+        if ids and max(ids) >= self.size:
+            token = self._tokenizer.id_to_token(max(ids))
+            raise SteerError(
+                f"the text holds {token!r} (id {max(ids)}), which the model has no row for"
+            )
         return ids
 
     def _encoding(self, text: str, special: bool = False) -> Encoding:
@@ -111,7 +132,7 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of a token by its spelling; None if there is none."""
         found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        return found if found is not None and found < self.size else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and padding ids give no text."""
