@@ -56,7 +56,7 @@ def _read_folder(where: Path) -> TokenizerFiles:
     if path.is_file():
         tokenizer = _fast_tokenizer(path)
     elif (folder / "tokenizer.model").is_file():
-        tokenizer = SentencePieceModel.read(folder / "tokenizer.model").tokenizer()
+        tokenizer = _sentencepiece(folder, config)
         config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"} | config
         _mark_ends(tokenizer, config)
     else:
@@ -80,6 +80,21 @@ def _fast_tokenizer(path: Path) -> Tokenizer:
     if isinstance(tokenizer.model, models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def _sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """tokenizer.model, with spaces added as tokenizer_config.json says."""
+    model = SentencePieceModel.read(folder / "tokenizer.model")
+    for name in ("legacy", "add_prefix_space"):
+        if not isinstance(config.get(name), bool | None):
+            raise SteerError(
+                f"{folder / 'tokenizer_config.json'}: {name} must be true, false or null, got "
+                f"{config[name]!r}"
+            )
+    prefix = config.get("add_prefix_space")
+    model.dummy_prefix = model.dummy_prefix if prefix is None else prefix
+    model.once = config.get("legacy") is False
+    return model.tokenizer()
 
 
 def _optional(path: Path) -> dict[str, Any]:
