@@ -44,7 +44,9 @@ class Step:
     index: its number in the answer, from 0.
     position: index of its first token in the sequence, prompt included.
     model: the role of the model that wrote it.
-    text: text of all its tokens, including a stop that the completion's text leaves out.
+    text: text of all its tokens, including a stop that the completion's text leaves out. The texts
+        of an answer's steps join to its text and stop: a character that a step ends within belongs
+        to the step that completes it.
     reason: the decision's reason.
     signals: those of the decision; None if the policy did not read the boundary.
     posterior: probability of the confident component, if the policy has one.

@@ -151,7 +151,7 @@ def _tokenizers(
 ) -> tuple[Tokenizer, Tokenizer | None]:
     """The tokenizer that both models share and None, or the two models' own.
 
-    SteerError if they differ without ``retokenize``, or have more ids than a model.
+    SteerError if they differ without ``retokenize``, or are larger than a model.
     """
     small, large = (Tokenizer(source) for source in sources)
     difference = small.difference(large)
@@ -163,11 +163,22 @@ def _tokenizers(
     for source, shape, used in zip(
         sources, shapes, (small, large if difference else small), strict=True
     ):
-        if used.size > shape.vocab_size:
-            raise SteerError(
-                f"{source}: the tokenizer has {used.size} ids, the model {shape.vocab_size}"
-            )
+        _limit(used, shape.vocab_size, source)
     if difference:
         return small, large
     small.chat_template = large.chat_template or small.chat_template
     return small, None
+
+
+def _limit(tokenizer: Tokenizer, rows: int, source: Path | GgufFile) -> None:
+    """Leave out added tokens beyond a model's rows; SteerError if the tokenizer is another's."""
+    size = tokenizer.size
+    beyond = tokenizer.limit(rows)
+    if beyond is None:
+        raise SteerError(f"{source}: the tokenizer has {size} ids, the model {rows}")
+    for token, index in beyond.items():
+        _log.warning(
+            "%s: the model has %d rows, so %r (id %d) is never written, and prompts that hold it "
+            "are refused",
+            *(source, rows, token, index),
+        )

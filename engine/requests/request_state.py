@@ -173,11 +173,13 @@ class RequestState:
         tokens: list[int] = sequence.tokens.tolist()
         starts = sequence.steps
         ends = [*(start for start, _ in starts[1:]), len(tokens)] if starts else []
-        steps = tuple(
-            self._step(i, start, tokens[start:end], ROLES[model], tokenizer)
+        written = [
+            (i, start, tokens[start:end], ROLES[model])
             for i, ((start, model), end) in enumerate(zip(starts, ends, strict=True))
             if end > start
-        )
+        ]
+        texts = tokenizer.texts_of([ids for _, _, ids, _ in written])
+        steps = tuple(self._step(*each, text) for each, text in zip(written, texts, strict=True))
         generated = tokens[sequence.prompt_length :]
         return Completion(
             request_id=sequence.id,
@@ -211,9 +213,7 @@ class RequestState:
             for position in range(step.position, step.position + len(step.token_ids))
         )
 
-    def _step(
-        self, index: int, position: int, ids: list[int], model: str, tokenizer: Tokenizer
-    ) -> Step:
+    def _step(self, index: int, position: int, ids: list[int], model: str, text: str) -> Step:
         # After a decision for the rest, or on a whole answer, later steps follow that decision.
         decided = max((p for p in self.decisions if p <= position), default=None)
         boundary, decision = (None, None) if decided is None else self.decisions[decided]
@@ -222,7 +222,7 @@ class RequestState:
             index=index,
             position=position,
             model=model,
-            text=tokenizer.text_of(ids),
+            text=text,
             token_ids=tuple(ids),
             reason=decision.reason if decision else "on trial, not decided",
             signals=boundary.signals if boundary and here else None,

@@ -82,11 +82,12 @@ class StreamedText:
 
     def finish(self, completion: Completion) -> Iterator[StreamEvent]:
         """The rest of the text and the done event."""
-        text, first = completion.text, len(completion.prompt_token_ids)
-        for step in completion.steps[self._steps :]:
-            before = self._tokenizer.text_of(completion.token_ids[: step.position - first])
-            yield from self._text(text[self._sent : len(before)])
+        text, steps = completion.text, completion.steps
+        opens = sum(len(step.text) for step in steps[: self._steps])  # characters before a step
+        for step in steps[self._steps :]:
+            yield from self._text(text[self._sent : opens])
             self._model = step.model
             yield StreamEvent("step", model=step.model)
+            opens += len(step.text)
         yield from self._text(text[self._sent :])
         yield StreamEvent("done", completion=completion)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from engine.errors import SteerError
 
@@ -25,6 +25,10 @@ class SentencePieceModel:
     """The parts of a model file that decide how text becomes pieces.
 
     pieces: (text, score, type) by id; types are those of the proto's ``SentencePiece.Type``.
+    dummy_prefix: a space is added before text.
+    once: only at the text's beginning, if it does not begin with a space; otherwise before each
+        stretch of text between special tokens, as in the tokenizer.json of Llama 2. A setting of
+        the folder, not of the model file (``"legacy": false``).
     """
 
     pieces: list[tuple[str, float, int]] = field(default_factory=list)
@@ -32,6 +36,7 @@ class SentencePieceModel:
     normalises: bool = False
     dummy_prefix: bool = True
     removes_spaces: bool = True
+    once: bool = False
 
     @classmethod
     def read(cls, path: Path) -> SentencePieceModel:
@@ -66,11 +71,7 @@ class SentencePieceModel:
             self.removes_spaces = bool(part.get(4, 1))
 
     def tokenizer(self) -> Tokenizer:
-        """This model as a fast tokenizer.
-
-        A leading space is added to each stretch of text between special tokens, as in the
-        tokenizer.json of Llama 2.
-        """
+        """This model as a fast tokenizer."""
         vocabulary = {text: i for i, (text, _, _) in enumerate(self.pieces)}
         unknown = next((t for t, _, kind in self.pieces if kind == _UNKNOWN), None)
         fallback = any(kind == _BYTE for _, _, kind in self.pieces)
@@ -83,19 +84,29 @@ class SentencePieceModel:
                 byte_fallback=fallback,
             )
         )
-        steps: list[normalizers.Normalizer] = []
-        if self.removes_spaces:
-            runs = (r"\A +| +\z", ""), (" +", " ")
-            steps += [normalizers.Replace(Regex(spaces), kept) for spaces, kept in runs]
-        if self.dummy_prefix:
-            steps.append(normalizers.Prepend(_SPACE))
-        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+        self._write_spaces(tokenizer)
         parts = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         if self.dummy_prefix:
             parts.append(decoders.Strip(" ", 1, 0))
         tokenizer.decoder = decoders.Sequence(parts)
         self._mark(tokenizer)
         return tokenizer
+
+    def _write_spaces(self, tokenizer: Tokenizer) -> None:
+        """Spaces become their mark, with one added where the model wants it."""
+        steps: list[normalizers.Normalizer] = []
+        if self.removes_spaces:
+            runs = (r"\A +| +\z", ""), (" +", " ")
+            steps += [normalizers.Replace(Regex(spaces), kept) for spaces, kept in runs]
+        if self.dummy_prefix and self.once:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+                _SPACE, prepend_scheme="first", split=False
+            )
+        else:
+            steps += [normalizers.Prepend(_SPACE)] * self.dummy_prefix
+            steps.append(normalizers.Replace(" ", _SPACE))
+        if steps:
+            tokenizer.normalizer = normalizers.Sequence(steps)
 
     def _mark(self, tokenizer: Tokenizer) -> None:
         for text, _, kind in self.pieces:

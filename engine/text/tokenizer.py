@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Encoding
 
 from engine.errors import SteerError
 from engine.gguf.file import GgufFile
@@ -23,7 +26,7 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 class Tokenizer:
     """One tokenizer, shared by both models of a pair unless the engine retokenizes.
 
-    size: one more than the largest id.
+    size: one more than the largest id that may be used; see :meth:`limit`.
     bytes: the bytes of each id, empty for special tokens.
     """
 
@@ -39,12 +42,29 @@ class Tokenizer:
             raise SteerError(f"{source}: the tokenizer's vocabulary is empty")
         self.size = 1 + max(vocabulary.values())
         model = self._definition["model"]
-        self._unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")
+        unknown = self._tokenizer.token_to_id(model.get("unk_token") or "")
+        self._unknown = model.get("unk_id", unknown)  # a Unigram names it by id
         self.bytes = self._token_bytes()
 
     def __repr__(self) -> str:
         chat = "with" if self.chat_template else "without"
         return f"Tokenizer({self._where!r}, {self.size} ids, {chat} a chat template)"
+
+    def limit(self, rows: int) -> dict[str, int] | None:
+        """Never use ids from ``rows`` on, which a model has no embedding for: they are no ids then.
+
+        Returns:
+            The tokens left out now, with their ids. None, and nothing is left out, if the
+            vocabulary proper reaches beyond ``rows``: only added tokens, such as one for padding,
+            may.
+        """
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        beyond = {token: index for token, index in vocabulary.items() if index >= rows}
+        if not set(beyond.values()) <= self._tokenizer.get_added_tokens_decoder().keys():
+            return None
+        before, self.size = self.size, min(self.size, rows)
+        del self.bytes[rows:]
+        return {token: index for token, index in beyond.items() if index < before}
 
     def chat(
         self,
@@ -80,20 +100,39 @@ class Tokenizer:
         Raises:
             SteerError: on text that the tokenizer cannot encode.
         """
+        encoding = self._encoding(text, special)
+        ids: list[int] = encoding.ids
+        if self._unknown in ids:
+            self._check_known(text, encoding)
+        if ids and max(ids) >= self.size:
+            token = self._tokenizer.id_to_token(max(ids))
+            raise SteerError(
+                f"the text holds {token!r} (id {max(ids)}), which the model has no row for"
+            )
+        return ids
+
+    def _encoding(self, text: str, special: bool = False) -> Encoding:
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=special)
+            return self._tokenizer.encode(text, add_special_tokens=special)
         except TypeError:  # lone surrogates, as undecodable bytes on a command line become
             raise SteerError("the text holds characters that are not valid Unicode") from None
-        if self._unknown in encoding.ids:
-            begin, end = encoding.offsets[encoding.ids.index(self._unknown)]
-            if text[begin:end] != self._tokenizer.id_to_token(self._unknown):
+        except Exception as error:  # the library raises plain Exception
+            raise SteerError(f"the tokenizer cannot encode this text: {error}") from None
+
+    def _check_known(self, text: str, encoding: Encoding) -> None:
+        """SteerError on text that became the unknown token and does not spell it."""
+        token = str(self._tokenizer.id_to_token(self._unknown))
+        each = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        for index, put_around, (begin, end) in each:
+            if index != self._unknown or put_around:  # it may also begin or end every text
+                continue
+            if text[begin:end].strip() != token.strip():  # an added token may take spaces beside it
                 raise SteerError(f"the tokenizer does not know {text[begin:end]!r}")
-        return list(encoding.ids)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its spelling; None if there is none."""
         found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        return found if found is not None and found < self.size else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens and padding ids give no text."""
@@ -101,9 +140,18 @@ class Tokenizer:
         return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
     def text_of(self, ids: Sequence[int], cut: int = 0) -> str:
-        """Text of a piece of a sequence, less its last ``cut`` bytes. Pieces join to the whole."""
+        """Text of ids, less its last ``cut`` bytes; part of a character becomes U+FFFD."""
         joined = self.bytes_of(ids)
         return joined[: len(joined) - cut].decode(errors="replace")
+
+    def texts_of(self, pieces: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of the pieces of a sequence, in order; they join to the text of the whole.
+
+        A character that begins in one piece and ends in a later one belongs to the later one.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        last = len(pieces) - 1
+        return [decoder.decode(self.bytes_of(ids), i == last) for i, ids in enumerate(pieces)]
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The joined bytes of ids; special tokens and padding ids give none."""
@@ -118,12 +166,12 @@ class Tokenizer:
         """
         try:
             text = data.decode()
-            anchor = self._tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
+            anchor = self._encoding(_ANCHOR).ids
             for before, known in (("", []), (_ANCHOR, anchor)):
-                ids = self._tokenizer.encode(before + text, add_special_tokens=False).ids
+                ids = self._encoding(before + text).ids
                 if ids[: len(known)] == known and self.bytes_of(ids[len(known) :]) == data:
                     return list(ids[len(known) :])
-        except UnicodeDecodeError:  # a step can end within a character
+        except (UnicodeDecodeError, SteerError):  # a step can end within a character
             pass
         return self._spell(data)
 

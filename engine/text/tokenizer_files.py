@@ -7,24 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
 from engine.errors import SteerError
-from engine.files import read_json, read_text
+from engine.files import read_text
 from engine.gguf.file import GgufFile, opened
+from engine.text.added_tokens import SPECIAL, add_tokens, content, read_config
 from engine.text.chat import ChatTemplate
 from engine.text.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.text.sentencepiece_model import SentencePieceModel
-
-_SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,8 @@ class TokenizerFiles:
 def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
     """Read a folder (tokenizer.json, else tokenizer.model), a tokenizer.json alone or a GGUF file.
 
-    tokenizer_config.json adds tokens and the chat template; chat_template.jinja takes precedence.
+    tokenizer_config.json (with special_tokens_map.json) adds tokens and the chat template;
+    chat_template.jinja takes precedence.
     The tokens at a text's beginning and end are those of tokenizer.json, as in transformers; for
     tokenizer.model they are those of the config.
     """
@@ -51,66 +43,60 @@ def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
 
 def _read_folder(where: Path) -> TokenizerFiles:
     folder = where if where.is_dir() else where.parent
-    config = _optional(folder / "tokenizer_config.json")
+    config = read_config(folder)
     path = where / "tokenizer.json" if where.is_dir() else where
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+        tokenizer = _fast_tokenizer(path)
     elif (folder / "tokenizer.model").is_file():
-        tokenizer = SentencePieceModel.read(folder / "tokenizer.model").tokenizer()
+        tokenizer = _sentencepiece(folder, config)
         config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"} | config
-        _mark_ends(tokenizer, config)
     else:
         raise SteerError(f"{folder}: tokenizer.json is missing, and so is tokenizer.model")
-    _add_tokens(tokenizer, folder, config)
+    add_tokens(tokenizer, folder, config)
+    if not path.is_file():
+        _mark_ends(tokenizer, config)
     return TokenizerFiles(tokenizer, _chat_template(folder, config))
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _fast_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json without what is for training only: it would change prompts.
 
-
-def _content(token: Any) -> str:
-    """The text of a token, which some files write as an object."""
-    return str(token.get("content")) if isinstance(token, Mapping) else str(token)
-
-
-def _add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
-    """Add the folder's tokens; SteerError if one does not get the id that the folder says."""
-    listed = config.get("added_tokens_decoder") or {}
-    path = folder / "tokenizer_config.json"
-    added: dict[int, Any] = {}
+    Truncation and padding shape batches of a training, and a model's dropout leaves out merges at
+    random. All other parts of the file say how the model was trained to read text, and stay.
+    """
     try:
-        added |= {int(index): token for index, token in listed.items()}
-        extra = _optional(folder / "added_tokens.json")
-        added = {int(i): {"content": token, "special": False} for token, i in extra.items()} | added
-    except (TypeError, ValueError, AttributeError) as error:
-        raise SteerError(f"{path}: added tokens must have ids: {error}") from None
-    for index, token in sorted(added.items()):
-        text = _content(token)
-        if tokenizer.token_to_id(text) == index and _is_added(tokenizer, index):
-            continue
-        options = token if isinstance(token, Mapping) else {}
-        flags = {n: bool(options.get(n, False)) for n in ("lstrip", "rstrip", "single_word")}
-        special = bool(options.get("special", False))
-        added_token = AddedToken(
-            text, special=special, normalized=bool(options.get("normalized", not special)), **flags
-        )
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added_token])
-        if (actual := tokenizer.token_to_id(text)) != index:
-            raise SteerError(f"{path}: added token {text!r} should be id {index}, it is {actual}")
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise SteerError(f"{path}: not a readable tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
-def _is_added(tokenizer: Tokenizer, index: int) -> bool:
-    return index in tokenizer.get_added_tokens_decoder()
+def _sentencepiece(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """tokenizer.model, with spaces added as tokenizer_config.json says."""
+    model = SentencePieceModel.read(folder / "tokenizer.model")
+    for name in ("legacy", "add_prefix_space"):
+        if not isinstance(config.get(name), bool | None):
+            raise SteerError(
+                f"{folder / 'tokenizer_config.json'}: {name} must be true, false or null, got "
+                f"{config[name]!r}"
+            )
+    prefix = config.get("add_prefix_space")
+    model.dummy_prefix = model.dummy_prefix if prefix is None else prefix
+    model.once = config.get("legacy") is False
+    return model.tokenizer()
 
 
 def _mark_ends(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     """Set the tokens put before and after a text."""
     wanted = ("bos_token", "add_bos_token"), ("eos_token", "add_eos_token")
-    bos, eos = (_content(config[name]) if config.get(flag) else "" for name, flag in wanted)
+    bos, eos = (
+        content(config[name]) if config.get(flag) and config.get(name) else ""
+        for name, flag in wanted
+    )
     ids = [(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token]
     missing = next((token for token, index in ids if index is None), None)
     if missing:
@@ -129,7 +115,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | No
         source = named.get("default")
     if source is not None and not isinstance(source, str):
         raise SteerError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
-    special = {name: _content(config[name]) for name in _SPECIAL if config.get(name) is not None}
+    special = {name: content(config[name]) for name in SPECIAL if config.get(name) is not None}
     return _template(folder, source, special)
 
 
