@@ -89,9 +89,10 @@ def _max_position(fields: _Fields, rope: RopeScaling, architecture: str) -> int:
     limit = fields.integer("max_position_embeddings", 32768)
     if rope.kind == "yarn":
         stretched = rope.factor * rope.original_max_position
-        if stretched > _LARGEST["max_position_embeddings"]:
+        if stretched > (largest := _LARGEST["max_position_embeddings"]):
             raise SteerError(
-                f"{fields.where}: yarn stretches the context to {stretched:.3g} tokens"
+                f"{fields.where}: yarn stretches the context to {stretched:.3g} tokens, "
+                f"more than {largest}"
             )
         limit = max(limit, int(stretched))
     slides = fields.boolean("use_sliding_window", architecture == "MistralForCausalLM")
