@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.assembly.end_ids import with_end_ids
 from engine.assembly.generation_defaults import default_params
 from engine.config import DUMMY, EngineConfig, ModelConfig
 from engine.config.pairs import Pair
@@ -86,6 +87,8 @@ def load_pair(
         if sources
         else (dummy_tokenizer(min(shape.vocab_size for shape in shapes)), None)
     )
+    if sources:
+        shapes = with_end_ids(sources, shapes, (tokenizer, large or tokenizer))
 
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]

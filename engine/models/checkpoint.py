@@ -6,7 +6,6 @@ A checkpoint is a Hugging Face folder (config.json and safetensors) or a GGUF fi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -23,6 +22,7 @@ from engine.models.config_json import parse_config
 from engine.models.gguf_shape import model_config
 from engine.models.gguf_tensors import GgufTensors
 from engine.models.layout import Linear, Part, Table, expected_shapes, model_parts
+from engine.models.leftovers import EMBEDDING, HEAD, check_leftover, head_differs
 from engine.models.packing import pack
 from engine.models.quantisation import FLOATS, Wanted, wanted_tensors
 from engine.models.shards import Shards, holds_weights
@@ -33,16 +33,13 @@ from kernels.ops import Fp8Weight, IntWeight, Weight, stack
 
 __all__ = ["expected_shapes", "load_config", "load_weights"]
 
-# Tensors of some exporters that are not used here, such as scales of activations and of a
-# quantised KV cache.
-_IGNORED = re.compile(r".*\.(rotary_emb\.inv_freq|(input|output|[qkv])_scale)")
-
 
 def load_config(source: Path | GgufFile) -> ModelConfig:
     """The model's shape. SteerError on a checkpoint that cannot be read.
 
     In a folder, end-of-sequence ids of generation_config.json take precedence over config.json's.
-    Which layers of a quantised checkpoint are plain is read from its weights, if there are any.
+    Which layers of a quantised checkpoint are plain is read from its weights, if there are any; so
+    is whether a head that should be tied differs from the embedding.
     """
     source = opened(source)
     return model_config(source) if isinstance(source, GgufFile) else _folder_config(source)
@@ -63,9 +60,13 @@ def _folder_config(folder: Path) -> ModelConfig:
         eos = read_json(generation).get("eos_token_id")
         raw = raw if eos is None else {**raw, "eos_token_id": eos}
     config = parse_config(raw, str(folder / "config.json"))
-    if config.quantisation is None or not holds_weights(folder):
+    if not (config.tied or config.quantisation) or not holds_weights(folder):
         return config
     shards = Shards(folder)
+    if config.tied and head_differs(shards):
+        config = replace(config, tied=False)
+    if config.quantisation is None:
+        return config
     plain = tuple(name for name in _linear_layers(config) if _is_plain(shards, name))
     return replace(config, quantisation=replace(config.quantisation, plain=plain))
 
@@ -147,8 +148,8 @@ class _Loader:
         for name, shape in shards.shapes.items():
             if name in expected:
                 self._check_tensor(name, shape, expected[name])
-            elif not self._unused(name):
-                raise SteerError(f"{shards.path(name)}: unexpected tensor {name}")
+            else:
+                check_leftover(shards, name, expected, self._config.tied)
         missing = [n for n, w in expected.items() if not w.optional and n not in shards.shapes]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -163,14 +164,15 @@ class _Loader:
             right = " or ".join(wanted.dtypes)
             raise SteerError(f"{where} is {self._shards.dtypes[name]}; expected {right}")
 
-    def _unused(self, name: str) -> bool:
-        """Whether a tensor is ignored; some exporters write out a tied head."""
-        return (self._config.tied and name == "lm_head.weight") or bool(_IGNORED.fullmatch(name))
+    def _source(self, name: str) -> str:
+        """The checkpoint's name of a table; of two that are tied it may hold only the head."""
+        only_head = self._config.tied and name == EMBEDDING and name not in self._shards.shapes
+        return HEAD if only_head and HEAD in self._shards.shapes else name
 
     def _wanted(self, part: Part) -> Iterator[tuple[str, Wanted]]:
         """Names, shapes and dtypes of a part's tensors."""
         if isinstance(part, Table):
-            yield part.name, Wanted((part.shape,), FLOATS)
+            yield self._source(part.name), Wanted((part.shape,), FLOATS)
             return
         for name, rows in part.parts:
             for suffix, wanted in self._weight_tensors(name, rows, part.columns).items():
@@ -194,7 +196,7 @@ class _Loader:
     def load(self, part: Part) -> Iterator[tuple[str, Weight]]:
         """The part's weights by the model's names."""
         if isinstance(part, Table):
-            yield part.name, self._stacked([part.name], part.shape)
+            yield part.name, self._stacked([self._source(part.name)], part.shape)
             return
         names = [name for name, _ in part.parts]
         if any(self._packing(name) for name in names):

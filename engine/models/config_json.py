@@ -14,6 +14,17 @@ from engine.models.quantisation import parse_quantisation
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM")
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+# Far above any published model: a larger value is a mistake, and would hang or fill the memory.
+_LARGEST = {
+    "num_hidden_layers": 2**12,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**24,
+}
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -26,7 +37,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelCon
     heads = fields.integer("num_attention_heads")
     hidden = fields.integer("hidden_size")
     rope, theta = _rope(fields)
-    width = 128 if architecture == "Qwen3ForCausalLM" else hidden // heads
+    width = 128 if architecture == "Qwen3ForCausalLM" else max(1, hidden // heads)
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -77,7 +88,13 @@ def _family(fields: _Fields, architecture: str) -> dict[str, Any]:
 def _max_position(fields: _Fields, rope: RopeScaling, architecture: str) -> int:
     limit = fields.integer("max_position_embeddings", 32768)
     if rope.kind == "yarn":
-        limit = max(limit, int(rope.factor * rope.original_max_position))
+        stretched = rope.factor * rope.original_max_position
+        if stretched > (largest := _LARGEST["max_position_embeddings"]):
+            raise SteerError(
+                f"{fields.where}: yarn stretches the context to {stretched:.3g} tokens, "
+                f"more than {largest}"
+            )
+        limit = max(limit, int(stretched))
     slides = fields.boolean("use_sliding_window", architecture == "MistralForCausalLM")
     # Without the key transformers takes 4096; null switches the window off.
     windowed = slides and fields.raw.get("sliding_window", 4096) is not None
@@ -85,9 +102,18 @@ def _max_position(fields: _Fields, rope: RopeScaling, architecture: str) -> int:
 
 
 def _rope(fields: _Fields) -> tuple[RopeScaling, float]:
-    """The scaling, and the base of the frequencies."""
+    """The scaling, and the base of the frequencies.
+
+    What stands in rope_scaling or rope_parameters takes precedence over the same key beside them,
+    and rope_scaling over rope_parameters, as in transformers.
+    """
     inner = fields.inner(("rope_scaling", "rope_parameters"))
-    theta = fields.number("rope_theta", inner.number("rope_theta", 10000.0))
+    layered = [name for name, value in inner.raw.items() if isinstance(value, Mapping)]
+    if layered:
+        raise SteerError(
+            f"{fields.where}: rope parameters by layer ({layered[0]}) are not supported"
+        )
+    theta = inner.number("rope_theta", fields.number("rope_theta", 10000.0))
     if theta <= 1:
         raise SteerError(f"{fields.where}: rope_theta must be above 1, got {theta:g}")
     kind = inner.raw.get("rope_type") or inner.raw.get("type") or "default"
@@ -96,9 +122,9 @@ def _rope(fields: _Fields) -> tuple[RopeScaling, float]:
             f"{fields.where}: rope type {kind!r} is not supported; "
             f"supported: {', '.join(ROPE_KINDS)}"
         )
-    for source in (fields, inner):
-        if source.number("partial_rotary_factor", 1.0) != 1:
-            raise SteerError(f"{fields.where}: partial_rotary_factor other than 1 is not supported")
+    partial = fields.number("partial_rotary_factor", 1.0)
+    if inner.number("partial_rotary_factor", partial) != 1:
+        raise SteerError(f"{fields.where}: partial_rotary_factor other than 1 is not supported")
     if kind == "default":
         return RopeScaling(), theta
     if kind == "linear":
@@ -154,8 +180,9 @@ class _Fields:
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.raw.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-            raise self._wrong(name, "a whole number above 0")
+        largest = _LARGEST.get(name, 2**31 - 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
+            raise self._wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

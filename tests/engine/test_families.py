@@ -78,6 +78,8 @@ def test_published_configs(tmp_path: Path):
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     }
+    scaling = LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192}
+    del scaling["rope_theta"]  # it stood beside it
     llama = config_of(
         tmp_path,
         **base,
@@ -85,7 +87,7 @@ def test_published_configs(tmp_path: Path):
         max_position_embeddings=131072,
         rope_theta=500000.0,
         eos_token_id=[128001, 128008, 128009],
-        rope_scaling=LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192},
+        rope_scaling=scaling,
     )
     assert (llama.max_position, llama.rope_theta, llama.head_dim) == (131072, 500000.0, 128)
     assert llama.eos_ids == (128001, 128008, 128009) and not llama.qkv_bias
