@@ -169,5 +169,5 @@ def _tokenizers(
             )
     if difference:
         return small, large
-    small.chat_template = large.chat_template or small.chat_template
+    small.chat_templates = large.chat_templates or small.chat_templates
     return small, None
