@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
-from engine.files import read_text
+from engine.files import parse_json, read_text
 from engine.tuning.answers import (
     expected_number,
     final_answer,
@@ -58,8 +57,8 @@ def check_disjoint(calibration: Sequence[Any], tests: Sequence[Any]) -> None:
 
 def _parse(where: str, line: str) -> FileProblem:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise SteerError(f"{where}: not JSON: {error}") from None
     prompt, answer = (row.get(k) if isinstance(row, dict) else None for k in ("prompt", "answer"))
     number = isinstance(answer, int | float) and not isinstance(answer, bool)

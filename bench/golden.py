@@ -27,7 +27,7 @@ from typing import Any
 from bench import flops
 from bench.tasks import arithmetic
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError, cli
-from engine.files import read_text
+from engine.files import parse_json, read_text
 
 Record = dict[str, Any]
 
@@ -206,8 +206,8 @@ def _read(folder: Path) -> Record:
     if not paths:
         raise SteerError(f"{folder}: no record there; make one with --write {folder}")
     try:
-        return {path.stem: json.loads(read_text(path, "record")) for path in paths}
-    except json.JSONDecodeError as error:
+        return {path.stem: parse_json(read_text(path, "record")) for path in paths}
+    except ValueError as error:
         raise SteerError(f"{folder}: not a record: {error}") from None
 
 

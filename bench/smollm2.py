@@ -96,7 +96,7 @@ def _convert(path: Path, target: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         **source.special,
         "clean_up_tokenization_spaces": False,
-        "chat_template": source.template,
+        "chat_template": source.templates["default"],
     }
     _write_json(target / "tokenizer_config.json", settings)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +12,7 @@ from engine.engine import AnyPolicy, Engine
 from engine.params import SamplingParams
 from engine.request import Completion, Prompt
 from engine.requests.stream import StreamedText, StreamEvent
+from engine.text.chat import Message
 
 _log = logging.getLogger(__name__)
 _Queue = asyncio.Queue[StreamEvent | Exception]
@@ -54,6 +55,18 @@ class AsyncEngine:
             self._ensure_driving()
             await asyncio.wait([self._driving] if self._driving else [])
         self._thread.shutdown()
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool | None = None,
+        **options: Any,
+    ) -> list[int] | Prompt:
+        """``Engine.chat``, in a thread of its own: a long conversation stops no other request."""
+        return await asyncio.to_thread(
+            self._engine.chat, messages, tools, add_generation_prompt, **options
+        )
 
     async def generate(
         self,

@@ -67,17 +67,17 @@ class Conversation:
 
     def check(self, engine: Engine) -> None:
         """SteerError if the checkpoint has no template for such chats."""
-        template = engine.tokenizer.chat_template
+        templates = engine.tokenizer.chat_templates
         if not self.chat:
             return
-        if template is None:
+        if not templates:
             raise SteerError(
                 f"pair {engine.pair.name} brings no chat template (--chat): take checkpoints that "
                 "were trained on chats, or plain prompts"
             )
         if self.system is not None:
             try:
-                template.render(self._messages("?"))
+                templates.choose().render(self._messages("?"))
             except SteerError as error:
                 raise SteerError(f"--system: {error}") from None
 

@@ -27,6 +27,7 @@ from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.text.chat import Message
+from engine.text.tokenizer import write_chat
 from kernels.ops import BackendChoice
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
@@ -206,15 +207,12 @@ class Engine:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **variables: Any,
+        add_generation_prompt: bool | None = None,
+        **options: Any,
     ) -> list[int] | Prompt:
         """The prompt of a conversation, see :meth:`Tokenizer.chat`; if the models have different
-        tokens, each one's by its own template."""
-        ids = [
-            tokenizer.chat(messages, tools, add_generation_prompt, **variables)
-            for tokenizer in self._tokenizers
-        ]
+        tokens, each one's by its own template, and a variable has to be read by one of the two."""
+        ids = write_chat(self._tokenizers, messages, tools, add_generation_prompt, **options)
         return Prompt(*map(tuple, ids)) if len(ids) > 1 else ids[0]
 
     def abort(self, request: int) -> None:

@@ -30,12 +30,20 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: {path.name} is missing; expected a Hugging Face checkpoint folder"
         )
     try:
-        content = json.loads(read_text(path, "file"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = parse_json(read_text(path, "file"))
+    except ValueError as error:
         raise SteerError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise SteerError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads``; ValueError also where values are nested more deeply than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
 
 
 class JsonLines:

@@ -169,7 +169,7 @@ def _tokenizers(
         _limit(used, shape.vocab_size, source)
     if difference:
         return small, large
-    small.chat_template = large.chat_template or small.chat_template
+    small.chat_templates = large.chat_templates or small.chat_templates
     return small, None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import SteerError
-from engine.files import read_json
+from engine.files import parse_json, read_json
 
 _BYTES = {
     "F64": 8,
@@ -132,9 +131,9 @@ def _first_wrong_tensor(path: Path) -> str | None:
             length = int.from_bytes(file.read(8), "little")
             if length > _LONGEST_HEADER:
                 return None
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         data = path.stat().st_size - 8 - length
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return None
     if not isinstance(header, dict):
         return None

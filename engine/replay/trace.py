@@ -6,7 +6,6 @@ no shapes, so a trace can be priced at the shapes of any pair.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
-from engine.files import JsonLines, read_text
+from engine.files import JsonLines, parse_json, read_text
 from engine.request import Completion
 from engine.routing.signals import SIGNAL_NAMES, Signals
 
@@ -141,8 +140,8 @@ class Trace:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path, "trace file").rstrip("\n").split("\n"), 1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise SteerError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise SteerError(f"{path}:{number}: expected a JSON object")

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.config import DUMMY
 from engine.errors import SteerError
-from engine.files import read_text
+from engine.files import parse_json, read_text
 from engine.routing.answer_shape import AnswerShape
 from engine.routing.mixture import Mixture, fit_mixture
 from engine.routing.signals import Signals, check_signal, confidence_scale
@@ -101,7 +101,7 @@ class Calibration:
         """Read a file that was fitted on ``pair``. SteerError on anything else."""
         text = read_text(path, "calibration file")
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
             schema = raw.get("schema")
             if schema != SCHEMA:
                 raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")

@@ -1,38 +1,41 @@
 """Chat templates: messages become the text that a model was trained on, as in transformers.
 
-Templates come with checkpoints and are not trusted: they run in Jinja's immutable sandbox and see
-nothing but plain JSON values.
+Templates come with checkpoints and are not trusted: :mod:`engine.text.template_sandbox` runs them,
+and they see nothing but plain JSON values.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from engine.errors import SteerError
 
 Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_DEFAULT, _TOOL_USE = "default", "tool_use"
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # put where a message is continued; its end may be trimmed
 
 
 class ChatTemplate:
-    """One template and the special tokens that it may use."""
+    """One template and the special tokens that it may use.
+
+    reads: the variables that it reads.
+    """
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """Compile a template; SteerError if it is malformed.
 
         tokens: text of ``bos_token``, ``eos_token`` and so on, by name.
         """
-        from jinja2 import TemplateError  # imported here: many programs send no messages
+        # Imported here: many programs send no messages.
+        from engine.text.template_sandbox import compile_template
 
         self.source = source
         self._tokens = dict(tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise SteerError(f"the chat template is malformed: {error}") from None
+        self._compiled = compile_template(source)
+        self.reads = self._compiled.reads
 
     def __repr__(self) -> str:
         return f"ChatTemplate({len(self.source)} characters)"
@@ -41,33 +44,111 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
         **variables: Any,
     ) -> str:
-        """The text of a conversation.
+        """The text of a conversation; arguments and errors are those of :meth:`Tokenizer.chat`.
 
-        Args:
-            messages: each with a ``role`` and a ``content``.
-            tools: JSON schemas of functions that the model may call.
-            add_generation_prompt: end where the assistant's answer begins.
-            variables: further variables of the template, such as ``enable_thinking``.
-
-        Raises:
-            SteerError: on malformed messages, and on those that the template refuses.
+        Variables that the template does not read have no effect.
         """
-        from jinja2 import TemplateError
-
         if isinstance(messages, str | Mapping) or not messages:
             raise SteerError('messages must be a list of {"role": ..., "content": ...}')
-        plain = _plain({"messages": list(messages), "tools": tools and list(tools), **variables})
+        if continue_final_message and add_generation_prompt:
+            raise SteerError(
+                "continue_final_message goes on with the last message, add_generation_prompt "
+                "begins a new one: give one of them"
+            )
+        given = {
+            "messages": list(messages),
+            "tools": _objects("tools", tools),
+            "documents": _objects("documents", documents),
+            **variables,
+        }
+        plain = _plain(given)
         plain["messages"] = [_message(message) for message in plain["messages"]]
-        given = {**self._tokens, **plain, "add_generation_prompt": add_generation_prompt}
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        values = {**self._tokens, **plain, "add_generation_prompt": add_generation_prompt}
+        if not continue_final_message:
+            return self._compiled.render(values)
+        begun = _mark_end(plain["messages"][-1], continue_final_message, self.source)
+        return _cut_at_mark(self._compiled.render(values), begun)
+
+
+class ChatTemplates:
+    """The templates of one checkpoint by name, and its special tokens."""
+
+    def __init__(self, where: str, sources: Mapping[str, str], tokens: Mapping[str, str]) -> None:
+        """Compile the default template; the others, when they are used.
+
+        Args:
+            where: the checkpoint, for errors.
+            sources: the templates' texts by name.
+            tokens: see :class:`ChatTemplate`.
+
+        Raises:
+            SteerError: if the default template is malformed.
+        """
+        self._where = where
+        self._sources = dict(sources)
+        self._tokens = dict(tokens)
+        self.default = self._named(_DEFAULT) if _DEFAULT in sources else None
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def choose(self, wanted: str | None = None, has_tools: bool = False) -> ChatTemplate:
+        """The template for a conversation, as transformers chooses it.
+
+        Args:
+            wanted: a template's name, or the text of one that the checkpoint does not bring.
+            has_tools: take the template "tool_use" if there is one, instead of "default".
+
+        Raises:
+            SteerError: if there is none, or it is malformed.
+        """
+        if wanted is None:
+            return self._named(_TOOL_USE if has_tools and _TOOL_USE in self._sources else _DEFAULT)
+        if not isinstance(wanted, str):
+            raise SteerError(f"chat_template must be a name or a template's text, got {wanted!r}")
+        if wanted in self._sources or not ("{{" in wanted or "{%" in wanted):
+            return self._named(wanted)
+        return ChatTemplate(wanted, self._tokens)
+
+    def _named(self, name: str) -> ChatTemplate:
+        if not self._sources:
+            raise SteerError(f"{self._where}: the checkpoint brings no chat template")
+        if name not in self._sources:
+            names = ", ".join(sorted(self._sources))
+            raise SteerError(
+                f"{self._where}: no chat template is named {name!r}; chat_template= takes one of "
+                f"{names}, or a template's text"
+            )
         try:
-            return str(self._template.render(**given))
-        except TemplateError as error:
-            raise SteerError(f"the chat template refuses these messages: {error}") from None
-        except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            raise SteerError(f"the chat template fails on these messages: {error!r}") from None
+            return ChatTemplate(self._sources[name], self._tokens)
+        except SteerError as error:
+            where = self._where if name == _DEFAULT else f"{self._where}, {name!r}"
+            raise SteerError(f"{where}: {error}") from None
+
+
+def check_read(templates: Sequence[ChatTemplate], names: Collection[str]) -> None:
+    """SteerError for a name that none of the templates reads: it would have no effect."""
+    reads = frozenset[str]().union(*(template.reads for template in templates))
+    if unread := sorted(set(names) - reads):
+        known = ", ".join(sorted(reads)) or "no variable"
+        raise SteerError(f"the chat template does not read {', '.join(unread)}; it reads {known}")
+
+
+def _objects(name: str, values: Any) -> list[Any] | None:
+    if values is None:
+        return None
+    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
+    if listed is None or not all(isinstance(value, Mapping) for value in listed):
+        raise SteerError(f"{name} must be a list of objects, got {values!r:.80}")
+    return listed
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -80,83 +161,41 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: Any) -> dict[str, Any]:
+    """A message as templates expect it: without empty fields, its thoughts under each name."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise SteerError(f'a message must be {{"role": ..., "content": ...}}, got {message!r}')
-    reasoning = next((message[k] for k in _REASONING if message.get(k) is not None), None)
+    kept: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((kept[k] for k in _REASONING if k in kept), None)
     if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+        return kept
+    return {"thinking": reasoning, **kept, "reasoning_content": reasoning}
 
 
-def _environment() -> Any:
-    """Jinja as transformers sets it up (utils/chat_template_utils.py)."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> str:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": refuse,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-        "namespace": _safe_namespace(),
-        "dict": lambda *given, **entries: dict(*given, **entries),
-    }
-    return environment
+def _mark_end(message: dict[str, Any], wanted: bool | str, source: str) -> str:
+    """Put the tag after the text that is to be continued, in place; returns that text."""
+    field = wanted if isinstance(wanted, str) else "content"
+    text = message.get(field)
+    holder, names = message, [field]
+    if field in _REASONING:  # the template reads one of its copies
+        names = [name for name in _REASONING if message.get(name) == text]
+    if text is not None and not any(name in source for name in names):
+        raise SteerError(f"continue_final_message: the chat template reads no {field!r}")
+    if isinstance(text, list):
+        blocks = [block for block in text if isinstance(block, dict) and "text" in block]
+        holder, names = (blocks[-1], ["text"]) if blocks else ({}, [])
+        text = holder.get("text")
+    if not isinstance(text, str):
+        raise SteerError(f"continue_final_message: the last message has no text in {field!r}")
+    holder.update(dict.fromkeys(names, text + _TAG))
+    return text
 
 
-def _generation_tag() -> Any:
-    """The class of a Jinja extension that accepts ``{% generation %}`` and prints its content."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.parser import Parser
-
-    class Generation(Extension):
-        """Marks what the assistant wrote: used in training, without effect here."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    return Generation
-
-
-def _safe_namespace() -> Any:
-    """Jinja's ``namespace()`` without names that lead into Python."""
-    from jinja2.exceptions import SecurityError
-    from jinja2.utils import Namespace
-
-    class SafeNamespace(Namespace):
-        def __setitem__(self, name: str, value: Any) -> None:
-            if name.startswith("_"):
-                raise SecurityError(f"a template must not set {name!r}")
-            super().__setitem__(name, value)
-
-    def namespace(*given: Any, **attributes: Any) -> SafeNamespace:
-        names = SafeNamespace()
-        for name, value in dict(*given, **attributes).items():
-            names[name] = value
-        return names
-
-    return namespace
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as text; replaces Jinja's own filter, which escapes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+def _cut_at_mark(rendered: str, begun: str) -> str:
+    if begun.strip() not in rendered or _TAG.strip() not in rendered:
+        raise SteerError(
+            "continue_final_message: the chat template does not write the last message as it is, "
+            "so that it cannot be continued"
+        )
+    place = rendered.rindex(_TAG.strip())
+    kept = rendered[:place]
+    return kept if rendered.startswith(_TAG, place) else kept.rstrip()

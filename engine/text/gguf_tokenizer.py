@@ -98,10 +98,10 @@ _SPLITTERS = {
 
 
 class GgufTokenizer(NamedTuple):
-    """A fast tokenizer, the chat template's source, and special tokens by transformers' names."""
+    """A fast tokenizer, chat templates by name, and special tokens by transformers' names."""
 
     tokenizer: Tokenizer
-    template: str | None
+    templates: dict[str, str]
     special: dict[str, str]
 
 
@@ -126,7 +126,16 @@ def read_tokenizer(file: GgufFile) -> GgufTokenizer:
     }
     ends = (("bos_token", "add_bos_token", marks), ("eos_token", "add_eos_token", False))
     _mark(file, tokenizer, [_end(file, special, *each) for each in ends])
-    return GgufTokenizer(tokenizer, file.get("tokenizer.chat_template", str), special)
+    return GgufTokenizer(tokenizer, _chat_templates(file), special)
+
+
+def _chat_templates(file: GgufFile) -> dict[str, str]:
+    """The default one has a key of its own; ``tokenizer.chat_templates`` names all others."""
+    key = "tokenizer.chat_template"
+    names = file.texts(f"{key}s") if file.get(f"{key}s", list) else []
+    sources = {name: file.get(f"{key}.{name}", str) for name in names}
+    sources["default"] = file.get(key, str)
+    return {name: source for name, source in sources.items() if source is not None}
 
 
 def end_ids(file: GgufFile) -> list[int]:

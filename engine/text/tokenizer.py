@@ -15,7 +15,7 @@ from tokenizers import Encoding
 
 from engine.errors import SteerError
 from engine.gguf.file import GgufFile
-from engine.text.chat import Message
+from engine.text.chat import ChatTemplate, Message, check_read
 from engine.text.tokenizer_difference import definition_difference, vocabulary_difference
 from engine.text.tokenizer_files import read_tokenizer
 
@@ -35,7 +35,7 @@ class Tokenizer:
         files = read_tokenizer(source)
         self._where = str(source)
         self._tokenizer = files.tokenizer
-        self.chat_template = files.chat_template
+        self.chat_templates = files.chat_templates
         self._definition: dict[str, Any] = json.loads(self.to_json())
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
@@ -47,8 +47,13 @@ class Tokenizer:
         self.bytes = self._token_bytes()
 
     def __repr__(self) -> str:
-        chat = "with" if self.chat_template else "without"
+        chat = "with" if self.chat_templates else "without"
         return f"Tokenizer({self._where!r}, {self.size} ids, {chat} a chat template)"
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The checkpoint's default chat template, if there is one."""
+        return self.chat_templates.default
 
     def limit(self, rows: int) -> dict[str, int] | None:
         """Never use ids from ``rows`` on, which a model has no embedding for: they are no ids then.
@@ -70,25 +75,42 @@ class Tokenizer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | str = False,
         **variables: Any,
     ) -> list[int]:
         """Ids of a conversation, as the checkpoint's chat template writes it; a prompt.
 
         Args:
             messages: each with a ``role`` and a ``content``.
-            tools: JSON schemas of functions that the model may call.
-            add_generation_prompt: end where the assistant's answer begins.
+            tools: JSON schemas of functions that the model may call. A checkpoint's template
+                "tool_use" is then taken instead of its "default".
+            add_generation_prompt: end where the assistant's answer begins; None for True unless the
+                last message is continued.
+            documents: texts to answer from, each with what the template reads, such as a ``title``
+                and a ``text``.
+            chat_template: the name of one of the checkpoint's templates, or a template's text.
+            continue_final_message: end within the last message, so that the model goes on with it;
+                True for its content, or another field's name, such as ``reasoning_content``.
             variables: further variables of the template, such as ``enable_thinking``.
 
         Raises:
-            SteerError: without a template, and on malformed messages or those that it refuses.
+            SteerError: without a template, on malformed messages or those that it refuses, on
+                arguments that it does not read, and if it takes too long or writes too much.
         """
-        if self.chat_template is None:
-            raise SteerError(f"{self._where}: the checkpoint brings no chat template")
-        return self.encode(
-            self.chat_template.render(messages, tools, add_generation_prompt, **variables)
-        )
+        options = {"documents": documents, "continue_final_message": continue_final_message}
+        return write_chat(
+            [self],
+            messages,
+            tools,
+            add_generation_prompt,
+            chat_template=chat_template,
+            **options,
+            **variables,
+        )[0]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text; special tokens written in it are recognised.
@@ -243,6 +265,26 @@ class Tokenizer:
         if '"ByteFallback"' in decoder or '"Metaspace"' in decoder:
             return _sentencepiece_bytes
         return str.encode
+
+
+def write_chat(
+    tokenizers: Sequence[Tokenizer],
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool | None = None,
+    *,
+    chat_template: str | None = None,
+    **options: Any,
+) -> list[list[int]]:
+    """:meth:`Tokenizer.chat` for each tokenizer: what one template reads, others may leave."""
+    templates = [t.chat_templates.choose(chat_template, tools is not None) for t in tokenizers]
+    given = {name for name in options if name != "continue_final_message"}
+    given -= set() if options.get("documents") else {"documents"}
+    check_read(templates, given | ({"tools"} if tools else set()))
+    return [
+        tokenizer.encode(template.render(messages, tools, add_generation_prompt, **options))
+        for tokenizer, template in zip(tokenizers, templates, strict=True)
+    ]
 
 
 def _byte_level_alphabet() -> dict[str, int]:

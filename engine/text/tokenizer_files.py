@@ -13,31 +13,34 @@ from engine.errors import SteerError
 from engine.files import read_text
 from engine.gguf.file import GgufFile, opened
 from engine.text.added_tokens import SPECIAL, add_tokens, content, read_config
-from engine.text.chat import ChatTemplate
+from engine.text.chat import ChatTemplates
 from engine.text.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
 from engine.text.sentencepiece_model import SentencePieceModel
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A fast tokenizer with all added tokens, and the chat template if there is one."""
+    """A fast tokenizer with all added tokens, and the chat templates by name."""
 
     tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    chat_templates: ChatTemplates
 
 
 def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
     """Read a folder (tokenizer.json, else tokenizer.model), a tokenizer.json alone or a GGUF file.
 
-    tokenizer_config.json (with special_tokens_map.json) adds tokens and the chat template;
-    chat_template.jinja takes precedence.
+    tokenizer_config.json (with special_tokens_map.json) adds tokens and chat templates. If there
+    are files of templates (chat_template.jinja, additional_chat_templates/NAME.jinja), they stand
+    for all of the config's.
     The tokens at a text's beginning and end are those of tokenizer.json, as in transformers; for
     tokenizer.model they are those of the config.
     """
     source = opened(source)
     if isinstance(source, GgufFile):
         read = read_gguf_tokenizer(source)
-        return TokenizerFiles(read.tokenizer, _template(source, read.template, read.special))
+        return TokenizerFiles(
+            read.tokenizer, ChatTemplates(str(source), read.templates, read.special)
+        )
     return _read_folder(source)
 
 
@@ -55,7 +58,7 @@ def _read_folder(where: Path) -> TokenizerFiles:
     add_tokens(tokenizer, folder, config)
     if not path.is_file():
         _mark_ends(tokenizer, config)
-    return TokenizerFiles(tokenizer, _chat_template(folder, config))
+    return TokenizerFiles(tokenizer, _folder_templates(folder, config))
 
 
 def _fast_tokenizer(path: Path) -> Tokenizer:
@@ -105,26 +108,27 @@ def _mark_ends(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ids)
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    path = folder / "chat_template.jinja"
-    source: Any = config.get("chat_template")
-    if path.is_file():
-        source = read_text(path, "chat template")
-    if isinstance(source, list):  # several by name
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, Mapping)}
-        source = named.get("default")
-    if source is not None and not isinstance(source, str):
-        raise SteerError(f"{folder / 'tokenizer_config.json'}: chat_template must be text")
+def _folder_templates(folder: Path, config: Mapping[str, Any]) -> ChatTemplates:
+    paths = {path.stem: path for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    if (path := folder / "chat_template.jinja").is_file():
+        paths = {"default": path} | paths
+    sources = {name: read_text(path, "chat template") for name, path in paths.items()}
     special = {name: content(config[name]) for name in SPECIAL if config.get(name) is not None}
-    return _template(folder, source, special)
+    return ChatTemplates(str(folder), sources or _config_templates(folder, config), special)
 
 
-def _template(
-    where: Path | GgufFile, source: str | None, special: Mapping[str, str]
-) -> ChatTemplate | None:
-    if source is None:
-        return None
-    try:
-        return ChatTemplate(source, special)
-    except SteerError as error:
-        raise SteerError(f"{where}: {error}") from None
+def _config_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The config's templates by name; one alone is the default."""
+    given: Any = config.get("chat_template")
+    if given is None:
+        return {}
+    if isinstance(given, list):
+        entries = [entry if isinstance(entry, dict) else {} for entry in given]
+        given = {entry.get("name"): entry.get("template") for entry in entries}
+    named = given if isinstance(given, dict) else {"default": given}
+    if not all(isinstance(text, str) for item in named.items() for text in item):
+        raise SteerError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be text, or a list of "
+            '{"name": text, "template": text}'
+        )
+    return named

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import SteerError
-from engine.files import read_text
+from engine.files import parse_json, read_text
 from engine.tuning.answers import matches
 
 IsRight = Callable[[int, str], bool]  # (index of the prompt, answer) -> whether it is right
@@ -50,8 +49,8 @@ def read_prompts(path: Path) -> Prompts:
 
 def _parse(where: str, line: str) -> tuple[str, str | None]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise SteerError(f"{where}: not JSON: {error}") from None
     prompt, answer = (row.get(k) if isinstance(row, dict) else None for k in ("prompt", "answer"))
     number = isinstance(answer, int | float) and not isinstance(answer, bool)

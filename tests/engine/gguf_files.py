@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,11 @@ def _add_metadata(writer: GGUFWriter, config: Any) -> None:
 
 
 def add_tokenizer(
-    writer: GGUFWriter, tokens: Sequence[str], kinds: Sequence[int], pre: str, **flags: bool
+    writer: GGUFWriter,
+    tokens: Sequence[str],
+    kinds: Sequence[int],
+    pre: str,
+    template: str | Sequence[Mapping[str, str]] = TEMPLATE,
 ) -> None:
     """A byte-level tokenizer of these tokens."""
     writer.add_tokenizer_model("gpt2")
@@ -152,7 +156,7 @@ def add_tokenizer(
     writer.add_token_merges([" ".join(merge) for merge in MERGES])
     writer.add_eos_token_id(END)
     writer.add_pad_token_id(tokens.index(SPECIAL[0]))
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -161,7 +161,7 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": {"what": "
 TOOL = {"type": "function", "function": {"name": "look", "description": "<ä>", "parameters": {}}}
 CALLED = [
     *TURNS[:3],
-    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "content": "seen"},
     {"role": "tool", "content": '{"seen": "too"}'},
 ]
@@ -177,6 +177,7 @@ def both(family: str, folder: Path) -> tuple[Tokenizer, PreTrainedTokenizerFast]
 def test_chats_of_each_family(tmp_path: Path, family: str):
     """With and without a system's message, from one turn to four, open and closed, with tools."""
     ours, theirs = both(family, tmp_path)
+    assert ours.chat_template
     system = [] if family == "Mistral" else [[SYSTEM]]
     talks = [[*first, *TURNS[:n]] for first in ([], *system) for n in range(1, 5)]
     if family in ("Qwen3", "Llama 3"):
@@ -191,6 +192,11 @@ def test_chats_of_each_family(tmp_path: Path, family: str):
     texts = set()
     for talk in talks:
         for variables in asked:
+            unread = set(variables) - {"add_generation_prompt"} - ours.chat_template.reads
+            if unread:
+                with pytest.raises(SteerError, match=f"does not read {unread.pop()}; it reads "):
+                    ours.chat(talk, **variables)
+                continue
             wanted = {"add_generation_prompt": True} | variables
             ids = theirs.apply_chat_template(talk, return_dict=False, **wanted)
             assert ours.chat(talk, **variables) == ids, (talk, variables)
