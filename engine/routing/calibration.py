@@ -34,7 +34,7 @@ class Calibration:
     mixture: Mixture
     tau: float
     window: str = "boundary"
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict, hash=False)
     errors: tuple[float, float] = (1.0, 0.0)
     shape: AnswerShape | None = None
 
