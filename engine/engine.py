@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.accounting.pricing import Executed, Price
 from engine.assembly.loading import load_pair
@@ -18,17 +18,17 @@ from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
-from engine.progress import progress_bar
-from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
-from engine.requests.batch import Batch, for_each, listed_prompts
+from engine.requests.batch import Batch, for_each, listed_prompts, trace_writer
+from engine.requests.driver import CLOSED
 from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
-from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.routing.policies import Boundary, Decision, Policy
 from engine.text.chat import Message
 from kernels.ops import BackendChoice
 
+_FREED = ("arena", "scheduler", "lanes", "_driver", "_inputs")  # by close()
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
 
@@ -102,6 +102,35 @@ class Engine:
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests, and free the weights and the arena; ``with Engine(...)`` does it too.
+
+        Their completions are dropped. Later calls that need the models raise SteerError; the
+        tokenizer stays usable.
+        """
+        if "_driver" not in vars(self):
+            return
+        queues = [lane.runner.queue for lane in self.lanes]
+        self._driver.close()
+        for name in _FREED:
+            delattr(self, name)
+        gc.collect()  # the parts refer to each other
+        for queue in queues:
+            queue.release()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _FREED and "_tokenizers" in vars(self):
+                raise SteerError(CLOSED)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def warm_up(self, sequences: int | None = None) -> None:
         """Record the graphs of all decodes of up to ``sequences`` sequences, and wait for it.
@@ -284,27 +313,7 @@ class Engine:
         ranks = for_each(priority, count, "priority", lambda each: each)
         rows = zip(listed, wanted, policies, ranks, strict=True)
         batch = Batch(inputs, self._driver, rows, timeout, errors)
-        total = sum(each.n for each in wanted)
-        writer = self._trace_writer(trace, policies) if trace and policies else None
-        with (
-            writer or nullcontext(),
-            progress_bar(total, progress) as bar,
-            closing(batch.run()) as done,
-        ):
-            for completion in done:
-                bar.update()
-                if writer and completion.request_id >= 0:
-                    writer.add(completion)
-        return batch.completions()
-
-    def _trace_writer(self, trace: str | Path, policies: Sequence[Policy]) -> TraceWriter:
-        kinds = {(policy.name, str(window_of(policy))) for policy in policies}
-        if len(kinds) > 1:
-            raise SteerError(
-                f"a trace is of one policy, got {len(kinds)}: call generate() once for each"
-            )
-        ((name, window),) = kinds
-        return TraceWriter(Path(trace), self.fingerprint, name, window)
+        return batch.answers(trace_writer(trace, self.fingerprint, policies), progress)
 
     def stream(
         self,

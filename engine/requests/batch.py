@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Set
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.params import SamplingParams
+from engine.progress import progress_bar
+from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
 from engine.requests.driver import Driver
 from engine.requests.input_processor import CheckedRequest, InputProcessor, check_timing
-from engine.routing.policies import Policy
+from engine.routing.policies import Policy, window_of
 
 _NO_REQUEST = -1
 ERRORS = ("raise", "return")
 
 
-def listed_prompts(prompts: Iterable[Any]) -> list[Any]:
+def listed_prompts(prompts: Iterable[Any], call: str = "generate()") -> list[Any]:
     """The prompts as a list. SteerError on one prompt, and on collections without an order."""
     wrong = isinstance(prompts, str | bytes | bytearray | Mapping | Set | Prompt)
     if wrong or not isinstance(prompts, Iterable):
         raise SteerError(
-            f"generate() takes a list of prompts, got one {type(prompts).__name__}; for one prompt "
+            f"{call} takes a list of prompts, got one {type(prompts).__name__}; for one prompt "
             "write [prompt]"
         )
     return list(prompts)
@@ -51,6 +55,21 @@ def for_each(value: Any, count: int, name: str, resolve: Callable[[Any], Any]) -
         if key not in resolved:
             resolved[key] = resolve(each)
     return [resolved[each if isinstance(each, str) else id(each)] for each in value]
+
+
+def trace_writer(
+    path: str | Path | None, fingerprint: str, policies: Sequence[Policy]
+) -> TraceWriter | None:
+    """The writer of a trace; None without a path. SteerError on several policies."""
+    kinds = {(policy.name, str(window_of(policy))) for policy in policies}
+    if path is None or not kinds:
+        return None
+    if len(kinds) > 1:
+        raise SteerError(
+            f"a trace is of one policy, got {len(kinds)}: call generate() once for each"
+        )
+    ((name, window),) = kinds
+    return TraceWriter(Path(path), fingerprint, name, window)
 
 
 class Batch:
@@ -113,8 +132,22 @@ class Batch:
             self._driver.cancel(self._places)
             raise
 
-    def completions(self) -> list[Completion]:
-        """What has finished, in the order of the prompts and their samples."""
+    def answers(
+        self, writer: TraceWriter | None = None, progress: bool = False
+    ) -> list[Completion]:
+        """Run all requests; completions are in the order of the prompts and their samples.
+
+        Args:
+            writer: of a trace, which gets each request as it finishes.
+            progress: show a bar on standard error.
+        """
+        total = len(self._done) + sum(request.params.n for _, request in self._waiting)
+        bar = progress_bar(total, progress)
+        with writer or nullcontext(), bar as shown, closing(self.run()) as finished:
+            for completion in finished:
+                shown.update()
+                if writer and completion.request_id != _NO_REQUEST:
+                    writer.add(completion)
         return [self._done[place] for place in sorted(self._done)]
 
 
