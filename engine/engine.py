@@ -16,7 +16,7 @@ from engine.device.devices import choose_devices, choose_dtype, make_backends
 from engine.device.graphs import GraphCounts
 from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
-from engine.files import check_output
+from engine.files import check_output, path_of
 from engine.params import SamplingParams
 from engine.request import Completion, Prompt
 from engine.requests.batch import Batch, for_each, listed_prompts, trace_writer
@@ -146,8 +146,8 @@ class Engine:
         """
         limit = self.config.max_sequences
         most = limit if sequences is None else sequences
-        if not 1 <= most <= limit:
-            raise SteerError(f"warm_up() takes from 1 to {limit} sequences, got {most}")
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= limit:
+            raise SteerError(f"warm_up() takes from 1 to {limit} sequences, got {most!r}")
         if self._driver.live:
             raise SteerError(f"warm_up() with {len(self._driver.live)} requests: call it before")
         for lane in self.lanes:
@@ -306,8 +306,8 @@ class Engine:
         """
         listed = listed_prompts(prompts)
         count, inputs = len(listed), self._inputs
-        if trace:
-            check_output(Path(trace), "trace")
+        if trace is not None:
+            check_output(path_of(trace, "trace"), "trace")
         policies = for_each(policy, count, "policy", self.policy)
         wanted = for_each(params, count, "params", inputs.params)
         ranks = for_each(priority, count, "priority", lambda each: each)
