@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.accounting.pricing import Executed, Price
 from engine.assembly.loading import load_pair
@@ -17,19 +16,20 @@ from engine.device.devices import choose_devices, choose_dtype, make_backends
 from engine.device.graphs import GraphCounts
 from engine.device.memory_plan import MemoryPlan
 from engine.errors import SteerError
-from engine.files import check_output
+from engine.files import check_output, path_of
 from engine.params import SamplingParams
-from engine.progress import progress_bar
-from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
+from engine.requests.batch import Batch, for_each, listed_prompts, trace_writer
+from engine.requests.driver import CLOSED
 from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
-from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.routing.policies import Boundary, Decision, Policy
 from engine.text.chat import Message
 from engine.text.tokenizer import write_chat
 from kernels.ops import BackendChoice
 
+_FREED = ("arena", "scheduler", "lanes", "_driver", "_inputs")  # by close()
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
 
@@ -77,6 +77,10 @@ class Engine:
         self.devices = choose_devices(device, devices)
         self.dtype = choose_dtype(dtype, self.devices)
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
+        if not (config is None or isinstance(config, EngineConfig)):
+            raise SteerError(
+                f"config must be EngineConfig(...) or None, got a {type(config).__name__}"
+            )
         self.config = config or EngineConfig()
         memory = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
         chosen = make_backends(self.devices, backends)
@@ -100,6 +104,35 @@ class Engine:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests, and free the weights and the arena; ``with Engine(...)`` does it too.
+
+        Their completions are dropped. Later calls that need the models raise SteerError; the
+        tokenizer stays usable.
+        """
+        if "_driver" not in vars(self):
+            return
+        queues = [lane.runner.queue for lane in self.lanes]
+        self._driver.close()
+        for name in _FREED:
+            delattr(self, name)
+        gc.collect()  # the parts refer to each other
+        for queue in queues:
+            queue.release()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _FREED and "_tokenizers" in vars(self):
+                raise SteerError(CLOSED)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def warm_up(self, sequences: int | None = None) -> None:
         """Record the graphs of all decodes of up to ``sequences`` sequences, and wait for it.
 
@@ -114,8 +147,8 @@ class Engine:
         """
         limit = self.config.max_sequences
         most = limit if sequences is None else sequences
-        if not 1 <= most <= limit:
-            raise SteerError(f"warm_up() takes from 1 to {limit} sequences, got {most}")
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= limit:
+            raise SteerError(f"warm_up() takes from 1 to {limit} sequences, got {most!r}")
         if self._driver.live:
             raise SteerError(f"warm_up() with {len(self._driver.live)} requests: call it before")
         for lane in self.lanes:
@@ -175,8 +208,9 @@ class Engine:
             QueueFullError: if ``max_waiting`` requests wait already; try again later.
             SteerError: if the request can never run.
         """
-        if params and params.n > 1:
-            raise SteerError(f"submit() queues one answer, not n={params.n}: use submit_samples()")
+        n = self._inputs.params(params).n
+        if n > 1:
+            raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()")
         return self.submit_samples(
             prompt,
             params,
@@ -197,9 +231,10 @@ class Engine:
         settle_at_once: bool = True,
     ) -> list[int]:
         """Like :meth:`submit`, for ``params.n`` answers to one prompt: all are queued, or none."""
-        requests = self._inputs.queue(
+        checked = self._inputs.check(
             prompt, params, self.policy(policy), priority, timeout, settle_at_once
         )
+        requests = self._inputs.queue(checked)
         self._submitted.update(requests)
         return list(requests)
 
@@ -237,11 +272,13 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int] | Prompt],
-        params: SamplingParams | None = None,
-        policy: AnyPolicy = "steer",
+        prompts: Iterable[str | Sequence[int] | Prompt],
+        params: SamplingParams | Sequence[SamplingParams | None] | None = None,
+        policy: AnyPolicy | Sequence[AnyPolicy] = "steer",
         *,
+        priority: int | Sequence[int] = 0,
         timeout: float | None = None,
+        errors: str = "raise",
         progress: bool = False,
         trace: str | Path | None = None,
     ) -> list[Completion]:
@@ -251,50 +288,30 @@ class Engine:
 
         Args:
             prompts: texts or lists of token ids, or Prompts.
-            params: sampling parameters, the same for all.
-            policy: a name, a Policy, or a function of a Boundary.
+            params, priority: the same for all prompts, or a list of one for each.
+            policy: a name, a Policy, or a function of a Boundary; or a list, likewise.
             timeout: seconds for each request, from when it is queued.
+            errors: "raise", or "return": a prompt that cannot run gets completions with the finish
+                reason "error" and the message in ``error``, and the others run.
             progress: show a bar on standard error.
             trace: file for the decision trace, JSON lines, written as requests finish.
 
-        An exception (also Ctrl-C) aborts the requests of this call; other requests continue.
+        All prompts are checked before any runs. An exception (also Ctrl-C) aborts the requests of
+        this call; other requests continue.
+
+        Raises:
+            SteerError: on a prompt that can never run, with its index.
         """
-        if isinstance(prompts, str):
-            raise SteerError("generate() takes a list of prompts, got one text")
-        if trace:
-            check_output(Path(trace), "trace")
-        chosen = self.policy(policy)
-        waiting = deque(self._inputs.prompt_ids(prompt) for prompt in prompts)
-        count = (params or self.default_params).n
-        order: dict[int, None] = {}  # an ordered set
-        done: dict[int, Completion] = {}
-        finished = self._driver.finished
-        writer = self._trace_writer(trace, chosen) if trace else None
-        with writer or nullcontext(), progress_bar(count * len(prompts), progress) as bar:
-            try:
-                while len(done) < count * len(prompts):
-                    while waiting and self._has_room(count):
-                        queued = self._inputs.queue(waiting[0], params, chosen, timeout=timeout)
-                        order |= dict.fromkeys(queued)
-                        waiting.popleft()
-                    self._driver.advance()
-                    for request in [r for r in finished if r in order]:
-                        done[request] = finished.pop(request)
-                        bar.update()
-                        if writer:
-                            writer.add(done[request])
-            except BaseException:
-                self._driver.cancel(order)
-                raise
-        return [done[request] for request in order]
-
-    def _trace_writer(self, trace: str | Path, policy: Policy) -> TraceWriter:
-        return TraceWriter(Path(trace), self.fingerprint, policy.name, str(window_of(policy)))
-
-    def _has_room(self, count: int) -> bool:
-        """Whether ``count`` requests can wait; more than ever can are left to the queue's error."""
-        limit = self.config.max_waiting
-        return not limit or self.scheduler.waiting + min(count, limit) <= limit
+        listed = listed_prompts(prompts)
+        count, inputs = len(listed), self._inputs
+        if trace is not None:
+            check_output(path_of(trace, "trace"), "trace")
+        policies = for_each(policy, count, "policy", self.policy)
+        wanted = for_each(params, count, "params", inputs.params)
+        ranks = for_each(priority, count, "priority", lambda each: each)
+        rows = zip(listed, wanted, policies, ranks, strict=True)
+        batch = Batch(inputs, self._driver, rows, timeout, errors)
+        return batch.answers(trace_writer(trace, self.fingerprint, policies), progress)
 
     def stream(
         self,
@@ -309,7 +326,9 @@ class Engine:
         The last event is ``done`` and has the completion. Other requests run meanwhile. Closing the
         iterator early aborts the request.
         """
-        if params and params.n > 1:
-            raise SteerError(f"a stream is one answer, not n={params.n}")
-        request = self._inputs.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
+        n = self._inputs.params(params).n
+        if n > 1:
+            raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()")
+        checked = self._inputs.check(prompt, params, self.policy(policy), timeout=timeout)
+        request = self._inputs.queue(checked)[0]
         yield from stream_events(self._driver, self.scheduler, self.tokenizer, request)

@@ -11,6 +11,13 @@ from typing import IO, Any
 from engine.errors import SteerError
 
 
+def path_of(path: object, what: str) -> Path:
+    """The path. SteerError if it is neither text nor a Path."""
+    if not isinstance(path, str | os.PathLike):
+        raise SteerError(f"{what} must be text or a Path, got {path!r}")
+    return Path(path)
+
+
 def read_text(path: Path, what: str) -> str:
     """The file's text. SteerError that names the file where it cannot be read."""
     try:

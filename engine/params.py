@@ -65,7 +65,8 @@ class SamplingParams:
     seed: seed of the random draws; None takes a fresh one. The same seed, prompt and routing give
         the same text, whatever else runs at the same time.
     stop_token_ids: tokens that end the text, besides the models' end-of-sequence tokens.
-    stop: strings that end the text; it is cut before the first of them.
+    stop: one or more strings that end the text; it is cut before the first of them. A special
+        token, such as "<|im_end|>", ends it as one of ``stop_token_ids``.
     ignore_eos: end-of-sequence tokens do not end the text.
     min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
     max_step_tokens: a longer step is closed and a boundary forced; 0 sets no limit.
@@ -101,7 +102,7 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     ignore_eos: bool = False
     min_tokens: int = 0
     max_step_tokens: int = 0
@@ -120,12 +121,16 @@ class SamplingParams:
     audit: str = "off"
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         self._check_types()
         for name, (holds, expected) in _RANGES.items():
             if not holds(getattr(self, name)):
                 raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}")
         if self.min_tokens > self.max_tokens:
             raise SteerError(f"min_tokens must be in 0..max_tokens, got {self.min_tokens}")
+        for name in ("stop", "stop_token_ids"):  # lists cannot be hashed
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "logit_bias", _Biases(self.logit_bias))
 
     def _check_types(self) -> None:

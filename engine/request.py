@@ -90,6 +90,8 @@ class Completion:
     text: the answer, without the stop that ended it.
     token_ids: all generated tokens, those of the stop included.
     finish_reason: one of ``FINISH_REASONS`` except "none".
+    error: what went wrong, if the finish reason is "error"; otherwise None. A prompt that could not
+        run at all has the request id -1.
     sample: number of the answer among those to the same prompt, from 0.
     logprobs: an entry for each of ``token_ids``; None if not requested.
     token_signals: an entry for each of ``token_ids``, None for the large model's tokens; None if
@@ -109,6 +111,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
     token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
     retracted: tuple[Retracted, ...] = ()
+    error: str | None = None
 
     @property
     def large_step_share(self) -> float:

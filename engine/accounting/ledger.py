@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ ROW_KINDS = ("prompt", "catchup", "sampled", "discarded", "recompute")
 Counts = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Usage:
-    """Counts of one request or of many.
+    """Counts of one request or of many; equal if all counts are.
 
     rows: int64 [model, kind, (rows, keys)]: computed rows, and the keys they attended to, a row's
         own key included. Every computed row has one kind: ``prompt`` and ``catchup`` rows were read
@@ -60,6 +60,16 @@ class Usage:
             self.crossings + other.crossings,
             self.spared + other.spared,
         )
+
+    def _counts(self) -> tuple[int | tuple[int, ...], ...]:
+        values = (getattr(self, each.name) for each in fields(self))
+        return tuple(tuple(v.flat) if isinstance(v, np.ndarray) else v for v in values)
+
+    def __eq__(self, other: object) -> bool:
+        return self._counts() == other._counts() if isinstance(other, Usage) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._counts())
 
     @classmethod
     def of(cls, sequence: _core.Sequence) -> Usage:

@@ -22,6 +22,7 @@ from engine.models.checkpoint import load_config, load_weights
 from engine.models.decoder import Decoder
 from engine.models.dummy_weights import DummyWeights, dummy_tokenizer
 from engine.params import SamplingParams
+from engine.text.special_tokens import check_delimiters
 from engine.text.tokenizer import Tokenizer
 from kernels.ops import Weight
 
@@ -89,6 +90,8 @@ def load_pair(
     )
     if sources:
         shapes = with_end_ids(sources, shapes, (tokenizer, large or tokenizer))
+
+    check_delimiters(config.delimiters, tokenizer, *([large] if large else []))
 
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]

@@ -22,7 +22,7 @@ from engine.execution.inputs import TickLimits
 from engine.execution.runner import ModelRunner
 from engine.execution.sampler import Sampler
 from engine.requests.driver import Driver
-from engine.requests.input_processor import InputProcessor
+from engine.requests.input_processor import InputProcessor, RequestLimits
 from engine.requests.lane import Lane
 from engine.requests.retokenize import TokenizerBridge
 from kernels.ops import Backend
@@ -69,8 +69,9 @@ def assemble(
         scheduler, lanes, loaded.tokenizer, loaded.shapes, config.check_every, config.overlap
     )
     bridge, eos_ids = build_bridge(loaded)
+    limits = RequestLimits(config.max_waiting, loaded.max_context)
     inputs = InputProcessor(
-        scheduler, loaded.tokenizer, driver, eos_ids, loaded.default_params, bridge
+        scheduler, loaded.tokenizer, driver, eos_ids, loaded.default_params, limits, bridge
     )
     return EngineParts(arena, scheduler, lanes, driver, inputs, bridge)
 

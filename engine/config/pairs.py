@@ -9,6 +9,7 @@ from engine.config import TINY, ModelConfig
 from engine.config.expert_mixtures import refuse_mixtures
 from engine.config.named_models import NAMED_MODELS
 from engine.errors import SteerError
+from engine.files import path_of
 
 NAMED_PAIRS: tuple[str, ...] = (
     "tiny",
@@ -50,6 +51,8 @@ class Pair:
         cls, name: str, small: str | Path | None = None, large: str | Path | None = None
     ) -> Pair:
         """A named pair; ``small`` and ``large`` are folders or GGUF files (tiny has its own)."""
+        if not isinstance(name, str):
+            raise SteerError(f"a pair must be a name or a Pair, got {name!r}")
         refuse_mixtures(name)
         if name not in NAMED_PAIRS:
             raise SteerError(f"unknown pair {name!r}; known: {', '.join(NAMED_PAIRS)}")
@@ -62,7 +65,10 @@ class Pair:
             )
         if name == "custom" and small is None:
             raise SteerError("pair custom: pass both models, each a folder or a GGUF file")
-        return cls(name, Path(small) if small else None, Path(large) if large else None)
+        where = "a model's folder or GGUF file"
+        return cls(
+            name, path_of(small, where) if small else None, path_of(large, where) if large else None
+        )
 
     @property
     def shapes(self) -> tuple[ModelConfig, ModelConfig]:

@@ -197,3 +197,4 @@ class EngineConfig:
             raise SteerError(
                 f"delimiters must be one or more strings that are not empty, got {delimiters!r}"
             )
+        object.__setattr__(self, "delimiters", tuple(delimiters))  # a list cannot be hashed

@@ -31,7 +31,7 @@ def choose_devices(name: str, each: Sequence[str] | None = None) -> Devices:
     if each is None:
         shared = _device(name)
         return shared, shared
-    if isinstance(each, str) or len(each) != 2:
+    if not isinstance(each, list | tuple) or len(each) != 2:
         raise SteerError(f"devices must name one for each of the two models, got {each!r}")
     small, large = map(_device, each)
     if small.type != large.type:
@@ -41,6 +41,8 @@ def choose_devices(name: str, each: Sequence[str] | None = None) -> Devices:
 
 def _device(name: str) -> torch.device:
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not isinstance(name, str):
+        raise SteerError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
     if name == "auto":
         name = "cuda" if cards else "cpu"
     kind, _, index = name.partition(":")

@@ -12,6 +12,7 @@ from engine import _core
 from engine.accounting.ledger import ROW_KINDS, span_counts
 from engine.accounting.pricing import pair_flops
 from engine.config import ROLES, ModelConfig
+from engine.errors import SteerError
 from engine.params import SamplingParams
 from engine.request import Completion
 from engine.requests.guard_log import GuardLog
@@ -22,6 +23,7 @@ from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
 _DECIDE = 0
+CLOSED = "the engine is closed; make a new one"
 _POLL = 2e-5  # seconds between looks at two lanes that run
 
 
@@ -53,7 +55,7 @@ class Driver:
         self.live: dict[int, RequestState] = _Live()
         self.finished: dict[int, Completion] = {}
         self._scheduler = scheduler
-        self._lanes = lanes
+        self._lanes: tuple[Lane, ...] = lanes  # none once it is closed
         self._tokenizer = tokenizer
         self._shapes = shapes
         self._check = check
@@ -82,6 +84,8 @@ class Driver:
         On a CPU this is one tick of each lane. A policy that raises ends its request with an abort;
         the exception passes through, and the next call continues with all other requests.
         """
+        if not self._lanes:
+            raise SteerError(CLOSED)
         self._expire()
         before = len(self.finished)
         self._answer()
@@ -147,6 +151,12 @@ class Driver:
         with suppress(Exception):
             for lane in self._lanes:
                 lane.land(self.live)
+
+    def close(self) -> None:
+        """End all requests, drop their completions and let go of the lanes. Never raises."""
+        self.cancel([*self.live, *self.finished])
+        self.live.clear()
+        self._lanes = ()
 
     def _expire(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from operator import index
+from dataclasses import dataclass
 
 from engine import _core
 from engine.config import ROLES
@@ -13,13 +13,43 @@ from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
 from engine.requests.driver import Driver
 from engine.requests.request_state import RequestState
-from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
+from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed, token_ids
+from engine.requests.stops import Stops, find_stops
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
 _NOBODY = -1
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """``max_waiting`` of the queue (0: no limit), ``max_context`` of a sequence in tokens."""
+
+    max_waiting: int
+    max_context: int
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that can run, and so waits only for room in the queue.
+
+    prompt: ids, or those of each model if their tokens differ.
+    """
+
+    prompt: list[int] | Prompt
+    params: SamplingParams
+    policy: Policy
+    stops: Stops
+    priority: int = 0
+    timeout: float | None = None
+    settle_at_once: bool = True
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt in the ids of the core's sequence."""
+        return list(self.prompt.small) if isinstance(self.prompt, Prompt) else self.prompt
 
 
 class InputProcessor:
@@ -32,6 +62,7 @@ class InputProcessor:
         driver: Driver,
         eos_ids: Sequence[int],
         defaults: SamplingParams,
+        limits: RequestLimits,
         vocabularies: TokenizerBridge | None = None,
     ) -> None:
         """
@@ -42,13 +73,39 @@ class InputProcessor:
                 then the small model's.
         """
         self._bridge = vocabularies
+        self._limits = limits
         self._defaults = defaults
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._driver = driver
-        self._eos_ids = tuple(i for i in eos_ids if i < tokenizer.size)
+        known = tuple(i for i in eos_ids if i < tokenizer.size)
+        # Tokenizers and ids that end a text, of both models if they differ.
+        self._vocabularies: tuple[tuple[Tokenizer, ...], tuple[tuple[int, ...], ...]] = (
+            (vocabularies.tokenizers, (known, vocabularies.eos_ids[1]))
+            if vocabularies
+            else ((tokenizer,), (known,))
+        )
 
-    def queue(
+    def queue(self, request: CheckedRequest) -> range:
+        """Queue ``params.n`` samples, all or none, and return their ids.
+
+        Raises:
+            QueueFullError: if too many requests wait.
+        """
+        first = self._add(request)
+        params = request.params
+        retokenizer = None
+        if isinstance(request.prompt, Prompt):
+            retokenizer = self._retokenizer(request, request.prompt)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        requests = range(first, first + params.n)
+        stops, length = request.stops.ids, len(request.ids)
+        for sample, number in enumerate(requests):
+            live = RequestState(params, seed, request.policy, length, stops, sample, retokenizer)
+            self._driver.start(number, live, request.timeout)
+        return requests
+
+    def check(
         self,
         prompt: str | Sequence[int] | Prompt,
         params: SamplingParams | None,
@@ -56,71 +113,81 @@ class InputProcessor:
         priority: int = 0,
         timeout: float | None = None,
         settle_at_once: bool = True,
-    ) -> range:
-        """Queue ``params.n`` samples, all or none, and return their ids.
-
-        Raises:
-            QueueFullError: if too many requests wait.
-            SteerError: if the request can never run.
-        """
-        params = params or self._defaults
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-            raise SteerError(f"timeout must be more than 0 seconds, got {timeout}")
-        if not isinstance(priority, int) or abs(priority) >= 2**31:
-            raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
+    ) -> CheckedRequest:
+        """A request that :meth:`queue` takes. SteerError if it can never run."""
+        params = self.params(params)
+        check_timing(priority, timeout)
         asked = self.prompt_ids(prompt)
         if isinstance(asked, Prompt):
             check_relayed(params, policy, settle_at_once)
-        ids = list(asked.small) if isinstance(asked, Prompt) else asked
         self.check_ids(params.stop_token_ids, "stop_token_ids: ")
         self.check_ids(params.logit_bias, "logit_bias: ")
-        eos = () if params.ignore_eos else self._eos_ids
-        stops = tuple(sorted({*params.stop_token_ids, *eos}))
-        retokenizer = None
-        if isinstance(asked, Prompt):
-            retokenizer = self._retokenizer(asked, params, policy, stops)
-        crosses = retokenizer is not None
-        first = self._add(ids, params, policy, priority, settle_at_once, stops, crosses)
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        requests = range(first, first + params.n)
-        for sample, request in enumerate(requests):
-            live = RequestState(params, seed, policy, len(ids), stops, sample, retokenizer)
-            self._driver.start(request, live, timeout)
-        return requests
+        stops = find_stops(params, *self._vocabularies)
+        request = CheckedRequest(asked, params, policy, stops, priority, timeout, settle_at_once)
+        marker = think_marker(params, policy)
+        for tokenizer in self._vocabularies[0]:
+            self._think_end(marker, tokenizer)
+        self._check_lengths(request)
+        return request
 
-    def _retokenizer(
-        self, prompt: Prompt, params: SamplingParams, policy: Policy, stops: tuple[int, ...]
-    ) -> Retokenizer:
-        assert self._bridge is not None
-        tokenizer = self._bridge.tokenizers[1]
-        ends = stops, () if params.ignore_eos else self._bridge.eos_ids[1]
-        think_end = self._think_end(think_marker(params, policy), tokenizer)
-        return Retokenizer(self._scheduler, self._bridge, prompt, ends, think_end)
+    def params(self, params: SamplingParams | None) -> SamplingParams:
+        """The parameters, or the engine's own. SteerError on anything else."""
+        if params is None:
+            return self._defaults
+        if not isinstance(params, SamplingParams):
+            raise SteerError(
+                f"params must be SamplingParams(...) or None, got a {type(params).__name__}"
+            )
+        return params
 
-    def _add(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        policy: Policy,
-        priority: int,
-        settle_at_once: bool,
-        stops: tuple[int, ...],
-        relay: bool,
-    ) -> int:
-        window, marker = window_of(policy), think_marker(params, policy)
-        audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
+    def has_room(self, count: int) -> bool:
+        """Whether ``count`` requests can wait; more than ever can are left to the queue's error."""
+        limit = self._limits.max_waiting
+        return not limit or self._scheduler.waiting + min(count, limit) <= limit
+
+    def _check_lengths(self, request: CheckedRequest) -> None:
+        """What the core would refuse, before other requests run for nothing."""
+        params, limits, prompt = request.params, self._limits, len(request.ids)
+        window, total = window_of(request.policy), prompt + params.max_tokens
         if window.tokens > params.max_tokens:
             raise SteerError(
                 f"a probe of {window.tokens} tokens is longer than max_tokens ({params.max_tokens})"
             )
+        if limits.max_waiting and params.n > limits.max_waiting:
+            raise SteerError(
+                f"{params.n} samples can never be queued at once: the queue holds "
+                f"{limits.max_waiting}"
+            )
+        if total > limits.max_context:
+            raise SteerError(
+                f"prompt of {prompt} tokens and max_tokens {params.max_tokens} exceed the context "
+                f"of {limits.max_context} tokens"
+            )
+        longest = self._scheduler.longest
+        if total > longest:
+            raise SteerError(
+                f"prompt and max_tokens need KV for {total} tokens, the arena holds {longest}"
+            )
+
+    def _retokenizer(self, request: CheckedRequest, prompt: Prompt) -> Retokenizer:
+        assert self._bridge is not None
+        marker = think_marker(request.params, request.policy)
+        think_end = self._think_end(marker, self._bridge.tokenizers[1])
+        ends = request.stops.relayed
+        return Retokenizer(self._scheduler, self._bridge, prompt, ends, think_end)
+
+    def _add(self, request: CheckedRequest) -> int:
+        params, policy, ids = request.params, request.policy, request.ids
+        window, marker = window_of(policy), think_marker(params, policy)
+        audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
         try:
             return self._scheduler.add(
                 ids,
                 max_tokens=params.max_tokens,
-                stop_ids=list(stops),
+                stop_ids=list(request.stops.ids),
                 reader=ROLES.index(reader_of(policy)) if policy.reads else _NOBODY,
-                priority=priority,
-                settle_at_once=settle_at_once and not audit.rolls_back,
+                priority=request.priority,
+                settle_at_once=request.settle_at_once and not audit.rolls_back,
                 stop_strings=[s.encode() for s in params.stop],
                 min_tokens=params.min_tokens,
                 max_step_tokens=params.max_step_tokens,
@@ -130,7 +197,7 @@ class InputProcessor:
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
                 ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
-                relay=relay,
+                relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
                 samples=params.n,
             )
@@ -148,15 +215,14 @@ class InputProcessor:
 
     def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
         """Token ids of a prompt, or of each model if their tokens differ. SteerError if invalid."""
-        try:
-            if self._bridge:
-                return self._bridge.prompt(prompt)
-            if isinstance(prompt, str):
-                ids = self._tokenizer.encode(prompt, special=True)
-            else:
-                ids = [*map(index, prompt)]  # type: ignore[arg-type]
-        except TypeError:
-            raise SteerError(f"a prompt must be text or token ids, got {prompt!r}") from None
+        if self._bridge:
+            return self._bridge.prompt(prompt)
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt, special=True)
+        elif isinstance(prompt, Prompt):
+            raise SteerError("a prompt must be text or token ids: both models have the same tokens")
+        else:
+            ids = token_ids(prompt)
         if not ids:
             raise SteerError("the prompt is empty")
         self.check_ids(ids)
@@ -167,6 +233,16 @@ class InputProcessor:
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
             raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
+
+
+def check_timing(priority: int, timeout: float | None) -> None:
+    """SteerError on a priority or timeout that is none."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout > 0):
+        raise SteerError(f"timeout must be more than 0 seconds, as a number; got {timeout!r}")
+    whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if not whole or abs(priority) >= 2**31:
+        raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
 
 
 def think_marker(params: SamplingParams, policy: Policy) -> str:

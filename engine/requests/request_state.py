@@ -23,6 +23,7 @@ from engine.routing.windows import Window
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
+_FAILED = "a model's pass failed twice, or gave logits that cannot be sampled"
 
 
 @dataclass
@@ -181,12 +182,13 @@ class RequestState:
         texts = tokenizer.texts_of([ids for _, _, ids, _ in written])
         steps = tuple(self._step(*each, text) for each, text in zip(written, texts, strict=True))
         generated = tokens[sequence.prompt_length :]
+        reason = FINISH_REASONS[sequence.finish]
         return Completion(
             request_id=sequence.id,
             prompt_token_ids=tuple(tokens[: sequence.prompt_length]),
             text=tokenizer.text_of(generated, cut=sequence.cut_bytes),
             token_ids=tuple(generated),
-            finish_reason=FINISH_REASONS[sequence.finish],
+            finish_reason=reason,
             steps=steps,
             usage=self.usage(sequence),
             seed=self.seed,
@@ -194,6 +196,7 @@ class RequestState:
             logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
             retracted=tuple(self.audit.retracted) if self.audit else (),
             token_signals=self._token_signals(steps) if self.params.token_signals else None,
+            error=_FAILED if reason == "error" else None,
         )
 
     def usage(self, sequence: _core.Sequence) -> Usage:

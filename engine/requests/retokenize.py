@@ -7,7 +7,7 @@ text that crosses, and finds text that cannot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from operator import index
 
@@ -23,6 +23,7 @@ from engine.routing.policies import Policy, reader_of
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
+_SHOWN = 60  # characters of a wrong prompt in an error
 _NONE, _STOP, _LENGTH, _REPETITION = map(
     FINISH_REASONS.index, ("none", "stop", "length", "repetition")
 )
@@ -41,11 +42,11 @@ class TokenizerBridge:
             small, large = (tuple(t.encode(prompt, special=True)) for t in self.tokenizers)
             both = Prompt(small, large)
         elif isinstance(prompt, Prompt):
-            both = Prompt(*(tuple(map(index, ids)) for ids in (prompt.small, prompt.large)))
+            both = Prompt(*(tuple(token_ids(ids)) for ids in (prompt.small, prompt.large)))
         else:
             raise SteerError(
-                "the models have different tokens: a prompt must be text or a Prompt, got "
-                f"{prompt!r}"
+                "the models have different tokens: a prompt must be text or a Prompt, got a "
+                f"{type(prompt).__name__}"
             )
         for ids, tokenizer in zip((both.small, both.large), self.tokenizers, strict=True):
             if not ids:
@@ -53,6 +54,23 @@ class TokenizerBridge:
             for wrong in (i for i in ids if not 0 <= i < tokenizer.size):
                 raise SteerError(f"token id {wrong} is not in 0..{tokenizer.size - 1}")
         return both
+
+
+def token_ids(prompt: object) -> list[int]:
+    """The ids of a prompt that is no text. SteerError if it is no sequence of whole numbers."""
+    try:
+        if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(
+            prompt, Iterable
+        ):
+            raise TypeError
+        ids = list(prompt)
+        if any(isinstance(i, bool) for i in ids):
+            raise TypeError
+        return [*map(index, ids)]
+    except TypeError:
+        shown = repr(prompt)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise SteerError(f"a prompt must be text or token ids, got {shown}") from None
 
 
 def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) -> None:
@@ -81,21 +99,22 @@ class Retokenizer:
         scheduler: _core.Scheduler,
         vocabularies: TokenizerBridge,
         prompt: Prompt,
-        stop_ids: tuple[tuple[int, ...], tuple[int, ...]],
+        ends: Mapping[int, int | None],
         think_end: Sequence[int],
     ) -> None:
         """
         Args:
-            stop_ids: ids that end the text, of each model.
+            ends: tokens of the large model that end the text, each with the token that the small
+                model's text gets in its place; None: no token.
             think_end: ids of the large model that end the thinking part.
         """
         self.prompt = prompt.large
-        self.stop_ids = stop_ids[_LARGE]
+        self.stop_ids = tuple(sorted(ends))
         self.opened = False  # whether the shadow was added
         self.open = False  # whether it was added and has not ended
         self._scheduler = scheduler
         self._small, self._large = vocabularies.tokenizers
-        self._ends = stop_ids[_SMALL]
+        self._ends = ends
         self._think_end = list(think_end)
         self._crossed = len(prompt.small)  # tokens of the small model that the shadow has
         self._ready: list[int] = []  # ids of the large model that cross next
@@ -158,15 +177,16 @@ class Retokenizer:
             and step[-1] in self.stop_ids
             and shadow.cut_bytes == len(self._large.bytes[step[-1]])
         )
+        stop = self._ends[step[-1]] if ended else None
         ids = self._small.write(self._large.bytes_of(step[:-1] if ended else step))
         if end == _LENGTH:
             self._closed, end = _full(self._scheduler.longest), _NONE
         if ids is None:
             self._closed = "the small model's tokens cannot write what the large one wrote"
-            ids, ended, end = [], False, _NONE if end in (_STOP, _REPETITION) else end
+            ids, stop, end = [], None, _NONE if end in (_STOP, _REPETITION) else end
         self._count(_SMALL, len(ids))
         self._crossed = self._scheduler.sequence(request).length + len(ids)
-        self._scheduler.cross_back(request, ids + list(self._ends[:1]) * ended, end)
+        self._scheduler.cross_back(request, ids if stop is None else [*ids, stop], end)
 
     def close(self, request: int) -> None:
         """Keep the counts of the shadow, which has ended."""

@@ -21,12 +21,14 @@ class StreamEvent:
     text: the text of a text event; all of them join to the completion's.
     model: the role of the model that writes, for step and text events.
     completion: the completion of the done event.
+    sample: number of the answer among those to the same prompt, from 0.
     """
 
     kind: str
     text: str = ""
     model: str | None = None
     completion: Completion | None = None
+    sample: int = 0
 
 
 def stream_events(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from engine.errors import SteerError
+from engine.routing.signals import is_number
 
 MODES = ("off", "score", "rollback")
 SCORES = ("min", "mean", "ratio")
@@ -49,10 +49,10 @@ class Audit:
     rest: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES or self.score not in SCORES or not math.isfinite(self.mark):
+        if self.mode not in MODES or self.score not in SCORES or not is_number(self.mark):
             raise SteerError(
                 f"an audit must be {FORMS} with a finite MARK, got mode {self.mode!r}, score "
-                f"{self.score!r}, mark {self.mark}"
+                f"{self.score!r}, mark {self.mark!r}"
             )
 
     @classmethod

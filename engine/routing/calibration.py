@@ -10,10 +10,10 @@ from typing import Any
 
 from engine.config import DUMMY
 from engine.errors import SteerError
-from engine.files import parse_json, read_text
+from engine.files import parse_json, path_of, read_text
 from engine.routing.answer_shape import AnswerShape
 from engine.routing.mixture import Mixture, fit_mixture
-from engine.routing.signals import Signals, check_signal, confidence_scale
+from engine.routing.signals import Signals, check_signal, confidence_scale, is_number
 from engine.routing.windows import Window
 
 SCHEMA = "steer-calibration/1"
@@ -34,14 +34,14 @@ class Calibration:
     mixture: Mixture
     tau: float
     window: str = "boundary"
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict, hash=False)
     errors: tuple[float, float] = (1.0, 0.0)
     shape: AnswerShape | None = None
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
-        if not 0 <= self.tau <= 1:
-            raise SteerError(f"tau must be in [0, 1], got {self.tau}")
+        if not is_number(self.tau, 0, 1):
+            raise SteerError(f"tau must be in [0, 1], got {self.tau!r}")
         Window.parse(self.window)
         if not all(0 <= e <= 1 for e in self.errors):
             raise SteerError(f"errors must be in [0, 1], got {self.errors}")
@@ -76,7 +76,7 @@ class Calibration:
         provenance = {"boundaries": len(values)}
         return cls(pair, signal, fit_mixture(values), tau, window, provenance)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file."""
         mixture = self.mixture
         content = {
@@ -94,11 +94,12 @@ class Calibration:
             "shape": self.shape and self.shape.to_json(),
             "provenance": self.provenance,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        path_of(path, "a calibration's path").write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path, pair: str) -> Calibration:
+    def load(cls, path: str | Path, pair: str) -> Calibration:
         """Read a file that was fitted on ``pair``. SteerError on anything else."""
+        path = path_of(path, "a calibration's path")
         text = read_text(path, "calibration file")
         try:
             raw = parse_json(text)

@@ -22,6 +22,9 @@ class Judge:
     reads: bool = True
     reader: str = "large"
 
+    def __post_init__(self) -> None:
+        _ = self.audit  # checks mark and score
+
     @property
     def audit(self) -> Audit:
         """The audit of each step."""
@@ -43,6 +46,9 @@ class AuditOnly:
     name: str = "audit"
     reads: bool = True
     reader: str = "large"
+
+    def __post_init__(self) -> None:
+        _ = self.audit  # checks mark and score
 
     @property
     def audit(self) -> Audit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from engine.routing.policies import (
     Random,
     Threshold,
 )
+from engine.routing.signals import SIGNAL_RANGES
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 
@@ -85,7 +87,18 @@ class _Wanted:
             except ValueError:
                 raise self.fail() from None
             threshold = Threshold(signal, value)
+            self.check_range(signal, value)
         return self.looking(threshold, kinds)
+
+    def check_range(self, signal: str, value: float) -> None:
+        """SteerError for a value that the signal cannot reach."""
+        low, high = SIGNAL_RANGES.get(signal, (-math.inf, math.inf))
+        if not low <= value <= high:
+            expected = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} or more"
+            raise SteerError(
+                f"policy {self.text!r}: {signal} is {expected}, got {value:g}; for one model "
+                "everywhere write small or large"
+            )
 
     def looking(self, threshold: Threshold, kinds: tuple[str, ...]) -> Threshold:
         """The threshold over the window after the ``@``; by default over that of the first kind."""
@@ -123,7 +136,9 @@ def _cascade(wanted: _Wanted) -> Policy:
 
 
 def _entropy(wanted: _Wanted) -> Policy:
-    return Threshold("entropy", wanted.number(1.0), name="entropy")
+    threshold = Threshold("entropy", wanted.number(1.0), name="entropy")
+    wanted.check_range("entropy", threshold.value)
+    return threshold
 
 
 def _max_logit(wanted: _Wanted) -> Policy:

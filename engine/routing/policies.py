@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.routing.signals import Signals, check_signal
+from engine.routing.signals import Signals, check_signal, is_number
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
 
@@ -128,8 +127,8 @@ class Random:
     reads: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise SteerError(f"the random policy's share must be in [0, 1], got {self.share}")
+        if not is_number(self.share, 0, 1):
+            raise SteerError(f"the random policy's share must be in [0, 1], got {self.share!r}")
 
     def decide(self, boundary: Boundary) -> Decision:
         """Draw by seed, request and step, so that equal runs draw equal numbers."""
@@ -141,7 +140,10 @@ class Random:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The large model writes where a raw signal is below ``value`` (entropy: above it)."""
+    """The large model writes where a raw signal is below ``value`` (entropy: above it).
+
+    A value that the signal cannot reach, such as a probability of 1.1, makes it one model always.
+    """
 
     signal: str = "max_prob"
     value: float = 0.9
@@ -150,8 +152,8 @@ class Threshold:
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
-        if not math.isfinite(self.value):
-            raise SteerError(f"a threshold must be a finite number, got {self.value}")
+        if not is_number(self.value):
+            raise SteerError(f"a threshold must be a finite number, got {self.value!r}")
 
     @property
     def reads(self) -> bool:
@@ -176,6 +178,9 @@ class Query:
 
     at_prompt: Policy
     name: str = "query"
+
+    def __post_init__(self) -> None:
+        check_policies(self.at_prompt)
 
     @property
     def window(self) -> Window:
@@ -223,6 +228,7 @@ class AfterThinking:
     answer: Policy
 
     def __post_init__(self) -> None:
+        check_policies(self.thinking, self.answer)
         windows = list(dict.fromkeys(map(str, self._windows())))
         if len(windows) > 1:
             raise SteerError(f"both policies must look at one window, got {' and '.join(windows)}")
@@ -267,6 +273,16 @@ class Call:
         """The function's decision."""
         answer = self.function(boundary)
         return Decision(answer, "callable") if isinstance(answer, str) else answer
+
+
+def check_policies(*inner: object) -> None:
+    """SteerError for a part of another policy that is none, such as a name."""
+    for each in inner:
+        if isinstance(each, type) or not isinstance(each, Policy):
+            raise SteerError(
+                f"expected a Policy, got {each!r}; engine.policy(...) makes one of a name or a "
+                "function"
+            )
 
 
 NOTHING_TO_JUDGE = Decision("small", "no step of the small model to judge yet")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from statistics import fmean
+from typing import Any
 
 from engine.errors import SteerError
 
@@ -56,7 +58,15 @@ class Signals:
 
 
 SIGNAL_NAMES = tuple(Signals.__dataclass_fields__)  # columns of every table of signals, in order
+# Beyond these a threshold on the signal would never, or always, be passed.
+SIGNAL_RANGES = {"max_prob": (0.0, 1.0), "entropy": (0.0, math.inf), "margin": (0.0, math.inf)}
 _CAP = 60.0  # log-odds beyond what fp32 logits resolve
+
+
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether this is a finite number in [low, high]; True and False are none."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and low <= value <= high and abs(value) < math.inf
 
 
 def check_signal(name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.policies import NOTHING_TO_JUDGE, Boundary, Decision, read_signals
+from engine.routing.signals import is_number
 from engine.routing.value_function import ValueTable
 from engine.routing.windows import Window
 
@@ -22,8 +22,9 @@ class Steer:
     name: str = "steer"
 
     def __post_init__(self) -> None:
-        if self.tau is not None and not 0 <= self.tau <= 1:
-            raise SteerError(f"tau must be in [0, 1], got {self.tau}")
+        _check_calibration(self.calibration)
+        if self.tau is not None and not is_number(self.tau, 0, 1):
+            raise SteerError(f"tau must be in [0, 1], got {self.tau!r}")
 
     @property
     def window(self) -> Window:
@@ -68,9 +69,11 @@ class CostAware:
     name: str = "steer-cost"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.worth < math.inf or not 0 <= self.price < math.inf:
+        _check_calibration(self.calibration)
+        if not (is_number(self.worth, 0) and is_number(self.price, 0)):
             raise SteerError(
-                f"worth and price must be 0 or more and finite, got {self.worth} and {self.price}"
+                "worth and price must be 0 or more and finite, got "
+                f"{self.worth!r} and {self.price!r}"
             )
         if self.calibration.shape is None:
             raise SteerError(
@@ -109,3 +112,11 @@ class CostAware:
         if handed > keep:
             return Decision("large", what, posterior)
         return Decision("small", what, posterior, risk=doubt)
+
+
+def _check_calibration(calibration: object) -> None:
+    if not isinstance(calibration, Calibration):
+        raise SteerError(
+            f"expected a Calibration, got a {type(calibration).__name__}; "
+            "Calibration.load(path, engine.fingerprint) reads one"
+        )

@@ -32,8 +32,11 @@ class Window:
     def __post_init__(self) -> None:
         if self.kind not in ("boundary", "step", "probe", "answer"):
             raise SteerError(f"unknown window {self.kind!r}; known: {FORMS}")
-        if not isinstance(self.tokens, int) or (self.kind == "probe") != (self.tokens > 0):
-            raise SteerError(f"a probe, and only a probe, has 1 or more tokens; got {self.tokens}")
+        whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
+        if not whole or (self.kind == "probe") != (self.tokens > 0):
+            raise SteerError(
+                f"a probe, and only a probe, has 1 or more tokens; got {self.tokens!r}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Window:

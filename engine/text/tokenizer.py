@@ -223,6 +223,13 @@ class Tokenizer:
         pieces = {data: i for i, data in reversed(list(enumerate(self.bytes))) if data}
         return pieces, max(map(len, pieces), default=0)
 
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Special tokens, which have no bytes: their ids by their spelling."""
+        without = (i for i, data in enumerate(self.bytes) if not data)
+        spelled = ((self._tokenizer.id_to_token(i), i) for i in without)
+        return {text: i for text, i in spelled if text}
+
     def difference(self, other: Tokenizer) -> str | None:
         """The first difference of two tokenizers, in words; None if they agree.
 

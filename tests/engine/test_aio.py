@@ -122,7 +122,7 @@ def test_closing_ends_what_is_being_submitted(engine: Engine):
         await asyncio.sleep(0)
         await served.aclose()
         await served.aclose()
-        with pytest.raises(RuntimeError, match="the AsyncEngine is closed"):
+        with pytest.raises(SteerError, match="the AsyncEngine is closed"):
             await served.generate(PROMPTS[0], PARAMS, POLICY)
         return (await task).finish_reason
 
@@ -180,3 +180,75 @@ def test_an_engine_that_fails_for_good_tells_its_callers(engine: Engine, monkeyp
         return [a.finish_reason for a in answers]
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ["error"] * 3
+
+
+SAMPLED = SamplingParams(max_tokens=20, n=3, temperature=1.0, seed=5)
+
+
+def test_samples_of_one_prompt(engine: Engine):
+    """A list, in order; the same answers as in a batch."""
+    expected = [c.text for c in engine.generate(PROMPTS[:1], SAMPLED, POLICY)]
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            answers = await served.generate(PROMPTS[0], SAMPLED, POLICY)
+            assert [a.text for a in answers] == expected
+            assert [a.sample for a in answers] == [0, 1, 2]
+            texts, done = ["", "", ""], []
+            async for event in served.stream(PROMPTS[0], SAMPLED, POLICY):
+                texts[event.sample] += event.text
+                done += [event] if event.kind == "done" else []
+        assert texts == expected
+        assert sorted(e.sample for e in done) == [0, 1, 2]
+        assert all(e.completion and e.completion.sample == e.sample for e in done)
+
+    asyncio.run(main())
+
+
+def test_a_stream_of_samples_that_is_left_ends_them_all(engine: Engine):
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            events = served.stream(PROMPTS[0], SAMPLED, POLICY)
+            async for _ in events:
+                break
+            await events.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+    engine.scheduler.check_integrity()
+
+
+def test_answers_as_they_end():
+    """Short answers come before long ones, each with its index; the queue is short."""
+    engine = Engine("tiny", config=EngineConfig(check_every=1, max_waiting=6))
+    lengths = [60, 2, 30, 1] * 3
+    params = [SamplingParams(max_tokens=n, ignore_eos=True) for n in lengths]
+    prompts = PROMPTS[:12]
+    expected = [c.text for c in engine.generate(prompts, params, "small")]
+
+    async def main() -> list[tuple[int, str]]:
+        async with AsyncEngine(engine) as served:
+            found = served.as_completed((p for p in prompts), params, "small")
+            return [(index, answer.text) async for index, answer in found]
+
+    answers = asyncio.run(asyncio.wait_for(main(), 120))
+    assert sorted(answers) == list(enumerate(expected))
+    assert [lengths[i] for i, _ in answers[:2]] == [1, 2]
+
+
+def test_answers_as_they_end_name_a_wrong_prompt(engine: Engine):
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            with pytest.raises(SteerError, match=r"^prompt 2: the prompt is empty$"):
+                async for _ in served.as_completed([*PROMPTS[:2], ""], PARAMS, "small"):
+                    pass
+            answers = [a async for a in served.as_completed([PROMPTS[0]], SAMPLED, "small")]
+            assert len(answers) == 3 and {index for index, _ in answers} == {0}
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert engine.scheduler.running == engine.scheduler.waiting == 0
+
+
+def test_it_takes_an_engine_only():
+    with pytest.raises(SteerError, match="AsyncEngine takes an Engine, got a str"):
+        AsyncEngine("tiny")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.tasks import arithmetic
-from engine import Engine, EngineConfig, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams, Threshold
 from engine.accounting.ledger import Usage
 from engine.cli import main
 from engine.config import TINY
@@ -59,7 +59,7 @@ def test_a_replay_of_the_same_policy_has_the_books_of_the_run(
 
 def test_another_tau_changes_what_it_should(engine: Engine, tmp_path: Path):
     trace = recorded(engine, "steer", tmp_path / "t.jsonl")
-    everything = replay(trace, engine.policy("threshold:max_prob:2"))
+    everything = replay(trace, Threshold("max_prob", 2.0))
     assert everything.large_step_share == 1 and everything.same < len(PROMPTS)
     nothing = replay(trace, engine.policy("steer:0"))
     assert nothing.large_step_share == 0 and nothing.usage.rows[1].sum() == 0

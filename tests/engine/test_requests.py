@@ -150,7 +150,7 @@ def test_a_stream_that_is_closed_ends_its_request(engine: Engine):
     ("field", "value"),
     [
         ("stop", ("",)),
-        ("stop", "text"),
+        ("stop", ("a", 3)),
         ("min_tokens", -1),
         ("min_tokens", 500),
         ("max_step_tokens", -1),
@@ -177,7 +177,8 @@ def test_nan_weights_do_not_outlive_their_repair(engine: Engine):
     decoder = small.lanes[0].runner.decoder
     good = decoder.embedding.clone()
     decoder.embedding.fill_(float("nan"))
-    assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "error"
+    (done,) = small.generate(PROMPTS[:1], PARAMS, "small")
+    assert done.finish_reason == "error" and done.error and "logits" in done.error
     decoder.embedding.copy_(good)
     assert small.generate(PROMPTS[:1], PARAMS, "small")[0].finish_reason == "stop"
 

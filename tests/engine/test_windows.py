@@ -14,6 +14,7 @@ from engine import (
     Cascade,
     Engine,
     EngineConfig,
+    Policy,
     Query,
     SamplingParams,
     Signals,
@@ -243,9 +244,13 @@ def test_a_query_asks_in_its_own_window(engine: Engine):
     assert len(seen) == len(PROMPTS) and all(b.tried == 4 and b.signals for b in seen)
 
 
-@pytest.mark.parametrize("policy", ["cascade:max_prob:1.1", "query:max_prob:1.1"])
+@pytest.mark.parametrize(
+    "policy",
+    [Cascade("max_prob", 1.1), Query(Threshold("max_prob", 1.1))],
+    ids=["cascade", "query"],
+)
 @pytest.mark.parametrize("limit", [{"max_flops": 1e15}, {"max_think_tokens": 60, "think_end": "?"}])
-def test_a_decision_for_the_rest_is_not_paid_for_twice(engine: Engine, policy: str, limit: dict):
+def test_a_decision_for_the_rest_is_not_paid_for_twice(engine: Engine, policy: Policy, limit: dict):
     """A cap or a thinking limit that never bites asks again, but reads and tries nothing."""
     (plain,) = engine.generate(PROMPTS[:1], PARAMS, policy)
     (capped,) = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=80, **limit), policy)
