@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from bench import smollm2
 from engine import SteerError
+from engine.gguf.file import GgufFile
+from engine.text.gguf_tokenizer import end_ids
 from engine.text.tokenizer import Tokenizer
 
 from .gguf_files import CONTROL, END, KINDS, NORMAL, SPECIAL, TEMPLATE, TOKENS, add_tokenizer
@@ -160,7 +162,8 @@ SPM = [
 ]
 
 
-def write_sentencepiece(path: Path, scores: bool = True, longest: int = 1) -> Path:
+def write_sentencepiece(path: Path, scores: bool = True, longest: int = 1, **ids: int) -> Path:
+    """``ids``: further ids of special tokens, by their keys."""
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -171,6 +174,8 @@ def write_sentencepiece(path: Path, scores: bool = True, longest: int = 1) -> Pa
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
+    for key, index in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}", index)
     return written(writer, path)
 
 
@@ -183,6 +188,11 @@ def test_sentencepiece(tmp_path: Path):
     assert mine.encode("the", special=True) == [1, 266]
     assert mine.encode(" the") == [259, 266]  # as llama.cpp and Llama 2's tokenizer.json have it
     assert mine.bytes[3 + 0xE9] == b"\xe9" and mine.bytes[266] == b" the"
+
+
+def test_a_text_ends_at_the_ends_of_text_turn_and_message(tmp_path: Path):
+    path = write_sentencepiece(tmp_path / "m.gguf", eot_token_id=266, eom_token_id=265)
+    assert end_ids(GgufFile(path)) == [2, 265, 266]
 
 
 def _drop(key: str) -> Callable[[GGUFWriter], None]:
