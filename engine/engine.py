@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.accounting.pricing import Executed, Price
 from engine.assembly.loading import load_pair
@@ -22,12 +22,13 @@ from engine.params import SamplingParams
 from engine.progress import progress_bar
 from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
+from engine.requests.one_thread import by_one_thread
 from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy, window_of
 from engine.text.chat import Message
-from kernels.ops import BackendChoice
+from kernels.ops import BackendChoice, torch_after_fork
 
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
 
@@ -40,9 +41,11 @@ class Engine:
         generation_config.json.
 
     An engine owns its weights, its arena and its scheduler. Engines share nothing: several can live
-    in one process. One thread drives an engine.
+    in one process. One thread at a time drives an engine: a call of another one meanwhile is a
+    SteerError.
     """
 
+    @torch_after_fork()
     def __init__(
         self,
         pair: str | Pair = "tiny",
@@ -99,6 +102,12 @@ class Engine:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Engine({self.fingerprint!r}, {dtype}, context of {self.max_context})"
 
+    def __reduce__(self) -> NoReturn:
+        raise SteerError(
+            "an engine cannot be copied or sent to another process: make one in that process"
+        )
+
+    @by_one_thread
     def warm_up(self, sequences: int | None = None) -> None:
         """Record the graphs of all decodes of up to ``sequences`` sequences, and wait for it.
 
@@ -185,6 +194,7 @@ class Engine:
             settle_at_once=settle_at_once,
         )[0]
 
+    @by_one_thread
     def submit_samples(
         self,
         prompt: str | Sequence[int] | Prompt,
@@ -218,14 +228,18 @@ class Engine:
         return Prompt(*map(tuple, ids)) if len(ids) > 1 else ids[0]
 
     def abort(self, request: int) -> None:
-        """End a request; :meth:`step` returns its completion. No effect on a finished one."""
+        """End a request; :meth:`step` returns its completion. No effect on a finished one.
+
+        Any thread may call it.
+        """
         if request in self._driver.live:
-            self.scheduler.abort(request)
+            self._driver.abort(request)
 
     def is_live(self, request: int) -> bool:
         """Whether a request is queued or running."""
         return request in self._driver.live
 
+    @by_one_thread
     def step(self) -> list[Completion]:
         """Run one tick of each lane; returns the submitted requests that have finished.
 
@@ -237,6 +251,7 @@ class Engine:
         self._submitted.difference_update(done)
         return [self._driver.finished.pop(request) for request in done]
 
+    @by_one_thread
     def generate(
         self,
         prompts: Sequence[str | Sequence[int] | Prompt],
@@ -313,5 +328,6 @@ class Engine:
         """
         if params and params.n > 1:
             raise SteerError(f"a stream is one answer, not n={params.n}")
-        request = self._inputs.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
+        with self._driver.one_thread():
+            request = self._inputs.queue(prompt, params, self.policy(policy), timeout=timeout)[0]
         yield from stream_events(self._driver, self.scheduler, self.tokenizer, request)
