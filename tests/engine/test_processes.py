@@ -14,7 +14,7 @@ import textwrap
 import pytest
 import torch
 
-from engine import Engine, SteerError
+from engine import Engine, EngineConfig, SteerError
 
 # A child that hangs is ended after some seconds.
 HEAD = """
@@ -214,7 +214,8 @@ def test_an_engine_cannot_be_sent_to_a_spawned_process():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_forked_child_cannot_use_an_engine_on_a_gpu():
-    engine = Engine("tiny", device="cuda")
+    config = EngineConfig(arena_tokens=4096, max_context=256)
+    engine = Engine("tiny", device="cuda", config=config)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
