@@ -33,15 +33,16 @@ class _OpenRequest:
 class AsyncEngine:
     """Serves coroutines of one event loop from one engine.
 
-    While this is open, no other code may use the engine. Close it with :meth:`aclose` or use it as
-    an async context manager. A policy that raises ends its request with the reason "abort"; the
-    exception is logged.
+    While this is open, no other code may use the engine; if another thread is in one of its calls,
+    this waits for it. Close it with :meth:`aclose` or use it as an async context manager. A policy
+    that raises ends its request with the reason "abort"; the exception is logged.
     """
 
     def __init__(self, engine: Engine) -> None:
         if not isinstance(engine, Engine):
             raise SteerError(f"AsyncEngine takes an Engine, got a {type(engine).__name__}")
         self._engine = engine
+        self._one_thread = engine._driver.one_thread
         self._thread = ThreadPoolExecutor(1, "steer-engine")
         self._open: dict[int, _OpenRequest] = {}
         self._driving: asyncio.Task[None] | None = None
@@ -173,9 +174,10 @@ class AsyncEngine:
         queue: _Queue = asyncio.Queue()
 
         def submit() -> list[int]:
-            requests = self._engine.submit_samples(
-                prompt, params, policy, priority=priority, timeout=timeout
-            )
+            with self._one_thread(wait=True):
+                requests = self._engine.submit_samples(
+                    prompt, params, policy, priority=priority, timeout=timeout
+                )
             # In the engine's thread, so that no step runs in between.
             for sample, request in enumerate(requests):
                 text = StreamedText(self._engine.tokenizer)
@@ -232,7 +234,8 @@ class AsyncEngine:
         """Run one step, in the engine's thread, and return the new events of the open streams."""
         done: dict[int, Completion] = {}
         try:
-            done = {c.request_id: c for c in self._engine.step()}
+            with self._one_thread(wait=True):
+                done = {c.request_id: c for c in self._engine.step()}
             self._failures = 0
         except Exception as error:  # a policy raised: only its request is aborted
             _log.exception("a step failed")

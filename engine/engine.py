@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.accounting.pricing import Executed, Price
 from engine.assembly.loading import load_pair
@@ -21,13 +21,14 @@ from engine.params import SamplingParams
 from engine.request import Completion, Prompt
 from engine.requests.batch import Batch, for_each, listed_prompts, trace_writer
 from engine.requests.driver import CLOSED
+from engine.requests.one_thread import by_one_thread
 from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policies import Boundary, Decision, Policy
 from engine.text.chat import Message
 from engine.text.tokenizer import write_chat
-from kernels.ops import BackendChoice
+from kernels.ops import BackendChoice, torch_after_fork
 
 _FREED = ("arena", "scheduler", "lanes", "_driver", "_inputs")  # by close()
 AnyPolicy = str | Policy | Callable[[Boundary], str | Decision]
@@ -41,9 +42,11 @@ class Engine:
         generation_config.json.
 
     An engine owns its weights, its arena and its scheduler. Engines share nothing: several can live
-    in one process. One thread drives an engine.
+    in one process. One thread at a time drives an engine: a call of another one meanwhile is a
+    SteerError.
     """
 
+    @torch_after_fork()
     def __init__(
         self,
         pair: str | Pair = "tiny",
@@ -119,9 +122,10 @@ class Engine:
         if "_driver" not in vars(self):
             return
         queues = [lane.runner.queue for lane in self.lanes]
-        self._driver.close()
-        for name in _FREED:
-            delattr(self, name)
+        with self._driver.one_thread():
+            self._driver.close()
+            for name in _FREED:
+                delattr(self, name)
         gc.collect()  # the parts refer to each other
         for queue in queues:
             queue.release()
@@ -133,6 +137,12 @@ class Engine:
                 raise SteerError(CLOSED)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def __reduce__(self) -> NoReturn:
+        raise SteerError(
+            "an engine cannot be copied or sent to another process: make one in that process"
+        )
+
+    @by_one_thread
     def warm_up(self, sequences: int | None = None) -> None:
         """Record the graphs of all decodes of up to ``sequences`` sequences, and wait for it.
 
@@ -220,6 +230,7 @@ class Engine:
             settle_at_once=settle_at_once,
         )[0]
 
+    @by_one_thread
     def submit_samples(
         self,
         prompt: str | Sequence[int] | Prompt,
@@ -251,14 +262,18 @@ class Engine:
         return Prompt(*map(tuple, ids)) if len(ids) > 1 else ids[0]
 
     def abort(self, request: int) -> None:
-        """End a request; :meth:`step` returns its completion. No effect on a finished one."""
+        """End a request; :meth:`step` returns its completion. No effect on a finished one.
+
+        Any thread may call it.
+        """
         if request in self._driver.live:
-            self.scheduler.abort(request)
+            self._driver.abort(request)
 
     def is_live(self, request: int) -> bool:
         """Whether a request is queued or running."""
         return request in self._driver.live
 
+    @by_one_thread
     def step(self) -> list[Completion]:
         """Run one tick of each lane; returns the submitted requests that have finished.
 
@@ -270,6 +285,7 @@ class Engine:
         self._submitted.difference_update(done)
         return [self._driver.finished.pop(request) for request in done]
 
+    @by_one_thread
     def generate(
         self,
         prompts: Iterable[str | Sequence[int] | Prompt],
@@ -326,9 +342,9 @@ class Engine:
         The last event is ``done`` and has the completion. Other requests run meanwhile. Closing the
         iterator early aborts the request.
         """
-        n = self._inputs.params(params).n
-        if n > 1:
+        if (n := self._inputs.params(params).n) > 1:
             raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()")
         checked = self._inputs.check(prompt, params, self.policy(policy), timeout=timeout)
-        request = self._inputs.queue(checked)[0]
+        with self._driver.one_thread():
+            request = self._inputs.queue(checked)[0]
         yield from stream_events(self._driver, self.scheduler, self.tokenizer, request)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels import _cpu
 from kernels.checks import check_tensor
+from kernels.forks import thread_count
 from kernels.types.attention import KVLayout
 from kernels.types.statistics import Confidence
 
@@ -74,7 +75,10 @@ def takes(embedding: Tensor, rope: Tensor, layers: Sequence[Any]) -> bool:
 
 
 class ForwardPass:
-    """One model's pass from token ids to logits. Has threads of its own, asleep between calls."""
+    """One model's pass from token ids to logits. Has threads of its own, asleep between calls.
+
+    A forked process starts new ones at its first call.
+    """
 
     def __init__(
         self,
@@ -124,7 +128,7 @@ class ForwardPass:
         self._decoder = _cpu.Decoder(
             dtype == torch.bfloat16,
             instruction_set or instruction_sets()[0],
-            threads or torch.get_num_threads(),
+            threads or thread_count(),
             sizes,
             eps,
             [t.data_ptr() for t in (embedding, norm, head, self._turns)],

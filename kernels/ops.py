@@ -18,6 +18,7 @@ from kernels.backends.base import Backend
 from kernels.backends.cpu import CpuBackend
 from kernels.backends.reference import ReferenceBackend
 from kernels.cpu import ForwardPass
+from kernels.forks import torch_after_fork
 from kernels.types.attention import AttentionPlan, KVLayout
 from kernels.types.sampling import DrawRows, PenaltyRows, SamplingRows
 from kernels.types.statistics import Confidence, LogProbs
@@ -58,6 +59,7 @@ __all__ = [
     "gpu_limits",
     "split_attention_bytes",
     "stack",
+    "torch_after_fork",
     "weight_tensors",
 ]
 

@@ -1,6 +1,11 @@
 #include "team.h"
 
-#include <utility>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -22,52 +27,83 @@ inline void pause() {
 
 }  // namespace
 
-Team::Team(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
-}
+// The threads other than the caller of run(), and what they wait on.
+struct Team::Workers {
+  const pid_t process = getpid();
+  std::vector<std::thread> threads;
+
+  std::mutex mutex;  // guards the next four
+  std::condition_variable changed;
+  const std::function<void(Member&)>* job = nullptr;
+  std::int64_t jobs = 0;
+  bool closing = false;
+  std::atomic<int> inside{0};  // workers in the job; raised under the lock, with job not null
+};
+
+Team::Team(int threads) : size_(threads) { start(); }
 
 Team::~Team() {
-  {
-    std::lock_guard lock(mutex_);
-    closing_ = true;
+  if (workers_->process != getpid()) {
+    leave();
+    return;
   }
-  changed_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+  {
+    std::lock_guard lock(workers_->mutex);
+    workers_->closing = true;
+  }
+  workers_->changed.notify_all();
+  for (std::thread& worker : workers_->threads) worker.join();
 }
 
+void Team::start() {
+  workers_ = std::make_unique<Workers>();
+  for (int i = 1; i < size_; ++i)
+    workers_->threads.emplace_back([this, &workers = *workers_, i] { work(workers, i); });
+}
+
+// In a forked process. Whatever ends such an object would wait for its threads, or find its lock
+// held by one of them; so its memory is given up, some hundred bytes for each fork.
+void Team::leave() { static_cast<void>(workers_.release()); }
+
 void Team::run(const std::function<void(Member&)>& job) {
+  if (workers_->process != getpid()) {
+    leave();
+    start();
+  }
+  Workers& workers = *workers_;
   drawn_ = 0;
   done_ = 0;
   {
-    std::lock_guard lock(mutex_);
-    job_ = &job;
-    ++jobs_;
+    std::lock_guard lock(workers.mutex);
+    workers.job = &job;
+    ++workers.jobs;
   }
-  changed_.notify_all();
+  workers.changed.notify_all();
   Member own(*this, 0);
   job(own);
-  std::unique_lock lock(mutex_);
-  job_ = nullptr;  // threads that have not come by now need not come
+  std::unique_lock lock(workers.mutex);
+  workers.job = nullptr;  // threads that have not come by now need not come
   lock.unlock();
-  for (int looks = 0; inside_ != 0 && looks < kLooks; ++looks) pause();
+  for (int looks = 0; workers.inside != 0 && looks < kLooks; ++looks) pause();
   lock.lock();
-  changed_.wait(lock, [this] { return inside_ == 0; });
+  workers.changed.wait(lock, [&] { return workers.inside == 0; });
 }
 
-void Team::work(int index) {
+void Team::work(Workers& workers, int index) {
   std::int64_t seen = 0;
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(workers.mutex);
   for (;;) {
-    changed_.wait(lock, [&] { return closing_ || (job_ && jobs_ != seen); });
-    if (closing_) return;
-    const auto* job = job_;
-    seen = jobs_;
-    ++inside_;
+    workers.changed.wait(lock,
+                         [&] { return workers.closing || (workers.job && workers.jobs != seen); });
+    if (workers.closing) return;
+    const auto* job = workers.job;
+    seen = workers.jobs;
+    ++workers.inside;
     lock.unlock();
     Member member(*this, index);
     (*job)(member);
     lock.lock();
-    if (--inside_ == 0) changed_.notify_all();
+    if (--workers.inside == 0) workers.changed.notify_all();
   }
 }
 

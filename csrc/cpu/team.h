@@ -5,15 +5,15 @@
 // have arrived: one that is late, or that the machine has descheduled, delays no other unless it
 // holds a task. Between jobs threads sleep. Between phases they poll for some microseconds, then
 // sleep too.
+//
+// Threads do not survive a fork. In a forked process a team starts new ones at its next job, and
+// leaves the old ones, which do not exist there, alone.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace steer::cpu {
 
@@ -25,7 +25,7 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return size_; }
 
   class Member;
   // Runs the job on every thread; returns when all of its phases are done and all threads have left
@@ -33,17 +33,14 @@ class Team {
   void run(const std::function<void(Member&)>& job);
 
  private:
-  void work(int index);
+  struct Workers;
+  void start();
+  void leave();
+  void work(Workers& workers, int index);
   void await(std::int64_t done);
 
-  std::vector<std::thread> workers_;
-
-  std::mutex mutex_;  // guards the next four
-  std::condition_variable changed_;
-  const std::function<void(Member&)>* job_ = nullptr;
-  std::int64_t jobs_ = 0;
-  bool closing_ = false;
-  std::atomic<int> inside_{0};  // workers in the job; raised under the lock, with job_ not null
+  const int size_;
+  std::unique_ptr<Workers> workers_;  // of the process that made them
 
   // Tasks of this job, counted over all of its phases.
   alignas(64) std::atomic<std::int64_t> drawn_{0};

@@ -66,7 +66,13 @@ def assemble(
     )
     lanes = build_lane(small, config, scheduler), build_lane(large, config, scheduler)
     driver = Driver(
-        scheduler, lanes, loaded.tokenizer, loaded.shapes, config.check_every, config.overlap
+        scheduler,
+        lanes,
+        loaded.tokenizer,
+        loaded.shapes,
+        config.check_every,
+        config.overlap,
+        forks=all(device.type == "cpu" for device in devices),
     )
     bridge, eos_ids = build_bridge(loaded)
     limits = RequestLimits(config.max_waiting, loaded.max_context)

@@ -17,6 +17,7 @@ from engine.params import SamplingParams
 from engine.request import Completion
 from engine.requests.guard_log import GuardLog
 from engine.requests.lane import Lane
+from engine.requests.one_thread import OneThread
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, reader_of
 from engine.text.tokenizer import Tokenizer
@@ -36,7 +37,10 @@ class _Live(dict[int, RequestState]):
 
 
 class Driver:
-    """Drives both lanes of one engine. Completions wait in ``finished`` until they are taken."""
+    """Drives both lanes of one engine. Completions wait in ``finished`` until they are taken.
+
+    ``one_thread``: held by each call that changes something, and by callers around several.
+    """
 
     def __init__(
         self,
@@ -46,14 +50,17 @@ class Driver:
         shapes: tuple[ModelConfig, ModelConfig],
         check: int,
         overlap: bool = True,
+        forks: bool = True,
     ) -> None:
         """
         Args:
             check: ticks between integrity checks of the core, 0 only when idle.
             overlap: whether a lane may start while the other one runs.
+            forks: whether a forked process can use the lanes; not on a GPU.
         """
         self.live: dict[int, RequestState] = _Live()
         self.finished: dict[int, Completion] = {}
+        self.one_thread = OneThread(forks)
         self._scheduler = scheduler
         self._lanes: tuple[Lane, ...] = lanes  # none once it is closed
         self._tokenizer = tokenizer
@@ -64,6 +71,7 @@ class Driver:
         self._ticks = 0
         self._idle = 0
         self._events: deque[tuple[int, int, int]] = deque()
+        self._ends: deque[tuple[int, bool]] = deque()  # to end, and whether to drop its completion
         self._dropped: set[int] = set()
         self._ended: set[int] = set()  # ended requests whose shadows have not ended yet
         self._deadlines: list[tuple[float, int]] = []
@@ -83,10 +91,18 @@ class Driver:
 
         On a CPU this is one tick of each lane. A policy that raises ends its request with an abort;
         the exception passes through, and the next call continues with all other requests.
+
+        Raises:
+            SteerError: if another thread drives the engine.
         """
         if not self._lanes:
             raise SteerError(CLOSED)
-        self._expire()
+        with self.one_thread():
+            self._end_asked()
+            self._expire()
+            self._advance()
+
+    def _advance(self) -> None:
         before = len(self.finished)
         self._answer()
         progressed = False
@@ -137,18 +153,23 @@ class Driver:
             time.sleep(_POLL)
         return bool(busy)
 
+    def abort(self, request: int) -> None:
+        """End a request that is live. While another thread drives, that one does it at its next
+        :meth:`advance`."""
+        self._ends.append((request, False))
+        with suppress(SteerError), self.one_thread():
+            self._end_asked()
+
     def cancel(self, requests: Iterable[int]) -> None:
         """End requests and drop their completions, in whatever state an exception left them.
 
         Never raises. A forward pass that fails here stays in flight, and events of other requests
-        wait: the next :meth:`advance` handles both and raises their errors.
+        wait: the next :meth:`advance` handles both and raises their errors. While another thread
+        drives, its next :meth:`advance` ends the requests.
         """
-        for request in requests:
-            if request in self.live:
-                self._dropped.add(request)
-                self._scheduler.abort(request)
-            self.finished.pop(request, None)
-        with suppress(Exception):
+        self._ends.extend((request, True) for request in requests)
+        with suppress(Exception), self.one_thread():
+            self._end_asked()
             for lane in self._lanes:
                 lane.land(self.live)
 
@@ -157,6 +178,17 @@ class Driver:
         self.cancel([*self.live, *self.finished])
         self.live.clear()
         self._lanes = ()
+
+    def _end_asked(self) -> None:
+        while self._ends:
+            request, drop = self._ends[0]
+            if request in self.live:
+                if drop:
+                    self._dropped.add(request)
+                self._scheduler.abort(request)
+            if drop:
+                self.finished.pop(request, None)
+            self._ends.popleft()
 
     def _expire(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():

@@ -40,11 +40,16 @@ def stream_events(
     """
     text = StreamedText(tokenizer)
     try:
-        while request not in driver.finished:
-            driver.advance()
-            if request in driver.live:
-                yield from text.grow(scheduler.sequence(request))
-        yield from text.finish(driver.finished.pop(request))
+        completion = None
+        while completion is None:
+            with driver.one_thread():  # not while an event is with the caller
+                if request not in driver.finished:
+                    driver.advance()
+                completion = driver.finished.pop(request, None)
+                live = request in driver.live
+                events = [*text.grow(scheduler.sequence(request))] if live else []
+            yield from events
+        yield from text.finish(completion)
     finally:
         driver.cancel([request])
 
