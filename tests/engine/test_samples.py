@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from bench.tasks import arithmetic
-from engine import AsyncEngine, Engine, EngineConfig, QueueFullError, SamplingParams, SteerError
+from engine import (
+    AsyncEngine,
+    Completion,
+    Engine,
+    EngineConfig,
+    QueueFullError,
+    SamplingParams,
+    SteerError,
+)
 from engine.routing.policies import Call
 
 PROMPTS = [p.prompt for p in arithmetic.problems("test", 6, seed=8)]
@@ -113,13 +121,13 @@ def test_faces_for_one_answer_refuse_more():
             call(PROMPTS[0], warm(2), "small")
 
 
-async def _serve(made: Engine) -> None:
+async def _serve(made: Engine) -> list[Completion]:
     async with AsyncEngine(made) as served:
-        await served.generate(PROMPTS[0], warm(2), "small")
+        return await served.generate(PROMPTS[0], warm(2), "small")
 
 
-def test_the_asyncio_face_refuses_them_too():
+def test_the_asyncio_face_gives_them_as_a_list():
     import asyncio
 
-    with pytest.raises(SteerError, match="n=2"):
-        asyncio.run(_serve(engine()))
+    answers = asyncio.run(_serve(engine()))
+    assert [answer.sample for answer in answers] == [0, 1]
