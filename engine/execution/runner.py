@@ -264,7 +264,7 @@ class ModelRunner:
                 batch, self._arena, vocabulary, targets
             )
         else:
-            confidence, logits = self.decoder.statistics(
+            confidence, logits = self.decoder.signals(
                 batch, self._arena, vocabulary, not plain, self._fused_head
             )
         if plain:

@@ -85,7 +85,7 @@ class Decoder:
         return self._pass.logits(batch, arena)
 
     @torch.inference_mode()
-    def statistics(
+    def signals(
         self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool, fused: bool = True
     ) -> tuple[ops.Confidence, Tensor | None]:
         """A pass that ends in the statistics of the sampled rows, and their logits if ``keep``.
@@ -93,13 +93,13 @@ class Decoder:
         ``vocabulary``: ids from here on are padding of the head and take no part. ``fused``: see
         ``Backend.lm_head``.
         """
-        return self._pass.statistics(batch, arena, vocabulary, keep, fused)
+        return self._pass.signals(batch, arena, vocabulary, keep, fused)
 
     @torch.inference_mode()
     def audited(
         self, batch: Batch, arena: Tensor, vocabulary: int, targets: Tensor
     ) -> tuple[ops.Confidence, Tensor, Tensor]:
-        """A pass whose last sampled rows predict known tokens; the others as in ``statistics``.
+        """A pass whose last sampled rows predict known tokens; the others as in ``signals``.
 
         Args:
             targets: [audited], the tokens after the last ``audited`` of the sampled rows.

@@ -70,7 +70,7 @@ class Pass(Protocol):
     def logits(self, batch: Batch, arena: Tensor) -> Tensor:
         """fp32 [sampled, vocab_size], padding ids of the head included."""
 
-    def statistics(
+    def signals(
         self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool, fused: bool
     ) -> tuple[ops.Confidence, Tensor | None]:
         """Statistics of the sampled rows, and their logits if ``keep``; see ``Backend.lm_head``."""
@@ -78,7 +78,7 @@ class Pass(Protocol):
     def split(
         self, batch: Batch, arena: Tensor, vocabulary: int, headless: int
     ) -> tuple[ops.Confidence, Tensor, Tensor]:
-        """As ``statistics`` with logits; the last ``headless`` sampled rows stop before the head.
+        """As ``signals`` with logits; the last ``headless`` sampled rows stop before the head.
 
         Of those it gives what the head is to be multiplied with, [headless, hidden_size].
         """
@@ -96,7 +96,7 @@ class OpByOp:
     def logits(self, batch: Batch, arena: Tensor) -> Tensor:
         return self._backend.linear(self._hidden(batch, arena), self._weights.head).float()
 
-    def statistics(
+    def signals(
         self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool, fused: bool
     ) -> tuple[ops.Confidence, Tensor | None]:
         hidden, head = self._hidden(batch, arena), self._weights.head
@@ -162,7 +162,7 @@ class WholePass:
     def logits(self, batch: Batch, arena: Tensor) -> Tensor:
         return self._compiled.logits(*_numbers(batch), batch.attention, arena)
 
-    def statistics(
+    def signals(
         self, batch: Batch, arena: Tensor, vocabulary: int, keep: bool, fused: bool
     ) -> tuple[ops.Confidence, Tensor | None]:
         logits = self._compiled.logits(*_numbers(batch), batch.attention, arena)

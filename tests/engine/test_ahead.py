@@ -229,7 +229,7 @@ def test_what_fails_on_the_device_ends_its_requests_only(pair, delimiters, promp
     delay(engine, 1)
     first = [engine.submit(p, LONG, "small") for p in prompts(3, seed=8)]
     decoder, broken = engine.lanes[0].runner.decoder, {"left": 1}
-    statistics = decoder.statistics
+    statistics = decoder.signals
 
     def fail_once(*args):
         if broken["left"]:
@@ -237,7 +237,7 @@ def test_what_fails_on_the_device_ends_its_requests_only(pair, delimiters, promp
             raise RuntimeError("the device is gone")
         return statistics(*args)
 
-    decoder.statistics = fail_once
+    decoder.signals = fail_once
     done = []
     with pytest.raises(RuntimeError, match="the device is gone"):
         while len(done) < 3:

@@ -170,7 +170,7 @@ def test_a_neighbour_that_finishes_in_the_tick_of_an_error(engine: Engine):
 
 def test_an_engine_that_fails_for_good_tells_its_callers(engine: Engine, monkeypatch):
     """Their requests end with the reason; nothing spins."""
-    monkeypatch.setattr(engine.lanes[0].runner.decoder, "statistics", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine.lanes[0].runner.decoder, "signals", lambda *_: 1 / 0)
 
     async def main() -> list[str]:
         async with AsyncEngine(engine) as served:

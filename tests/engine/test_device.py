@@ -252,7 +252,7 @@ def test_out_of_memory(kit, prompts, monkeypatch):
     engine, params = build(kit, way), SamplingParams(max_tokens=6)
     expected = [c.token_ids for c in engine.generate(batch, params, "large")]
     decoder = engine.lanes[1].runner.decoder
-    statistics, calls = decoder.statistics, []
+    statistics, calls = decoder.signals, []
 
     def short(*arguments):
         calls.append(1)
@@ -260,7 +260,7 @@ def test_out_of_memory(kit, prompts, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return statistics(*arguments)
 
-    monkeypatch.setattr(decoder, "statistics", short)
+    monkeypatch.setattr(decoder, "signals", short)
     lasting = False
     assert [c.token_ids for c in engine.generate(batch, params, "large")] == expected
     lasting = True

@@ -16,7 +16,7 @@ def test_a_forward_pass_that_fails_is_run_again(engine: Engine, monkeypatch: pyt
     expected = [c.text for c in engine.generate(PROMPTS, PARAMS, "small")]
     ids = [engine.submit(p, PARAMS, "small") for p in PROMPTS]
     decoder = engine.lanes[0].runner.decoder
-    statistics, calls = decoder.statistics, []
+    statistics, calls = decoder.signals, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -24,7 +24,7 @@ def test_a_forward_pass_that_fails_is_run_again(engine: Engine, monkeypatch: pyt
             raise KeyboardInterrupt
         return statistics(*arguments)
 
-    monkeypatch.setattr(decoder, "statistics", interrupted)
+    monkeypatch.setattr(decoder, "signals", interrupted)
     found, interrupts = {}, 0
     while len(found) < len(ids):
         try:
@@ -38,7 +38,7 @@ def test_a_forward_pass_that_fails_for_good_ends_its_requests(engine: Engine, mo
     """Twice the same error: these requests end with it, the engine serves the next ones."""
     decoder = engine.lanes[0].runner.decoder
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, "statistics", lambda *_: 1 / 0)
+        patch.setattr(decoder, "signals", lambda *_: 1 / 0)
         request = engine.submit(PROMPTS[0], PARAMS, "small")
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):

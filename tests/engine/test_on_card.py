@@ -172,7 +172,7 @@ def test_a_recording_that_breaks_off_costs_its_graph_only(
     with simulated_card(3) as card, references():
         engine = build(kit, True, delimiters)
         decoder, broken, pools = engine.lanes[0].runner.decoder, [], set()
-        statistics = decoder.statistics
+        statistics = decoder.signals
 
         def short(*arguments):
             if card.recording is not None:
@@ -183,7 +183,7 @@ def test_a_recording_that_breaks_off_costs_its_graph_only(
                 raise kind(message)
             return statistics(*arguments)
 
-        monkeypatch.setattr(decoder, "statistics", short)
+        monkeypatch.setattr(decoder, "signals", short)
         found = run(engine, batch)
         counts = engine.graph_counts["small"]
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]

@@ -83,7 +83,7 @@ def test_a_launch_that_is_repeated_saves_nothing_twice(pair, delimiters, prompts
     engine = pair.engine(delimiters=delimiters, host_kv_tokens=4096, **TIGHT)
     left = {"small": 1, "large": 1}
     for role, lane in zip(left, engine.lanes, strict=True):
-        runner, statistics = lane.runner, lane.runner.decoder.statistics
+        runner, statistics = lane.runner, lane.runner.decoder.signals
         buffers = engine.scheduler.buffers(runner.model)
 
         def fail_once(*args, role=role, buffers=buffers, statistics=statistics):
@@ -93,7 +93,7 @@ def test_a_launch_that_is_repeated_saves_nothing_twice(pair, delimiters, prompts
                 raise RuntimeError("cut short")
             return found
 
-        runner.decoder.statistics = fail_once
+        runner.decoder.signals = fail_once
     step = engine.step
 
     def patient_step():

@@ -98,20 +98,20 @@ def test_for_good(pair, delimiters, prompts, kind, late):
     params, batch = SamplingParams(max_tokens=12), prompts(4, seed=42)
     calm, hit = engine.lanes[0].runner, engine.lanes[1].runner
     expected = [c.token_ids for c in engine.generate(batch, params, "large")]
-    queue, statistics = hit.queue, hit.decoder.statistics
+    queue, statistics = hit.queue, hit.decoder.signals
 
     def fail(*_):
         raise SHORTAGES[kind]
 
     hit.queue = LateQueue(1) if late else ShortQueue(SHORTAGES[kind], itertools.repeat(True))
-    hit.decoder.statistics = fail
+    hit.decoder.signals = fail
     ids = [engine.submit(p, params, name) for p in batch for name in ("small", "large")]
     done = {}
     while len(done) < len(ids):
         done |= {c.request_id: c for c in engine.step()}
     assert [done[i].finish_reason for i in ids] == ["length", "error"] * 4
     assert all(len(done[i].token_ids) == 12 for i in ids[::2]) and calm.queue is not hit.queue
-    hit.queue, hit.decoder.statistics = queue, statistics
+    hit.queue, hit.decoder.signals = queue, statistics
     assert [c.token_ids for c in engine.generate(batch, params, "large")] == expected
 
 

@@ -263,7 +263,7 @@ def test_signals_of_a_tick_that_a_cancel_brings_home(engine: Engine, monkeypatch
     policy = "threshold:max_prob:0.9@probe:1"
     expected = [c.text for c in engine.generate(PROMPTS, PARAMS, policy)]
     decoder = engine.lanes[0].runner.decoder
-    statistics, calls = decoder.statistics, []
+    statistics, calls = decoder.signals, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -272,7 +272,7 @@ def test_signals_of_a_tick_that_a_cancel_brings_home(engine: Engine, monkeypatch
         return statistics(*arguments)
 
     ids = [engine.submit(p, PARAMS, policy) for p in PROMPTS]
-    monkeypatch.setattr(decoder, "statistics", interrupted)
+    monkeypatch.setattr(decoder, "signals", interrupted)
     done = {}
     while len(done) < len(ids):
         try:
