@@ -30,10 +30,14 @@ from .test_quantised import CASES
 CORPUS = [text for text in HARD if text.strip()] * 3 + ["the quick brown fox jumps over it"] * 9
 TURN = {"qwen": "<|im_end|>", "llama3": "<|eot_id|>", "pieces": "</s>"}  # ends an answer
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '>' }}\n{{ m['content'] }}"
+    "{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ '<' + m['role'] + '>' }}\n{{ m['content'] }}"
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}\n{% endif %}"
 )
-OTHER_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+OTHER_TEMPLATE = (
+    "{% for t in tools or [] %}{{ t['function']['name'] }};{% endfor %}"
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16},

@@ -46,6 +46,8 @@ LAYOUTS = {
     "mistral tokenizer.model": replace(MISTRAL, files="model", template="chat_template.jinja"),
     "mistral processor's template": replace(MISTRAL, template="chat_template.json"),
 }
+# A tokenizer reads no template from a processor's file.
+CHATS = [n for n, each in LAYOUTS.items() if each.template not in ("none", "chat_template.json")]
 PROMPT = "the quick brown fox jumps"
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -53,6 +55,15 @@ CHAT = [
     {"role": "assistant", "content": "Rayleigh, naïvely."},
     {"role": "user", "content": "1+1?"},
 ]
+CONTINUED = [*CHAT, {"role": "assistant", "content": "It is  2, as"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Naïve <guess> & more",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
 
 
 class Made(NamedTuple):
@@ -116,6 +127,27 @@ def test_ids_of_a_chat(name: str, made: Callable[[str], Made]):
         text = theirs.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=begins)
         expected = theirs.encode(text, add_special_tokens=False)
         assert engine.tokenizer.chat(CHAT, add_generation_prompt=begins) == expected
+
+
+@pytest.mark.parametrize("name", CHATS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [TOOL], "add_generation_prompt": True},
+        {"continue_final_message": True, "messages": CONTINUED},
+        {"continue_final_message": True, "messages": CONTINUED, "tools": [TOOL]},
+    ],
+    ids=["tools", "continued", "continued with tools"],
+)
+def test_ids_of_a_chat_with_options(
+    name: str, options: dict[str, Any], made: Callable[[str], Made]
+):
+    engine, theirs, _, _ = made(name)
+    messages = options.get("messages", CHAT)
+    given = {key: value for key, value in options.items() if key != "messages"}
+    text = theirs.apply_chat_template(messages, tokenize=False, **given)
+    expected = theirs.encode(text, add_special_tokens=False)
+    assert engine.chat(messages, **given) == expected
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
