@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,14 +43,21 @@ def another_thread(engine: Engine) -> Iterator[Callable[[], list[Completion]]]:
         assert go_on.wait(SECONDS)
         return "small"
 
+    def enter() -> list[Completion]:
+        while True:  # an AsyncEngine may be in a step just now
+            try:
+                return engine.generate(PROMPTS[:1], PARAMS, policy)
+            except SteerError as error:
+                if str(error) != REFUSAL:
+                    raise
+                time.sleep(1e-3)
+
     def finish() -> list[Completion]:
         go_on.set()
         return answers.result(SECONDS)
 
     with ThreadPoolExecutor(1) as pool:
-        answers: Future[list[Completion]] = pool.submit(
-            engine.generate, PROMPTS[:1], PARAMS, policy
-        )
+        answers: Future[list[Completion]] = pool.submit(enter)
         try:
             assert inside.wait(SECONDS)
             yield finish
