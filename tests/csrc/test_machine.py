@@ -271,7 +271,8 @@ class Machine(WrongCalls):
 
 
 def test_the_core_is_as_the_model_says() -> None:
-    """Always the same examples; their number grows with STEER_MACHINE_EXAMPLES.
+    """The same examples wherever the same modules are loaded: Hypothesis draws constants of theirs
+    too. Their number grows with STEER_MACHINE_EXAMPLES.
 
     What the run is meant to exercise did happen: looked at here, as another test may be run by
     another process.
