@@ -96,6 +96,7 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
   std::shared_ptr<const Automaton> stops;
   if (!request.stop_strings.empty())
     stops = std::make_shared<const Automaton>(request.stop_strings);
+  const auto marker = think_marker(request);
   const auto queued = static_cast<std::int64_t>(waiting_.size()) + samples;
   if (config_.max_waiting > 0 && queued > config_.max_waiting)
     throw std::overflow_error("the queue is full: " + std::to_string(waiting_.size()) +
@@ -115,7 +116,8 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
     sequence->stops = stops;
     sequence->loops = LoopGuard(request.max_repeats);
     sequence->request = request;
-    begin_thinking(*sequence);
+    sequence->thinking = request.thinks();
+    sequence->think_marker = marker;
     insert_in_order(waiting_, sequence.get());
     reach_boundary(*sequence);
     sequences_.emplace(sequence->id, std::move(sequence));

@@ -61,7 +61,8 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   shadow->tokens = request.prompt;
   shadow->settled = shadow->length();
   shadow->stops = sequence.stops;
-  begin_thinking(*shadow);
+  shadow->thinking = request.thinks();
+  shadow->think_marker = think_marker(request);
   shadow->loops = LoopGuard(request.max_repeats);
   shadow->phase = Phase::running;
   insert_in_order(running_, shadow.get());

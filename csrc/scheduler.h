@@ -215,7 +215,7 @@ class Scheduler {
   void try_on(Sequence& sequence, Outcome outcome);
   void conclude(Sequence& sequence, Outcome outcome);
   void ask_at_end(Sequence& sequence, Finish reason);
-  void begin_thinking(Sequence& sequence) const;
+  std::shared_ptr<const Automaton> think_marker(const Request& request) const;
   bool ends_thinking(Sequence& sequence, std::span<const Token> written) const;
   Outcome end_thinking(Sequence& sequence);
   bool must_stop_thinking(const Sequence& sequence) const;

@@ -54,6 +54,9 @@ struct Request {
   // An audit reads every row of the large model past the prompt, so none of them is taken from the
   // prefix cache: the model computes all.
   bool audited = false;
+
+  // Whether the text begins with a thinking part.
+  bool thinks() const { return !think_end.empty() && !think_closed; }
 };
 
 // What a token does to the text: ends it, or ends a step.

@@ -82,18 +82,17 @@ bool Scheduler::must_stop_thinking(const Sequence& sequence) const {
   return sequence.thinking && limit > 0 && sequence.generated() >= limit;
 }
 
-// The thinking part begins, unless the prompt has ended it.
-void Scheduler::begin_thinking(Sequence& sequence) const {
-  const auto& ids = sequence.request.think_end;
-  sequence.thinking = !ids.empty() && !sequence.request.think_closed;
+// The search for the text that ends the thinking part; none if there is none, or if one of its
+// tokens has no text.
+std::shared_ptr<const Automaton> Scheduler::think_marker(const Request& request) const {
   std::string marker;
-  for (const Token token : ids) {
-    const std::string& text = detector(sequence).text(token);
-    if (text.empty()) return;  // a special token: its id says more than its text
+  for (const Token token : request.think_end) {
+    const std::string& text = detectors_[request.vocabulary].text(token);
+    if (text.empty()) return nullptr;  // a special token: its id says more than its text
     marker += text;
   }
-  if (sequence.thinking)
-    sequence.think_marker = std::make_shared<const Automaton>(std::vector{std::move(marker)});
+  if (!request.thinks()) return nullptr;
+  return std::make_shared<const Automaton>(std::vector{std::move(marker)});
 }
 
 // Does the thinking part end in the last token of what is written?
@@ -168,7 +167,7 @@ void Scheduler::read_again(Sequence& sequence) {
   sequence.stop_node = Automaton::kStart;
   for (const Token token : written) match_stop(sequence, token, true);
   sequence.loops.rewind(written);
-  sequence.thinking = !sequence.request.think_end.empty() && !sequence.request.think_closed;
+  sequence.thinking = sequence.request.thinks();
   sequence.think_node = Automaton::kStart;
   for (std::size_t n = 1; n <= written.size() && sequence.thinking; ++n)
     sequence.thinking = !ends_thinking(sequence, written.first(n));

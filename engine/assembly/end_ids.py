@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import ModelConfig
-from engine.files import read_json
 from engine.gguf.file import GgufFile
+from engine.text.added_tokens import read_optional
 from engine.text.tokenizer import Tokenizer
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
@@ -52,19 +52,15 @@ def _declared(source: Path | GgufFile, tokenizer: Tokenizer) -> dict[str, tuple[
         config = tuple(i for i in config if i in generation or not tokenizer.bytes[i])
     declared = {_GENERATION: generation, _CONFIG: config}
     for name in _BY_TEXT:
-        token = _text(_optional(source / name).get("eos_token"))
+        token = _text(read_optional(source / name).get("eos_token"))
         index = None if token is None else tokenizer.id_of(token)
         declared[name] = () if index is None else (index,)
     return {name: ids for name, ids in declared.items() if ids}
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _ids(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The valid ids under ``eos_token_id``; what must be valid is checked with the shape."""
-    value = _optional(path).get("eos_token_id")
+    value = read_optional(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     return tuple(i for i in ids if type(i) is int and 0 <= i < tokenizer.size)
 
