@@ -48,8 +48,11 @@ class Verdict(NamedTuple):
     cut: int = 0  # bytes from where the stop began
 
 
+_BYTES = [*TOKEN_BYTES, *[b""] * (PADDING + 1 - len(TOKEN_BYTES))]
+
+
 def text_of(tokens: Sequence[int]) -> bytes:
-    return b"".join(TOKEN_BYTES[t] if t < len(TOKEN_BYTES) else b"" for t in tokens)
+    return b"".join([_BYTES[t] for t in tokens])
 
 
 def matches(text: bytes, patterns: Sequence[bytes]) -> list[tuple[int, int]]:
