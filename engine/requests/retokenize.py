@@ -19,7 +19,7 @@ from engine.errors import SteerError
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Prompt
 from engine.routing.audit import Audit
-from engine.routing.policies import Policy, reader_of
+from engine.routing.policy import PolicyBase
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
@@ -73,12 +73,12 @@ def token_ids(prompt: object) -> list[int]:
         raise SteerError(f"a prompt must be text or token ids, got {shown}") from None
 
 
-def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) -> None:
+def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bool) -> None:
     """SteerError on parameters that do not work while text crosses between two vocabularies."""
-    audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
+    audit = policy.audit or Audit.parse(params.audit)
     for wrong, what in (
         (audit.on, "an audit"),
-        (policy.reads and reader_of(policy) == "large", "a policy that the large model reads for"),
+        (policy.reads and policy.reader == "large", "a policy that the large model reads for"),
         (params.n > 1, "n above 1"),
         (params.logit_bias, "logit_bias"),
         (params.stop_token_ids, "stop_token_ids"),
