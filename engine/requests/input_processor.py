@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine import _core
 from engine.config import ROLES
@@ -12,8 +13,9 @@ from engine.errors import QueueFullError, SteerError
 from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
 from engine.requests.driver import Driver
+from engine.requests.prompt_ids import check_range, token_ids
 from engine.requests.request_state import RequestState
-from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed, token_ids
+from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
 from engine.requests.stops import Stops, find_stops
 from engine.routing.audit import Audit
 from engine.routing.policies import AfterThinking
@@ -47,7 +49,7 @@ class CheckedRequest:
     timeout: float | None = None
     settle_at_once: bool = True
 
-    @property
+    @cached_property
     def ids(self) -> list[int]:
         """The prompt in the ids of the core's sequence."""
         return list(self.prompt.small) if isinstance(self.prompt, Prompt) else self.prompt
@@ -224,13 +226,13 @@ class InputProcessor:
             raise SteerError("a prompt must be text or token ids: both models have the same tokens")
         else:
             ids = token_ids(prompt)
+            check_range(ids, self._tokenizer.size)
         if not ids:
             raise SteerError("the prompt is empty")
-        self.check_ids(ids)
         return ids
 
-    def check_ids(self, ids: Iterable[int], where: str = "") -> None:
-        """SteerError, beginning with ``where``, for the first id that is no token."""
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        """SteerError, beginning with ``where``, for the first of a parameter's ids that is none."""
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
             raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
