@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,12 @@ import pytest
 import torch
 
 from engine import AsyncEngine, Engine, Prompt, SamplingParams, SteerError
+from engine.requests.prompt_ids import check_range, token_ids
+from engine.text.tokenizer import Tokenizer
 
 from .other_pieces import OtherPieces
 
+TEXT = "12+34?\n\n"
 IDS = [3, 4, 5, 6, 7, 8]
 PARAMS = SamplingParams(max_tokens=2)
 
@@ -37,26 +44,23 @@ class Counted(Sequence[Any]):
         return (self[i] for i in range(len(self)))
 
 
-class Compared(int):
-    """An id that counts its comparisons."""
+@contextmanager
+def counted_calls(*functions: Any) -> Iterator[list[int]]:
+    """How often each function is called meanwhile, in this thread and those that begin."""
+    codes = [function.__code__ for function in functions]
+    counts = [0] * len(codes)
 
-    count = 0
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code in codes:
+            counts[codes.index(frame.f_code)] += 1
 
-    def _compare(self, name: str, other: object) -> Any:
-        Compared.count += 1
-        return getattr(int, name)(self, other)
-
-    def __lt__(self, other: object) -> Any:
-        return self._compare("__lt__", other)
-
-    def __le__(self, other: object) -> Any:
-        return self._compare("__le__", other)
-
-    def __gt__(self, other: object) -> Any:
-        return self._compare("__gt__", other)
-
-    def __ge__(self, other: object) -> Any:
-        return self._compare("__ge__", other)
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
 
 
 async def served(engine: Engine, prompt: Any) -> None:
@@ -87,9 +91,12 @@ def test_each_id_is_read_and_checked_once(engine: Engine, way: str):
     prompt = Counted(IDS)
     run(engine, prompt)
     assert prompt.reads == [requests] * len(IDS)
-    Compared.count = 0
-    run(engine, [*map(Compared, IDS)])
-    assert Compared.count == 0  # all at once in NumPy: no loop goes over them
+    with counted_calls(token_ids, check_range, Tokenizer.encode) as calls:
+        run(engine, IDS)
+    assert calls == [requests, requests, 0]
+    with counted_calls(token_ids, check_range, Tokenizer.encode) as calls:
+        run(engine, TEXT)
+    assert calls == [0, 0, requests]  # which gives no id beyond its own
     engine.step()  # drops what was aborted
 
 
