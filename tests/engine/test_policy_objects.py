@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from engine import Audit, Boundary, Decision, Engine, Policy, Query, SamplingParams, SteerError
+from engine import (
+    Audit,
+    Boundary,
+    Decision,
+    Engine,
+    Policy,
+    Query,
+    Random,
+    SamplingParams,
+    SteerError,
+)
 from engine.replay.replay import replay
 from engine.replay.trace import Trace
 from engine.routing.policies import AfterThinking, Always
@@ -105,5 +115,6 @@ def test_one_that_uses_no_window_replays_any_trace(engine: Engine, tmp_path: Pat
     trace = Trace.read(path)
     large = user_policy(lambda b: Decision("large", "always"), reads=False)
     assert replay(trace, large).large_step_share == 1
+    assert replay(trace, Query(Random(0.0))).large_step_share == 0
     with pytest.raises(SteerError, match="looks at boundary, the trace holds probe:3"):
         replay(trace, user_policy())
