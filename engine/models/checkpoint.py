@@ -85,7 +85,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def recommendation(self) -> Recommendation | None:
-        """Settings of requests, from generation_config.json or GGUF keys; None without any."""
+        """Settings of requests, from generation_config.json or GGUF keys; None without the file."""
 
     @abstractmethod
     def _tensors(self, config: ModelConfig) -> Tensors: ...

@@ -67,7 +67,8 @@ class Policy(Protocol):
     If a policy ``reads``, the small model computes each boundary before the decision. Without, no
     row is computed for it, and it gets no signals unless its window's tokens were computed anyway.
 
-    ``window``, ``reader`` and ``audit`` are optional, see :class:`PolicyBase`.
+    Optional attributes: ``window`` (a :class:`Window`), ``reader`` (a model's role) and ``audit``
+    (an :class:`engine.routing.audit.Audit`). :class:`PolicyBase` has their defaults.
     """
 
     @property
