@@ -12,7 +12,8 @@ import torch
 from bench.gpu_quick.families import TOKENS, Oracle
 from engine import Completion, Engine, EngineConfig, SamplingParams
 from engine.config import ROLES
-from engine.routing.policies import Boundary, Call
+from engine.routing.policies import Call
+from engine.routing.policy import Boundary
 from kernels.ops import BackendChoice
 
 HEATS, LOGPROBS = (0.0, 0.0, 1.0), (None, 5, 5)  # of requests, in turns

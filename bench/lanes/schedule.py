@@ -15,7 +15,8 @@ import numpy as np
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.routing.policies import Always, Boundary, Decision, Policy
+from engine.routing.policies import Always
+from engine.routing.policy import Boundary, Decision, Policy
 
 SMALL, LARGE = range(2)
 _GOLDEN = 0.6180339887498949  # multiples of it spread evenly over [0, 1)

@@ -19,7 +19,7 @@ from engine.requests.guard_log import GuardLog
 from engine.requests.lane import Lane
 from engine.requests.one_thread import OneThread
 from engine.requests.request_state import RequestState
-from engine.routing.policies import Always, reader_of
+from engine.routing.policies import Always
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
@@ -250,7 +250,7 @@ class Driver:
         live = self.live[request]
         if sequence.closing:  # an audit has read the last step and accepted it
             return self._scheduler.route(request, _LARGE)
-        read = row >= 0 and reader_of(live.policy) == ROLES[_SMALL]
+        read = row >= 0 and live.policy.reader == ROLES[_SMALL]
         boundary = live.boundary(sequence, self._lanes[_SMALL].signals(row) if read else None)
         try:
             decision, unread = live.decide(

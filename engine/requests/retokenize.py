@@ -7,9 +7,8 @@ text that crosses, and finds text that cannot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import index
 
 import numpy as np
 
@@ -18,12 +17,12 @@ from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Prompt
+from engine.requests.prompt_ids import check_range, token_ids
 from engine.routing.audit import Audit
-from engine.routing.policies import Policy, reader_of
+from engine.routing.policy import PolicyBase
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = range(2)
-_SHOWN = 60  # characters of a wrong prompt in an error
 _NONE, _STOP, _LENGTH, _REPETITION = map(
     FINISH_REASONS.index, ("none", "stop", "length", "repetition")
 )
@@ -40,45 +39,27 @@ class TokenizerBridge:
         """A prompt's ids for each model. SteerError on ids of one model only, and on wrong ids."""
         if isinstance(prompt, str):
             small, large = (tuple(t.encode(prompt, special=True)) for t in self.tokenizers)
-            both = Prompt(small, large)
         elif isinstance(prompt, Prompt):
-            both = Prompt(*(tuple(token_ids(ids)) for ids in (prompt.small, prompt.large)))
+            small, large = (tuple(token_ids(ids)) for ids in (prompt.small, prompt.large))
         else:
             raise SteerError(
                 "the models have different tokens: a prompt must be text or a Prompt, got a "
                 f"{type(prompt).__name__}"
             )
-        for ids, tokenizer in zip((both.small, both.large), self.tokenizers, strict=True):
+        for ids, tokenizer in zip((small, large), self.tokenizers, strict=True):
             if not ids:
                 raise SteerError("the prompt is empty")
-            for wrong in (i for i in ids if not 0 <= i < tokenizer.size):
-                raise SteerError(f"token id {wrong} is not in 0..{tokenizer.size - 1}")
-        return both
+            if not isinstance(prompt, str):  # a text's ids are the tokenizer's own
+                check_range(ids, tokenizer.size)
+        return Prompt(small, large)
 
 
-def token_ids(prompt: object) -> list[int]:
-    """The ids of a prompt that is no text. SteerError if it is no sequence of whole numbers."""
-    try:
-        if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(
-            prompt, Iterable
-        ):
-            raise TypeError
-        ids = list(prompt)
-        if any(isinstance(i, bool) for i in ids):
-            raise TypeError
-        return [*map(index, ids)]
-    except TypeError:
-        shown = repr(prompt)
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise SteerError(f"a prompt must be text or token ids, got {shown}") from None
-
-
-def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) -> None:
+def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bool) -> None:
     """SteerError on parameters that do not work while text crosses between two vocabularies."""
-    audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
+    audit = policy.audit or Audit.parse(params.audit)
     for wrong, what in (
         (audit.on, "an audit"),
-        (policy.reads and reader_of(policy) == "large", "a policy that the large model reads for"),
+        (policy.reads and policy.reader == "large", "a policy that the large model reads for"),
         (params.n > 1, "n above 1"),
         (params.logit_bias, "logit_bias"),
         (params.stop_token_ids, "stop_token_ids"),
