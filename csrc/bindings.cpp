@@ -132,6 +132,7 @@ void bind_plan(py::module_& m) {
 void bind_sequence(py::module_& m) {
   py::class_<Sequence>(m, "Sequence")
       .def_readonly("id", &Sequence::id)
+      .def_property_readonly("shadow", &Sequence::shadow)
       .def_property_readonly(
           "tokens",
           [](const Sequence& s) { return py::array_t<std::int32_t>(s.length(), s.tokens.data()); })
@@ -210,10 +211,34 @@ void commit(Scheduler& self, int lane, const Int32Array& sampled) {
   self.commit(lane, sampled.data(), static_cast<std::int32_t>(sampled.size()));
 }
 
+// A tuple (kind, sequence, row) whose entries have names. `shadow` has only a name, as have the
+// last fields of os.stat_result: it neither unpacks nor compares.
+PyTypeObject* event_type() {
+  static PyStructSequence_Field fields[] = {
+      {"kind", "an EventKind"},
+      {"sequence", "id of the request's sequence"},
+      {"row", "of the plan, whose logits describe the boundary; -1: none"},
+      {"shadow", "whether its shadow decides or has finished, not the sequence itself"},
+      {nullptr, nullptr}};
+  static PyStructSequence_Desc event{"engine._core.Event", "What take_events() gives.", fields, 3};
+  static PyTypeObject* const type = PyStructSequence_NewType(&event);
+  return type;
+}
+
 py::list take_events(Scheduler& self) {
   py::list out;
-  for (const Event& event : self.take_events())
-    out.append(py::make_tuple(static_cast<int>(event.kind), event.sequence, event.row));
+  for (const Event& event : self.take_events()) {
+    auto entry = py::reinterpret_steal<py::object>(PyStructSequence_New(event_type()));
+    if (!entry) throw py::error_already_set();
+    const auto set = [&](py::ssize_t field, py::object value) {
+      PyStructSequence_SetItem(entry.ptr(), field, value.release().ptr());
+    };
+    set(0, py::int_(static_cast<int>(event.kind)));
+    set(1, py::int_(event.sequence));
+    set(2, py::int_(event.row));
+    set(3, py::bool_(event.shadow));
+    out.append(std::move(entry));
+  }
   return out;
 }
 
@@ -274,6 +299,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("unread") = false)
       .def("add_shadow", &Scheduler::add_shadow, py::arg("id"), py::kw_only(), py::arg("prompt"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("think_end") = std::vector<Token>{})
+      .def("shadow_of", py::overload_cast<SequenceId>(&Scheduler::shadow_of, py::const_),
+           py::arg("id"))
       .def("cross", &Scheduler::cross, py::arg("id"), py::arg("tokens"), py::arg("unread") = false)
       .def(
           "cross_back",
@@ -304,10 +331,36 @@ void bind_scheduler(py::module_& m) {
       .def("check_integrity", &Scheduler::check_integrity);
 }
 
+// An enum.IntEnum with these names, numbered from 0.
+template <std::size_t size>
+void bind_enum(py::module_& m, const char* name, const std::array<const char*, size>& names) {
+  py::list members;
+  for (std::size_t i = 0; i < size; ++i) members.append(py::make_tuple(names[i], i));
+  m.attr(name) = py::module_::import("enum").attr("IntEnum")(
+      name, members, py::arg("module") = m.attr("__name__"));
+}
+
+// What Python must not write down itself.
+void bind_names(py::module_& m) {
+  m.attr("SMALL") = kSmall;
+  m.attr("LARGE") = kLarge;
+  m.attr("NOBODY") = kNobody;
+  m.attr("WHOLE_ANSWER") = kWholeAnswer;
+  bind_enum(m, "RowKind", kRowKindNames);
+  bind_enum(m, "Finish", kFinishNames);
+  bind_enum(m, "Phase", kPhaseNames);
+  bind_enum(m, "EventKind", kEventKindNames);
+  m.attr("ROW_KINDS") = py::tuple(py::cast(kRowKindNames));
+  m.attr("FINISH_REASONS") = py::tuple(py::cast(kFinishNames));
+  m.attr("LANE_POLICIES") = py::tuple(py::cast(kLanePolicyNames));
+  m.attr("Event") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(event_type()));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The Torch-free core: block pool, step detector, scheduler.";
+  bind_names(m);
   bind_pool(m);
   bind_detector(m);
   bind_plan(m);

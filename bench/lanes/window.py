@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.lanes.device import Device
-from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
+from engine._core import LARGE, SMALL
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import weight_bytes
 from engine.config import ROLES

@@ -20,7 +20,7 @@ from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
-_NOBODY = -1
+_NOBODY = _core.NOBODY
 
 
 @dataclass(frozen=True)
