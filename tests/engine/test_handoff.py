@@ -206,19 +206,19 @@ def overlapped(engine, schedule, requests, reader, disturb, rng):
     scheduler, finished, flying = engine.scheduler, {}, set()
     ids = [scheduler.add(p, max_tokens=48, reader=reader, settle_at_once=False) for p in requests]
     draws = {i: RequestState(GREEDY, 0, Always("small")) for i in ids}
+
+    def runs(request):
+        return request not in finished and scheduler.sequence(request).phase != Phase.finished
+
     for _ in range(5000):
         route_all(scheduler, schedule, finished)
         if len(finished) == len(ids):
             break
-        disturb(
-            [i for i in ids if i not in finished and scheduler.sequence(i).phase != Phase.finished]
-        )
+        disturb([i for i in ids if runs(i)])
         for lane in rng.sample(range(2), 2):
             if lane not in flying and scheduler.plan(lane):
                 flying.add(lane)
-        disturb(
-            [i for i in ids if i not in finished and scheduler.sequence(i).phase != Phase.finished]
-        )
+        disturb([i for i in ids if runs(i)])
         for lane in rng.sample(sorted(flying), rng.randint(min(1, len(flying)), len(flying))):
             ran = engine.lanes[lane].runner.execute(scheduler.buffers(lane), draws)
             scheduler.commit(lane, ran.tokens)
