@@ -37,7 +37,7 @@ def _read(prompt: int) -> Usage:
     usage = Usage()
     usage.rows[SMALL, RowKind.prompt] = span_counts(0, prompt - 1)
     usage.rows[SMALL, RowKind.discarded] = span_counts(prompt - 1, prompt)
-    usage.entries[0] = span_counts(0, prompt - 1)
+    usage.entries[SMALL] = span_counts(0, prompt - 1)
     return usage
 
 
