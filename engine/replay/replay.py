@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from engine._core import LARGE
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.replay.books import Books
@@ -117,7 +118,7 @@ class _Request:
             position=step.position,
             prompt_tokens=self.traced.prompt_tokens,
             previous=self.previous,
-            catch_up=step.position - self.books.computed[1],
+            catch_up=step.position - self.books.computed[LARGE],
             signals=step.signals if last or self.window.kind != "step" else None,
             tried=tried,
             large_tokens=self.large_tokens,

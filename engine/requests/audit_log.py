@@ -10,7 +10,7 @@ from engine.execution.logprobs import Drawn
 from engine.request import Retracted
 from engine.routing.audit import Audit, step_score
 
-_SMALL = 0
+_SMALL = _core.SMALL
 FORESEEN = 20  # likeliest tokens kept of a boundary row that the large model computed
 
 

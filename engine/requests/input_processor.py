@@ -23,7 +23,7 @@ from engine.routing.policy import Policy, PolicyBase, complete
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
-_NOBODY = -1
+_NOBODY = _core.NOBODY
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from engine.routing.policy import Boundary, Decision, PolicyBase
 from engine.routing.signals import Signals
 from engine.text.tokenizer import Tokenizer
 
-_SMALL, _LARGE = range(2)
+_SMALL, _LARGE = _core.SMALL, _core.LARGE
 _FAILED = "a model's pass failed twice, or gave logits that cannot be sampled"
 
 

@@ -13,19 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine import _core
+from engine._core import LARGE, SMALL, Finish
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.request import FINISH_REASONS, Prompt
+from engine.request import Prompt
 from engine.requests.prompt_ids import check_range, token_ids
 from engine.routing.audit import Audit
 from engine.routing.policy import PolicyBase
 from engine.text.tokenizer import Tokenizer
-
-_SMALL, _LARGE = range(2)
-_NONE, _STOP, _LENGTH, _REPETITION = map(
-    FINISH_REASONS.index, ("none", "stop", "length", "repetition")
-)
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,6 @@ class Retokenizer:
         """
         self.prompt = prompt.large
         self.stop_ids = tuple(sorted(ends))
-        self.opened = False  # whether the shadow was added
-        self.open = False  # whether it was added and has not ended
         self._scheduler = scheduler
         self._small, self._large = vocabularies.tokenizers
         self._ends = ends
@@ -103,7 +97,8 @@ class Retokenizer:
         self._usage = Usage()  # of crossings, and of the shadow once it has ended
 
     def _shadow(self, request: int) -> _core.Sequence | None:
-        return self._scheduler.sequence(-request) if self.open else None
+        shadow = self._scheduler.shadow_of(request)
+        return None if shadow is None else self._scheduler.sequence(shadow)
 
     def lag(self, request: int, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it must still read before ``position``.
@@ -113,7 +108,7 @@ class Retokenizer:
         shadow, waiting = self._shadow(request), position - self._crossed
         if shadow is None:
             return 0, len(self.prompt) + waiting
-        return shadow.computed[_LARGE], shadow.length - shadow.computed[_LARGE] + waiting
+        return shadow.computed[LARGE], shadow.length - shadow.computed[LARGE] + waiting
 
     def usage(self, request: int) -> Usage:
         """Counts of the large model and of the crossings so far."""
@@ -134,38 +129,44 @@ class Retokenizer:
         self._ready = ids
         return None
 
+    def open_shadow(self, request: int) -> int:
+        """The id of the request's shadow, which is added where there is none."""
+        shadow = self._scheduler.shadow_of(request)
+        if shadow is not None:
+            return shadow
+        return self._scheduler.add_shadow(
+            request,
+            prompt=list(self.prompt),
+            stop_ids=list(self.stop_ids),
+            think_end=self._think_end,
+        )
+
     def cross(self, request: int, position: int, unread: bool) -> None:
         """Hand the next step to the large model; :meth:`obstacle` must have returned None."""
-        if not self.opened:
-            self._scheduler.add_shadow(
-                request,
-                prompt=list(self.prompt),
-                stop_ids=list(self.stop_ids),
-                think_end=self._think_end,
-            )
-            self.opened = self.open = True
         self._scheduler.cross(request, self._ready, unread)
-        self._count(_LARGE, len(self._ready))
+        self._count(LARGE, len(self._ready))
         self._crossed, self._ready = position, []
 
     def cross_back(self, request: int) -> None:
         """Take over a step, or the end of the text, from the shadow."""
-        shadow = self._scheduler.sequence(-request)
+        shadow = self._shadow(request)
+        assert shadow is not None
         step, end = shadow.tokens[shadow.steps[-1][0] :].tolist(), shadow.finish
         # The small model has its own id for the end of a text; the core finds stop strings again.
         ended = (
-            end == _STOP
+            end == Finish.stop
             and step[-1] in self.stop_ids
             and shadow.cut_bytes == len(self._large.bytes[step[-1]])
         )
         stop = self._ends[step[-1]] if ended else None
         ids = self._small.write(self._large.bytes_of(step[:-1] if ended else step))
-        if end == _LENGTH:
-            self._closed, end = _full(self._scheduler.longest), _NONE
+        if end == Finish.length:
+            self._closed, end = _full(self._scheduler.longest), Finish.none
         if ids is None:
             self._closed = "the small model's tokens cannot write what the large one wrote"
-            ids, stop, end = [], None, _NONE if end in (_STOP, _REPETITION) else end
-        self._count(_SMALL, len(ids))
+            ids, stop = [], None
+            end = Finish.none if end in (Finish.stop, Finish.repetition) else end
+        self._count(SMALL, len(ids))
         self._crossed = self._scheduler.sequence(request).length + len(ids)
         self._scheduler.cross_back(request, ids if stop is None else [*ids, stop], end)
 
@@ -174,8 +175,7 @@ class Retokenizer:
         shadow = self._shadow(request)
         if shadow:
             self._usage += Usage.of(shadow)
-            self._scheduler.forget(-request)
-            self.open = False
+            self._scheduler.forget(shadow.id)
 
     def _count(self, model: int, tokens: int) -> None:
         counts = np.zeros(2, np.int64)

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 from engine._core import Sequence
 
-from .model_text import NONE, Request, Verdict, must_stop_thinking, thinks
+from .kinds import NOBODY, NONE, RUNNING, SMALL, WAITING
+from .model_text import Request, Verdict, must_stop_thinking, thinks
 
 if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel, Span
 
-SMALL, LARGE, NOBODY = 0, 1, -1
-PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
-DECIDE, FINISHED = 0, 1
-WAITING, RUNNING, OVER = range(3)
 FORCED = -1  # the model of a token that none drew
 
 

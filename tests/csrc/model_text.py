@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-NONE, STOP, LENGTH, ABORT, ERROR, DEADLINE, REPETITION = range(7)
+from .kinds import LENGTH, NONE, REPETITION, STOP
+
 LONGEST_PIECE, SHORTEST_LOOP = 256, 32
-WHOLE = -1  # a trial to the end of the answer
 
 TOKEN_BYTES = [b"a", b"b", b"c", b"\n", b"\n\n", b".\n\n", b"\n\n\n", b""]
 PADDING = 9  # past the table: a token without text
