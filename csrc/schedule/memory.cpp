@@ -16,7 +16,7 @@
 #include <map>
 #include <tuple>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

@@ -18,7 +18,7 @@
 #include <string>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "schedule/plan.h"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
 // The effects of a token on the text: delimiters, stops, thinking, loops, trials.
 #include <algorithm>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

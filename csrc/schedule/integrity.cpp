@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

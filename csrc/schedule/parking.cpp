@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

@@ -18,15 +18,15 @@
 #include <unordered_map>
 #include <vector>
 
-#include "block_pool.h"
-#include "forecast.h"
-#include "guard.h"
-#include "host_pool.h"
-#include "lane_policy.h"
-#include "plan.h"
-#include "prefix_cache.h"
-#include "sequence.h"
-#include "step_detector.h"
+#include "kv/block_pool.h"
+#include "kv/host_pool.h"
+#include "kv/prefix_cache.h"
+#include "schedule/forecast.h"
+#include "schedule/guard.h"
+#include "schedule/lane_policy.h"
+#include "schedule/plan.h"
+#include "schedule/sequence.h"
+#include "text/step_detector.h"
 #include "types.h"
 
 namespace steer {

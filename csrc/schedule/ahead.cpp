@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "loop_guard.h"
-#include "prefix_cache.h"
-#include "step_detector.h"
+#include "kv/prefix_cache.h"
+#include "text/loop_guard.h"
+#include "text/step_detector.h"
 #include "types.h"
 
 namespace steer {

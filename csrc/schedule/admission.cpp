@@ -14,7 +14,7 @@
 #include <optional>
 #include <vector>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

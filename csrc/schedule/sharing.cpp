@@ -1,7 +1,7 @@
 // Blocks that sequences share: the prefix cache, and blocks that no sequence holds any more.
 #include <algorithm>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "sequence.h"
+#include "schedule/sequence.h"
 
 namespace steer {
 
