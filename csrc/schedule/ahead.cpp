@@ -30,10 +30,8 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
       sequence.pending() || sequence.keep_pending[lane] >= 0)
     return false;
   if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.length()) return true;
-  const std::int32_t generated = sequence.generated() + 1;
-  const bool forced =
-      sequence.thinking && request.max_think_tokens > 0 && generated >= request.max_think_tokens;
-  return request.ahead && generated < request.max_tokens && !forced;
+  return request.ahead && sequence.generated() + 1 < request.max_tokens &&
+         !sequence.must_stop_thinking(1);
 }
 
 // A bet takes no memory from other sequences. Once a plan is short of memory it gets no more bets:

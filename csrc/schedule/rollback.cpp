@@ -43,19 +43,15 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   sequence.awaits_route = false;
 }
 
-// The detector is restored by reading the open step again from where it began.
 void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   // The last token's logits are lost with its successor: its row is computed again.
   const Step first_taken = take_back(sequence, length, {length - 1, length - 1});
-  if (first_taken.start == length) {
-    sequence.cursor = first_taken.cursor;
-    sequence.active = first_taken.model;  // of the step that a trial opens here without an event
-    return reach_boundary(sequence);
+  if (first_taken.start != length) {
+    sequence.active = sequence.steps.back().model;
+    return;
   }
-  sequence.active = sequence.steps.back().model;
-  sequence.cursor = sequence.steps.back().cursor;
-  for (std::int32_t i = sequence.steps.back().start; i < length; ++i)
-    detector(sequence).feed(sequence.cursor, sequence.tokens[i]);
+  sequence.active = first_taken.model;  // of the step that a trial opens here without an event
+  reach_boundary(sequence);
 }
 
 // Takes back tokens[length:] and the KV past `rows` of each model; rows in flight lie before those.
@@ -67,24 +63,17 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
-  sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
     if (sequence.in_flight[model] == 0) keep_rows(sequence, model, rows[model]);
     sequence.highest[model] = std::min(sequence.highest[model], length);
   }
-  auto& steps = sequence.steps;
-  Step first_taken = steps.back();
-  for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
-    first_taken = steps.back();
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   if (sequence.trial_from >= length) sequence.trial_from = -1;
-  if (sequence.unread_from >= length) sequence.unread_from = -1;
   sequence.trial = Outcome{};
   sequence.closing = Finish::none;
   sequence.reading = sequence.awaits_route = false;
-  read_again(sequence);
-  return first_taken;
+  return text_.cut(sequence, length);
 }
 
 // Books the rows that gave tokens[length:] as discarded. The row of a token is one position before

@@ -26,7 +26,7 @@
 #include "schedule/lane_policy.h"
 #include "schedule/plan.h"
 #include "schedule/sequence.h"
-#include "text/step_detector.h"
+#include "text/text_reader.h"
 #include "types.h"
 
 namespace steer {
@@ -191,13 +191,6 @@ class Scheduler {
 
   // lifecycle.cpp
   void check_request(const Request& request, std::int32_t samples) const;
-  void reach_boundary(Sequence& sequence);
-  void activate(Sequence& sequence, int model);
-  void open_step(Sequence& sequence);
-  void drop_candidate(Sequence& sequence);
-  void check_route(const Sequence& sequence) const;
-  void go_on(Sequence& sequence, int model, bool rest, bool unread);
-  void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);
 
@@ -206,23 +199,17 @@ class Scheduler {
   Sequence* partner_of(const Sequence& sequence) const;
   std::int32_t step_limit(const Sequence& sequence) const;
 
-  // text.cpp
-  const StepDetector& detector(const Sequence& sequence) const {
-    return detectors_[sequence.request.vocabulary];
-  }
+  // boundaries.cpp
   void append(Sequence& sequence, Token token);
-  Outcome read(Sequence& sequence, Token token);
   void try_on(Sequence& sequence, Outcome outcome);
   void conclude(Sequence& sequence, Outcome outcome);
   void ask_at_end(Sequence& sequence, Finish reason);
-  std::shared_ptr<const Automaton> think_marker(const Request& request) const;
-  bool ends_thinking(Sequence& sequence, std::span<const Token> written) const;
-  Outcome end_thinking(Sequence& sequence);
-  bool must_stop_thinking(const Sequence& sequence) const;
-  bool stops_at(Sequence& sequence, Token token);
-  bool match_stop(Sequence& sequence, Token token, bool ignored) const;
-  void settle_open(Sequence& sequence);
-  void read_again(Sequence& sequence);
+  void reach_boundary(Sequence& sequence);
+  void activate(Sequence& sequence, int model);
+  void drop_candidate(Sequence& sequence);
+  void check_route(const Sequence& sequence) const;
+  void go_on(Sequence& sequence, int model, bool rest, bool unread);
+  void keep_trial(Sequence& sequence, bool rest, bool unread);
 
   // rollback.cpp
   Step take_back(Sequence& sequence, std::int32_t length, std::array<std::int32_t, kModels> rows);
@@ -307,7 +294,7 @@ class Scheduler {
   void evacuate(const Victim& victim, const Sequence& requester, int lane);
 
   SchedulerConfig config_;
-  std::array<StepDetector, kModels> detectors_;  // of each vocabulary
+  TextReader text_;
   BlockPool pool_;
   PrefixCache cache_;
   HostPool host_;

@@ -10,66 +10,14 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "kv/prefix_cache.h"
-#include "text/loop_guard.h"
-#include "text/step_detector.h"
+#include "text/text_state.h"
 #include "types.h"
 
 namespace steer {
-
-// A trial of this many tokens goes on to the end of the answer, past all boundaries.
-inline constexpr std::int32_t kWholeAnswer = -1;
-
-// What a caller asks for, fixed from add() on.
-struct Request {
-  std::vector<Token> prompt;
-  std::int32_t max_tokens = 16;
-  std::vector<Token> stop_ids;  // end-of-sequence and stop tokens: kept in the list, end the text
-  int reader = kNobody;         // the model that reads each boundary before the decision
-  std::int32_t priority = 0;    // lower goes first
-  bool settle_at_once = true;   // false: tokens can be taken back until settle()
-  std::vector<std::string> stop_strings = {};  // the text ends before the first of them
-  std::int32_t min_tokens = 0;                 // the fewest tokens before a stop of any kind
-  std::int32_t max_step_tokens = 0;            // a boundary is forced after this many; 0: never
-  // Tokens that the reader writes, at most to the step's end, before the decision keeps them or
-  // takes them back; 0: it only reads. None of them settles before the decision.
-  std::int32_t trial_tokens = 0;
-  // Tokens of what ends the thinking part: a boundary follows. It is found as text, however a model
-  // splits it into tokens; by these ids where one of them has no text.
-  std::vector<Token> think_end = {};
-  bool think_closed = false;          // the prompt has ended the thinking part already
-  std::int32_t max_think_tokens = 0;  // think_end is written after this many; 0: never
-  std::int32_t max_repeats = 0;       // repeats of a piece in a row end the text; 0: any number
-  bool ahead = true;                  // may be planned after a token that only the device knows yet
-  // If the reader did not write the end of the text, it reads that too, and a decide event asks
-  // about it: any route() lets it stand, truncate() takes it back.
-  bool ask_at_end = false;
-  // The models have different tokens: the large one writes through a shadow, see relay.cpp.
-  bool relay = false;
-  int vocabulary = kSmall;  // the model whose tokens these are
-  // An audit reads every row of the large model past the prompt, so none of them is taken from the
-  // prefix cache: the model computes all.
-  bool audited = false;
-
-  // Whether the text begins with a thinking part.
-  bool thinks() const { return !think_end.empty() && !think_closed; }
-};
-
-// What a token does to the text: ends it, or ends a step.
-struct Outcome {
-  Finish end = Finish::none;
-  bool boundary = false;
-};
-
-struct Step {
-  std::int32_t start;           // first token of the step
-  int model;                    // the model that writes it
-  StepDetector::Cursor cursor;  // of the detector where the step opens
-};
 
 // Rows planned after those that are in flight, see ahead.cpp.
 struct Ahead {
@@ -82,7 +30,7 @@ struct Ahead {
 
 enum class Phase : int { waiting, running, finished };
 
-struct Sequence {
+struct Sequence : TextState {
   // Fields that every plan reads stand together.
   Phase phase = Phase::waiting;
   int active = kSmall;                 // the model that samples the next token
@@ -98,42 +46,26 @@ struct Sequence {
   std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
   std::array<std::int32_t, kModels> row{};        // of the sequence in that plan
   std::array<Tick, kModels> last_tick{-1, -1};    // the last one that it was planned in
-  std::int32_t settled = 0;
-  std::int32_t attempt = 0;       // truncations so far: keys the draws that follow
-  std::int32_t samples = 1;       // sequences that share the prompt
-  std::int32_t sample = 0;        // index of this one among them
-  std::int32_t rest_from = -1;    // from here on the active model writes on without a question
-  std::int32_t trial_from = -1;   // what follows is on trial; -1: nothing is
-  std::int32_t unread_from = -1;  // boundaries from here on are not read
+  std::int32_t attempt = 0;                       // truncations so far: keys the draws that follow
+  std::int32_t samples = 1;                       // sequences that share the prompt
+  std::int32_t sample = 0;                        // index of this one among them
+  std::int32_t rest_from = -1;   // from here on the active model writes on without a question
+  std::int32_t trial_from = -1;  // what follows is on trial; -1: nothing is
   SequenceId id = 0;
   SequenceId group = 0;  // the first of the samples
-  std::vector<Token> tokens;
   std::array<std::vector<BlockId>, kModels> blocks;
   std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
   std::array<Ahead, kModels> ahead{};                         // only a bet: nothing waits for it
 
-  Request request;
   Finish finish = Finish::none;
   Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
   std::int64_t candidate_keys = 0;
-  int last_sampler = kNobody;  // counts a model's entries
-  StepDetector::Cursor cursor;
-  std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
-  std::int32_t stop_node = Automaton::kStart;
-  std::int32_t cut_bytes = 0;     // of the text's end, from where a stop string began
+  int last_sampler = kNobody;     // counts a model's entries
   Finish closing = Finish::none;  // the end that a decide event asks about
   Outcome trial;                  // how the trial ended, while the decision is out
-  bool thinking = false;          // think_end has not come yet
-  std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
-  std::int32_t think_node = Automaton::kStart;
-  std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
-  LoopGuard loops;
-  std::vector<Step> steps;
   Usage usage;
 
-  std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
-  std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }
-  std::int32_t generated() const { return length() - prompt_length(); }
+  explicit Sequence(TextState text) : TextState(std::move(text)) {}
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }
