@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 LADDER = [
     "csrc/cpu",
     "csrc/types.h",
+    "csrc/request.h",
     "csrc/text",
     "csrc/kv",
     "csrc/schedule",

@@ -36,18 +36,13 @@ Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::strin
                      std::vector<std::string> large_token_bytes)
     : config_(checked(config)),
       text_(delimiters, std::move(token_bytes), std::move(large_token_bytes)),
-      pool_(config.slabs, config.slots),
-      host_(config.host_blocks),
+      kv_(config.slabs, config.slots, config.block_tokens, config.prefix_cache, config.host_blocks),
       turns_(config.lanes),
       guard_(config.max_sequences) {
   for (auto& plans : lanes_)
     for (int i = 0; i < kDepth; ++i)
       plans.emplace_back(config.max_tick_tokens, config.max_sequences,
-                         blocks_for(config.max_context), config.host_blocks);
-}
-
-std::int32_t Scheduler::blocks_for(std::int32_t rows) const {
-  return (rows + config_.block_tokens - 1) / config_.block_tokens;
+                         kv_.blocks_for(config.max_context), config.host_blocks);
 }
 
 void Scheduler::check_request(const Request& request, std::int32_t samples) const {
@@ -136,7 +131,7 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
-    keep_rows(sequence, model, 0);
+    kv_.keep_rows(sequence, model, 0);
   }
   if (!sequence.shadow() && sequence.phase == Phase::running)
     forecast_.ended(sequence.generated(), reason == Finish::stop || reason == Finish::repetition);
@@ -168,6 +163,12 @@ void Scheduler::forget(SequenceId id) {
   if (find(id).phase != Phase::finished)
     throw std::logic_error("sequence " + std::to_string(id) + " is not finished");
   sequences_.erase(id);
+}
+
+Counters Scheduler::counters() const {
+  Counters all = counters_;
+  static_cast<KvCounters&>(all) = kv_.counters();
+  return all;
 }
 
 std::vector<Event> Scheduler::take_events() {

@@ -65,7 +65,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   ++sequence.attempt;
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
-    if (sequence.in_flight[model] == 0) keep_rows(sequence, model, rows[model]);
+    if (sequence.in_flight[model] == 0) kv_.keep_rows(sequence, model, rows[model]);
     sequence.highest[model] = std::min(sequence.highest[model], length);
   }
   if (sequence.rest_from >= length) sequence.rest_from = -1;
@@ -93,34 +93,8 @@ void Scheduler::discard_tokens(Sequence& sequence, std::int32_t length) {
   }
 }
 
-// Frees the KV past the first `rows` rows. The batch in flight must not hold the sequence.
-void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
-  const auto& blocks = sequence.blocks[model];
-  auto& nodes = sequence.nodes[model];
-  rows = std::min(sequence.computed[model], rows);
-  const auto full = static_cast<std::size_t>(rows / config_.block_tokens);
-  // A block that other sequences may read is never written again: it is kept whole or given back.
-  if (rows % config_.block_tokens != 0 &&
-      (full < nodes.size() || pool_.references(model, blocks[full]) > 1))
-    rows = static_cast<std::int32_t>(full) * config_.block_tokens;
-  sequence.computed[model] = rows;
-  keep_blocks(sequence, model, rows);
-  nodes.resize(std::min(nodes.size(), full));
-}
-
-// Releases the blocks that hold none of the first `rows` rows.
-void Scheduler::keep_blocks(Sequence& sequence, int model, std::int32_t rows) {
-  auto& blocks = sequence.blocks[model];
-  for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;
-       blocks.pop_back()) {
-    // Another lane may have the slab only when the last tick that used the block has retired.
-    if (sequence.last_tick[model] >= 0)
-      pool_.fence(model, blocks.back(), sequence.last_tick[model]);
-    give_back(model, blocks.back());
-  }
-}
-
-// As keep_rows, for KV that will be missed: counted, and deferred while in flight.
+// Takes the KV past the first `rows` rows. It will be missed: counted, and deferred while in
+// flight.
 void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
   std::int32_t& pending = sequence.keep_pending[model];
   drop_ahead(sequence, model);
@@ -131,7 +105,7 @@ void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
   if (sequence.computed[model] <= rows) return;
   counters_.lost_rows[model] += sequence.computed[model] - rows;
   ++counters_.preemptions;
-  keep_rows(sequence, model, rows);
+  kv_.keep_rows(sequence, model, rows);
 }
 
 void Scheduler::preempt(SequenceId id) {

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "kv/prefix_cache.h"
+#include "kv/kv_state.h"
 #include "text/text_state.h"
 #include "types.h"
 
@@ -30,8 +30,8 @@ struct Ahead {
 
 enum class Phase : int { waiting, running, finished };
 
-struct Sequence : TextState {
-  // Fields that every plan reads stand together.
+// What it does and waits for: the fields that every plan reads stand together, with its KV.
+struct LaneState {
   Phase phase = Phase::waiting;
   int active = kSmall;                 // the model that samples the next token
   bool awaits_route = true;            // at a boundary: the caller decides which model goes on
@@ -41,22 +41,32 @@ struct Sequence : TextState {
   Finish end_pending = Finish::none;   // these three take effect when the
   std::int32_t truncate_pending = -1;  // batch in flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
-  std::array<std::int32_t, kModels> computed{};            // rows of KV that are there
-  std::array<std::int32_t, kModels> highest{};    // rows of KV ever computed: below is recompute
-  std::array<std::int32_t, kModels> in_flight{};  // rows of the planned, unretired tick
-  std::array<std::int32_t, kModels> row{};        // of the sequence in that plan
-  std::array<Tick, kModels> last_tick{-1, -1};    // the last one that it was planned in
-  std::int32_t attempt = 0;                       // truncations so far: keys the draws that follow
-  std::int32_t samples = 1;                       // sequences that share the prompt
-  std::int32_t sample = 0;                        // index of this one among them
+  std::array<std::int32_t, kModels> in_flight{};           // rows of the planned, unretired tick
+  std::array<std::int32_t, kModels> row{};                 // of the sequence in that plan
+  std::int32_t attempt = 0;      // truncations so far: keys the draws that follow
+  std::int32_t samples = 1;      // sequences that share the prompt
+  std::int32_t sample = 0;       // index of this one among them
   std::int32_t rest_from = -1;   // from here on the active model writes on without a question
   std::int32_t trial_from = -1;  // what follows is on trial; -1: nothing is
   SequenceId id = 0;
-  SequenceId group = 0;  // the first of the samples
-  std::array<std::vector<BlockId>, kModels> blocks;
-  std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
-  std::array<Ahead, kModels> ahead{};                         // only a bet: nothing waits for it
+  SequenceId group = 0;                // the first of the samples
+  std::array<Ahead, kModels> ahead{};  // only a bet: nothing waits for it
 
+  bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
+  // A change to the sequence waits for the batch in flight to retire.
+  bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
+  bool runnable(int lane) const {
+    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
+           in_flight[lane] == 0 && !pending();
+  }
+  // Is this the large model's copy of a relayed sequence? That sequence's id is -id.
+  bool shadow() const { return id < 0; }
+  // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
+  bool waits_for_partner() const { return away || (shadow() && awaits_route); }
+};
+
+// What reads text knows a sequence as a TextState, what holds KV as a KvState.
+struct Sequence : LaneState, KvState, TextState {
   Finish finish = Finish::none;
   Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
   std::int64_t candidate_keys = 0;
@@ -66,7 +76,6 @@ struct Sequence : TextState {
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
-  bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }
   // Rows after those in flight: the known rest of the text, else the token in flight.
@@ -91,21 +100,11 @@ struct Sequence : TextState {
     book(RowKind::catchup, std::max(fresh, prompt), last);
     return found;
   }
-  // Is this the large model's copy of a relayed sequence? That sequence's id is -id.
-  bool shadow() const { return id < 0; }
-  // A change to the sequence waits for the batch in flight to retire.
-  bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
-  bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
-           in_flight[lane] == 0 && !pending();
-  }
   // By the decisions so far it will not go to `model` any more.
   bool is_done_with(int model) const {
     const bool asks = closing != Finish::none || (request.ask_at_end && request.reader == model);
     return rest_from >= 0 && active != model && !asks;
   }
-  // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
-  bool waits_for_partner() const { return away || (shadow() && awaits_route); }
 };
 
 // Both lanes share one order: priority, then arrival; a shadow comes after its sequence.

@@ -1,8 +1,8 @@
 // What a token does to the text: it may end a step, the thinking part or the text.
 //
 // The text ends at a stop token or a stop string, in a loop, or at its longest. A step ends at a
-// delimiter, at its longest, and where the thinking part ends. What follows from that (who writes
-// on, what is asked, what counts as settled for the caller) is the scheduler's.
+// delimiter, at its longest, and where the thinking part ends. What follows from that (which model
+// writes on, what the caller is asked) is decided by the scheduler.
 #pragma once
 
 #include <array>
