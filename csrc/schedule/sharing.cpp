@@ -69,6 +69,7 @@ void Scheduler::book_spared(Sequence& sequence, int lane, std::int32_t first) {
 // the tokens after them can be taken back, the last settled row is computed once more, to draw
 // from: its block is not registered.
 void Scheduler::register_blocks(Sequence& sequence, int model) {
+  if (!config_.prefix_cache) return;
   const std::int32_t settled = sequence.settled - !sequence.request.settle_at_once;
   kv_.register_blocks(sequence, model, sequence.first(std::min(sequence.computed[model], settled)));
 }

@@ -199,9 +199,11 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 
 // Books the rows [first, last), none of which was sampled from.
 void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
-  const RowCounts kinds = sequence.kinds(lane, first, last);
-  add_counts(sequence.usage.rows[lane], kinds);
-  counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  if (first < last) {  // not so in a decode: its only row is sampled from
+    const RowCounts kinds = sequence.kinds(lane, first, last);
+    add_counts(sequence.usage.rows[lane], kinds);
+    counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  }
   guard_.computed(last - first, active());
 }
 

@@ -27,11 +27,6 @@ TextState TextReader::begin(Request request, std::shared_ptr<const Automaton> st
 
 Outcome TextReader::append(TextState& text, Token token) const {
   text.tokens.push_back(token);
-  return read(text, token);
-}
-
-// Reads the text's last token.
-Outcome TextReader::read(TextState& text, Token token) const {
   const Request& request = text.request;
   const auto written = text.written();
   const bool delimited = detectors_[request.vocabulary].feed(text.cursor, token);

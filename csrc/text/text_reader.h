@@ -42,7 +42,6 @@ class TextReader {
   const std::string& bytes(const TextState& text, Token token) const {
     return detectors_[text.request.vocabulary].text(token);
   }
-  Outcome read(TextState& text, Token token) const;
   std::shared_ptr<const Automaton> think_marker(const Request& request) const;
   bool ends_thinking(TextState& text, std::span<const Token> written) const;
   bool stops_at(TextState& text, Token token) const;
