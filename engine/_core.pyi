@@ -1,4 +1,4 @@
-"""Types of the C++ core; csrc/*.h holds the contracts."""
+"""Types of the C++ core; the headers of csrc/ hold the contracts."""
 
 import numpy as np
 import numpy.typing as npt

@@ -165,7 +165,7 @@ void KvCache::check_integrity() const {
   pool_.check_integrity();
   host_.check_integrity();
   for (const auto slot : host_.used())
-    expect(cache_.slot(host_.node(slot)) == slot, "a host slot belongs to nobody who knows");
+    expect(cache_.slot(host_.node(slot)) == slot, "the node of a host slot has another slot");
   expect(cache_.on_host() == host_.used().size(), "what lies in host memory has no slot");
   for (int model = 0; model < kModels; ++model) {
     for (const BlockId block : cache_.parked(model))
