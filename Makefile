@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two threads on a busy small machine lose more to spinning than they gain.
 export OMP_WAIT_POLICY ?= passive
 
-SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp) CMakeLists.txt setup.py pyproject.toml constraints.txt
+CORE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
+SOURCES := $(CORE) CMakeLists.txt setup.py pyproject.toml constraints.txt
 
 NEEDS_GPU = python -c "import torch; assert torch.cuda.is_available()" 2> /dev/null || \
   { echo "$@: PyTorch sees no NVIDIA GPU here, so nothing was run" >&2; exit 1; }
@@ -189,7 +190,7 @@ real-pair: setup ## fetch a real pair (1.6 GB), then a short report on it (15 mi
 lint: setup ## lint, format and type checks
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp tests/csrc/*.cpp
+	clang-format --dry-run -Werror $(CORE) tests/csrc/*.cpp
 	mypy
 
 pair: setup ## train the embedded pair again (within two hours on two cores)

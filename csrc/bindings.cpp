@@ -4,7 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "exported_names.h"
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace py = pybind11;
 using namespace steer;
@@ -133,7 +133,7 @@ void bind_plan(py::module_& m) {
 void bind_sequence(py::module_& m) {
   py::class_<Sequence>(m, "Sequence")
       .def_readonly("id", &Sequence::id)
-      .def_property_readonly("shadow", &Sequence::shadow)
+      .def_readonly("shadow", &Sequence::shadow)
       .def_property_readonly(
           "tokens",
           [](const Sequence& s) { return py::array_t<std::int32_t>(s.length(), s.tokens.data()); })

@@ -5,8 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "lane_policy.h"
-#include "sequence.h"
+#include "schedule/lane_policy.h"
+#include "schedule/sequence.h"
 #include "types.h"
 
 namespace steer {

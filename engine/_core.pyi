@@ -1,4 +1,4 @@
-"""Types of the C++ core; csrc/*.h holds the contracts."""
+"""Types of the C++ core; the headers of csrc/ hold the contracts."""
 
 from enum import IntEnum
 from typing import Final, NamedTuple

@@ -15,6 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LADDER = [
     "csrc/cpu",
+    "csrc/types.h",
+    "csrc/request.h",
+    "csrc/text",
+    "csrc/kv",
+    "csrc/schedule",
     "csrc",
     "engine._core",
     "kernels._cpu",
@@ -49,6 +54,7 @@ LADDER = [
 ]
 WHOLE = ("engine", "engine.tiny")  # the public names, and data: no module stands in these rooms
 FACE = "kernels.ops"  # what engine/ sees of kernels/
+APART = {"csrc/text", "csrc/kv"}  # beside each other: neither includes the other
 
 
 def room(name: str) -> str:
@@ -98,6 +104,8 @@ def offences(root: Path) -> list[str]:
             wrong.append(f"{module} imports {name}: engine/ sees {FACE} only")
         elif room(name) == "csrc/cpu" != room(module):
             wrong.append(f"{module} includes {name}: the core knows no kernel")
+        elif {room(module), room(name)} == APART:
+            wrong.append(f"{module} includes {name}: text and KV do not know each other")
     return wrong
 
 
@@ -113,8 +121,12 @@ def test_imports_go_down_the_ladder():
         ("engine/device/graphs.py", "    import kernels.norm", "engine/ sees kernels.ops only"),
         ("kernels/norm.py", "from engine.errors import SteerError", "imports engine.errors, which"),
         ("engine/cli.py", "from bench import rows", "imports bench.rows, which is above it"),
-        ("csrc/plan.h", '#include "cpu/team.h"', "csrc/cpu/team.h: the core knows no kernel"),
-        ("csrc/cpu/team.h", '#include "../plan.h"', "imports csrc/plan.h, which is above it"),
+        ("csrc/types.h", '#include "cpu/team.h"', "csrc/cpu/team.h: the core knows no kernel"),
+        ("csrc/cpu/team.h", '#include "../types.h"', "imports csrc/types.h, which is above it"),
+        ("csrc/text/loop_guard.h", '#include "schedule/plan.h"', "schedule/plan.h, which is above"),
+        ("csrc/kv/block_pool.h", '#include "schedule/plan.h"', "schedule/plan.h, which is above"),
+        ("csrc/kv/block_pool.h", '#include "text/automaton.h"', "text and KV do not know each"),
+        ("csrc/text/automaton.h", '#include "kv/host_pool.h"', "kv/host_pool.h, which is above it"),
     ],
 )
 def test_one_that_goes_up_is_named(tmp_path: Path, file: str, line: str, said: str):

@@ -111,8 +111,8 @@ def test_the_source_archive_is_complete():
     with tempfile.TemporaryDirectory() as folder:
         names = run(sys.executable, "-c", code, folder).stdout
     for wanted in (
-        "csrc/tick.cpp",
-        "csrc/scheduler.h",
+        "csrc/schedule/tick.cpp",
+        "csrc/schedule/scheduler.h",
         "CMakeLists.txt",
         "engine/tiny/trace.jsonl",
         "engine/tiny/large/model.safetensors",

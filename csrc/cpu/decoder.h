@@ -42,8 +42,8 @@ struct Layout {
   std::int64_t block_tokens, slots, slab, arena;
 };
 
-// One tick; buffers as in csrc/plan.h. Rows from starts[sequences] on are padding, as are those
-// with a slot below 0: their keys and values are not stored.
+// One tick; buffers as in csrc/schedule/plan.h. Rows from starts[sequences] on are padding, as are
+// those with a slot below 0: their keys and values are not stored.
 struct Batch {
   const std::int32_t *tokens, *positions, *slots;  // [rows]
   const std::int32_t *starts, *contexts, *table;   // [sequences + 1], [sequences], [.., width]

@@ -1,8 +1,8 @@
 """Pairs whose tokenizers differ: text crosses between the models at step boundaries, as bytes.
 
 A request is a sequence of the core in the small model's tokens, and a *shadow* sequence in the
-large model's tokens, which writes the large model's steps (csrc/relay.cpp). This module encodes the
-text that crosses, and finds text that cannot.
+large model's tokens, which writes the large model's steps (csrc/schedule/relay.cpp). This module
+encodes the text that crosses, and finds text that cannot.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One sequence as the core must keep it: its text, its decisions, its rows of KV, its books.
 
-Written from the contracts in csrc/*.h. The text is judged by model_text; what is remembered
-from one call to the next is in model_sequence_state, rows of KV and books in model_sequence_rows.
+Written from the contracts in the headers of csrc/. The text is judged by model_text; what is
+remembered from one call to the next is in model_sequence_state, rows of KV and books in
+model_sequence_rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The lane policies as csrc/lane_policy.h describes them: who waits for whom."""
+"""The lane policies as csrc/schedule/lane_policy.h describes them: who waits for whom."""
 
 from __future__ import annotations
 

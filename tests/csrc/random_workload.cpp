@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 using namespace steer;
 

@@ -14,7 +14,7 @@
 #include <optional>
 #include <vector>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -86,7 +86,7 @@ class Scheduler::Load {
 
 // What a sequence holds on a model after `tokens` more, if it still runs then.
 Scheduler::Holding Scheduler::holding(const Sequence& s, int model, double tokens) const {
-  const bool partner = model == kSmall ? s.shadow() : shadow_of(s) != nullptr;
+  const bool partner = model == kSmall ? s.shadow : shadow_of(s) != nullptr;
   if (partner || s.is_done_with(model)) return {};
   const auto slabs = [&](double rows) {
     const double blocks = std::ceil(rows / config_.block_tokens);
@@ -107,8 +107,8 @@ double Scheduler::shared_slabs(const Sequence& s) const {
     const auto& blocks = s.blocks[model];
     std::size_t shared = 0;
     double part = 0;
-    for (; shared < blocks.size() && pool_.references(model, blocks[shared]) > 1; ++shared)
-      part += 1 - 1.0 / pool_.references(model, blocks[shared]);
+    for (; shared < blocks.size() && pool().references(model, blocks[shared]) > 1; ++shared)
+      part += 1 - 1.0 / pool().references(model, blocks[shared]);
     slabs += part / config_.slots[model];
   }
   if (s.blocks[s.active].empty())
@@ -122,23 +122,14 @@ std::int32_t Scheduler::found_blocks(const Sequence& s, int model) const {
         return other != &s && other->group == s.group && !other->suspended;
       }))
     return (s.prompt_length() - 1) / config_.block_tokens;
-  if (!config_.prefix_cache) return 0;
-  const std::int32_t size = config_.block_tokens;
-  std::int32_t blocks = 0;
-  for (auto parent = PrefixCache::kRoot; (blocks + 1) * size <= s.findable(model); ++blocks) {
-    const auto hit = cache_.find(model, parent,
-                                 {s.tokens.data() + blocks * size, static_cast<std::size_t>(size)});
-    if (!hit || pool_.references(model, hit->block) == BlockPool::kCached) break;
-    parent = hit->node;
-  }
-  return blocks;
+  return kv_.live_prefix(model, s.first(s.findable(model)));
 }
 
 // Blocks that a sequence lacks to sample its next token.
 std::int32_t Scheduler::missing_blocks(const Sequence& sequence, int model) const {
   auto held = static_cast<std::int32_t>(sequence.blocks[model].size());
   if (held == 0) held = found_blocks(sequence, model);
-  return std::max(0, blocks_for(sequence.length() + 1) - held);
+  return std::max(0, kv_.blocks_for(sequence.length() + 1) - held);
 }
 
 // The first in the order that waits for no answer. It gets all memory that it lacks, except the KV
@@ -180,7 +171,7 @@ void Scheduler::admit() {
 std::array<std::int64_t, kModels> Scheduler::room() const {
   std::array<std::int64_t, kModels> room{};
   for (int model = 0; model < kModels; ++model)
-    room[model] = pool_.available(model) + pool_.reclaimable(model);
+    room[model] = pool().available(model) + pool().reclaimable(model);
   for (const Sequence* s : running_) {
     const bool still = stands_still(*s);
     for (int model = 0; model < kModels; ++model)
@@ -229,7 +220,7 @@ Survival Scheduler::expected_lengths() const {
   std::vector<std::int32_t> lengths;
   double bound = 0;
   for (const Sequence* s : running_) {
-    if (s->shadow()) continue;
+    if (s->shadow) continue;
     lengths.push_back(s->generated());
     bound += s->request.max_tokens;
   }
@@ -276,7 +267,7 @@ void Scheduler::let_run(Sequence& sequence) {
 // about to, stops.
 void Scheduler::suspend(Sequence& sequence) {
   Sequence* partner = partner_of(sequence);
-  const bool other = partner != nullptr && (sequence.shadow() ? !partner->away : sequence.away);
+  const bool other = partner != nullptr && (sequence.shadow ? !partner->away : sequence.away);
   Sequence& works = other ? *partner : sequence;
   if (works.suspended || works.phase != Phase::running) return;
   was_short_ = admission_due_ = true;

@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "schedule/plan.h"
 
 #include <algorithm>
 
@@ -6,7 +6,8 @@ namespace steer {
 
 Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width,
            std::int32_t host_slots)
-    : tokens(max_rows),
+    : KvPlan(max_sequences, host_slots),
+      tokens(max_rows),
       positions(max_rows),
       slots(max_rows),
       starts(max_sequences + 1),
@@ -15,42 +16,16 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
       attempts(max_sequences),
       blocks(static_cast<std::size_t>(max_sequences) * width),
       ids(max_sequences),
-      copies(2 * static_cast<std::size_t>(max_sequences)),
-      saves(2 * static_cast<std::size_t>(host_slots)),
-      restores(2 * static_cast<std::size_t>(host_slots)),
       table_width(width) {
   members.reserve(max_sequences);
 }
 
-void Plan::clear() {
-  sequences = rows = copied = saved = restored = 0;
-  short_of_memory = false;
+void Plan::clear(Tick next) {
+  KvPlan::clear(next);
+  sequences = rows = 0;
   starts[0] = 0;
   members.clear();
 }
-
-namespace {
-
-void put(std::vector<std::int32_t>& pairs, std::int32_t& count, std::int32_t from,
-         std::int32_t to) {
-  pairs[2 * count] = from;
-  pairs[2 * count + 1] = to;
-  ++count;
-}
-
-}  // namespace
-
-void Plan::add_copy(BlockId from, BlockId to) { put(copies, copied, from, to); }
-
-BlockId Plan::origin(BlockId block) const {
-  for (std::int32_t i = 0; i < copied; ++i)
-    if (copies[2 * i + 1] == block) return copies[2 * i];
-  return block;
-}
-
-void Plan::add_save(BlockId from, std::int32_t slot) { put(saves, saved, from, slot); }
-
-void Plan::add_restore(std::int32_t slot, BlockId to) { put(restores, restored, slot, to); }
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];

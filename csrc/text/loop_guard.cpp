@@ -1,4 +1,4 @@
-#include "loop_guard.h"
+#include "text/loop_guard.h"
 
 #include <algorithm>
 

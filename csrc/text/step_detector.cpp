@@ -1,4 +1,4 @@
-#include "step_detector.h"
+#include "text/step_detector.h"
 
 #include <algorithm>
 #include <stdexcept>

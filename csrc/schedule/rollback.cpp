@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -26,7 +26,7 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   Sequence& sequence = find(id);
   if (sequence.phase == Phase::finished)
     throw std::logic_error("sequence " + std::to_string(id) + " is finished");
-  if (sequence.request.relay || sequence.shadow())
+  if (sequence.request.relay || sequence.shadow)
     throw std::invalid_argument("what has crossed cannot be taken back");
   if (length < sequence.settled || length > sequence.length())
     throw std::invalid_argument("cannot truncate to " + std::to_string(length) + ": tokens up to " +
@@ -43,19 +43,15 @@ void Scheduler::truncate(SequenceId id, std::int32_t length) {
   sequence.awaits_route = false;
 }
 
-// The detector is restored by reading the open step again from where it began.
 void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
   // The last token's logits are lost with its successor: its row is computed again.
   const Step first_taken = take_back(sequence, length, {length - 1, length - 1});
-  if (first_taken.start == length) {
-    sequence.cursor = first_taken.cursor;
-    sequence.active = first_taken.model;  // of the step that a trial opens here without an event
-    return reach_boundary(sequence);
+  if (first_taken.start != length) {
+    sequence.active = sequence.steps.back().model;
+    return;
   }
-  sequence.active = sequence.steps.back().model;
-  sequence.cursor = sequence.steps.back().cursor;
-  for (std::int32_t i = sequence.steps.back().start; i < length; ++i)
-    detector(sequence).feed(sequence.cursor, sequence.tokens[i]);
+  sequence.active = first_taken.model;  // of the step that a trial opens here without an event
+  reach_boundary(sequence);
 }
 
 // Takes back tokens[length:] and the KV past `rows` of each model; rows in flight lie before those.
@@ -66,27 +62,20 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   discard_tokens(sequence, length);
   // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) {
-    return event.sequence == sequence.request_id() && event.shadow == sequence.shadow();
+    return event.sequence == sequence.request_id() && event.shadow == sequence.shadow;
   });
   ++sequence.attempt;
-  sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
-    if (sequence.in_flight[model] == 0) keep_rows(sequence, model, rows[model]);
+    if (sequence.in_flight[model] == 0) kv_.keep_rows(sequence, model, rows[model]);
     sequence.highest[model] = std::min(sequence.highest[model], length);
   }
-  auto& steps = sequence.steps;
-  Step first_taken = steps.back();
-  for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
-    first_taken = steps.back();
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   if (sequence.trial_from >= length) sequence.trial_from = -1;
-  if (sequence.unread_from >= length) sequence.unread_from = -1;
   sequence.trial = Outcome{};
   sequence.closing = Finish::none;
   sequence.reading = sequence.awaits_route = false;
-  read_again(sequence);
-  return first_taken;
+  return text_.cut(sequence, length);
 }
 
 // Books the rows that gave tokens[length:] as discarded. The row of a token is one position before
@@ -106,34 +95,8 @@ void Scheduler::discard_tokens(Sequence& sequence, std::int32_t length) {
   }
 }
 
-// Frees the KV past the first `rows` rows. The batch in flight must not hold the sequence.
-void Scheduler::keep_rows(Sequence& sequence, int model, std::int32_t rows) {
-  const auto& blocks = sequence.blocks[model];
-  auto& nodes = sequence.nodes[model];
-  rows = std::min(sequence.computed[model], rows);
-  const auto full = static_cast<std::size_t>(rows / config_.block_tokens);
-  // A block that other sequences may read is never written again: it is kept whole or given back.
-  if (rows % config_.block_tokens != 0 &&
-      (full < nodes.size() || pool_.references(model, blocks[full]) > 1))
-    rows = static_cast<std::int32_t>(full) * config_.block_tokens;
-  sequence.computed[model] = rows;
-  keep_blocks(sequence, model, rows);
-  nodes.resize(std::min(nodes.size(), full));
-}
-
-// Releases the blocks that hold none of the first `rows` rows.
-void Scheduler::keep_blocks(Sequence& sequence, int model, std::int32_t rows) {
-  auto& blocks = sequence.blocks[model];
-  for (const auto keep = static_cast<std::size_t>(blocks_for(rows)); blocks.size() > keep;
-       blocks.pop_back()) {
-    // Another lane may have the slab only when the last tick that used the block has retired.
-    if (sequence.last_tick[model] >= 0)
-      pool_.fence(model, blocks.back(), sequence.last_tick[model]);
-    give_back(model, blocks.back());
-  }
-}
-
-// As keep_rows, for KV that will be missed: counted, and deferred while in flight.
+// Takes the KV past the first `rows` rows. It will be missed: counted, and deferred while in
+// flight.
 void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
   std::int32_t& pending = sequence.keep_pending[model];
   drop_ahead(sequence, model);
@@ -144,7 +107,7 @@ void Scheduler::take_rows(Sequence& sequence, int model, std::int32_t rows) {
   if (sequence.computed[model] <= rows) return;
   counters_.lost_rows[model] += sequence.computed[model] - rows;
   ++counters_.preemptions;
-  keep_rows(sequence, model, rows);
+  kv_.keep_rows(sequence, model, rows);
 }
 
 void Scheduler::preempt(SequenceId id) {

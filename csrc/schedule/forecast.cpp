@@ -1,4 +1,4 @@
-#include "forecast.h"
+#include "schedule/forecast.h"
 
 #include <algorithm>
 #include <cmath>

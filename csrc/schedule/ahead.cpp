@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -30,10 +30,8 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
       sequence.pending() || sequence.keep_pending[lane] >= 0)
     return false;
   if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.length()) return true;
-  const std::int32_t generated = sequence.generated() + 1;
-  const bool forced =
-      sequence.thinking && request.max_think_tokens > 0 && generated >= request.max_think_tokens;
-  return request.ahead && generated < request.max_tokens && !forced;
+  return request.ahead && sequence.generated() + 1 < request.max_tokens &&
+         !sequence.must_stop_thinking(1);
 }
 
 // A bet takes no memory from other sequences. Once a plan is short of memory it gets no more bets:
@@ -41,16 +39,12 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
 void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   if (plan.short_of_memory) return;
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
-  auto& blocks = sequence.blocks[lane];
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
-  const auto needed = static_cast<std::size_t>(blocks_for(first + wanted));
-  while (blocks.size() < needed && !plan.short_of_memory) {
-    const auto block = take_block(lane);
-    if (block) blocks.push_back(*block);
+  const std::int32_t rows = kv_.extend(sequence, lane, first, wanted, [&] {
+    const auto block = kv_.take_block(lane, plan);
     plan.short_of_memory = !block;
-  }
-  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
-  const std::int32_t rows = std::min(wanted, room - first);
+    return block;
+  });
   if (rows <= 0) return;
   const auto buffer = static_cast<std::int32_t>(&plan - lanes_[lane].data());
   sequence.ahead[lane] = {rows, first, sequence.attempt, plan.sequences, buffer};
@@ -90,7 +84,7 @@ void Scheduler::drop_ahead(Sequence& sequence, int lane) {
   sequence.usage.rows[lane][static_cast<int>(RowKind::discarded)].add(ahead.first,
                                                                       ahead.first + rows);
   lanes_[lane][ahead.plan].members[ahead.row] = nullptr;
-  keep_blocks(sequence, lane, sequence.computed[lane] + sequence.in_flight[lane]);
+  kv_.keep_blocks(sequence, lane, sequence.computed[lane] + sequence.in_flight[lane]);
 }
 
 }  // namespace steer

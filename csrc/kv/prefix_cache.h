@@ -3,8 +3,8 @@
 // A node stands for one full block of one model and the whole prefix before it: it is found by its
 // parent and the block's own tokens, and a hit compares the tokens. Node numbers are never used
 // again, so the children of a forgotten node can never be found under another. The KV of a node
-// lies in a block, in a slot of host memory (see parking.cpp), or in both: a node that has neither
-// is forgotten.
+// lies in a block, in a slot of host memory (see kv/parking.cpp), or in both: a node that has
+// neither is forgotten.
 #pragma once
 
 #include <array>

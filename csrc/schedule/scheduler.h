@@ -6,6 +6,10 @@
 // span: "lane m computes tokens[computed[m] : length]". Decode is a span of one, prefill a span of
 // many, a handoff only changes which model is active.
 //
+// What a token does to a text is decided by the TextReader, where KV lies by the KvCache; neither
+// knows the order of the sequences. What is here follows from that one order: which sequence runs,
+// waits, or gives up memory. So it is one state machine, with a file for each of its rules.
+//
 // Not thread-safe: one host thread drives both lanes. Sequences live here from add() to forget().
 #pragma once
 
@@ -18,15 +22,13 @@
 #include <unordered_map>
 #include <vector>
 
-#include "block_pool.h"
-#include "forecast.h"
-#include "guard.h"
-#include "host_pool.h"
-#include "lane_policy.h"
-#include "plan.h"
-#include "prefix_cache.h"
-#include "sequence.h"
-#include "step_detector.h"
+#include "kv/kv_cache.h"
+#include "schedule/forecast.h"
+#include "schedule/guard.h"
+#include "schedule/lane_policy.h"
+#include "schedule/plan.h"
+#include "schedule/sequence.h"
+#include "text/text_reader.h"
 #include "types.h"
 
 namespace steer {
@@ -52,23 +54,17 @@ struct SchedulerConfig {
   bool eager_admission = false;
 };
 
-struct Counters {
+struct Counters : KvCounters {
   std::int64_t admitted = 0;
   std::int64_t preemptions = 0;                    // sequences that lost KV to others or by force
   std::int64_t suspended = 0;                      // sequences stopped because others needed KV
   std::array<std::int64_t, kModels> lost_rows{};   // rows of KV they lost
   std::array<std::int64_t, kModels> recomputed{};  // rows computed again
   std::array<std::int64_t, kModels> ticks{};       // plans that were not empty
-  std::array<std::int64_t, kModels> hits{};        // blocks found in the prefix cache
-  std::array<std::int64_t, kModels> evictions{};   // cached blocks dropped to make room
-  std::array<std::int64_t, kModels> shared{};      // blocks of a prompt taken over from a sample
-  std::array<std::int64_t, kModels> copied{};      // the same, partly filled: copied
   std::array<std::int64_t, kModels> background{};  // rows that were read along
   std::array<std::int64_t, kModels> held{};        // plans put off by the lane policy
   std::array<std::int64_t, kModels> ahead{};       // rows planned after others in flight
   std::array<std::int64_t, kModels> voided{};      // of these, those that were computed in vain
-  std::int64_t saved = 0;                          // blocks copied to host memory
-  std::int64_t restored = 0;                       // and back
 };
 
 class Scheduler {
@@ -156,9 +152,9 @@ class Scheduler {
 
   // Throws std::out_of_range for an id that was never issued or is forgotten.
   const Sequence& sequence(SequenceId id) const;
-  const Counters& counters() const { return counters_; }
-  const BlockPool& pool() const { return pool_; }
-  const HostPool& host() const { return host_; }
+  Counters counters() const;
+  const BlockPool& pool() const { return kv_.pool(); }
+  const HostPool& host() const { return kv_.host(); }
   const SchedulerConfig& config() const { return config_; }
   // Most tokens of one sequence that fit the context and the arena.
   std::int64_t longest() const;
@@ -188,23 +184,15 @@ class Scheduler {
   class Load;
 
   Sequence& find(SequenceId id);
-  std::int32_t blocks_for(std::int32_t rows) const;
   void check_flights(const Sequence& sequence) const;
   void check_host() const;
 
   // lifecycle.cpp
   void check_request(const Request& request, std::int32_t samples) const;
-  void reach_boundary(Sequence& sequence);
-  void activate(Sequence& sequence, int model);
-  void open_step(Sequence& sequence);
-  void drop_candidate(Sequence& sequence);
-  void check_route(const Sequence& sequence) const;
-  void go_on(Sequence& sequence, int model, bool rest, bool unread);
-  void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);
   void report(EventKind kind, const Sequence& sequence, std::int32_t row = -1) {
-    events_.push_back({kind, sequence.request_id(), row, sequence.shadow()});
+    events_.push_back({kind, sequence.request_id(), row, sequence.shadow});
   }
 
   // relay.cpp
@@ -212,52 +200,31 @@ class Scheduler {
   Sequence* partner_of(const Sequence& sequence) const;
   std::int32_t step_limit(const Sequence& sequence) const;
 
-  // text.cpp
-  const StepDetector& detector(const Sequence& sequence) const {
-    return detectors_[sequence.request.vocabulary];
-  }
+  // boundaries.cpp
   void append(Sequence& sequence, Token token);
-  Outcome read(Sequence& sequence, Token token);
   void try_on(Sequence& sequence, Outcome outcome);
   void conclude(Sequence& sequence, Outcome outcome);
   void ask_at_end(Sequence& sequence, Finish reason);
-  std::shared_ptr<const Automaton> think_marker(const Request& request) const;
-  bool ends_thinking(Sequence& sequence, std::span<const Token> written) const;
-  Outcome end_thinking(Sequence& sequence);
-  bool must_stop_thinking(const Sequence& sequence) const;
-  bool stops_at(Sequence& sequence, Token token);
-  bool match_stop(Sequence& sequence, Token token, bool ignored) const;
-  void settle_open(Sequence& sequence);
-  void read_again(Sequence& sequence);
+  void reach_boundary(Sequence& sequence);
+  void activate(Sequence& sequence, int model);
+  void drop_candidate(Sequence& sequence);
+  void check_route(const Sequence& sequence) const;
+  void go_on(Sequence& sequence, int model, bool rest, bool unread);
+  void keep_trial(Sequence& sequence, bool rest, bool unread);
 
   // rollback.cpp
   Step take_back(Sequence& sequence, std::int32_t length, std::array<std::int32_t, kModels> rows);
   void truncate_now(Sequence& sequence, std::int32_t length);
   void discard_tokens(Sequence& sequence, std::int32_t length);
-  void keep_rows(Sequence& sequence, int model, std::int32_t rows);
-  void keep_blocks(Sequence& sequence, int model, std::int32_t rows);
   void take_rows(Sequence& sequence, int model, std::int32_t rows);
 
   // sharing.cpp
   void reuse_prefix(Sequence& sequence, int lane, std::int32_t end);
   bool follows_sample(const Sequence& sequence, int lane) const;
   void share_prompt(Sequence& sequence, int lane);
+  void restore(Sequence& sequence);
   void book_spared(Sequence& sequence, int lane, std::int32_t first);
   void register_blocks(Sequence& sequence, int model);
-  void forget_blocks(Sequence& sequence, int model);
-  void give_back(int model, BlockId block);
-  void evict(int model, BlockId block);
-  std::optional<BlockId> take_block(int lane);
-  std::vector<Sequence*> holders(int lane, BlockId block, std::size_t index) const;
-
-  // parking.cpp
-  void save(int lane, BlockId block);
-  void save_slab(SlabId slab, int lane);
-  std::optional<PrefixCache::HostHit> next_on_host(const Sequence& sequence) const;
-  void touch_found(const Sequence& sequence);
-  void restore(Sequence& sequence);
-  void land_parking(const Plan& plan, bool done);
-  void drop_slot(PrefixCache::Node node);
 
   // ahead.cpp
   bool goes_ahead(const Sequence& sequence, int lane) const;
@@ -305,6 +272,8 @@ class Scheduler {
   std::int32_t reserve(Sequence& sequence, int lane, std::int32_t span);
   std::optional<BlockId> find_block(const Sequence& sequence, int lane);
   Found make_room(const Sequence& sequence, int lane);
+  std::vector<Sequence*> holders(int lane, BlockId block, std::size_t index) const;
+  bool is_at_rest(SlabId slab) const;
   bool may_take(const Sequence& from, int model, const Sequence& requester) const;
   void give_up(Sequence& from, int model, std::int32_t rows, const Sequence& requester);
   std::vector<Victim> own_tails(const Sequence& requester, int lane) const;
@@ -313,10 +282,8 @@ class Scheduler {
   void evacuate(const Victim& victim, const Sequence& requester, int lane);
 
   SchedulerConfig config_;
-  std::array<StepDetector, kModels> detectors_;  // of each vocabulary
-  BlockPool pool_;
-  PrefixCache cache_;
-  HostPool host_;
+  TextReader text_;
+  KvCache kv_;
   std::array<std::vector<Plan>, kModels> lanes_;  // kDepth each
   std::array<Tick, kModels> clock_{0, 0};
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;

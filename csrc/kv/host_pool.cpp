@@ -1,4 +1,4 @@
-#include "host_pool.h"
+#include "kv/host_pool.h"
 
 #include <algorithm>
 #include <stdexcept>

@@ -16,30 +16,23 @@
 #include <map>
 #include <tuple>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
 // Gives `sequence` blocks for its next `span` rows; returns the rows that it has blocks for.
 std::int32_t Scheduler::reserve(Sequence& sequence, int lane, std::int32_t span) {
-  auto& blocks = sequence.blocks[lane];
-  const auto needed = static_cast<std::size_t>(blocks_for(sequence.computed[lane] + span));
-  while (blocks.size() < needed) {
-    const auto block = find_block(sequence, lane);
-    if (!block) break;
-    blocks.push_back(*block);
-  }
-  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
-  return std::min(span, room - sequence.computed[lane]);
+  return kv_.extend(sequence, lane, sequence.computed[lane], span,
+                    [&] { return find_block(sequence, lane); });
 }
 
 // A block for `sequence`, if need be taken from others. After the first shortage of a plan no
 // sequence gets any more: freed memory is not for those that come later in the order.
 std::optional<BlockId> Scheduler::find_block(const Sequence& sequence, int lane) {
-  bool& short_of_memory = filling(lane).short_of_memory;
-  while (!short_of_memory) {
-    if (const auto block = take_block(lane)) return block;
-    short_of_memory = make_room(sequence, lane) != Found::now;
+  Plan& plan = filling(lane);
+  while (!plan.short_of_memory) {
+    if (const auto block = kv_.take_block(lane, plan)) return block;
+    plan.short_of_memory = make_room(sequence, lane) != Found::now;
   }
   return std::nullopt;
 }
@@ -62,7 +55,7 @@ std::size_t Scheduler::place_of(const Sequence& sequence, int model) const {
 }
 
 Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
-  if (pool_.awaits_reserved(lane)) return Found::later;
+  if (pool().awaits_reserved(lane)) return Found::later;
   std::vector<Victim> victims = own_tails(requester, lane);
   const std::vector<Victim> slabs = other_slabs(requester, lane);
   victims.insert(victims.end(), slabs.begin(), slabs.end());
@@ -71,7 +64,18 @@ Scheduler::Found Scheduler::make_room(const Sequence& requester, int lane) {
   });
   if (best == victims.end()) return Found::nothing;
   evacuate(*best, requester, lane);
-  return pool_.available(lane) + pool_.reclaimable(lane) > 0 ? Found::now : Found::later;
+  return pool().available(lane) + pool().reclaimable(lane) > 0 ? Found::now : Found::later;
+}
+
+// The running sequences that hold `block` of lane `lane` at index `index` of their table: a shared
+// block has the same index in all of them.
+std::vector<Sequence*> Scheduler::holders(int lane, BlockId block, std::size_t index) const {
+  std::vector<Sequence*> found;
+  for (Sequence* sequence : running_) {
+    const auto& blocks = sequence->blocks[lane];
+    if (blocks.size() > index && blocks[index] == block) found.push_back(sequence);
+  }
+  return found;
 }
 
 // For each sequence the last block that may be taken, with all blocks after it. A block that
@@ -84,9 +88,10 @@ std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, i
     if (from == &requester || from->in_flight[lane] > 0 || !may_take(*from, lane, requester))
       continue;
     for (std::size_t index = blocks.size(); index-- > 0;) {
-      if (!pool_.open_to(pool_.slab_of(lane, blocks[index]), lane)) continue;
+      if (!pool().open_to(pool().slab_of(lane, blocks[index]), lane)) continue;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
-      Victim victim{pool_.slab_of(lane, blocks[index]), from, index, false, 0, 2 * running_.size()};
+      Victim victim{
+          pool().slab_of(lane, blocks[index]), from, index, false, 0, 2 * running_.size()};
       bool takeable = true;
       for (const Sequence* holder : holders(lane, blocks[index], index)) {
         takeable &= holder != &requester && holder->in_flight[lane] == 0 &&
@@ -105,18 +110,18 @@ std::vector<Scheduler::Victim> Scheduler::own_tails(const Sequence& requester, i
 // The other model's slabs in which every block may be taken.
 std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester, int lane) const {
   const int other = 1 - lane;
-  const double unit = config_.recompute_cost[other] / pool_.slots(lane);
+  const double unit = config_.recompute_cost[other] / pool().slots(lane);
   std::map<SlabId, Victim> slabs;
-  std::vector<char> closed(pool_.slab_count(), 0);
+  std::vector<char> closed(pool().slab_count(), 0);
   for (const Sequence* from : running_) {
     const bool takeable = may_take(*from, other, requester);
     const std::size_t place = place_of(*from, other);
     const auto& blocks = from->blocks[other];
     std::map<SlabId, std::size_t> first;  // lowest block index of this sequence in each slab
     for (std::size_t i = 0; i < blocks.size(); ++i)
-      first.try_emplace(pool_.slab_of(other, blocks[i]), i);
+      first.try_emplace(pool().slab_of(other, blocks[i]), i);
     for (const auto& [slab, index] : first) {
-      if (!takeable || !pool_.open_to(slab, lane)) closed[slab] = 1;
+      if (!takeable || !pool().open_to(slab, lane)) closed[slab] = 1;
       const auto kept = static_cast<std::int32_t>(index) * config_.block_tokens;
       const Victim none{slab, nullptr, 0, false, 0, 2 * running_.size()};
       Victim& victim = slabs.try_emplace(slab, none).first->second;
@@ -132,6 +137,25 @@ std::vector<Scheduler::Victim> Scheduler::other_slabs(const Sequence& requester,
   return open;
 }
 
+// Can the small lane have a slab of the large model at once when the sequences that hold its blocks
+// give them up? Not if one is in flight, or a copy holds a block.
+bool Scheduler::is_at_rest(SlabId slab) const {
+  const BlockId first = slab * pool().slots(kLarge), last = first + pool().slots(kLarge);
+  std::int64_t references = 0;
+  for (BlockId block = first; block < last; ++block)
+    references += std::max(0, pool().references(kLarge, block));
+  for (const Sequence* from : running_) {
+    const auto& blocks = from->blocks[kLarge];
+    const auto held = std::ranges::count_if(
+        blocks, [&](BlockId block) { return pool().slab_of(kLarge, block) == slab; });
+    if (held > 0 && (from->in_flight[kLarge] + from->ahead[kLarge].rows > 0 ||
+                     from->last_tick[kLarge] > pool().retired(kLarge)))
+      return false;
+    references -= held;
+  }
+  return references <= 0;
+}
+
 void Scheduler::evacuate(const Victim& victim, const Sequence& requester, int lane) {
   if (victim.tail_of != nullptr) {
     const auto& blocks = victim.tail_of->blocks[lane];
@@ -141,18 +165,19 @@ void Scheduler::evacuate(const Victim& victim, const Sequence& requester, int la
     return;
   }
   const int other = 1 - lane;
-  save_slab(victim.slab, lane);
-  pool_.reserve(victim.slab, lane);
+  if (lane == kSmall && config_.host_blocks > 0 && is_at_rest(victim.slab))
+    kv_.save_slab(victim.slab, lane, filling(lane));
+  kv_.close_slab(victim.slab, lane);
   for (Sequence* from : running_) {
     const auto& blocks = from->blocks[other];
     const auto found = std::find_if(blocks.begin(), blocks.end(), [&](BlockId block) {
-      return pool_.slab_of(other, block) == victim.slab;
+      return pool().slab_of(other, block) == victim.slab;
     });
     if (found == blocks.end()) continue;
     const auto kept = static_cast<std::int32_t>(found - blocks.begin()) * config_.block_tokens;
     give_up(*from, other, kept, requester);
   }
-  for (const BlockId block : pool_.cached_blocks(victim.slab)) evict(other, block);
+  kv_.empty_slab(victim.slab, other);
 }
 
 // Takes from one sequence the KV past the first `rows` rows. If it will miss that KV and comes

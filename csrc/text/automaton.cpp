@@ -1,4 +1,4 @@
-#include "automaton.h"
+#include "text/automaton.h"
 
 #include <algorithm>
 #include <queue>

@@ -18,12 +18,12 @@
 #include <string>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
 Sequence* Scheduler::shadow_of(const Sequence& sequence) const {
-  return sequence.shadow() ? nullptr : partner_of(sequence);
+  return sequence.shadow ? nullptr : partner_of(sequence);
 }
 
 Sequence* Scheduler::partner_of(const Sequence& sequence) const {
@@ -48,8 +48,7 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
     throw std::invalid_argument("the prompt has " + std::to_string(prompt.size()) +
                                 " tokens for the large model, of 1 to " +
                                 std::to_string(longest() - 1));
-  auto shadow = std::make_unique<Sequence>();
-  Request& request = shadow->request;
+  Request request;
   request.max_tokens =
       static_cast<std::int32_t>(longest() - static_cast<std::int64_t>(prompt.size()));
   request.prompt = std::move(prompt);
@@ -61,15 +60,11 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   request.max_repeats = sequence.request.max_repeats;
   request.ahead = sequence.request.ahead;
   request.vocabulary = kLarge;
+  auto shadow = std::make_unique<Sequence>(text_.begin(std::move(request), sequence.stops));
   // Other ids than those of requests: policies draw by these, so shadows must not shift them.
   shadow->id = shadow->group = sequence.partner = -id;
   shadow->partner = id;
-  shadow->tokens = request.prompt;
-  shadow->settled = shadow->length();
-  shadow->stops = sequence.stops;
-  shadow->thinking = request.thinks();
-  shadow->think_marker = think_marker(request);
-  shadow->loops = LoopGuard(request.max_repeats);
+  shadow->shadow = true;
   shadow->phase = Phase::running;
   insert_in_order(running_, shadow.get());
   ++shadows_;
@@ -100,10 +95,7 @@ void Scheduler::cross(SequenceId id, const std::vector<Token>& tokens, bool unre
   sequence.away = true;
   shadow->suspended = std::exchange(sequence.suspended, false);
   // The sequence has found the steps and the end of this text already: outcomes are ignored.
-  for (const Token token : tokens) {
-    shadow->tokens.push_back(token);
-    read(*shadow, token);
-  }
+  for (const Token token : tokens) text_.append(*shadow, token);
   shadow->settled = shadow->length();
   shadow->cut_bytes = 0;
   shadow->request.max_step_tokens = step_limit(sequence);
@@ -124,17 +116,14 @@ void Scheduler::cross_back(SequenceId id, const std::vector<Token>& tokens, Fini
   sequence.last_sampler = shadow->last_sampler;
   Outcome outcome;
   for (const Token token : tokens) {
-    sequence.tokens.push_back(token);
-    outcome = read(sequence, token);
+    outcome = text_.append(sequence, token);
     if (outcome.end != Finish::none) break;
   }
   if (outcome.end == Finish::none) outcome.end = end;
   outcome.boundary = true;
   // A step without text does not count.
-  if (outcome.end == Finish::none && sequence.steps.back().start == sequence.length()) {
-    sequence.cursor = sequence.steps.back().cursor;
-    sequence.steps.pop_back();
-  }
+  if (outcome.end == Finish::none && sequence.steps.back().start == sequence.length())
+    sequence.drop_empty_step();
   conclude(sequence, outcome);
 }
 

@@ -1,10 +1,10 @@
-// A sequence from add() to forget(): boundaries, decisions, the end.
+// A sequence from add() to forget().
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -35,20 +35,14 @@ Scheduler::Scheduler(const SchedulerConfig& config, const std::vector<std::strin
                      std::vector<std::string> token_bytes,
                      std::vector<std::string> large_token_bytes)
     : config_(checked(config)),
-      detectors_{StepDetector(delimiters, std::move(token_bytes)),
-                 StepDetector(delimiters, std::move(large_token_bytes))},
-      pool_(config.slabs, config.slots),
-      host_(config.host_blocks),
+      text_(delimiters, std::move(token_bytes), std::move(large_token_bytes)),
+      kv_(config.slabs, config.slots, config.block_tokens, config.prefix_cache, config.host_blocks),
       turns_(config.lanes),
       guard_(config.max_sequences) {
   for (auto& plans : lanes_)
     for (int i = 0; i < kDepth; ++i)
       plans.emplace_back(config.max_tick_tokens, config.max_sequences,
-                         blocks_for(config.max_context), config.host_blocks);
-}
-
-std::int32_t Scheduler::blocks_for(std::int32_t rows) const {
-  return (rows + config_.block_tokens - 1) / config_.block_tokens;
+                         kv_.blocks_for(config.max_context), config.host_blocks);
 }
 
 void Scheduler::check_request(const Request& request, std::int32_t samples) const {
@@ -93,10 +87,7 @@ std::int64_t Scheduler::longest() const {
 
 SequenceId Scheduler::add(Request request, std::int32_t samples) {
   check_request(request, samples);
-  std::shared_ptr<const Automaton> stops;
-  if (!request.stop_strings.empty())
-    stops = std::make_shared<const Automaton>(request.stop_strings);
-  const auto marker = think_marker(request);
+  const TextState text = text_.begin(std::move(request));
   const auto queued = static_cast<std::int64_t>(waiting_.size()) + samples;
   if (config_.max_waiting > 0 && queued > config_.max_waiting)
     throw std::overflow_error("the queue is full: " + std::to_string(waiting_.size()) +
@@ -105,19 +96,12 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
   admission_due_ = true;
   const SequenceId first = next_id_;
   for (std::int32_t sample = 0; sample < samples; ++sample) {
-    auto sequence = std::make_unique<Sequence>();
+    auto sequence = std::make_unique<Sequence>(text);
     sequence->id = next_id_++;
     sequence->group = first;
     sequence->samples = samples;
     sequence->sample = sample;
-    sequence->tokens = request.prompt;
-    sequence->tokens.reserve(request.prompt.size() + request.max_tokens);
-    sequence->settled = static_cast<std::int32_t>(request.prompt.size());
-    sequence->stops = stops;
-    sequence->loops = LoopGuard(request.max_repeats);
-    sequence->request = request;
-    sequence->thinking = request.thinks();
-    sequence->think_marker = marker;
+    sequence->tokens.reserve(text.request.prompt.size() + text.request.max_tokens);
     insert_in_order(waiting_, sequence.get());
     reach_boundary(*sequence);
     sequences_.emplace(sequence->id, std::move(sequence));
@@ -135,101 +119,6 @@ const Sequence& Scheduler::sequence(SequenceId id) const {
   return const_cast<Scheduler*>(this)->find(id);
 }
 
-// After a decision for the rest, and within a trial, there is no decide event. A reader first
-// computes the boundary, or writes its trial, unless that is not needed; the event follows in
-// commit().
-void Scheduler::reach_boundary(Sequence& sequence) {
-  if (sequence.rest_from >= 0 || sequence.trial_from >= 0) return open_step(sequence);
-  if (sequence.request.reader == kNobody || sequence.unread_from >= 0) {
-    sequence.awaits_route = true;
-    // A relayed sequence gets its first decide event once it is admitted.
-    if (!sequence.request.relay || sequence.phase == Phase::running)
-      report(EventKind::decide, sequence);
-    return;
-  }
-  sequence.awaits_route = false;
-  activate(sequence, sequence.request.reader);
-  if (!sequence.steps.empty()) sequence.usage.decision_wait += sequence.span(sequence.active) - 1;
-  if (sequence.request.trial_tokens == 0) {
-    sequence.reading = true;
-  } else {
-    sequence.trial_from = sequence.length();
-    open_step(sequence);
-  }
-}
-
-void Scheduler::activate(Sequence& sequence, int model) {
-  // A shadow's entries are its sequence's.
-  if (sequence.active != model && !sequence.shadow()) forecast_.entered(model);
-  sequence.active = model;
-}
-
-// The active model writes a step from here on.
-void Scheduler::open_step(Sequence& sequence) {
-  sequence.cursor = StepDetector::open_step(sequence.cursor);
-  sequence.steps.push_back({sequence.length(), sequence.active, sequence.cursor});
-}
-
-void Scheduler::route(SequenceId id, int model, bool rest, bool unread) {
-  Sequence& sequence = find(id);
-  if (model < 0 || model >= kModels) throw std::invalid_argument("model must be 0 or 1");
-  if (sequence.shadow() || (sequence.request.relay && model == kLarge))
-    throw std::invalid_argument("a relayed sequence goes to the large model by cross()");
-  check_route(sequence);
-  go_on(sequence, model, rest, unread);
-}
-
-void Scheduler::check_route(const Sequence& sequence) const {
-  if (!sequence.awaits_route || sequence.phase == Phase::finished)
-    throw std::logic_error("sequence " + std::to_string(sequence.id) + " does not await a route");
-}
-
-void Scheduler::go_on(Sequence& sequence, int model, bool rest, bool unread) {
-  turns_.changed();
-  if (sequence.closing != Finish::none) return end(sequence, sequence.closing);
-  const bool reader_goes_on = model == sequence.request.reader;
-  if (sequence.trial_from >= 0) {
-    if (reader_goes_on) {
-      keep_trial(sequence, rest, unread);
-      return settle_ahead(sequence);
-    }
-    // The reader's rows stay: they belong to the text before the trial. The other model needs a row
-    // to sample from.
-    const std::int32_t from = sequence.trial_from;
-    sequence.cursor = model == kSmall ? take_back(sequence, from, {from - 1, from}).cursor
-                                      : take_back(sequence, from, {from, from - 1}).cursor;
-  }
-  const Token candidate = sequence.candidate;
-  const bool keep = candidate >= 0 && reader_goes_on;
-  if (keep) {
-    count_sampled(sequence, model, RowKind::sampled, sequence.candidate_keys);
-    sequence.candidate = -1;
-  } else {
-    drop_candidate(sequence);
-  }
-  sequence.awaits_route = sequence.reading = false;
-  activate(sequence, model);
-  if (rest) sequence.rest_from = sequence.length(), admission_due_ = true;
-  if (unread) sequence.unread_from = sequence.length();
-  open_step(sequence);
-  if (keep) append(sequence, candidate);
-  settle_ahead(sequence);
-}
-
-void Scheduler::keep_trial(Sequence& sequence, bool rest, bool unread) {
-  const std::int32_t from = std::exchange(sequence.trial_from, -1);
-  if (rest) sequence.rest_from = from;
-  if (unread) sequence.unread_from = from;
-  sequence.awaits_route = false;
-  conclude(sequence, std::exchange(sequence.trial, Outcome{}));
-}
-
-void Scheduler::drop_candidate(Sequence& sequence) {
-  if (sequence.candidate < 0) return;
-  count_sampled(sequence, sequence.request.reader, RowKind::discarded, sequence.candidate_keys);
-  sequence.candidate = -1;
-}
-
 // Ends a sequence, now or when its batch in flight has retired. The first reason counts.
 void Scheduler::end(Sequence& sequence, Finish reason) {
   if (sequence.end_pending == Finish::none) sequence.end_pending = reason;
@@ -242,13 +131,13 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
-    keep_rows(sequence, model, 0);
+    kv_.keep_rows(sequence, model, 0);
   }
-  if (!sequence.shadow() && sequence.phase == Phase::running)
+  if (!sequence.shadow && sequence.phase == Phase::running)
     forecast_.ended(sequence.generated(), reason == Finish::stop || reason == Finish::repetition);
   suspended_ -= std::exchange(sequence.suspended, false);
   admission_due_ = true;
-  shadows_ -= sequence.shadow();
+  shadows_ -= sequence.shadow;
   if (sequence.phase == Phase::running)
     running_.erase(std::find(running_.begin(), running_.end(), &sequence));
   else
@@ -274,6 +163,12 @@ void Scheduler::forget(SequenceId id) {
   if (find(id).phase != Phase::finished)
     throw std::logic_error("sequence " + std::to_string(id) + " is not finished");
   sequences_.erase(id);
+}
+
+Counters Scheduler::counters() const {
+  Counters all = counters_;
+  static_cast<KvCounters&>(all) = kv_.counters();
+  return all;
 }
 
 std::vector<Event> Scheduler::take_events() {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "automaton.h"
+#include "text/automaton.h"
 #include "types.h"
 
 namespace steer {

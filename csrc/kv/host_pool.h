@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "prefix_cache.h"
+#include "kv/prefix_cache.h"
 
 namespace steer {
 

@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -64,15 +64,9 @@ void Scheduler::check_flights(const Sequence& s) const {
   }
 }
 
-// Each slot's node refers to it, and each slot is held by exactly the copies in flight.
+// Each host slot is held by exactly the copies in flight.
 void Scheduler::check_host() const {
-  host_.check_integrity();
-  for (const auto slot : host_.used())
-    if (cache_.slot(host_.node(slot)) != slot)
-      throw std::logic_error("a host slot belongs to nobody who knows");
-  if (cache_.on_host() != host_.used().size())
-    throw std::logic_error("what lies in host memory has no slot");
-  std::vector<std::int32_t> held(host_.total());
+  std::vector<std::int32_t> held(host().total());
   for (const auto& plans : lanes_)
     for (const Plan& plan : plans) {
       if (!plan.in_flight && plan.sequences == 0 && plan.saved + plan.restored > 0)
@@ -81,13 +75,13 @@ void Scheduler::check_host() const {
       for (std::int32_t i = 0; i < plan.saved; ++i) ++held[plan.saves[2 * i + 1]];
       for (std::int32_t i = 0; i < plan.restored; ++i) ++held[plan.restores[2 * i]];
     }
-  for (std::int32_t slot = 0; slot < host_.total(); ++slot)
-    if (host_.holders(slot) != held[slot])
+  for (std::int32_t slot = 0; slot < host().total(); ++slot)
+    if (host().holders(slot) != held[slot])
       throw std::logic_error("holders of host slot " + std::to_string(slot) + " are wrong");
 }
 
 void Scheduler::check_integrity() const {
-  pool_.check_integrity();
+  kv_.check_integrity();
   check_host();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   std::int64_t bets = 0;
@@ -99,12 +93,12 @@ void Scheduler::check_integrity() const {
     check_flights(s);
     const Sequence* shadow = shadow_of(s);
     expect(!s.away || shadow != nullptr, s, "away without a shadow");
-    expect(shadow == nullptr || (shadow->shadow() && shadow->partner == s.id), s,
+    expect(shadow == nullptr || (shadow->shadow && shadow->partner == s.id), s,
            "its shadow is another's");
     expect(shadow == nullptr || s.phase != Phase::finished || shadow->phase == Phase::finished ||
                shadow->end_pending != Finish::none,
            s, "its shadow outlives it");
-    shadows += s.shadow() && s.phase == Phase::running;
+    shadows += s.shadow && s.phase == Phase::running;
     suspended += s.suspended;
     expect(!s.suspended || s.phase == Phase::running, s, "suspended and not running");
     expect(!s.suspended || shadow == nullptr || !shadow->suspended, s, "suspended twice");
@@ -114,7 +108,7 @@ void Scheduler::check_integrity() const {
     expect(queued == (s.phase == Phase::waiting), s, "not listed as waiting");
     for (int model = 0; model < kModels; ++model) {
       const auto rows = s.computed[model] + s.in_flight[model] + s.ahead[model].rows;
-      expect(s.blocks[model].size() == static_cast<std::size_t>(blocks_for(rows)), s,
+      expect(s.blocks[model].size() == static_cast<std::size_t>(kv_.blocks_for(rows)), s,
              "blocks do not match rows");
       expect(s.phase == Phase::running || s.blocks[model].empty(), s, "holds KV while not running");
       expect(static_cast<std::int32_t>(s.nodes[model].size()) <=
@@ -128,15 +122,10 @@ void Scheduler::check_integrity() const {
       for (std::int32_t copy = 0; plan.in_flight && copy < plan.copied; ++copy)
         ++held[model][plan.copies[2 * copy]];
     for (const auto& [block, count] : held[model])
-      if (pool_.references(model, block) != count)
+      if (pool().references(model, block) != count)
         throw std::logic_error("references of block " + std::to_string(block) + " are wrong");
-    if (static_cast<std::int64_t>(held[model].size()) != pool_.live(model))
+    if (static_cast<std::int64_t>(held[model].size()) != pool().live(model))
       throw std::logic_error("a live block belongs to no sequence");
-    for (const BlockId block : cache_.parked(model))
-      if (pool_.references(model, block) != BlockPool::kCached)
-        throw std::logic_error("a parked block is not cached");
-    if (static_cast<std::int64_t>(cache_.parked(model).size()) != pool_.cached(model))
-      throw std::logic_error("a cached block is not parked");
   }
   if (shadows != shadows_) throw std::logic_error("the shadows are miscounted");
   if (suspended != suspended_) throw std::logic_error("the suspended are miscounted");

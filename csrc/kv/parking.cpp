@@ -10,19 +10,18 @@
 // The host copy stays when it is copied back, as a registered block never changes: the next time it
 // is evicted there is nothing to copy. A slot is read only once the tick that writes it has
 // retired, and written only when no tick in flight reads it.
-#include <algorithm>
 #include <ranges>
 #include <span>
 #include <utility>
 #include <vector>
 
-#include "scheduler.h"
+#include "kv/kv_cache.h"
 
 namespace steer {
 
 // To be called before `block` of the large model is evicted, in a plan of `lane` that is sure to
 // take its slab and thus to have rows.
-void Scheduler::save(int lane, BlockId block) {
+void KvCache::save(int lane, BlockId block, KvPlan& plan) {
   if (host_.total() == 0 || !cache_.holds(kLarge, block)) return;
   const auto node = cache_.node(kLarge, block);
   if (const auto slot = cache_.slot(node); slot != PrefixCache::kNowhere) return host_.touch(slot);
@@ -30,56 +29,39 @@ void Scheduler::save(int lane, BlockId block) {
   if (!taken) return;
   if (taken->displaced != HostPool::kNone) cache_.clear_slot(taken->displaced);
   cache_.set_slot(node, taken->slot);
-  filling(lane).add_save(block, taken->slot);
-  pool_.fence_slab(lane, pool_.slab_of(kLarge, block), clock_[lane]);
+  plan.add_save(block, taken->slot);
+  pool_.fence_slab(lane, pool_.slab_of(kLarge, block), plan.tick);
   ++counters_.saved;
 }
 
-// Saves the content of a slab of the large model, if the small lane can have the slab at once when
-// the sequences that hold its blocks give them up.
-void Scheduler::save_slab(SlabId slab, int lane) {
+void KvCache::save_slab(SlabId slab, int lane, KvPlan& plan) {
   if (lane == kLarge || host_.total() == 0 || !pool_.drained(slab, lane)) return;
   const BlockId first = slab * pool_.slots(kLarge), last = first + pool_.slots(kLarge);
-  std::int64_t references = 0;
-  for (BlockId block = first; block < last; ++block)
-    references += std::max(0, pool_.references(kLarge, block));
-  for (const Sequence* from : running_) {
-    const auto& blocks = from->blocks[kLarge];
-    const auto held = std::ranges::count_if(
-        blocks, [&](BlockId block) { return pool_.slab_of(kLarge, block) == slab; });
-    if (held > 0 && (from->in_flight[kLarge] + from->ahead[kLarge].rows > 0 ||
-                     from->last_tick[kLarge] > pool_.retired(kLarge)))
-      return;
-    references -= held;
-  }
-  if (references > 0) return;  // some are held by a copy in flight
-  for (BlockId block = first; block < last; ++block) save(lane, block);
+  for (BlockId block = first; block < last; ++block) save(lane, block, plan);
 }
 
-// The host copy of the block that a sequence would compute next, if that leaves a row to compute.
-std::optional<PrefixCache::HostHit> Scheduler::next_on_host(const Sequence& sequence) const {
-  const std::int32_t size = config_.block_tokens, computed = sequence.computed[kLarge];
-  const auto& nodes = sequence.nodes[kLarge];
-  if (host_.total() == 0 || computed != static_cast<std::int32_t>(nodes.size()) * size ||
-      computed + size > sequence.findable(kLarge))
+// The host copy of the block that a sequence would compute next, if its rows lie before `end`.
+std::optional<PrefixCache::HostHit> KvCache::next_on_host(const KvState& kv,
+                                                          std::span<const Token> tokens,
+                                                          std::int32_t end) const {
+  const std::int32_t size = block_tokens_, computed = kv.computed[kLarge];
+  if (host_.total() == 0 || computed != static_cast<std::int32_t>(kv.nodes[kLarge].size()) * size ||
+      computed + size > end)
     return std::nullopt;
   const auto hit =
-      cache_.find_on_host(kLarge, nodes.empty() ? PrefixCache::kRoot : nodes.back(),
-                          {sequence.tokens.data() + computed, static_cast<std::size_t>(size)});
+      cache_.find_on_host(kLarge, last_node(kv, kLarge), tokens.subspan(computed, size));
   return hit && host_.is_ready(hit->slot) ? hit : std::nullopt;
 }
 
 // Restored blocks need memory, so the cached blocks that the sequence is about to take over are
 // made the last to be evicted, those at its front the very last.
-void Scheduler::touch_found(const Sequence& sequence) {
-  const auto size = static_cast<std::size_t>(config_.block_tokens);
-  const auto& nodes = sequence.nodes[kLarge];
-  auto parent = nodes.empty() ? PrefixCache::kRoot : nodes.back();
+void KvCache::touch_found(const KvState& kv, std::span<const Token> tokens) {
+  const auto size = static_cast<std::size_t>(block_tokens_);
+  auto parent = last_node(kv, kLarge);
   std::vector<BlockId> found;
-  for (auto next = nodes.size() * size; next + size < sequence.tokens.size(); next += size) {
-    const std::span<const Token> tokens{sequence.tokens.data() + next, size};
-    const auto hit = cache_.find(kLarge, parent, tokens);
-    const auto saved = cache_.find_on_host(kLarge, parent, tokens);
+  for (auto next = kv.nodes[kLarge].size() * size; next + size < tokens.size(); next += size) {
+    const auto hit = cache_.find(kLarge, parent, tokens.subspan(next, size));
+    const auto saved = cache_.find_on_host(kLarge, parent, tokens.subspan(next, size));
     if (!hit && !saved) break;
     parent = hit ? hit->node : saved->node;
     if (hit && pool_.references(kLarge, hit->block) == BlockPool::kCached)
@@ -91,20 +73,18 @@ void Scheduler::touch_found(const Sequence& sequence) {
   }
 }
 
-// Restores the next blocks of the sequence from host memory, and those in between from the cache. A
-// block for the row after them is taken first: a sequence with copies has a row in the plan.
-void Scheduler::restore(Sequence& sequence) {
-  if (!next_on_host(sequence)) return;
-  touch_found(sequence);
-  auto spare = find_block(sequence, kLarge);
-  if (!spare) return;
-  auto& blocks = sequence.blocks[kLarge];
-  Plan& plan = filling(kLarge);
+std::int32_t KvCache::restore(KvState& kv, std::span<const Token> tokens, std::int32_t end,
+                              KvPlan& plan, const BlockSource& take) {
+  touch_found(kv, tokens);
+  auto spare = take();
+  if (!spare) return 0;
+  auto& blocks = kv.blocks[kLarge];
+  std::int32_t restored = 0;
   while (plan.may_restore()) {
-    const auto hit = next_on_host(sequence);
+    const auto hit = next_on_host(kv, tokens, end);
     if (!hit) break;
     host_.hold(hit->slot);
-    const auto next = find_block(sequence, kLarge);
+    const auto next = take();
     if (!next) {
       host_.let_go(hit->slot);
       break;
@@ -112,19 +92,18 @@ void Scheduler::restore(Sequence& sequence) {
     host_.touch(hit->slot);
     plan.add_restore(hit->slot, *spare);
     blocks.push_back(std::exchange(*spare, *next));
-    sequence.nodes[kLarge].push_back(hit->node);
-    std::int32_t& computed = sequence.computed[kLarge];
-    computed += config_.block_tokens;
-    book_spared(sequence, kLarge, computed - config_.block_tokens);
-    sequence.usage.restored += config_.block_tokens;
-    ++counters_.restored;
-    reuse_prefix(sequence, kLarge, sequence.findable(kLarge));
+    kv.nodes[kLarge].push_back(hit->node);
+    kv.computed[kLarge] += block_tokens_;
+    ++restored;
+    reuse_prefix(kv, kLarge, tokens.first(end));
   }
   blocks.push_back(*spare);
+  counters_.restored += restored;
+  return restored;
 }
 
 // A plan has retired; `done`: its tick has run. Restored blocks are registered now.
-void Scheduler::land_parking(const Plan& plan, bool done) {
+void KvCache::land_parking(const KvPlan& plan, bool done) {
   for (std::int32_t i = 0; i < plan.saved; ++i) {
     const auto slot = plan.saves[2 * i + 1];
     if (done) host_.set_ready(slot);
@@ -139,7 +118,7 @@ void Scheduler::land_parking(const Plan& plan, bool done) {
 }
 
 // Drops a node's host copy, if it has one.
-void Scheduler::drop_slot(PrefixCache::Node node) {
+void KvCache::drop_slot(PrefixCache::Node node) {
   const auto slot = cache_.slot(node);
   if (slot == PrefixCache::kNowhere) return;
   host_.drop(slot);

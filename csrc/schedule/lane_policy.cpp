@@ -1,4 +1,4 @@
-#include "lane_policy.h"
+#include "schedule/lane_policy.h"
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 #include <string>
 #include <utility>
 
-#include "scheduler.h"
+#include "schedule/scheduler.h"
 
 namespace steer {
 
@@ -17,17 +17,17 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
   ahead = before != nullptr;
   admit();
   Plan& plan = filling(lane);
-  plan.clear();
+  plan.clear(clock_[lane]);
   if (holds(lane, ahead)) return 0;
   add_spans(lane, ahead);
-  if (!plan.short_of_memory) pool_.unreserve(lane);
+  if (!plan.short_of_memory) kv_.open_slabs(lane);
   if (config_.background[lane] > 0 && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
   // After a batch in flight an empty plan does not mean that the lane has nothing to do.
   if (config_.lanes.policy != LanePolicy::latency && (plan.sequences > 0 || !ahead))
     turns_.planned(lane, plan.sequences, {runnable(kSmall), runnable(kLarge)});
   if (plan.sequences == 0) return 0;
-  plan.tick = clock_[lane]++;
+  ++clock_[lane];
   plan.in_flight = true;
   for (Sequence* sequence : plan.members) sequence->last_tick[lane] = plan.tick;
   ++counters_.ticks[lane];
@@ -85,7 +85,7 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   if (sequence.samples > 1) share_prompt(sequence, lane);
-  if (lane == kLarge) restore(sequence);
+  if (lane == kLarge && config_.host_blocks > 0) restore(sequence);
   const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
@@ -104,14 +104,7 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
   const std::int32_t first = sequence.computed[lane];
   if (first < sequence.highest[lane]) return;
   std::int32_t rows = std::min(sequence.settled - 1 - first, config_.max_tick_tokens - plan.rows);
-  auto& blocks = sequence.blocks[lane];
-  while (static_cast<std::int32_t>(blocks.size()) < blocks_for(first + std::max(rows, 0))) {
-    const auto block = pool_.allocate(lane);
-    if (!block) break;
-    blocks.push_back(*block);
-  }
-  const auto room = static_cast<std::int32_t>(blocks.size()) * config_.block_tokens;
-  rows = std::min(rows, room - first);
+  rows = kv_.extend(sequence, lane, first, rows, [&] { return kv_.free_block(lane); });
   if (rows <= 0) return;
   counters_.background[lane] += rows;
   plan.add(sequence, lane, rows, config_.block_tokens);
@@ -149,7 +142,8 @@ void Scheduler::fail(int lane) {
     if (sequence->in_flight[lane] == 0) continue;  // its rows here were planned ahead
     sequence->in_flight[lane] = 0;
     sequence->keep_pending[lane] = -1;
-    keep_rows(*sequence, lane, sequence->computed[lane]);  // the other lane may still be reading it
+    // The other lane may still be reading it.
+    kv_.keep_rows(*sequence, lane, sequence->computed[lane]);
     end(*sequence, Finish::error);
   }
 }
@@ -162,13 +156,11 @@ Plan& Scheduler::landing(int lane) {
   return const_cast<Plan&>(*plan);
 }
 
-// A plan is no longer in flight: the sources of its copies are released. `done`: it has run.
+// A plan is no longer in flight. `done`: it has run.
 void Scheduler::land(int lane, Plan& plan, bool done) {
   plan.in_flight = false;
-  pool_.retire(lane, plan.tick);
   turns_.changed();
-  land_parking(plan, done);
-  for (std::int32_t copy = 0; copy < plan.copied; ++copy) give_back(lane, plan.copies[2 * copy]);
+  kv_.retire(lane, plan, done);
 }
 
 void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token) {
@@ -183,7 +175,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
   if (keep >= 0) take_rows(sequence, lane, keep);
 
   const bool unusable = sampled && token < 0;
-  if (unusable) forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
+  if (unusable) kv_.forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
   if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
   if (sequence.pending()) {
     if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
@@ -207,9 +199,11 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
 
 // Books the rows [first, last), none of which was sampled from.
 void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
-  const RowCounts kinds = sequence.kinds(lane, first, last);
-  add_counts(sequence.usage.rows[lane], kinds);
-  counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  if (first < last) {  // not so in a decode: its only row is sampled from
+    const RowCounts kinds = sequence.kinds(lane, first, last);
+    add_counts(sequence.usage.rows[lane], kinds);
+    counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
+  }
   guard_.computed(last - first, active());
 }
 

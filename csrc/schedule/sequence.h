@@ -1,0 +1,128 @@
+// A sequence: one list of token ids and one `computed` count per model.
+//
+//   tokens     t0 t1 t2 t3 t4 t5 t6 t7 t8      the only truth
+//   computed   small ────────────────────┤     KV exists for tokens[0:8]
+//              large ──────────┤               KV exists for tokens[0:4]
+//   settled    ────────────────────────┤       can no longer be taken back
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "kv/kv_state.h"
+#include "text/text_state.h"
+#include "types.h"
+
+namespace steer {
+
+// Rows planned after those that are in flight, see ahead.cpp.
+struct Ahead {
+  std::int32_t rows = 0;   // 0: none
+  std::int32_t first = 0;  // position
+  std::int32_t attempt = 0;
+  std::int32_t row = 0;  // of the sequence in that plan
+  std::int32_t plan = 0;
+};
+
+enum class Phase : int { waiting, running, finished };
+inline constexpr std::array kPhaseNames{"waiting", "running", "finished"};
+static_assert(names_all(kPhaseNames, Phase::finished));
+
+// What it does and waits for: the fields that every plan reads stand together, with its KV.
+struct LaneState {
+  Phase phase = Phase::waiting;
+  int active = kSmall;                 // the model that samples the next token
+  bool awaits_route = true;            // at a boundary: the caller decides which model goes on
+  bool reading = false;                // the reader computes it before the decision
+  bool away = false;                   // its shadow writes the open step
+  bool suspended = false;              // stopped because others needed its KV, until it fits
+  Finish end_pending = Finish::none;   // these three take effect when the
+  std::int32_t truncate_pending = -1;  // batch in flight retires
+  std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
+  std::array<std::int32_t, kModels> in_flight{};           // rows of the planned, unretired tick
+  std::array<std::int32_t, kModels> row{};                 // of the sequence in that plan
+  std::int32_t attempt = 0;      // truncations so far: keys the draws that follow
+  std::int32_t samples = 1;      // sequences that share the prompt
+  std::int32_t sample = 0;       // index of this one among them
+  std::int32_t rest_from = -1;   // from here on the active model writes on without a question
+  std::int32_t trial_from = -1;  // what follows is on trial; -1: nothing is
+  SequenceId id = 0;
+  SequenceId group = 0;    // the first of the samples
+  SequenceId partner = 0;  // of a relayed sequence its shadow, of a shadow its sequence; 0: none
+  bool shadow = false;     // the large model's copy of a relayed sequence
+  std::array<Ahead, kModels> ahead{};  // only a bet: nothing waits for it
+
+  bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
+  // A change to the sequence waits for the batch in flight to retire.
+  bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
+  bool runnable(int lane) const {
+    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
+           in_flight[lane] == 0 && !pending();
+  }
+  // The id that the caller knows the text by.
+  SequenceId request_id() const { return shadow ? partner : id; }
+  // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
+  bool waits_for_partner() const { return away || (shadow && awaits_route); }
+};
+
+// What reads text knows a sequence as a TextState, what holds KV as a KvState.
+struct Sequence : LaneState, KvState, TextState {
+  Finish finish = Finish::none;
+  Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
+  std::int64_t candidate_keys = 0;
+  int last_sampler = kNobody;     // counts a model's entries
+  Finish closing = Finish::none;  // the end that a decide event asks about
+  Outcome trial;                  // how the trial ended, while the decision is out
+  Usage usage;
+
+  explicit Sequence(TextState text) : TextState(std::move(text)) {}
+  // Rows that lane `model` would have to compute now.
+  std::int32_t span(int model) const { return length() - computed[model]; }
+  // Rows after those in flight: the known rest of the text, else the token in flight.
+  std::int32_t span_ahead(int model) const {
+    return std::max(1, length() - computed[model] - in_flight[model]);
+  }
+  // Rows before this one may come from the cache instead of being computed: the last row's logits
+  // are needed, and so are those of an audited text from the prompt's last row on.
+  std::int32_t findable(int model) const {
+    return (request.audited && model == kLarge ? prompt_length() : length()) - 1;
+  }
+  // The rows [first, last) by the kind that they would have if they were computed now and none
+  // were sampled from.
+  RowCounts kinds(int model, std::int32_t first, std::int32_t last) const {
+    const std::int32_t fresh = std::max(first, highest[model]), prompt = prompt_length();
+    RowCounts found{};
+    const auto book = [&](RowKind kind, std::int32_t from, std::int32_t to) {
+      if (from < to) found[static_cast<int>(kind)].add(from, to);
+    };
+    book(RowKind::recompute, first, std::min(last, fresh));
+    book(RowKind::prompt, fresh, std::min(last, prompt));
+    book(RowKind::catchup, std::max(fresh, prompt), last);
+    return found;
+  }
+  // By the decisions so far it will not go to `model` any more.
+  bool is_done_with(int model) const {
+    const bool asks = closing != Finish::none || (request.ask_at_end && request.reader == model);
+    return rest_from >= 0 && active != model && !asks;
+  }
+};
+
+// Both lanes share one order: priority, then arrival; a shadow comes after its sequence.
+inline bool goes_before(const Sequence& a, const Sequence& b) {
+  if (a.request.priority != b.request.priority) return a.request.priority < b.request.priority;
+  const SequenceId first = a.request_id(), second = b.request_id();
+  return first != second ? first < second : !a.shadow && b.shadow;
+}
+
+// Inserts a sequence into a list that is in order.
+void insert_in_order(auto& list, Sequence* sequence) {
+  list.insert(
+      std::upper_bound(list.begin(), list.end(), sequence,
+                       [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); }),
+      sequence);
+}
+
+}  // namespace steer
