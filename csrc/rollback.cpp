@@ -67,6 +67,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
   ++sequence.attempt;
+  sequence.cuts.push_back(length);
   sequence.tokens.resize(length);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);

@@ -129,11 +129,18 @@ struct Sequence {
   std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
   LoopGuard loops;
   std::vector<Step> steps;
+  std::vector<std::int32_t> cuts;  // to which length each truncation went, oldest first
   Usage usage;
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }
   std::int32_t generated() const { return length() - prompt_length(); }
+  // The tokens before this position are those of when `attempt` truncations had happened.
+  std::int32_t kept_since(std::int32_t attempt) const {
+    std::int32_t kept = length();
+    for (std::size_t i = std::max(attempt, 0); i < cuts.size(); ++i) kept = std::min(kept, cuts[i]);
+    return kept;
+  }
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // Rows that lane `model` would have to compute now.
   std::int32_t span(int model) const { return length() - computed[model]; }

@@ -121,8 +121,8 @@ class Retokenizer:
         self._closed = ""  # why the large model cannot write any more; empty: it can
         self._usage = Usage()  # of crossings, and of the shadow once it has ended
 
-    def _shadow(self, request: int) -> _core.Sequence | None:
-        return self._scheduler.sequence(-request) if self.open else None
+    def _shadow(self, request: int) -> _core.SequenceView | None:
+        return self._scheduler.view(-request) if self.open else None
 
     def lag(self, request: int, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it must still read before ``position``.
@@ -143,7 +143,8 @@ class Retokenizer:
         """Why the text up to ``position`` cannot cross; None if :meth:`cross` may be called."""
         if self._closed:
             return self._closed
-        tokens = self._scheduler.sequence(request).tokens[self._crossed : position]
+        waiting = position - self._crossed
+        tokens = self._scheduler.tokens_since(request, self._crossed, waiting)
         ids = self._large.write(self._small.bytes_of(tokens.tolist()))
         if ids is None:
             return "the large model's tokens cannot write this text"
@@ -169,8 +170,11 @@ class Retokenizer:
 
     def cross_back(self, request: int) -> None:
         """Take over a step, or the end of the text, from the shadow."""
-        shadow = self._scheduler.sequence(-request)
-        step, end = shadow.tokens[shadow.steps[-1][0] :].tolist(), shadow.finish
+        shadow = self._scheduler.view(-request)
+        step, end = (
+            self._scheduler.tokens_since(-request, shadow.step_start).tolist(),
+            shadow.finish,
+        )
         # The small model has its own id for the end of a text; the core finds stop strings again.
         ended = (
             end == _STOP
@@ -185,7 +189,7 @@ class Retokenizer:
             self._closed = "the small model's tokens cannot write what the large one wrote"
             ids, stop, end = [], None, _NONE if end in (_STOP, _REPETITION) else end
         self._count(_SMALL, len(ids))
-        self._crossed = self._scheduler.sequence(request).length + len(ids)
+        self._crossed = self._scheduler.view(request).length + len(ids)
         self._scheduler.cross_back(request, ids if stop is None else [*ids, stop], end)
 
     def close(self, request: int) -> None:
