@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import EngineConfig, SamplingParams
+from engine.config import ROWS_AT_ONCE
 from engine.config.named_models import NAMED_MODELS
 from engine.device.memory_budget import workspace_bytes
-from engine.config import ROWS_AT_ONCE
 from engine.execution.sampled_rows import History, SampledRows
 from engine.execution.sampler import Sampler
 from kernels import ops
