@@ -189,7 +189,7 @@ def bits(number):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_facts_are_the_old_ones_after_truncations(seed):
-    """To the bit, risk's product included."""
+    """To the bit, risk's product included; and a history is the text, whenever it is read."""
     text, decisions, seen = Text(seed), {}, 0
     state = RequestState(SamplingParams(), 0, Call(lambda _: decision, reads=True), 3)
     while text.core.view(text.id).phase != 2:
@@ -210,4 +210,7 @@ def test_facts_are_the_old_ones_after_truncations(seed):
             seen += 1
             text.core.route(text.id, ("small", "large").index(role))
         text.tick()
+        if text.random.random() < 0.3:
+            history = state.history.follow(text.core, text.id)
+            assert history.tolist() == text.core.sequence(text.id).tokens.tolist()
     assert seen > 40 and text.cuts > 5
