@@ -13,11 +13,15 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake in a build folder of its own and puts the module where setuptools wants it."""
+    """Runs CMake and puts the module where setuptools wants it.
+
+    The build folder stays, so that what has not changed is compiled once: installed in place or
+    packed into a wheel.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / ext.name
+        build = ROOT / "build" / "cmake" / sys.implementation.cache_tag / ext.name
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",

@@ -41,6 +41,7 @@ from bench.lanes.traffic import tick_bytes
 from bench.rows import RowWriter, versions
 from bench.stats import percentiles
 from bench.table import render
+from engine._core import LARGE, SMALL
 from engine.config import ROLES, ModelConfig
 from engine.device.devices import DTYPES
 
@@ -70,7 +71,7 @@ class Bench:
         """Rows of the engine."""
         engine = self._setup.engine(max(batch for batch, _ in self._cells))
         scripted = ScriptedEngine(engine, self._setup.device)
-        for model, (batch, context) in product((0, 1), self._cells):
+        for model, (batch, context) in product((SMALL, LARGE), self._cells):
             recorded = Recorded(engine)
             try:
                 ticks = scripted.decode_ahead(model, batch, context, self._repeats)
@@ -149,7 +150,7 @@ class Bench:
 
     def _fits(self, shape: ModelConfig, batch: int, context: int) -> bool:
         """Whether a cell fits the arena's bytes: a peer gets no more memory than the engine."""
-        size = self._setup.config.arena_tokens * self._setup.shapes[1].kv_bytes_per_token(1)
+        size = self._setup.config.arena_tokens * self._setup.shapes[LARGE].kv_bytes_per_token(1)
         return batch * (context + 1) * shape.kv_bytes_per_token(1) <= size
 
     def _row(

@@ -23,12 +23,11 @@ from tqdm import tqdm
 from bench.rows import RowWriter
 from bench.table import render
 from engine import SteerError, _core
+from engine._core import LARGE, NOBODY, SMALL, EventKind
 
-SMALL, LARGE = range(2)
 PROMPT, ANSWER, STEP = 256, 512, 24
 BLOCK_TOKENS = 64  # as on a GPU
 TEXT, DELIMITER = 1, 0
-_DECIDE = 0
 
 
 class Driver:
@@ -59,14 +58,14 @@ class Driver:
         self._answer_events()
 
     def _add(self, length: int) -> None:
-        reader = SMALL if self.mixed else -1
+        reader = SMALL if self.mixed else NOBODY
         prompt = [TEXT] * PROMPT
         self._scheduler.add(prompt, max_tokens=length, reader=reader)
         self._answer_events()
 
     def _answer_events(self) -> None:
         for kind, sequence, _ in self._scheduler.take_events():
-            if kind == _DECIDE:
+            if kind == EventKind.decide:
                 large = self.mixed and self._random.random() < 0.2
                 self._scheduler.route(sequence, LARGE if large else SMALL)
             else:

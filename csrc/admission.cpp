@@ -267,8 +267,7 @@ void Scheduler::let_run(Sequence& sequence) {
   waiting_.erase(std::ranges::find(waiting_, &sequence));
   insert_in_order(running_, &sequence);
   sequence.phase = Phase::running;
-  if (sequence.request.relay && sequence.awaits_route)
-    events_.push_back({EventKind::decide, sequence.id, -1});
+  if (sequence.request.relay && sequence.awaits_route) report(EventKind::decide, sequence);
   ++counters_.admitted;
 }
 

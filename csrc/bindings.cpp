@@ -1,8 +1,10 @@
-// The Python bindings of the core. Only this file and sequence_bindings know Python.
+// The Python bindings of the core. Only this file, sequence_bindings and exported_names.h know
+// Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "exported_names.h"
 #include "scheduler.h"
 #include "sequence_bindings.h"
 
@@ -143,8 +145,7 @@ void commit(Scheduler& self, int lane, const Int32Array& sampled) {
 
 py::list take_events(Scheduler& self) {
   py::list out;
-  for (const Event& event : self.take_events())
-    out.append(py::make_tuple(static_cast<int>(event.kind), event.sequence, event.row));
+  for (const Event& event : self.take_events()) out.append(event_tuple(event));
   return out;
 }
 
@@ -205,6 +206,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("unread") = false)
       .def("add_shadow", &Scheduler::add_shadow, py::arg("id"), py::kw_only(), py::arg("prompt"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("think_end") = std::vector<Token>{})
+      .def("shadow_of", py::overload_cast<SequenceId>(&Scheduler::shadow_of, py::const_),
+           py::arg("id"))
       .def("cross", &Scheduler::cross, py::arg("id"), py::arg("tokens"), py::arg("unread") = false)
       .def(
           "cross_back",
@@ -243,6 +246,7 @@ void bind_scheduler(py::module_& m) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The Torch-free core: block pool, step detector, scheduler.";
+  bind_names(m);
   bind_pool(m);
   bind_detector(m);
   bind_plan(m);

@@ -99,6 +99,8 @@ void Scheduler::check_integrity() const {
     check_flights(s);
     const Sequence* shadow = shadow_of(s);
     expect(!s.away || shadow != nullptr, s, "away without a shadow");
+    expect(shadow == nullptr || (shadow->shadow() && shadow->partner == s.id), s,
+           "its shadow is another's");
     expect(shadow == nullptr || s.phase != Phase::finished || shadow->phase == Phase::finished ||
                shadow->end_pending != Finish::none,
            s, "its shadow outlives it");

@@ -16,12 +16,13 @@ void check(const LaneSettings& settings) {
 }
 
 LanePolicy lane_policy_named(const std::string& name) {
-  if (name == "latency") return LanePolicy::latency;
-  if (name == "weighted") return LanePolicy::weighted;
-  if (name == "throughput") return LanePolicy::throughput;
-  if (name == "auto") return LanePolicy::automatic;
-  throw std::invalid_argument("unknown lane policy '" + name +
-                              "'; known: latency, weighted, throughput, auto");
+  const auto found = std::ranges::find(kLanePolicyNames, name);
+  if (found != kLanePolicyNames.end())
+    return static_cast<LanePolicy>(found - kLanePolicyNames.begin());
+  std::string known;
+  for (const char* each : kLanePolicyNames)
+    known += (known.empty() ? "" : ", ") + std::string(each);
+  throw std::invalid_argument("unknown lane policy '" + name + "'; known: " + known);
 }
 
 bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running,

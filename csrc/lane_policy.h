@@ -14,6 +14,8 @@ namespace steer {
 // throughput  one lane at a time: the large one while enough sequences share its ticks
 // automatic   latency while few sequences run, throughput above
 enum class LanePolicy { latency, weighted, throughput, automatic };
+inline constexpr std::array kLanePolicyNames{"latency", "weighted", "throughput", "auto"};
+static_assert(names_all(kLanePolicyNames, LanePolicy::automatic));
 
 struct LaneSettings {
   LanePolicy policy = LanePolicy::latency;
@@ -26,7 +28,7 @@ struct LaneSettings {
 
 // Throws std::invalid_argument on settings that make no sense.
 void check(const LaneSettings& settings);
-// "latency", "weighted", "throughput" or "auto"; throws std::invalid_argument on others.
+// One of kLanePolicyNames; throws std::invalid_argument on others.
 LanePolicy lane_policy_named(const std::string& name);
 
 // Decides before each plan. A lane that is held plans nothing now and asks again; it is never held

@@ -144,7 +144,7 @@ void Scheduler::reach_boundary(Sequence& sequence) {
     sequence.awaits_route = true;
     // A relayed sequence gets its first decide event once it is admitted.
     if (!sequence.request.relay || sequence.phase == Phase::running)
-      events_.push_back({EventKind::decide, sequence.id, -1});
+      report(EventKind::decide, sequence);
     return;
   }
   sequence.awaits_route = false;
@@ -260,7 +260,7 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.closing = Finish::none;
   sequence.trial_from = sequence.truncate_pending = -1;
   turns_.changed();
-  events_.push_back({EventKind::finished, sequence.id, -1});
+  report(EventKind::finished, sequence);
   if (Sequence* shadow = shadow_of(sequence); shadow && shadow->phase != Phase::finished)
     end(*shadow, Finish::abort);
 }

@@ -23,20 +23,24 @@
 namespace steer {
 
 Sequence* Scheduler::shadow_of(const Sequence& sequence) const {
-  if (!sequence.request.relay) return nullptr;
-  const auto found = sequences_.find(-sequence.id);
-  return found == sequences_.end() ? nullptr : found->second.get();
+  return sequence.shadow() ? nullptr : partner_of(sequence);
 }
 
 Sequence* Scheduler::partner_of(const Sequence& sequence) const {
-  if (!sequence.shadow()) return shadow_of(sequence);
-  const auto found = sequences_.find(-sequence.id);
+  if (sequence.partner == 0) return nullptr;
+  const auto found = sequences_.find(sequence.partner);
   return found == sequences_.end() ? nullptr : found->second.get();
+}
+
+std::optional<SequenceId> Scheduler::shadow_of(SequenceId id) const {
+  const auto found = sequences_.find(id);
+  const Sequence* shadow = found == sequences_.end() ? nullptr : shadow_of(*found->second);
+  return shadow == nullptr ? std::nullopt : std::optional(shadow->id);
 }
 
 SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
                                  std::vector<Token> stop_ids, std::vector<Token> think_end) {
-  const Sequence& sequence = find(id);
+  Sequence& sequence = find(id);
   if (!sequence.request.relay || sequence.phase != Phase::running || shadow_of(sequence))
     throw std::logic_error("sequence " + std::to_string(id) +
                            " must be relayed, running and without a shadow");
@@ -57,7 +61,9 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   request.max_repeats = sequence.request.max_repeats;
   request.ahead = sequence.request.ahead;
   request.vocabulary = kLarge;
-  shadow->id = shadow->group = -id;
+  // Other ids than those of requests: policies draw by these, so shadows must not shift them.
+  shadow->id = shadow->group = sequence.partner = -id;
+  shadow->partner = id;
   shadow->tokens = request.prompt;
   shadow->settled = shadow->length();
   shadow->stops = sequence.stops;
@@ -67,8 +73,8 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   shadow->phase = Phase::running;
   insert_in_order(running_, shadow.get());
   ++shadows_;
-  sequences_.emplace(-id, std::move(shadow));
-  return -id;
+  sequences_.emplace(sequence.partner, std::move(shadow));
+  return sequence.partner;
 }
 
 // Tokens that the large model may write before the text must come back: no more than the sequence

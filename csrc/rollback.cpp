@@ -65,7 +65,9 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   drop_candidate(sequence);
   discard_tokens(sequence, length);
   // A decide event about these tokens needs no answer any more.
-  std::erase_if(events_, [&](const Event& event) { return event.sequence == sequence.id; });
+  std::erase_if(events_, [&](const Event& event) {
+    return event.sequence == sequence.request_id() && event.shadow == sequence.shadow();
+  });
   ++sequence.attempt;
   sequence.cuts.push_back(length);
   sequence.tokens.resize(length);

@@ -120,9 +120,12 @@ class Scheduler {
   // A relayed sequence has these three instead of route(id, kLarge), see relay.cpp.
   //
   // Gives a running sequence its shadow, once, with the prompt in the large model's tokens. The
-  // shadow waits; its id is -id. Throws std::invalid_argument if longest() leaves no room to write.
+  // shadow waits. Returns its id. Throws std::invalid_argument if longest() leaves no room to
+  // write.
   SequenceId add_shadow(SequenceId id, std::vector<Token> prompt, std::vector<Token> stop_ids,
                         std::vector<Token> think_end);
+  // The id of a sequence's shadow; none before add_shadow() and once one of the two is forgotten.
+  std::optional<SequenceId> shadow_of(SequenceId id) const;
   // Answers a decide event: the large model writes the next step. `tokens` are its own tokens for
   // the text since its last step. The shadow's next event says that the step is written: decide,
   // which needs no answer, or finished.
@@ -200,6 +203,9 @@ class Scheduler {
   void keep_trial(Sequence& sequence, bool rest, bool unread);
   void end(Sequence& sequence, Finish reason);
   void finish(Sequence& sequence, Finish reason);
+  void report(EventKind kind, const Sequence& sequence, std::int32_t row = -1) {
+    events_.push_back({kind, sequence.request_id(), row, sequence.shadow()});
+  }
 
   // relay.cpp
   Sequence* shadow_of(const Sequence& sequence) const;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,6 +80,8 @@ struct Ahead {
 };
 
 enum class Phase : int { waiting, running, finished };
+inline constexpr std::array kPhaseNames{"waiting", "running", "finished"};
+static_assert(names_all(kPhaseNames, Phase::finished));
 
 struct Sequence {
   // Fields that every plan reads stand together.
@@ -106,7 +107,8 @@ struct Sequence {
   std::int32_t trial_from = -1;   // what follows is on trial; -1: nothing is
   std::int32_t unread_from = -1;  // boundaries from here on are not read
   SequenceId id = 0;
-  SequenceId group = 0;  // the first of the samples
+  SequenceId group = 0;    // the first of the samples
+  SequenceId partner = 0;  // of a relayed sequence its shadow, of a shadow its sequence; 0: none
   std::vector<Token> tokens;
   std::array<std::vector<BlockId>, kModels> blocks;
   std::array<std::vector<PrefixCache::Node>, kModels> nodes;  // of the leading full blocks
@@ -166,8 +168,10 @@ struct Sequence {
     book(RowKind::catchup, std::max(fresh, prompt), last);
     return found;
   }
-  // Is this the large model's copy of a relayed sequence? That sequence's id is -id.
-  bool shadow() const { return id < 0; }
+  // Is this the large model's copy of a relayed sequence?
+  bool shadow() const { return partner != 0 && !request.relay; }
+  // The id that the caller knows the text by.
+  SequenceId request_id() const { return shadow() ? partner : id; }
   // A change to the sequence waits for the batch in flight to retire.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
   bool runnable(int lane) const {
@@ -186,8 +190,8 @@ struct Sequence {
 // Both lanes share one order: priority, then arrival; a shadow comes after its sequence.
 inline bool goes_before(const Sequence& a, const Sequence& b) {
   if (a.request.priority != b.request.priority) return a.request.priority < b.request.priority;
-  const SequenceId first = std::abs(a.id), second = std::abs(b.id);
-  return first != second ? first < second : a.id > b.id;
+  const SequenceId first = a.request_id(), second = b.request_id();
+  return first != second ? first < second : !a.shadow() && b.shadow();
 }
 
 // Inserts a sequence into a list that is in order.

@@ -42,6 +42,7 @@ void bind_facts(py::class_<T>& bound) {
     bound.def_property_readonly(name, [read](const T& s) { return std::invoke(read, seen(s)); });
   };
   fact("id", &Sequence::id);
+  fact("shadow", &Sequence::shadow);
   fact("length", &Sequence::length);
   fact("prompt_length", &Sequence::prompt_length);
   fact("settled", &Sequence::settled);

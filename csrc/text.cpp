@@ -54,7 +54,7 @@ void Scheduler::try_on(Sequence& sequence, Outcome outcome) {
   }
   sequence.trial = outcome;
   sequence.awaits_route = true;
-  events_.push_back({EventKind::decide, sequence.id, -1});
+  report(EventKind::decide, sequence);
 }
 
 void Scheduler::conclude(Sequence& sequence, Outcome outcome) {

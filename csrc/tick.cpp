@@ -198,7 +198,7 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool samp
     sequence.candidate = token;
     sequence.candidate_keys = last;
     sequence.awaits_route = true;
-    events_.push_back({EventKind::decide, sequence.id, row});
+    report(EventKind::decide, sequence, row);
   } else {
     count_sampled(sequence, lane, RowKind::sampled, last);
     append(sequence, token);

@@ -1,7 +1,11 @@
 // The vocabulary of the core: ids, row kinds, events. No Torch, no CUDA, no Python.
+//
+// The names of an enumeration stand beside it. The bindings export numbers and names from here:
+// Python writes none of them down.
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace steer {
@@ -18,6 +22,12 @@ inline constexpr int kSmall = 0;
 inline constexpr int kLarge = 1;
 inline constexpr int kNobody = -1;
 
+// Does an enumeration that ends with `last` have as many enumerators as there are names?
+template <std::size_t size, typename Enumeration>
+constexpr bool names_all(const std::array<const char*, size>&, Enumeration last) {
+  return size == static_cast<std::size_t>(last) + 1;
+}
+
 // Every computed row has exactly one kind.
 //   prompt     first computation of a prompt token
 //   catchup    first computation of a token that lies past the prompt
@@ -28,8 +38,13 @@ inline constexpr int kNobody = -1;
 // samples.
 enum class RowKind : int { prompt, catchup, sampled, discarded, recompute };
 inline constexpr int kRowKinds = 5;
+inline constexpr std::array kRowKindNames{"prompt", "catchup", "sampled", "discarded", "recompute"};
+static_assert(kRowKindNames.size() == kRowKinds && names_all(kRowKindNames, RowKind::recompute));
 
 enum class Finish : int { none, stop, length, abort, error, deadline, repetition };
+inline constexpr std::array kFinishNames{"none",  "stop",     "length",    "abort",
+                                         "error", "deadline", "repetition"};
+static_assert(names_all(kFinishNames, Finish::repetition));
 
 // `rows` computed and the sum of `keys` that those rows attend to, each row itself included.
 struct RowCount {
@@ -68,11 +83,14 @@ struct Usage {
 // A decide event asks the caller to route a sequence. `row` is the plan row whose logits describe
 // the boundary, or -1 where the sequence has no reader or was written on in trial.
 enum class EventKind : int { decide, finished };
+inline constexpr std::array kEventKindNames{"decide", "finished"};
+static_assert(names_all(kEventKindNames, EventKind::finished));
 
 struct Event {
   EventKind kind;
-  SequenceId sequence;
+  SequenceId sequence;  // with `shadow` the one whose shadow it is about
   std::int32_t row;
+  bool shadow;
 };
 
 }  // namespace steer

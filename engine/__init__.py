@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
     from engine.routing.judges import AuditOnly, Judge
-    from engine.routing.policies import (
-        AfterThinking,
-        Boundary,
-        Cascade,
-        Decision,
-        Policy,
-        Query,
-        Random,
-        Threshold,
-    )
+    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Threshold
+    from engine.routing.policy import Boundary, Decision, Policy
     from engine.routing.signals import Signals
     from engine.routing.steer import CostAware, Steer
     from engine.routing.windows import Window
@@ -49,16 +41,8 @@ else:
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),
-        "routing.policies": (
-            "AfterThinking",
-            "Boundary",
-            "Cascade",
-            "Decision",
-            "Policy",
-            "Query",
-            "Random",
-            "Threshold",
-        ),
+        "routing.policies": ("AfterThinking", "Cascade", "Query", "Random", "Threshold"),
+        "routing.policy": ("Boundary", "Decision", "Policy"),
         "routing.signals": ("Signals",),
         "routing.steer": ("CostAware", "Steer"),
         "routing.windows": ("Window",),

@@ -25,7 +25,7 @@ from engine.requests.one_thread import by_one_thread
 from engine.requests.stream import StreamEvent, stream_events
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
-from engine.routing.policies import Boundary, Decision, Policy
+from engine.routing.policy import Boundary, Decision, Policy
 from engine.text.chat import Message
 from engine.text.tokenizer import write_chat
 from kernels.ops import BackendChoice, torch_after_fork

@@ -1,4 +1,4 @@
-"""Text files that a user names: reading whole ones and JSON, writing JSON lines."""
+"""Text files that a user names: reading whole ones and JSON, writing JSON lines; folders."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SteerError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+class Folder:
+    """A checkpoint's folder: each of its JSON files is read once, however many modules need it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._objects: dict[str, dict[str, Any]] = {}
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).is_file()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a file, to be left as it is. SteerError on anything else."""
+        if name not in self._objects:
+            self._objects[name] = read_json(self.path / name)
+        return self._objects[name]
+
+    def optional_json(self, name: str) -> dict[str, Any]:
+        """The object in a file; empty if there is no such file."""
+        return self.json(name) if self.has(name) else {}
 
 
 def parse_json(text: str | bytes) -> Any:

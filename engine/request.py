@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine._core import FINISH_REASONS as FINISH_REASONS
 from engine.accounting.ledger import Usage
 from engine.routing.signals import Signals
-
-FINISH_REASONS = ("none", "stop", "length", "abort", "error", "deadline", "repetition")
 
 
 @dataclass(frozen=True)

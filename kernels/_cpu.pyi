@@ -1,6 +1,12 @@
 """CPU kernels. Addresses are not checked here: kernels/cpu.py does."""
 
 from collections.abc import Sequence
+from typing import Final
+
+LAYER_WEIGHTS: Final[tuple[str, ...]]
+STATISTICS: Final[tuple[str, ...]]
+LONGEST_HEAD: Final[int]
+QUERY_ROWS: Final[int]
 
 def instruction_sets() -> list[str]: ...
 def confidence(

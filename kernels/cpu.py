@@ -21,25 +21,6 @@ from kernels.types.attention import KVLayout
 from kernels.types.statistics import Confidence
 
 DTYPES = (torch.float32, torch.bfloat16)
-_LONGEST_HEAD = 512  # kLongest in csrc/cpu/layers.h
-_STRETCH = 8  # kQueryRows in csrc/cpu/decoder.cpp
-
-
-# Of a layer, in the order of csrc/cpu/decoder.h; see ``engine.models.passes.Layer``.
-_WEIGHTS = (
-    "attention_norm",
-    "qkv",
-    "output",
-    "mlp_norm",
-    "gate_up",
-    "down",
-    "qkv_bias",
-    "output_bias",
-    "gate_up_bias",
-    "down_bias",
-    "query_norm",
-    "key_norm",
-)
 
 
 class Tick(Protocol):
@@ -64,12 +45,12 @@ def instruction_sets() -> list[str]:
 
 def takes(embedding: Tensor, rope: Tensor, layers: Sequence[Any]) -> bool:
     """Whether there are kernels for a model with these weights: none are packed yet."""
-    found = (getattr(layer, name) for layer in layers for name in _WEIGHTS)
+    found = (getattr(layer, name) for layer in layers for name in _cpu.LAYER_WEIGHTS)
     return (
         embedding.device.type == "cpu"
         and embedding.dtype in DTYPES
         and rope.shape[-1] % 2 == 0
-        and rope.shape[-1] <= _LONGEST_HEAD
+        and rope.shape[-1] <= _cpu.LONGEST_HEAD
         and all(weight is None or isinstance(weight, Tensor) for weight in found)
     )
 
@@ -138,25 +119,25 @@ class ForwardPass:
     def _addresses(self, layer: Any, hidden: int, heads: int, intermediate: int) -> list[int]:
         width = self._head_dim
         queries, fused = heads * width, (heads + 2 * self._kv_heads) * width
-        shapes: tuple[tuple[int, ...], ...] = (
-            (hidden,),
-            (fused, hidden),
-            (hidden, queries),
-            (hidden,),
-            (2 * intermediate, hidden),
-            (hidden, intermediate),
-            (fused,),
-            (hidden,),
-            (2 * intermediate,),
-            (hidden,),
-            (width,),
-            (width,),
-        )
+        shapes: dict[str, tuple[int, ...]] = {
+            "attention_norm": (hidden,),
+            "qkv": (fused, hidden),
+            "output": (hidden, queries),
+            "mlp_norm": (hidden,),
+            "gate_up": (2 * intermediate, hidden),
+            "down": (hidden, intermediate),
+            "qkv_bias": (fused,),
+            "output_bias": (hidden,),
+            "gate_up_bias": (2 * intermediate,),
+            "down_bias": (hidden,),
+            "query_norm": (width,),
+            "key_norm": (width,),
+        }
         addresses = []
-        for name, shape in zip(_WEIGHTS, shapes, strict=True):
+        for name in _cpu.LAYER_WEIGHTS:
             weight = getattr(layer, name)
             if weight is not None:
-                check_tensor(name, weight, shape, (self._dtype,), self._turns)
+                check_tensor(name, weight, shapes[name], (self._dtype,), self._turns)
             addresses.append(0 if weight is None else weight.data_ptr())
         return addresses
 
@@ -225,8 +206,9 @@ class ForwardPass:
         """Pairs of query and key that attention works on: spans are taken in stretches of rows."""
         spans = (plan.starts[1:] - plan.starts[:-1]).long()
         before = plan.contexts - spans
-        whole, rest = spans // _STRETCH, spans % _STRETCH
-        pairs = _STRETCH * (whole * before + _STRETCH * whole * (whole + 1) // 2)
+        rows = _cpu.QUERY_ROWS
+        whole, rest = spans // rows, spans % rows
+        pairs = rows * (whole * before + rows * whole * (whole + 1) // 2)
         return int((pairs + rest * plan.contexts).sum())
 
 
@@ -242,7 +224,7 @@ def confidence(logits: Tensor, vocabulary: int, instruction_set: str | None = No
     rows, head_rows = logits.shape
     if not 0 < vocabulary <= head_rows:
         raise ValueError(f"vocabulary must be in 1..{head_rows}, the head's rows; got {vocabulary}")
-    floats = torch.empty(6, rows)
+    floats = torch.empty(len(_cpu.STATISTICS), rows)
     ids = torch.empty(rows, dtype=torch.int64)
     valid = torch.empty(rows, dtype=torch.bool)
     _cpu.confidence(
@@ -255,7 +237,5 @@ def confidence(logits: Tensor, vocabulary: int, instruction_set: str | None = No
         ids.data_ptr(),
         valid.data_ptr(),
     )
-    entropy, max_prob, log_odds, margin, max_logit, logsumexp = floats.unbind()
-    return Confidence(
-        entropy, max_prob, log_odds, margin, max_logit, logsumexp, argmax=ids, valid=valid
-    )
+    named = dict(zip(_cpu.STATISTICS, floats.unbind(), strict=True))
+    return Confidence(**named, argmax=ids, valid=valid)

@@ -15,6 +15,7 @@ if find_spec("torch"):  # the core's tests run without
     torch.set_num_threads(1)
 
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
-        from tests.interpreter import skip_where_it_fails
+        from tests.interpreter import patch_once, skip_where_it_fails
 
         skip_where_it_fails()
+        patch_once()

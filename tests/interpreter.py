@@ -5,11 +5,13 @@ are skipped there at the first kernel that they launch.
 
 Left alone it finds and replaces the language's functions at every call of a device function,
 `tl.sum` included, which was half of what the kernels' tests took (Triton 3.7.1). Made faster it
-does so once a launch: what a launch has replaced stays so until its end.
+does so once a launch: what a launch has replaced stays so until its end. NumPy's
+type of each type is found once, not at every operation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -87,3 +89,15 @@ def patch_once() -> None:
 
     interpreter._patch_lang = patch_new
     interpreter.GridExecutor.__call__ = launch_anew
+    if (numpy_type := vars(interpreter).get("_get_np_dtype")) is not None:
+        interpreter._get_np_dtype = _remembered(numpy_type)
+
+
+def _remembered(numpy_type: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    known = cache(numpy_type)  # pointers have no hash
+
+    def remembered(dtype: Any) -> Any:
+        scalar = dtype.scalar
+        return numpy_type(scalar) if isinstance(scalar, tl.pointer_type) else known(scalar)
+
+    return remembered

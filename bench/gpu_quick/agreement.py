@@ -11,8 +11,10 @@ import torch
 
 from bench.gpu_quick.families import TOKENS, Oracle
 from engine import Completion, Engine, EngineConfig, SamplingParams
+from engine._core import LARGE, SMALL
 from engine.config import ROLES
-from engine.routing.policies import Boundary, Call
+from engine.routing.policies import Call
+from engine.routing.policy import Boundary
 from kernels.ops import BackendChoice
 
 HEATS, LOGPROBS = (0.0, 0.0, 1.0), (None, 5, 5)  # of requests, in turns
@@ -143,10 +145,10 @@ def first_wrong(done: Sequence[Completion], oracle: Oracle, dtype: str) -> Wrong
         if completion.finish_reason != "length":  # as where logits are NaN
             nothing, reason = math.nan, completion.finish_reason
             return Wrong(number, len(text), "either", -1, nothing, nothing, reason)
-        exact = [oracle.logprobs(model, text, torch.float64) for model in (0, 1)]
+        exact = [oracle.logprobs(model, text, torch.float64) for model in (SMALL, LARGE)]
         near = NEAR
         if dtype == "bfloat16":
-            theirs = (oracle.logprobs(model, text, torch.bfloat16) for model in (0, 1))
+            theirs = (oracle.logprobs(model, text, torch.bfloat16) for model in (SMALL, LARGE))
             pairs = zip(theirs, exact, strict=True)
             near = _LEAST + _ALLOWED * max(float((a - b).abs().max()) for a, b in pairs)
         found = _wrong_of(number, completion, text, exact, near)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from engine import Engine, SamplingParams
+from engine._core import LARGE, SMALL
 from engine.routing.policies import Call
 
 
@@ -116,7 +117,7 @@ class Soak:
         """Faults at the end: all requests must have ended properly, and nothing of them is left."""
         scheduler, counts = self.engine.scheduler, self.engine.graph_counts
         scheduler.check_integrity()
-        live = [scheduler.pool.live(model) for model in (0, 1)]
+        live = [scheduler.pool.live(model) for model in (SMALL, LARGE)]
         claims = {
             f"blocks of no sequence are held: {live}": live == [0, 0],
             "no request was aborted": self.ended.get("abort", 0) > 0,

@@ -21,7 +21,7 @@ from bench.rows import RowWriter
 from bench.simulation.table import TableTimes
 from bench.simulation.ticktimes import TickTimes
 from engine import Engine
-from engine.accounting.ledger import ROW_KINDS
+from engine._core import RowKind
 
 Row = dict[str, Any]
 FIRST = "latency"  # the lane policy that splits the time equally; ticks are measured under it
@@ -146,7 +146,7 @@ class Contest:
         return {**load, "seed": self.load.seed, "together": self.together, **self.setup.fields}
 
     def _figures(self, ran: Ran) -> Row:
-        catch_up = ran.usage.rows[:, ROW_KINDS.index("catchup"), 0].tolist()
+        catch_up = ran.usage.rows[:, RowKind.catchup, 0].tolist()
         return {
             "seconds": ran.seconds,
             "requests": ran.requests,

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.lanes.schedule import SMALL, Job
+from bench.lanes.schedule import Job
 from bench.simulation.ticktimes import TickTimes
+from engine._core import SMALL
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.lanes.schedule import LARGE, SMALL, Job
+from bench.lanes.schedule import Job
 from bench.simulation.run import Simulation
 from bench.simulation.setting import BLOCK_TOKENS, Case, Setting
 from bench.simulation.ticktimes import TickTimes
 from bench.simulation.workload import DELIMITER, TEXT, Texts
 from engine import Engine
+from engine._core import LARGE, SMALL
 
 
 class InTurn(Simulation):

@@ -11,6 +11,7 @@ import numpy as np
 from bench.lanes.device import Device
 from bench.lanes.schedule import Job
 from engine import Completion, Engine
+from engine._core import LARGE
 from engine.accounting.ledger import Usage
 from engine.config import ROLES
 
@@ -64,7 +65,7 @@ def run_jobs(
         seconds=seconds,
         tokens=sum(len(completion.token_ids) for completion in done),
         large_tokens=sum(
-            len(step.token_ids) for c in done for step in c.steps if step.model == ROLES[1]
+            len(step.token_ids) for c in done for step in c.steps if step.model == ROLES[LARGE]
         ),
         ticks=(small, large),
         usage=sum((completion.usage for completion in done), Usage()),

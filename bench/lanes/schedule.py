@@ -12,12 +12,13 @@ from math import floor
 
 import numpy as np
 
+from engine._core import LARGE, SMALL
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.routing.policies import Always, Boundary, Decision, Policy
+from engine.routing.policies import Always
+from engine.routing.policy import Boundary, Decision, Policy
 
-SMALL, LARGE = range(2)
 _GOLDEN = 0.6180339887498949  # multiples of it spread evenly over [0, 1)
 Models = tuple[int, ...]
 

@@ -19,16 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.lanes.device import Device
-from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
+from engine._core import LARGE, NOBODY, SMALL, EventKind
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.requests.lane import Lane
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always
 
-_DECIDE = 0
-_NOBODY = -1
 _HOLD = -1  # in place of a model: wait
 _NOT_TIMED = 2  # first ticks of each kind: compilation, graphs, first touches
 
@@ -212,7 +210,7 @@ class ScriptedEngine:
         """
         self._check_room({SMALL, LARGE}, 1, context + 2 * backlog + 2)
         # The small model reads along only where it is going to read the boundary.
-        reader = SMALL if to == SMALL else _NOBODY
+        reader = SMALL if to == SMALL else NOBODY
         models = [to, 1 - to, to]
         request = self._add(context, 2 * backlog + 2, models, backlog, reader)
         self._drain(to)
@@ -241,7 +239,7 @@ class ScriptedEngine:
         return time.perf_counter()
 
     def _add(
-        self, prompt: int, tokens: int, models: list[int], step: int = 0, reader: int = _NOBODY
+        self, prompt: int, tokens: int, models: list[int], step: int = 0, reader: int = NOBODY
     ) -> int:
         """Queue a request; ``models`` write its steps, the last of them the rest."""
         number = self._scheduler.add(
@@ -272,7 +270,7 @@ class ScriptedEngine:
     def _answer(self) -> None:
         while events := self._scheduler.take_events():
             for kind, number, _ in events:
-                if kind == _DECIDE:
+                if kind == EventKind.decide:
                     self._decide(number)
                 else:
                     self._scheduler.forget(number)

@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.lanes.recorded import Recorded
-from bench.lanes.schedule import LARGE, SMALL
 from bench.lanes.scripted_engine import ScriptedEngine
 from bench.simulation.table import Point, TableTimes
+from engine._core import LARGE, SMALL
 from engine.config import ROLES
 from engine.errors import SteerError
 

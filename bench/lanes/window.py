@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.lanes.device import Device
-from bench.lanes.schedule import LARGE, SMALL
 from engine import Engine, SamplingParams
+from engine._core import LARGE, SMALL
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import weight_bytes
 from engine.config import ROLES
@@ -166,7 +166,9 @@ def _between(
 ) -> Window:
     small, large = (b - a for a, b in zip(first.ticks, last.ticks, strict=True))
     grown = np.subtract(last.lengths, first.lengths)
-    tokens = [float(grown[np.equal(models, m)].mean()) if m in models else 0.0 for m in (0, 1)]
+    tokens = [
+        float(grown[np.equal(models, m)].mean()) if m in models else 0.0 for m in (SMALL, LARGE)
+    ]
     moved = 0.0
     for shape, ticks, rows in zip(
         engine.shapes, (small, large), (last.moved - first.moved).sum(1).tolist(), strict=True

@@ -15,29 +15,29 @@ import numpy.typing as npt
 
 from bench.evaluate import Evaluation
 from bench.report.point import Floats, Point, flops_of
-from engine.accounting.ledger import ROW_KINDS, Usage, span_counts
+from engine._core import SMALL, RowKind
+from engine.accounting.ledger import Usage, span_counts
 from engine.config import ModelConfig
 from engine.routing.windows import Window
 from engine.tuning.samples import Sample
 
-_SAMPLED, _DISCARDED, _PROMPT = map(ROW_KINDS.index, ("sampled", "discarded", "prompt"))
 _SETTINGS = 11
 
 
 def _taken_back(usage: Usage) -> Usage:
     """The small model's usage once its answer is dropped."""
     rows = usage.rows.copy()
-    rows[0, _DISCARDED] += rows[0, _SAMPLED]
-    rows[0, _SAMPLED] = 0
+    rows[SMALL, RowKind.discarded] += rows[SMALL, RowKind.sampled]
+    rows[SMALL, RowKind.sampled] = 0
     return replace(usage, rows=rows)
 
 
 def _read(prompt: int) -> Usage:
     """Usage where the small model reads a prompt and the token that it drew is dropped."""
     usage = Usage()
-    usage.rows[0, _PROMPT] = span_counts(0, prompt - 1)
-    usage.rows[0, _DISCARDED] = span_counts(prompt - 1, prompt)
-    usage.entries[0] = span_counts(0, prompt - 1)
+    usage.rows[SMALL, RowKind.prompt] = span_counts(0, prompt - 1)
+    usage.rows[SMALL, RowKind.discarded] = span_counts(prompt - 1, prompt)
+    usage.entries[SMALL] = span_counts(0, prompt - 1)
     return usage
 
 

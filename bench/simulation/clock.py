@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-NOBODY = -1
+from engine._core import NOBODY
 
 
 class SharedClock:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine import _core
-from engine.accounting.ledger import ROW_KINDS, Usage
+from engine._core import ROW_KINDS
+from engine.accounting.ledger import Usage
 from engine.config import ROLES
 
 PERCENTILES = (50, 90, 99)

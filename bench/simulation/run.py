@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.simulation.clock import NOBODY, SharedClock
+from bench.simulation.clock import SharedClock
 from bench.simulation.meter import ArenaMeter, RequestMeter, percentiles, row_counts
 from bench.simulation.setting import Case, Setting, build_scheduler
 from bench.simulation.workload import END, TEXT, Texts
+from engine._core import LARGE, NOBODY, SMALL, EventKind
 from engine.config import ROLES
 
-SMALL, LARGE = range(2)
 LANES = (SMALL, LARGE)
-_DECIDE = 0
 
 
 class Simulation:
@@ -45,7 +44,7 @@ class Simulation:
         self._ends = np.array([0, *(prompt + answer - 1 for prompt, answer in sizes)])
         self._handoffs = workload.handoffs(case.handoff)
         # If the large model writes all, no model reads a boundary.
-        self._reader = -1 if case.handoff == 1 else SMALL
+        self._reader = NOBODY if case.handoff == 1 else SMALL
         self._arrivals = list(workload.arrivals(case.rate)) if case.rate else []
         self._added = 0
 
@@ -121,7 +120,7 @@ class Simulation:
     def _answer_events(self) -> None:
         while events := self.scheduler.take_events():
             for kind, number, row in events:
-                if kind == _DECIDE:
+                if kind == EventKind.decide:
                     self._decide(number, row)
                 else:
                     self._finish(number)

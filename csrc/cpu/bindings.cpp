@@ -18,7 +18,9 @@ T* at(Address address) {
 }
 
 Layer make_layer(const std::vector<Address>& w) {
-  if (w.size() != 12) throw std::invalid_argument("a layer has 12 addresses");
+  if (w.size() != kLayerWeights.size())
+    throw std::invalid_argument("a layer has " + std::to_string(kLayerWeights.size()) +
+                                " addresses");
   const auto in = [&](int i) { return at<const void>(w[i]); };
   return {in(0), in(1), in(2), in(3), in(4), in(5), in(6), in(7), in(8), in(9), in(10), in(11)};
 }
@@ -50,7 +52,7 @@ void forward(Decoder& self, const std::array<Address, 7>& batch,
                at<float>(logits), at<void>(hidden));
 }
 
-// Statistics of rows of logits: floats [6, rows], ids int64 [rows], valid uint8 [rows].
+// Statistics of rows of logits: floats [kStatistics, rows], ids int64 [rows], valid uint8 [rows].
 void confidence(const std::string& instruction_set, Address logits, std::int64_t rows,
                 std::int64_t stride, std::int64_t vocabulary, Address floats, Address ids,
                 Address valid) {
@@ -60,7 +62,9 @@ void confidence(const std::string& instruction_set, Address logits, std::int64_t
     kernel.confidence(at<const float>(logits) + row * stride, vocabulary, found);
     const float values[] = {found.entropy, found.max_prob,  found.log_odds,
                             found.margin,  found.max_logit, found.logsumexp};
-    for (int i = 0; i < 6; ++i) at<float>(floats)[i * rows + row] = values[i];
+    static_assert(std::size(values) == std::size(kStatistics));
+    for (std::size_t i = 0; i < std::size(values); ++i)
+      at<float>(floats)[i * rows + row] = values[i];
     at<std::int64_t>(ids)[row] = found.argmax;
     at<std::uint8_t>(valid)[row] = found.valid;
   }
@@ -70,6 +74,10 @@ void confidence(const std::string& instruction_set, Address logits, std::int64_t
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels. Addresses are not checked here: kernels/cpu.py does.";
+  m.attr("LAYER_WEIGHTS") = py::tuple(py::cast(kLayerWeights));
+  m.attr("STATISTICS") = py::tuple(py::cast(std::to_array(kStatistics)));
+  m.attr("LONGEST_HEAD") = kLongestHead;
+  m.attr("QUERY_ROWS") = kQueryRows;
   m.def("instruction_sets", &instruction_sets);
   m.def("confidence", &confidence, py::call_guard<py::gil_scoped_release>());
   py::class_<Decoder>(m, "Decoder")

@@ -15,7 +15,6 @@ namespace {
 constexpr std::int64_t kTaskBytes = 64 * 1024;  // weights that a thread takes at a time
 constexpr std::int64_t kRowTile = 16;           // a multiple of every kernel's tile
 constexpr std::int64_t kColumns = 64;           // rows of a batch whose gates are kept at a time
-constexpr std::int64_t kQueryRows = 8;          // query rows that share a pass over their keys
 
 std::int64_t pieces(std::int64_t total, std::int64_t size) { return (total + size - 1) / size; }
 

@@ -2,6 +2,7 @@
 // and must outlive the decoder.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -21,6 +22,13 @@ struct Layer {
   const void *attention_norm, *qkv, *output, *mlp_norm, *gate_up, *down;
   const void *qkv_bias, *output_bias, *gate_up_bias, *down_bias, *query_norm, *key_norm;
 };
+inline constexpr std::array kLayerWeights{
+    "attention_norm", "qkv",         "output",       "mlp_norm",  "gate_up",    "down",
+    "qkv_bias",       "output_bias", "gate_up_bias", "down_bias", "query_norm", "key_norm"};
+static_assert(sizeof(Layer) == kLayerWeights.size() * sizeof(const void*));
+
+// Rows of one sequence that are attended together, sharing a pass over their keys, at most.
+inline constexpr std::int64_t kQueryRows = 8;
 
 struct Weights {
   const void *embedding, *norm, *head;

@@ -41,6 +41,15 @@ struct Statistics {
   bool valid;
 };
 
+// The names of the first ones, in order.
+constexpr const char* kStatistics[] = {"entropy", "max_prob",  "log_odds",
+                                       "margin",  "max_logit", "logsumexp"};
+static_assert(sizeof kStatistics / sizeof *kStatistics ==
+              __builtin_offsetof(Statistics, argmax) / sizeof(float));
+
+// Elements of a head, at most.
+constexpr std::int64_t kLongestHead = 512;
+
 // Keys that are scored before their values are read: the scratch of `attend` grows with it.
 constexpr std::int64_t kKeyChunk = 256;
 

@@ -57,8 +57,7 @@ void widen(const T* x, Index size, float* out) {
 template <typename T>
 void rope(const float* x, const T* bias, const T* norm, float eps, const float* turn, Index half,
           T* out) {
-  constexpr Index kLongest = 512;  // checked where the decoder is made
-  float head[kLongest];
+  float head[kLongestHead];  // its length is checked where the decoder is made
   const Index size = 2 * half;
   for (Index i = 0; i < size; ++i) head[i] = bias ? x[i] + to_float(bias[i]) : x[i];
   if (norm) {

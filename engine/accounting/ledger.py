@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import _core
+from engine._core import ROW_KINDS as ROW_KINDS
+from engine._core import RowKind
 from engine.config import ROLES
 
-ROW_KINDS = ("prompt", "catchup", "sampled", "discarded", "recompute")
 Counts = npt.NDArray[np.int64]
 
 
@@ -105,14 +106,14 @@ class Usage:
         Their KV had been evicted or lost.
         """
         rows = self.rows[:, :, 0]
-        return float(rows[:, ROW_KINDS.index("recompute")].sum() / max(1, rows.sum()))
+        return float(rows[:, RowKind.recompute].sum() / max(1, rows.sum()))
 
     @classmethod
     def alone(cls, role: str, prompt: int, generated: int) -> Usage:
         """Counts of one model alone on a prompt and ``generated`` tokens, without evictions."""
         usage, model, last = cls(), ROLES.index(role), prompt + generated - 1
-        usage.rows[model, ROW_KINDS.index("prompt")] = span_counts(0, prompt - 1)
-        usage.rows[model, ROW_KINDS.index("sampled")] = span_counts(prompt - 1, last)
+        usage.rows[model, RowKind.prompt] = span_counts(0, prompt - 1)
+        usage.rows[model, RowKind.sampled] = span_counts(prompt - 1, last)
         usage.entries[model] = span_counts(0, prompt - 1)
         return usage
 

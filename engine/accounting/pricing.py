@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.accounting.ledger import ROW_KINDS, Usage
+from engine._core import LARGE, RowKind
+from engine.accounting.ledger import Usage
 from engine.config import ROLES, ModelConfig
 from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")
-_DECODED = [ROW_KINDS.index("sampled"), ROW_KINDS.index("discarded")]
+_DECODED = [RowKind.sampled, RowKind.discarded]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
         computed = decoded + usage.entries[ROLES.index(role)]
     rows, keys = map(int, computed)
     heads = int(decoded[0])
-    if role == ROLES[1] and accounting != "decode":
+    if role == ROLES[LARGE] and accounting != "decode":
         heads += usage.audited
     return rows * price.row + keys * price.key + heads * price.head
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from engine.config import ModelConfig
-from engine.gguf.file import GgufFile
-from engine.text.added_tokens import read_optional
+from engine.models.checkpoint import Checkpoint
 from engine.text.tokenizer import Tokenizer
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
@@ -21,7 +19,7 @@ Shapes = tuple[ModelConfig, ModelConfig]
 
 
 def with_end_ids(
-    sources: tuple[Path | GgufFile, Path | GgufFile],
+    checkpoints: tuple[Checkpoint, Checkpoint],
     shapes: Shapes,
     tokenizers: tuple[Tokenizer, Tokenizer],
 ) -> Shapes:
@@ -31,8 +29,8 @@ def with_end_ids(
     both of the first do, an ordinary token of ``config.json`` is left out: it is a stale default.
     GGUF files come with all of theirs. One INFO line a folder (``logging``) where its files differ.
     """
-    declared = [_declared(*each) for each in zip(sources, tokenizers, strict=True)]
-    for line in dict.fromkeys(map(_line, sources, declared)):
+    declared = [_declared(*each) for each in zip(checkpoints, tokenizers, strict=True)]
+    for line in dict.fromkeys(map(_line, checkpoints, declared)):
         if line:
             _log.info("%s", line)
     small, large = (
@@ -42,25 +40,23 @@ def with_end_ids(
     return small, large
 
 
-def _declared(source: Path | GgufFile, tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
+def _declared(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, tuple[int, ...]]:
     """End-of-sequence ids by the name of their file; files without any are left out."""
-    if isinstance(source, GgufFile):
-        return {}
-    generation = _ids(source / _GENERATION, tokenizer)
-    config = _ids(source / _CONFIG, tokenizer)
+    generation = _ids(checkpoint.json(_GENERATION), tokenizer)
+    config = _ids(checkpoint.json(_CONFIG), tokenizer)
     if generation:
         config = tuple(i for i in config if i in generation or not tokenizer.bytes[i])
     declared = {_GENERATION: generation, _CONFIG: config}
     for name in _BY_TEXT:
-        token = _text(read_optional(source / name).get("eos_token"))
+        token = _text(checkpoint.json(name).get("eos_token"))
         index = None if token is None else tokenizer.id_of(token)
         declared[name] = () if index is None else (index,)
     return {name: ids for name, ids in declared.items() if ids}
 
 
-def _ids(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _ids(raw: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """The valid ids under ``eos_token_id``; what must be valid is checked with the shape."""
-    value = read_optional(path).get("eos_token_id")
+    value = raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [value]
     return tuple(i for i in ids if type(i) is int and 0 <= i < tokenizer.size)
 
@@ -76,12 +72,12 @@ def _joined(declared: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for ids in declared.values() for i in ids))
 
 
-def _line(source: Path | GgufFile, declared: Mapping[str, tuple[int, ...]]) -> str:
+def _line(checkpoint: Checkpoint, declared: Mapping[str, tuple[int, ...]]) -> str:
     """Which file names which ids; empty if the files agree."""
     if len({frozenset(ids) for ids in declared.values()}) < 2:
         return ""
     files = "; ".join(f"{name}: {_listed(ids)}" for name, ids in declared.items())
-    return f"{source}: a text ends at any of the ids {_listed(_joined(declared))} ({files})"
+    return f"{checkpoint}: a text ends at any of the ids {_listed(_joined(declared))} ({files})"
 
 
 def _listed(ids: tuple[int, ...]) -> str:

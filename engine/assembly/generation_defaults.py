@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import SteerError
-from engine.files import read_json
-from engine.gguf.file import GgufFile, opened
-from engine.models.gguf_shape import shortest
+from engine.models.checkpoint import Checkpoint
 from engine.params import SamplingParams
 
 # Names in the file and in SamplingParams. Those of the first line count only with ``do_sample``.
@@ -48,55 +46,32 @@ _IGNORED_DRAWN: dict[str, tuple[Any, ...]] = {
     "eta_cutoff": (0,),
     "top_h": (),
 }
-# Names in a GGUF file and in generation_config.json.
-_GGUF = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}
 _log = logging.getLogger(__name__)
 
 
-def default_params(*sources: Path | GgufFile) -> SamplingParams:
+def default_params(*checkpoints: Checkpoint) -> SamplingParams:
     """Default parameters of requests, from the first checkpoint that has any.
 
     Without ``do_sample`` they are greedy. Unsupported settings of the file are named in a warning
     (``logging``). SteerError, naming the file, on values out of range.
     """
-    for source in map(opened, sources):
-        if isinstance(source, GgufFile):
-            if raw := _of_gguf(source):
-                return _read(raw, source.path)
-        elif (path := source / "generation_config.json").is_file():
-            return _read(read_json(path), path)
+    for checkpoint in checkpoints:
+        recommended = checkpoint.recommendation()
+        if recommended is None:
+            continue
+        _warn(recommended.path, recommended.unknown)
+        if recommended.settings is not None:
+            return _read(recommended.settings, recommended.path)
     return SamplingParams()
 
 
-def _of_gguf(file: GgufFile) -> dict[str, Any]:
-    """A file's ``general.sampling`` keys, translated to those of a generation_config.json.
-
-    Empty without a temperature: the format does not define its default.
-    """
-    prefix, settings, ignored = "general.sampling.", dict[str, Any](), list[str]()
-    for key in file.keys(prefix):
-        name = _GGUF.get(key.removeprefix(prefix))
-        if name is None:
-            ignored.append(key)
-        else:
-            value = file.get(key, (int, float))
-            settings[name] = shortest(value) if isinstance(value, float) else value
+def _warn(path: Path, ignored: Collection[str]) -> None:
     if ignored:
-        _log.warning("%s: not done here, so it is ignored: %s", file, ", ".join(ignored))
-    if "temperature" not in settings:
-        return {}
-    return settings | {"do_sample": settings["temperature"] > 0}
+        _log.warning("%s: not done here, so it is ignored: %s", path, ", ".join(ignored))
 
 
 def _read(raw: Mapping[str, Any], path: Path) -> SamplingParams:
-    if ignored := ", ".join(_ignored(raw)):
-        _log.warning("%s: not done here, so it is ignored: %s", path, ignored)
+    _warn(path, tuple(_ignored(raw)))
     names, settings = dict(_ALWAYS), dict[str, Any]()
     if raw.get("do_sample") is True:
         names |= _DRAWN

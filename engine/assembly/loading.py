@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,8 +16,7 @@ from engine.config import DUMMY, EngineConfig, ModelConfig
 from engine.config.pairs import Pair
 from engine.device.devices import Backends, Devices
 from engine.errors import SteerError
-from engine.gguf.file import GgufFile, opened
-from engine.models.checkpoint import load_config, load_weights
+from engine.models.checkpoint import Checkpoint, open_checkpoint
 from engine.models.decoder import Decoder
 from engine.models.dummy_weights import DummyWeights, dummy_tokenizer
 from engine.params import SamplingParams
@@ -26,7 +24,7 @@ from engine.text.special_tokens import check_delimiters
 from engine.text.tokenizer import Tokenizer
 from kernels.ops import Weight
 
-Sources = tuple[Path | GgufFile, Path | GgufFile]
+Checkpoints = tuple[Checkpoint, Checkpoint]
 _log = logging.getLogger(__name__)
 
 
@@ -75,28 +73,25 @@ def load_pair(
     weight is read; ``progress`` shows a bar.
     """
     dummy = config.load_format == "dummy"
-    sources = (
-        None
-        if pair.small is None or pair.large is None
-        else (opened(pair.small), opened(pair.large))
-    )
-    shapes = _shapes(pair, sources, dummy)
+    checkpoints = _opened(pair)
+    shapes = _shapes(pair, checkpoints, dummy)
     check(shapes)
     context = _context(config, shapes)
     tokenizer, large = (
-        _tokenizers(sources, shapes, config.retokenize)
-        if sources
+        _tokenizers(checkpoints, shapes, config.retokenize)
+        if checkpoints
         else (dummy_tokenizer(min(shape.vocab_size for shape in shapes)), None)
     )
-    if sources:
-        shapes = with_end_ids(sources, shapes, (tokenizer, large or tokenizer))
+    if checkpoints:
+        shapes = with_end_ids(checkpoints, shapes, (tokenizer, large or tokenizer))
 
     check_delimiters(config.delimiters, tokenizer, *([large] if large else []))
 
     def decoder(model: int) -> Decoder:
         weights: Mapping[str, Weight]
-        if sources and not dummy:
-            weights = load_weights(sources[model], shapes[model], dtype, progress, devices[model])
+        if checkpoints and not dummy:
+            read = checkpoints[model].weights
+            weights = read(shapes[model], dtype, progress, devices[model])
         else:
             weights = DummyWeights(shapes[model], dtype, devices[model], seed=model)
         return Decoder(shapes[model], weights, context, backends[model], config.cpu_kernels)
@@ -108,13 +103,21 @@ def load_pair(
     _log.info("pair %s: %.2f GiB of weights in %.1f s", pair.name, size / 2**30, seconds)
     digest = _digest(decoders, tokenizer, large, config.delimiters)
     name = f"{DUMMY}{pair.name}" if dummy else pair.name
-    params = default_params(*reversed(sources)) if sources else SamplingParams()
+    params = default_params(*reversed(checkpoints)) if checkpoints else SamplingParams()
     return LoadedPair(decoders, tokenizer, context, f"{name}-{digest}", params, large)
 
 
-def _shapes(pair: Pair, sources: Sources | None, dummy: bool) -> tuple[ModelConfig, ModelConfig]:
-    if sources:
-        shapes = load_config(sources[0]), load_config(sources[1])
+def _opened(pair: Pair) -> Checkpoints | None:
+    if pair.small is None or pair.large is None:
+        return None
+    return open_checkpoint(pair.small), open_checkpoint(pair.large)
+
+
+def _shapes(
+    pair: Pair, checkpoints: Checkpoints | None, dummy: bool
+) -> tuple[ModelConfig, ModelConfig]:
+    if checkpoints:
+        shapes = checkpoints[0].shape, checkpoints[1].shape
         pair.check_shapes(shapes)
         return shapes
     if dummy:
@@ -153,38 +156,38 @@ def _context(config: EngineConfig, shapes: tuple[ModelConfig, ModelConfig]) -> i
 
 
 def _tokenizers(
-    sources: Sources, shapes: tuple[ModelConfig, ModelConfig], retokenize: bool
+    checkpoints: Checkpoints, shapes: tuple[ModelConfig, ModelConfig], retokenize: bool
 ) -> tuple[Tokenizer, Tokenizer | None]:
     """The tokenizer that both models share and None, or the two models' own.
 
     SteerError if they differ without ``retokenize``, or are larger than a model.
     """
-    small, large = (Tokenizer(source) for source in sources)
+    small, large = checkpoints[0].tokenizer(), checkpoints[1].tokenizer()
     difference = small.difference(large)
     if difference and not retokenize:
         raise SteerError(
-            f"the tokenizers of {sources[0]} and {sources[1]} differ: {difference}; "
+            f"the tokenizers of {checkpoints[0]} and {checkpoints[1]} differ: {difference}; "
             "EngineConfig(retokenize=True), steer generate --retokenize, lets text cross"
         )
-    for source, shape, used in zip(
-        sources, shapes, (small, large if difference else small), strict=True
+    for checkpoint, shape, used in zip(
+        checkpoints, shapes, (small, large if difference else small), strict=True
     ):
-        _limit(used, shape.vocab_size, source)
+        _limit(used, shape.vocab_size, checkpoint)
     if difference:
         return small, large
     small.chat_templates = large.chat_templates or small.chat_templates
     return small, None
 
 
-def _limit(tokenizer: Tokenizer, rows: int, source: Path | GgufFile) -> None:
+def _limit(tokenizer: Tokenizer, rows: int, checkpoint: Checkpoint) -> None:
     """Leave out added tokens beyond a model's rows; SteerError if the tokenizer is another's."""
     size = tokenizer.size
     beyond = tokenizer.limit(rows)
     if beyond is None:
-        raise SteerError(f"{source}: the tokenizer has {size} ids, the model {rows}")
+        raise SteerError(f"{checkpoint}: the tokenizer has {size} ids, the model {rows}")
     for token, index in beyond.items():
         _log.warning(
             "%s: the model has %d rows, so %r (id %d) is never written, and prompts that hold it "
             "are refused",
-            *(source, rows, token, index),
+            *(checkpoint, rows, token, index),
         )

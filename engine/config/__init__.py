@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine._core import LANE_POLICIES
 from engine.config.model_shape import ROLES, ModelConfig, Quantisation, RopeScaling
 from engine.config.settings import (
     ARENA_TOKENS,
     DUMMY,
     GRAPHS,
-    LANE_POLICIES,
     LOAD_FORMATS,
     PLAN_AHEAD,
     ROWS_AT_ONCE,

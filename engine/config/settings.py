@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine._core import LANE_POLICIES
 from engine.errors import SteerError
 
-LANE_POLICIES = ("latency", "weighted", "throughput", "auto")
 GRAPHS = ("auto", "on", "off")
 PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU at least, if memory allows

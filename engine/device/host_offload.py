@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine._core import LARGE
 from engine.device.kv_arena import KVArena
 from engine.errors import SteerError
 from engine.out_of_memory import is_out_of_memory
 
-_LARGE = 1
 PIECE_BYTES = 2**30
 Pairs = npt.NDArray[np.int32]  # [copies, 2]
 
@@ -55,7 +55,7 @@ class HostKVStore:
             )
         self._arena = arena
         (device,) = arena.devices
-        block = arena.geometry.block_bytes[_LARGE]
+        block = arena.geometry.block_bytes[LARGE]
         self._each = max(1, piece_bytes // block)
         try:
             self._pieces = [
@@ -92,4 +92,4 @@ class HostKVStore:
         return self._pieces[slot // self._each][slot % self._each]
 
     def _block(self, block: int) -> Tensor:
-        return self._arena.block(_LARGE, block)
+        return self._arena.block(LARGE, block)

@@ -58,10 +58,9 @@ class GgufFile:
         return [key for key in self._fields if key.startswith(prefix)]
 
 
-def opened(source: Path | GgufFile) -> Path | GgufFile:
-    """The GgufFile of a path that ends in .gguf; any other source as it is."""
-    gguf = isinstance(source, Path) and source.suffix.lower() == ".gguf"
-    return GgufFile(source) if gguf and isinstance(source, Path) else source
+def is_gguf(path: Path) -> bool:
+    """Whether a checkpoint's path names a GGUF file, by its ending."""
+    return path.suffix.lower() == ".gguf"
 
 
 def short(value: Any) -> str:

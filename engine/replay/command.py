@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from engine._core import LARGE, SMALL
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import ACCOUNTINGS, Price, pair_flops
 from engine.config import TINY, ModelConfig
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     trace = Trace.read(options.trace)
     pair = Pair.named(options.pair, options.small, options.large)
     shapes = pair.shapes if pair.small is None else _shapes(pair)
-    price = Price.of(shapes[0]).row / Price.of(shapes[1]).row
+    price = Price.of(shapes[SMALL]).row / Price.of(shapes[LARGE]).row
     calibration = _calibration(options, trace)
     replayed = [replay(trace, make_policy("small"), "small"), replay(trace, make_policy("large"))]
     for name in dict.fromkeys(options.policy):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from engine._core import LARGE
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.replay.books import Books
 from engine.replay.trace import Trace, TracedRequest, TracedStep
-from engine.routing.policies import Boundary, Decision, Policy, window_of
+from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, complete
 
 LIMITS = """\
 A replay keeps the text of the trace. It is exact up to the first decision of a request that
@@ -43,8 +44,8 @@ class Replayed:
 
 def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
     """Ask a policy at every boundary of a trace. SteerError if the trace lacks signals it needs."""
-    window = window_of(policy)
-    looks = policy.reads or hasattr(policy, "window")
+    policy = complete(policy)
+    window, looks = policy.window, policy.uses_window
     if looks and str(window) != trace.window:
         raise SteerError(
             f"policy {name or policy.name} looks at {window}, the trace holds {trace.window} "
@@ -63,9 +64,9 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
 class _Request:
     """Replays one request; its counts are added to ``total``."""
 
-    def __init__(self, policy: Policy, traced: TracedRequest, total: Replayed) -> None:
+    def __init__(self, policy: PolicyBase, traced: TracedRequest, total: Replayed) -> None:
         self.policy, self.traced, self.total = policy, traced, total
-        self.window = window_of(policy)
+        self.window = policy.window
         self.books = Books(traced.prompt_tokens)
         self.standing: Decision | None = None
         self.previous: str | None = None
@@ -117,7 +118,7 @@ class _Request:
             position=step.position,
             prompt_tokens=self.traced.prompt_tokens,
             previous=self.previous,
-            catch_up=step.position - self.books.computed[1],
+            catch_up=step.position - self.books.computed[LARGE],
             signals=step.signals if last or self.window.kind != "step" else None,
             tried=tried,
             large_tokens=self.large_tokens,

@@ -12,7 +12,7 @@ from engine.request import Retracted
 from engine.requests.step_log import StepLog
 from engine.routing.audit import Audit, step_score
 
-_SMALL = 0
+_SMALL = _core.SMALL
 FORESEEN = 20  # likeliest tokens kept of a boundary row that the large model computed
 
 

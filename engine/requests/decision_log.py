@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 
-from engine.routing.policies import Boundary, Decision
+from engine.routing.policy import Boundary, Decision
 
 
 class DecisionLog:

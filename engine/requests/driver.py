@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from engine import _core
-from engine.accounting.ledger import ROW_KINDS, span_counts
+from engine._core import LARGE, SMALL, EventKind, RowKind
+from engine.accounting.ledger import span_counts
 from engine.accounting.pricing import pair_flops
 from engine.config import ROLES, ModelConfig
 from engine.errors import SteerError
@@ -19,11 +20,9 @@ from engine.requests.guard_log import GuardLog
 from engine.requests.lane import Lane
 from engine.requests.one_thread import OneThread
 from engine.requests.request_state import RequestState
-from engine.routing.policies import Always, reader_of
+from engine.routing.policies import Always
 from engine.text.tokenizer import Tokenizer
 
-_SMALL, _LARGE = range(2)
-_DECIDE = 0
 CLOSED = "the engine is closed; make a new one"
 _POLL = 2e-5  # seconds between looks at two lanes that run
 
@@ -70,7 +69,7 @@ class Driver:
         self._guard = GuardLog(scheduler.limit)
         self._ticks = 0
         self._idle = 0
-        self._events: deque[tuple[int, int, int]] = deque()
+        self._events: deque[_core.Event] = deque()
         self._ends: deque[tuple[int, bool]] = deque()  # to end, and whether to drop its completion
         self._dropped: set[int] = set()
         self._ended: set[int] = set()  # ended requests whose shadows have not ended yet
@@ -202,17 +201,17 @@ class Driver:
             self._events.extend(self._scheduler.take_events())
             if not self._events:
                 return
-            kind, request, row = self._events.popleft()
-            if request < 0:
-                self._cross_back(-request, kind != _DECIDE)
-            elif kind == _DECIDE:
-                self._route(request, row)
+            event = self._events.popleft()
+            if event.shadow:
+                self._cross_back(event.sequence, event.kind == EventKind.finished)
+            elif event.kind == EventKind.decide:
+                self._route(event.sequence, event.row)
             else:
-                self._finish(request)
+                self._finish(event.sequence)
 
     def _finish(self, request: int) -> None:
         live = self.live.get(request)
-        if live and live.retokenizer and live.retokenizer.open:
+        if live and self._scheduler.shadow_of(request) is not None:
             self._ended.add(request)  # its shadow ends next, and its rows must be counted
             return
         sequence = self._scheduler.sequence(request)
@@ -225,8 +224,8 @@ class Driver:
 
     def _cross_back(self, request: int, ended: bool) -> None:
         """A shadow has written its step, or has ended."""
-        retokenizer = self.live[request].retokenizer
-        assert retokenizer is not None
+        retokenizer, shadow = self.live[request].retokenizer, self._scheduler.shadow_of(request)
+        assert retokenizer is not None and shadow is not None
         try:
             if self._scheduler.view(request).away:
                 retokenizer.cross_back(request)
@@ -236,7 +235,7 @@ class Driver:
         finally:
             if ended:
                 retokenizer.close(request)
-                self.live.pop(-request, None)
+                self.live.pop(shadow, None)
         if ended and request in self._ended:
             self._ended.discard(request)
             self._finish(request)
@@ -249,9 +248,9 @@ class Driver:
             return None  # it ended after the event
         live = self.live[request]
         if sequence.closing:  # an audit has read the last step and accepted it
-            return self._scheduler.route(request, _LARGE)
-        read = row >= 0 and reader_of(live.policy) == ROLES[_SMALL]
-        signals = self._lanes[_SMALL].signals(row) if read else None
+            return self._scheduler.route(request, LARGE)
+        read = row >= 0 and live.policy.reader == ROLES[SMALL]
+        signals = self._lanes[SMALL].signals(row) if read else None
         boundary = live.boundary(self._scheduler, sequence, signals)
         try:
             decision, unread = live.decide(
@@ -259,15 +258,14 @@ class Driver:
             )
             if sequence.awaits_route:  # the policy may have aborted it
                 model = ROLES.index(decision.model)
-                if live.retokenizer and model == _LARGE:
-                    if not live.retokenizer.opened:
-                        self.live[-request] = live.shadow()
+                if live.retokenizer and model == LARGE:
+                    shadow = live.retokenizer.open_shadow(request)
+                    if shadow not in self.live:
+                        self.live[shadow] = live.shadow()
                     live.retokenizer.cross(request, boundary.position, unread)
                 else:
                     self._scheduler.route(request, model, decision.rest, unread)
         except BaseException:
-            if live.retokenizer and not live.retokenizer.opened:
-                self.live.pop(-request, None)
             self._scheduler.abort(request)
             raise
         return None
@@ -276,5 +274,5 @@ class Driver:
         """FLOPs of a request so far, plus those of the large model's catch-up to ``position``."""
         live = self.live[sequence.id]
         usage, (first, missing) = live.usage(sequence), live.lag(sequence, position)
-        usage.rows[_LARGE, ROW_KINDS.index("catchup")] += span_counts(first, first + missing)
+        usage.rows[LARGE, RowKind.catchup] += span_counts(first, first + missing)
         return pair_flops(usage, self._shapes, "catchup")

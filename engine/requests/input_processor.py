@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine import _core
 from engine.config import ROLES
@@ -12,15 +13,17 @@ from engine.errors import QueueFullError, SteerError
 from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
 from engine.requests.driver import Driver
+from engine.requests.prompt_ids import check_range, token_ids
 from engine.requests.request_state import RequestState
-from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed, token_ids
+from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
 from engine.requests.stops import Stops, find_stops
 from engine.routing.audit import Audit
-from engine.routing.policies import AfterThinking, Policy, reader_of, window_of
+from engine.routing.policies import AfterThinking
+from engine.routing.policy import Policy, PolicyBase, complete
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
-_NOBODY = -1
+_NOBODY = _core.NOBODY
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class CheckedRequest:
 
     prompt: list[int] | Prompt
     params: SamplingParams
-    policy: Policy
+    policy: PolicyBase
     stops: Stops
     priority: int = 0
     timeout: float | None = None
     settle_at_once: bool = True
 
-    @property
+    @cached_property
     def ids(self) -> list[int]:
         """The prompt in the ids of the core's sequence."""
         return list(self.prompt.small) if isinstance(self.prompt, Prompt) else self.prompt
@@ -117,14 +120,14 @@ class InputProcessor:
         """A request that :meth:`queue` takes. SteerError if it can never run."""
         params = self.params(params)
         check_timing(priority, timeout)
-        asked = self.prompt_ids(prompt)
+        asked, whole = self.prompt_ids(prompt), complete(policy)
         if isinstance(asked, Prompt):
-            check_relayed(params, policy, settle_at_once)
+            check_relayed(params, whole, settle_at_once)
         self.check_ids(params.stop_token_ids, "stop_token_ids: ")
         self.check_ids(params.logit_bias, "logit_bias: ")
         stops = find_stops(params, *self._vocabularies)
-        request = CheckedRequest(asked, params, policy, stops, priority, timeout, settle_at_once)
-        marker = think_marker(params, policy)
+        request = CheckedRequest(asked, params, whole, stops, priority, timeout, settle_at_once)
+        marker = think_marker(params, whole)
         for tokenizer in self._vocabularies[0]:
             self._think_end(marker, tokenizer)
         self._check_lengths(request)
@@ -148,7 +151,7 @@ class InputProcessor:
     def _check_lengths(self, request: CheckedRequest) -> None:
         """What the core would refuse, before other requests run for nothing."""
         params, limits, prompt = request.params, self._limits, len(request.ids)
-        window, total = window_of(request.policy), prompt + params.max_tokens
+        window, total = request.policy.window, prompt + params.max_tokens
         if window.tokens > params.max_tokens:
             raise SteerError(
                 f"a probe of {window.tokens} tokens is longer than max_tokens ({params.max_tokens})"
@@ -178,14 +181,14 @@ class InputProcessor:
 
     def _add(self, request: CheckedRequest) -> int:
         params, policy, ids = request.params, request.policy, request.ids
-        window, marker = window_of(policy), think_marker(params, policy)
-        audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
+        window, marker = policy.window, think_marker(params, policy)
+        audit = policy.audit or Audit.parse(params.audit)
         try:
             return self._scheduler.add(
                 ids,
                 max_tokens=params.max_tokens,
                 stop_ids=list(request.stops.ids),
-                reader=ROLES.index(reader_of(policy)) if policy.reads else _NOBODY,
+                reader=ROLES.index(policy.reader) if policy.reads else _NOBODY,
                 priority=request.priority,
                 settle_at_once=request.settle_at_once and not audit.rolls_back,
                 stop_strings=[s.encode() for s in params.stop],
@@ -196,7 +199,7 @@ class InputProcessor:
                 think_closed=bool(marker) and closes_thinking(ids, marker, self._tokenizer),
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
-                ask_at_end=policy.reads and reader_of(policy) == ROLES[1],
+                ask_at_end=policy.reads and policy.reader == ROLES[1],
                 relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
                 samples=params.n,
@@ -223,13 +226,13 @@ class InputProcessor:
             raise SteerError("a prompt must be text or token ids: both models have the same tokens")
         else:
             ids = token_ids(prompt)
+            check_range(ids, self._tokenizer.size)
         if not ids:
             raise SteerError("the prompt is empty")
-        self.check_ids(ids)
         return ids
 
-    def check_ids(self, ids: Iterable[int], where: str = "") -> None:
-        """SteerError, beginning with ``where``, for the first id that is no token."""
+    def check_ids(self, ids: Iterable[int], where: str) -> None:
+        """SteerError, beginning with ``where``, for the first of a parameter's ids that is none."""
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
             raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
@@ -245,7 +248,7 @@ def check_timing(priority: int, timeout: float | None) -> None:
         raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
 
 
-def think_marker(params: SamplingParams, policy: Policy) -> str:
+def think_marker(params: SamplingParams, policy: PolicyBase) -> str:
     """The text that ends the thinking part; empty where nothing depends on it."""
     needed = params.max_think_tokens or isinstance(policy, AfterThinking)
     return params.think_end or (THINK_END if needed else "")

@@ -8,13 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import _core
+from engine._core import SMALL
 from engine.execution.in_flight import InFlightTick, TickResult
 from engine.execution.runner import ModelRunner
 from engine.out_of_memory import is_out_of_memory
 from engine.requests.request_state import RequestState
 from engine.routing.signals import Signals
-
-_SMALL = 0
 
 
 @dataclass
@@ -206,7 +205,7 @@ class Lane:
             draw, drawn = requests[request], result.drawn.get(request)
             if drawn is not None:
                 draw.drawn.add(drawn)
-            if self.runner.model == _SMALL:
+            if self.runner.model == SMALL:
                 if draw.collects and row in sampled:
                     draw.signals[int(plan.contexts[row])] = result.signals(row)
             elif draw.audit is not None:

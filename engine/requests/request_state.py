@@ -20,12 +20,12 @@ from engine.requests.retokenize import Retokenizer
 from engine.requests.step_log import StepLog
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
-from engine.routing.policies import Always, Boundary, Decision, Policy, reader_of, window_of
+from engine.routing.policies import Always
+from engine.routing.policy import Boundary, Decision, PolicyBase
 from engine.routing.signals import Signals
-from engine.routing.windows import Window
 from engine.text.tokenizer import Tokenizer
 
-_SMALL, _LARGE = range(2)
+_SMALL, _LARGE = _core.SMALL, _core.LARGE
 _FAILED = "a model's pass failed twice, or gave logits that cannot be sampled"
 
 
@@ -44,7 +44,7 @@ class RequestState:
 
     params: SamplingParams
     seed: int
-    policy: Policy
+    policy: PolicyBase
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
@@ -57,13 +57,13 @@ class RequestState:
     drawn: DrawLog = field(default_factory=DrawLog)
 
     def __post_init__(self) -> None:
-        self.window: Window = window_of(self.policy)
-        rule: Audit = getattr(self.policy, "audit", None) or Audit.parse(self.params.audit)
+        self.window = self.policy.window
+        rule = self.policy.audit or Audit.parse(self.params.audit)
         self.audit = AuditLog(rule) if rule.on else None
         # An audit needs log-probabilities of both models.
         self.asks = self.params.logprobs
         if self.audit and self.asks is None:
-            self.asks = FORESEEN if reader_of(self.policy) == ROLES[_LARGE] else 0
+            self.asks = FORESEEN if self.policy.reader == ROLES[_LARGE] else 0
         self.collects = self.window.kind != "boundary" or self.params.token_signals
         self._budget = Budget(
             self.params.max_large_share,

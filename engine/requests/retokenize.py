@@ -7,26 +7,21 @@ text that crosses, and finds text that cannot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import index
 
 import numpy as np
 
 from engine import _core
+from engine._core import LARGE, SMALL, Finish
 from engine.accounting.ledger import Usage
 from engine.errors import SteerError
 from engine.params import SamplingParams
-from engine.request import FINISH_REASONS, Prompt
+from engine.request import Prompt
+from engine.requests.prompt_ids import check_range, token_ids
 from engine.routing.audit import Audit
-from engine.routing.policies import Policy, reader_of
+from engine.routing.policy import PolicyBase
 from engine.text.tokenizer import Tokenizer
-
-_SMALL, _LARGE = range(2)
-_SHOWN = 60  # characters of a wrong prompt in an error
-_NONE, _STOP, _LENGTH, _REPETITION = map(
-    FINISH_REASONS.index, ("none", "stop", "length", "repetition")
-)
 
 
 @dataclass(frozen=True)
@@ -40,45 +35,27 @@ class TokenizerBridge:
         """A prompt's ids for each model. SteerError on ids of one model only, and on wrong ids."""
         if isinstance(prompt, str):
             small, large = (tuple(t.encode(prompt, special=True)) for t in self.tokenizers)
-            both = Prompt(small, large)
         elif isinstance(prompt, Prompt):
-            both = Prompt(*(tuple(token_ids(ids)) for ids in (prompt.small, prompt.large)))
+            small, large = (tuple(token_ids(ids)) for ids in (prompt.small, prompt.large))
         else:
             raise SteerError(
                 "the models have different tokens: a prompt must be text or a Prompt, got a "
                 f"{type(prompt).__name__}"
             )
-        for ids, tokenizer in zip((both.small, both.large), self.tokenizers, strict=True):
+        for ids, tokenizer in zip((small, large), self.tokenizers, strict=True):
             if not ids:
                 raise SteerError("the prompt is empty")
-            for wrong in (i for i in ids if not 0 <= i < tokenizer.size):
-                raise SteerError(f"token id {wrong} is not in 0..{tokenizer.size - 1}")
-        return both
+            if not isinstance(prompt, str):  # a text's ids are the tokenizer's own
+                check_range(ids, tokenizer.size)
+        return Prompt(small, large)
 
 
-def token_ids(prompt: object) -> list[int]:
-    """The ids of a prompt that is no text. SteerError if it is no sequence of whole numbers."""
-    try:
-        if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(
-            prompt, Iterable
-        ):
-            raise TypeError
-        ids = list(prompt)
-        if any(isinstance(i, bool) for i in ids):
-            raise TypeError
-        return [*map(index, ids)]
-    except TypeError:
-        shown = repr(prompt)
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise SteerError(f"a prompt must be text or token ids, got {shown}") from None
-
-
-def check_relayed(params: SamplingParams, policy: Policy, settle_at_once: bool) -> None:
+def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bool) -> None:
     """SteerError on parameters that do not work while text crosses between two vocabularies."""
-    audit: Audit = getattr(policy, "audit", None) or Audit.parse(params.audit)
+    audit = policy.audit or Audit.parse(params.audit)
     for wrong, what in (
         (audit.on, "an audit"),
-        (policy.reads and reader_of(policy) == "large", "a policy that the large model reads for"),
+        (policy.reads and policy.reader == "large", "a policy that the large model reads for"),
         (params.n > 1, "n above 1"),
         (params.logit_bias, "logit_bias"),
         (params.stop_token_ids, "stop_token_ids"),
@@ -110,8 +87,6 @@ class Retokenizer:
         """
         self.prompt = prompt.large
         self.stop_ids = tuple(sorted(ends))
-        self.opened = False  # whether the shadow was added
-        self.open = False  # whether it was added and has not ended
         self._scheduler = scheduler
         self._small, self._large = vocabularies.tokenizers
         self._ends = ends
@@ -122,7 +97,8 @@ class Retokenizer:
         self._usage = Usage()  # of crossings, and of the shadow once it has ended
 
     def _shadow(self, request: int) -> _core.SequenceView | None:
-        return self._scheduler.view(-request) if self.open else None
+        shadow = self._scheduler.shadow_of(request)
+        return None if shadow is None else self._scheduler.view(shadow)
 
     def lag(self, request: int, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it must still read before ``position``.
@@ -132,7 +108,7 @@ class Retokenizer:
         shadow, waiting = self._shadow(request), position - self._crossed
         if shadow is None:
             return 0, len(self.prompt) + waiting
-        return shadow.computed[_LARGE], shadow.length - shadow.computed[_LARGE] + waiting
+        return shadow.computed[LARGE], shadow.length - shadow.computed[LARGE] + waiting
 
     def usage(self, request: int) -> Usage:
         """Counts of the large model and of the crossings so far."""
@@ -154,41 +130,45 @@ class Retokenizer:
         self._ready = ids
         return None
 
+    def open_shadow(self, request: int) -> int:
+        """The id of the request's shadow, which is added where there is none."""
+        shadow = self._scheduler.shadow_of(request)
+        if shadow is not None:
+            return shadow
+        return self._scheduler.add_shadow(
+            request,
+            prompt=list(self.prompt),
+            stop_ids=list(self.stop_ids),
+            think_end=self._think_end,
+        )
+
     def cross(self, request: int, position: int, unread: bool) -> None:
         """Hand the next step to the large model; :meth:`obstacle` must have returned None."""
-        if not self.opened:
-            self._scheduler.add_shadow(
-                request,
-                prompt=list(self.prompt),
-                stop_ids=list(self.stop_ids),
-                think_end=self._think_end,
-            )
-            self.opened = self.open = True
         self._scheduler.cross(request, self._ready, unread)
-        self._count(_LARGE, len(self._ready))
+        self._count(LARGE, len(self._ready))
         self._crossed, self._ready = position, []
 
     def cross_back(self, request: int) -> None:
         """Take over a step, or the end of the text, from the shadow."""
-        shadow = self._scheduler.view(-request)
-        step, end = (
-            self._scheduler.tokens_since(-request, shadow.step_start).tolist(),
-            shadow.finish,
-        )
+        shadow = self._shadow(request)
+        assert shadow is not None
+        step = self._scheduler.tokens_since(shadow.id, shadow.step_start).tolist()
+        end = shadow.finish
         # The small model has its own id for the end of a text; the core finds stop strings again.
         ended = (
-            end == _STOP
+            end == Finish.stop
             and step[-1] in self.stop_ids
             and shadow.cut_bytes == len(self._large.bytes[step[-1]])
         )
         stop = self._ends[step[-1]] if ended else None
         ids = self._small.write(self._large.bytes_of(step[:-1] if ended else step))
-        if end == _LENGTH:
-            self._closed, end = _full(self._scheduler.longest), _NONE
+        if end == Finish.length:
+            self._closed, end = _full(self._scheduler.longest), Finish.none
         if ids is None:
             self._closed = "the small model's tokens cannot write what the large one wrote"
-            ids, stop, end = [], None, _NONE if end in (_STOP, _REPETITION) else end
-        self._count(_SMALL, len(ids))
+            ids, stop = [], None
+            end = Finish.none if end in (Finish.stop, Finish.repetition) else end
+        self._count(SMALL, len(ids))
         self._crossed = self._scheduler.view(request).length + len(ids)
         self._scheduler.cross_back(request, ids if stop is None else [*ids, stop], end)
 
@@ -197,8 +177,7 @@ class Retokenizer:
         shadow = self._shadow(request)
         if shadow:
             self._usage += Usage.of(shadow)
-            self._scheduler.forget(-request)
-            self.open = False
+            self._scheduler.forget(shadow.id)
 
     def _count(self, model: int, tokens: int) -> None:
         counts = np.zeros(2, np.int64)

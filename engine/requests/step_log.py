@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from engine import _core
-
-_LARGE = 1
+from engine._core import LARGE
 
 
 class StepLog:
@@ -43,5 +42,5 @@ class StepLog:
         if number == 0:
             return 0
         last = number - 1
-        written = position - self.starts[last] if self.models[last] == _LARGE else 0
+        written = position - self.starts[last] if self.models[last] == LARGE else 0
         return self._large[last] + written

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from engine.routing.policies import Boundary, Decision
+from engine.routing.policy import Boundary, Decision
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.routing.audit import Audit
-from engine.routing.policies import Boundary, Decision
+from engine.routing.policy import Boundary, Decision, PolicyBase
 
 
 @dataclass(frozen=True)
-class Judge:
+class Judge(PolicyBase):
     """The large model reads each finished step, the last one too, and rewrites those it doubts.
 
     As in SpecReason (Pan et al., arXiv 2504.07891), with the step's likelihood in place of a verbal
@@ -36,7 +36,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class AuditOnly:
+class AuditOnly(PolicyBase):
     """The small model writes a whole answer; the large one reads it and goes on from the first
     step that it doubts.
     """

@@ -11,17 +11,8 @@ from engine.errors import SteerError
 from engine.routing.audit import SCORES
 from engine.routing.calibration import Calibration
 from engine.routing.judges import AuditOnly, Judge
-from engine.routing.policies import (
-    Always,
-    Boundary,
-    Call,
-    Cascade,
-    Decision,
-    Policy,
-    Query,
-    Random,
-    Threshold,
-)
+from engine.routing.policies import Always, Call, Cascade, Query, Random, Threshold
+from engine.routing.policy import Boundary, Decision, Policy
 from engine.routing.signals import SIGNAL_RANGES
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window

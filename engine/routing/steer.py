@@ -7,40 +7,45 @@ from functools import cached_property
 
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
-from engine.routing.policies import NOTHING_TO_JUDGE, Boundary, Decision, read_signals
-from engine.routing.signals import is_number
+from engine.routing.policy import Boundary, Decision, SignalPolicy
+from engine.routing.signals import Signals, is_number
 from engine.routing.value_function import ValueTable
 from engine.routing.windows import Window
 
 
 @dataclass(frozen=True)
-class Steer:
-    """The large model writes where the posterior of the confident component is below tau."""
+class _Calibrated(SignalPolicy):
+    """Looks at what its calibration was fitted on."""
 
     calibration: Calibration
-    tau: float | None = None  # None: the calibration's
-    name: str = "steer"
 
     def __post_init__(self) -> None:
-        _check_calibration(self.calibration)
-        if self.tau is not None and not is_number(self.tau, 0, 1):
-            raise SteerError(f"tau must be in [0, 1], got {self.tau!r}")
+        if not isinstance(self.calibration, Calibration):
+            raise SteerError(
+                f"expected a Calibration, got a {type(self.calibration).__name__}; "
+                "Calibration.load(path, engine.fingerprint) reads one"
+            )
 
     @property
     def window(self) -> Window:
         """The window of the calibration."""
         return Window.parse(self.calibration.window)
 
-    @property
-    def reads(self) -> bool:
-        """Whether its window needs a read boundary."""
-        return self.window.reads
 
-    def decide(self, boundary: Boundary) -> Decision:
+@dataclass(frozen=True)
+class Steer(_Calibrated):
+    """The large model writes where the posterior of the confident component is below tau."""
+
+    tau: float | None = None  # None: the calibration's
+    name: str = "steer"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tau is not None and not is_number(self.tau, 0, 1):
+            raise SteerError(f"tau must be in [0, 1], got {self.tau!r}")
+
+    def judge(self, boundary: Boundary, signals: Signals) -> Decision:
         """Compare the posterior with tau."""
-        signals = read_signals(boundary, self.window)
-        if signals is None:
-            return NOTHING_TO_JUDGE
         posterior = self.calibration.posterior(signals)
         tau = self.calibration.tau if self.tau is None else self.tau
         chosen, sign = ("small", ">=") if posterior >= tau else ("large", "<")
@@ -48,7 +53,7 @@ class Steer:
 
 
 @dataclass(frozen=True)
-class CostAware:
+class CostAware(_Calibrated):
     """The large model writes where the expected gain exceeds the cost.
 
     Compares the gain of a correct step with its cost: the catch-up now, the step itself, and the
@@ -63,13 +68,12 @@ class CostAware:
     later boundaries are assumed to be unsure as often as in the calibration.
     """
 
-    calibration: Calibration
     worth: float = 4.0
     price: float = 0.0
     name: str = "steer-cost"
 
     def __post_init__(self) -> None:
-        _check_calibration(self.calibration)
+        super().__post_init__()
         if not (is_number(self.worth, 0) and is_number(self.price, 0)):
             raise SteerError(
                 "worth and price must be 0 or more and finite, got "
@@ -81,16 +85,6 @@ class CostAware:
                 "calibrate again"
             )
 
-    @property
-    def window(self) -> Window:
-        """The window of the calibration."""
-        return Window.parse(self.calibration.window)
-
-    @property
-    def reads(self) -> bool:
-        """Whether its window needs a read boundary."""
-        return self.window.reads
-
     @cached_property
     def _values(self) -> ValueTable:
         shape, calibration = self.calibration.shape, self.calibration
@@ -98,11 +92,8 @@ class CostAware:
         doubts = tuple(zip(calibration.mixture.weights, calibration.errors, strict=True))
         return ValueTable(shape, self.worth * shape.tokens, doubts)
 
-    def decide(self, boundary: Boundary) -> Decision:
+    def judge(self, boundary: Boundary, signals: Signals) -> Decision:
         """Compare the expected worth minus cost of the two models."""
-        signals = read_signals(boundary, self.window)
-        if signals is None:
-            return NOTHING_TO_JUDGE
         posterior = self.calibration.posterior(signals)
         doubt = self.calibration.error(signals)
         right, lag = 1 - boundary.risk, float(boundary.catch_up)
@@ -112,11 +103,3 @@ class CostAware:
         if handed > keep:
             return Decision("large", what, posterior)
         return Decision("small", what, posterior, risk=doubt)
-
-
-def _check_calibration(calibration: object) -> None:
-    if not isinstance(calibration, Calibration):
-        raise SteerError(
-            f"expected a Calibration, got a {type(calibration).__name__}; "
-            "Calibration.load(path, engine.fingerprint) reads one"
-        )

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine._core import WHOLE_ANSWER
 from engine.errors import SteerError
 from engine.routing.signals import Signals
 
-_WHOLE_ANSWER = -1
 _FORM = re.compile(r"(boundary|step|answer|probe:([0-9]+))(:least)?")
 FORMS = "boundary, step, step:least, probe:K, probe:K:least, answer or answer:least"
 
@@ -58,7 +58,7 @@ class Window:
     @property
     def trial_tokens(self) -> int:
         """Tokens on trial in the core's notation: 0 none, -1 the whole answer."""
-        return _WHOLE_ANSWER if self.kind == "answer" else self.tokens
+        return WHOLE_ANSWER if self.kind == "answer" else self.tokens
 
     def summary(self, tokens: Sequence[Signals]) -> Signals | None:
         """One summary of the signals of the window's tokens; None if there are none."""

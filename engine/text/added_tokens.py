@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from engine.errors import SteerError
-from engine.files import read_json
+from engine.files import Folder
 
 SPECIAL = (
     "bos_token",
@@ -24,22 +24,17 @@ _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 _FLAGS = ("lstrip", "rstrip", "single_word")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Folder) -> dict[str, Any]:
     """A folder's tokenizer_config.json, with the tokens of its special_tokens_map.json.
 
     The latter is of an older format. As in transformers it counts unless the config lists its added
     tokens, and takes precedence then.
     """
-    config = read_optional(folder / "tokenizer_config.json")
+    config = folder.optional_json("tokenizer_config.json")
     if "added_tokens_decoder" in config:
         return config
-    named = read_optional(folder / "special_tokens_map.json")
+    named = folder.optional_json("special_tokens_map.json")
     return config | {key: named[key] for key in (*SPECIAL, *_EXTRA) if key in named}
-
-
-def read_optional(path: Path) -> dict[str, Any]:
-    """A JSON file; empty if there is none."""
-    return read_json(path) if path.is_file() else {}
 
 
 def content(token: Any) -> str:
@@ -47,12 +42,12 @@ def content(token: Any) -> str:
     return str(token.get("content")) if isinstance(token, Mapping) else str(token)
 
 
-def add_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> None:
+def add_tokens(tokenizer: Tokenizer, folder: Folder, config: Mapping[str, Any]) -> None:
     """Add the folder's tokens; SteerError if one does not get the id that the folder says.
 
     Tokens of the vocabulary that the config calls special become so.
     """
-    path = folder / "tokenizer_config.json"
+    path = folder.path / "tokenizer_config.json"
     special = {content(token): token for token in _special(config, path)}
     present = tokenizer.get_added_tokens_decoder()
     for index, token in sorted(_listed(tokenizer, folder, config, special).items()):
@@ -82,19 +77,19 @@ def _special(config: Mapping[str, Any], path: Path) -> Iterator[Any]:
 
 
 def _listed(
-    tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any], special: Mapping[str, Any]
+    tokenizer: Tokenizer, folder: Folder, config: Mapping[str, Any], special: Mapping[str, Any]
 ) -> dict[int, Any]:
     """Tokens that the folder adds, by id; added_tokens.json has no flags of its own."""
     known = {t.content: index for index, t in tokenizer.get_added_tokens_decoder().items()}
     listed: dict[int, Any] = {}
     try:
-        for text, index in read_optional(folder / "added_tokens.json").items():
+        for text, index in folder.optional_json("added_tokens.json").items():
             if known.get(text) != index:  # else tokenizer.json has its flags
                 listed[int(index)] = {"content": text, "special": text in special}
         tokens = config.get("added_tokens_decoder") or {}
         return listed | {int(index): token for index, token in tokens.items()}
     except (TypeError, ValueError, AttributeError) as error:
-        path = folder / "tokenizer_config.json"
+        path = folder.path / "tokenizer_config.json"
         raise SteerError(f"{path}: added tokens must have ids: {error}") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Encoding
 
 from engine.errors import SteerError
+from engine.files import Folder
 from engine.gguf.file import GgufFile
 from engine.text.chat import ChatTemplate, Message, check_read
 from engine.text.tokenizer_difference import definition_difference, vocabulary_difference
@@ -30,7 +31,7 @@ class Tokenizer:
     bytes: the bytes of each id, empty for special tokens.
     """
 
-    def __init__(self, source: Path | GgufFile) -> None:
+    def __init__(self, source: Path | Folder | GgufFile) -> None:
         """Read a checkpoint, or a tokenizer.json. SteerError if it cannot be read."""
         files = read_tokenizer(source)
         self._where = str(source)

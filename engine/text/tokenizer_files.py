@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, processors
 
 from engine.errors import SteerError
-from engine.files import read_text
-from engine.gguf.file import GgufFile, opened
+from engine.files import Folder, read_text
+from engine.gguf.file import GgufFile, is_gguf
 from engine.text.added_tokens import SPECIAL, add_tokens, content, read_config
 from engine.text.chat import ChatTemplates
 from engine.text.gguf_tokenizer import read_tokenizer as read_gguf_tokenizer
@@ -26,7 +26,7 @@ class TokenizerFiles:
     chat_templates: ChatTemplates
 
 
-def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
+def read_tokenizer(source: Path | Folder | GgufFile) -> TokenizerFiles:
     """Read a folder (tokenizer.json, else tokenizer.model), a tokenizer.json alone or a GGUF file.
 
     tokenizer_config.json (with special_tokens_map.json) adds tokens and chat templates. If there
@@ -35,30 +35,33 @@ def read_tokenizer(source: Path | GgufFile) -> TokenizerFiles:
     The tokens at a text's beginning and end are those of tokenizer.json, as in transformers; for
     tokenizer.model they are those of the config.
     """
-    source = opened(source)
+    if isinstance(source, Path) and is_gguf(source):
+        source = GgufFile(source)
     if isinstance(source, GgufFile):
         read = read_gguf_tokenizer(source)
         return TokenizerFiles(
             read.tokenizer, ChatTemplates(str(source), read.templates, read.special)
         )
-    return _read_folder(source)
+    if isinstance(source, Path) and not source.is_dir():
+        return _read_folder(Folder(source.parent), source)
+    folder = Folder(source) if isinstance(source, Path) else source
+    return _read_folder(folder, folder.path / "tokenizer.json")
 
 
-def _read_folder(where: Path) -> TokenizerFiles:
-    folder = where if where.is_dir() else where.parent
+def _read_folder(folder: Folder, path: Path) -> TokenizerFiles:
+    """``path``: its tokenizer.json, if there is one."""
     config = read_config(folder)
-    path = where / "tokenizer.json" if where.is_dir() else where
     if path.is_file():
         tokenizer = _fast_tokenizer(path)
-    elif (folder / "tokenizer.model").is_file():
-        tokenizer = _sentencepiece(folder, config)
+    elif folder.has("tokenizer.model"):
+        tokenizer = _sentencepiece(folder.path, config)
         config = {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"} | config
     else:
         raise SteerError(f"{folder}: tokenizer.json is missing, and so is tokenizer.model")
     add_tokens(tokenizer, folder, config)
     if not path.is_file():
         _mark_ends(tokenizer, config)
-    return TokenizerFiles(tokenizer, _folder_templates(folder, config))
+    return TokenizerFiles(tokenizer, _folder_templates(folder.path, config))
 
 
 def _fast_tokenizer(path: Path) -> Tokenizer:

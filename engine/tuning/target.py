@@ -16,7 +16,7 @@ from engine.errors import SteerError
 from engine.params import SamplingParams
 from engine.request import Completion
 from engine.routing.calibration import Calibration
-from engine.routing.policies import Policy
+from engine.routing.policy import Policy
 from engine.routing.steer import Steer
 from engine.routing.windows import Window
 from engine.tuning.answers import agree

@@ -14,7 +14,6 @@ from engine.config import EngineConfig
 from engine.config.pairs import Pair
 from engine.device.kv_arena import ArenaGeometry
 
-SMALL, LARGE = range(2)
 SHAPES = Pair.named("qwen-1.5b/qwen-32b").shapes
 ALIKE = Means(prompt=10, answer=5, step=1000, spread=0)
 

@@ -11,13 +11,14 @@ from bench.lanes.ideal import bound_seconds, ideal_seconds, walks
 from bench.lanes.recorded import Recorded
 from bench.lanes.replay import Replay
 from bench.lanes.routed import run_jobs
-from bench.lanes.schedule import LARGE, SMALL, Load, large_share
+from bench.lanes.schedule import Load, large_share
 from bench.lanes.scripted_engine import NoRoomError, ScriptedEngine
 from bench.lanes.ticktable import measure_table
 from bench.lanes.traffic import tick_bytes
 from bench.lanes.window import measure
 from bench.simulation.meter import row_counts
 from engine import Engine, SteerError
+from engine._core import LARGE, SMALL
 from engine.config import LANE_POLICIES
 from tests.bench.lane_setup import CONFIG, CPU, SETUP, ByModel
 from tests.engine.test_ahead import LateQueue, delay

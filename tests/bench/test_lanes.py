@@ -16,7 +16,7 @@ from bench.lanes.device import Bandwidth, covered
 from bench.lanes.ideal import WalkTick, bound_seconds, ideal_seconds, walk, walks
 from bench.lanes.pairs import SCALED, dummy_pair
 from bench.lanes.routed import run_jobs
-from bench.lanes.schedule import LARGE, SMALL, Job, Load, drawn_steps, even_steps, large_share
+from bench.lanes.schedule import Job, Load, drawn_steps, even_steps, large_share
 from bench.lanes.shared import Shared
 from bench.lanes.switches import flipped, turned
 from bench.lanes.ticktable import powers, spread
@@ -25,6 +25,7 @@ from bench.lanes.window import Window
 from bench.overlap import inflation
 from bench.rows import RowWriter
 from engine import SteerError
+from engine._core import LARGE, SMALL
 from engine.config import ModelConfig
 from tests.bench.lane_setup import CONFIG, CPU, SETUP, ByModel
 

@@ -10,12 +10,13 @@ import pytest
 
 from bench.simulate import main
 from bench.simulation.cards import CARDS, arena_bytes, resident_bytes
-from bench.simulation.clock import NOBODY, SharedClock
+from bench.simulation.clock import SharedClock
 from bench.simulation.table import TableTimes, read_table, write_table
 from bench.simulation.ticktimes import Roofline
 from bench.simulation.workload import Means
 from engine import SteerError
-from tests.bench.simulations import LARGE, SHAPES, SMALL, closed, simulate
+from engine._core import LARGE, NOBODY, SMALL
+from tests.bench.simulations import SHAPES, closed, simulate
 
 # The clock
 

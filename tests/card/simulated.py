@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 from triton.runtime import interpreter
 
 from tests.card.streams import CARD, Card, Event, Graph, Pool, Stream
 from tests.card.tensor import MODE, CardTensor, inner, pin
+from tests.card.trees import each, leaves
 from tests.interpreter import fault, require
 
 GIB = 2**30
@@ -34,7 +34,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        args, kwargs = tree_map(_numbered, args), tree_map(_numbered, kwargs or {})
+        args, kwargs = each(_numbered, args), each(_numbered, kwargs or {})
         if func is torch.tensor and "cuda" in str(kwargs.get("device")):
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
@@ -80,9 +80,9 @@ def _launch(run: Any) -> Any:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         require()
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
+        tensors = [x for x in leaves(args, kwargs) if isinstance(x, torch.Tensor)]
         assert all(x.device == CARD.current.device for x in tensors), "a tensor of another device"
-        given, named = tree_map(inner, args), tree_map(inner, kwargs)
+        given, named = each(inner, args), each(inner, kwargs)
         CARD.current.put(lambda: run(self, *given, **named))
 
     return launch

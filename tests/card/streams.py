@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 Step = Callable[[], Any]
 _SPOILT = 0x7FF8  # NaN in every floating type; a whole number far out of any range
@@ -29,11 +28,21 @@ def spoil(memory: Tensor) -> None:
         memory.view(torch.int16).fill_(_SPOILT)
 
 
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Run as on a CPU, unseen by what looks at calls."""
-    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.inference_mode():
-        yield
+class plainly:  # noqa: N801
+    """Within it things run as on a CPU, unseen by what looks at calls."""
+
+    def __enter__(self) -> None:
+        self._dispatch = torch._C._DisableTorchDispatch()
+        self._function = torch._C.DisableTorchFunction()
+        self._inference = torch._C._InferenceMode(True)
+        self._dispatch.__enter__()
+        self._function.__enter__()
+        self._inference.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inference.__exit__(*error)
+        self._function.__exit__(*error)
+        self._dispatch.__exit__(*error)
 
 
 class Event:

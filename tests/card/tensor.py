@@ -7,14 +7,15 @@ written or is freed, and what an asynchronous copy has yet to bring.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from tests.card.streams import CARD, Event, Graph, Stream, plainly, spoil
+from tests.card.trees import each, leaves
 
 aten = torch.ops.aten
 _PLACED = (aten.index, aten.index_put, aten.index_put_)
@@ -30,10 +31,10 @@ def _raw(tensor: Tensor) -> Tensor:
 class Block:
     """An allocation. It dies with the last tensor in it; then its memory is anybody's."""
 
-    def __init__(self, inner: Tensor, device: torch.device) -> None:
+    def __init__(self, memory: Tensor, device: torch.device) -> None:
         self.users: list[Stream] = []
         weakref.finalize(
-            self, _free, _raw(inner), CARD.stream(device), self.users, CARD.recording
+            self, _free, memory, CARD.stream(device), self.users, CARD.recording
         ).atexit = False
 
 
@@ -68,7 +69,7 @@ class CardTensor(Tensor):
                 device=device,
             )
         made.inner = inner
-        made.block = block or Block(inner, made.device)
+        made.block = block or Block(_raw(inner), made.device)
         return made
 
     def __init__(self, *_: Any) -> None:
@@ -101,8 +102,9 @@ def allocate(form: Tensor, device: torch.device) -> CardTensor:
     """Memory of the form of a meta tensor, that nothing has written."""
     with plainly(), torch.inference_mode(False):
         made = torch.empty_strided(form.shape, form.stride(), dtype=form.dtype)
-        spoil(_raw(made))
-    return CardTensor(made, device)
+        memory = torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage())
+        spoil(memory)
+    return CardTensor(made, device, Block(memory, device))
 
 
 def pin(tensor: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def _is_pinned(tensor: Tensor) -> bool:
 
 def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Any operation of PyTorch, on the host or on a card."""
-    flat, _ = tree_flatten((args, kwargs))
+    flat = leaves(args, kwargs)
     ours = [x for x in flat if isinstance(x, CardTensor)]
     target = kwargs.get("device")
     if func is aten.copy_.default:
@@ -135,7 +137,7 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func in _WAITS:
         CARD.wait(f"for the values that {func} gives", CARD.stream(ours[0].device))
         with plainly():
-            return func(*tree_map(inner, args), **kwargs)
+            return func(*each(inner, args), **kwargs)
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
         with MODE:
             return func.decompose(*args, **kwargs)
@@ -150,8 +152,8 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def _views(func: Any, args: Any, kwargs: dict[str, Any], base: CardTensor) -> Any:
     with _disable_current_modes(), torch.inference_mode(False):
-        found = func(*tree_map(inner, args), **tree_map(inner, kwargs))
-    return tree_map(lambda x: CardTensor(x, base.device, base.block), found)
+        found = func(*each(inner, args), **each(inner, kwargs))
+    return each(lambda x: CardTensor(x, base.device, base.block), found)
 
 
 def _check_places(func: Any, args: Any, flat: list[Any], device: torch.device) -> None:
@@ -176,30 +178,56 @@ def _put(func: Any, args: Any, kwargs: dict[str, Any], device: torch.device) -> 
     """An operation on the stream; what it gives has its form at once and its values later."""
     factory = kwargs.pop("device", None) is not None
     kwargs.pop("pin_memory", None)
-    given, named = tree_map(inner, args), tree_map(inner, kwargs)
+    given, named = each(inner, args), each(inner, kwargs)
     stream = CARD.stream(device)
     if func._schema.is_mutable:
         stream.put(lambda: func(*given, **named))
         return _written(func, args, kwargs)
-    with _disable_current_modes(), torch.inference_mode(False):
-        extra = {"device": torch.device("meta")} if factory else {}
-        try:
-            form = func(*tree_map(_meta, args), **tree_map(_meta, kwargs), **extra)
-        except NotImplementedError:  # its size depends on values
-            CARD.wait(f"for the size that {func} gives", stream)
+    try:
+        form = _form(func, args, kwargs, factory)
+    except NotImplementedError:  # its size depends on values
+        CARD.wait(f"for the size that {func} gives", stream)
+        with _disable_current_modes(), torch.inference_mode(False):
             made = func(*given, **named)
-            return tree_map(lambda x: CardTensor(x, device), made)
-    leaves, spec = tree_flatten(form)
-    out = [allocate(x, device) if isinstance(x, Tensor) else x for x in leaves]
+            return each(lambda x: CardTensor(x, device), made)
+    out = each(lambda x: allocate(x, device) if isinstance(x, Tensor) else x, form)
     if "empty" not in func.name():
-        into = [inner(x) for x in out]
+        into = [inner(x) for x in leaves(out)]
         stream.put(lambda: fill(into, func(*given, **named)))
-    return tree_unflatten(out, spec)
+    return out
+
+
+_FORMS: dict[Hashable, Any] = {}  # results as meta tensors, by operation and arguments
+
+
+def _form(func: Any, args: Any, kwargs: dict[str, Any], factory: bool) -> Any:
+    """An operation's results as meta tensors. Ticks repeat, so most are known."""
+    key = _key((func, args, kwargs, factory))
+    form = None if key is None else _FORMS.get(key)
+    if form is None:
+        extra = {"device": torch.device("meta")} if factory else {}
+        with _disable_current_modes(), torch.inference_mode(False):
+            form = func(*each(_meta, args), **each(_meta, kwargs), **extra)
+        if key is not None:
+            _FORMS[key] = form
+    return form
+
+
+def _key(x: Any) -> Hashable:
+    """All that an operation's form depends on; None if that is more than arguments' forms."""
+    if isinstance(x, CardTensor) or (isinstance(x, Tensor) and x.ndim):
+        return tuple(x.shape), x.stride(), x.dtype
+    if isinstance(x, Tensor):
+        return None
+    if isinstance(x, tuple | list | dict):
+        parts = [_key(part) for part in (x.items() if isinstance(x, dict) else x)]
+        return None if None in parts else (type(x), *parts)
+    return type(x), x  # 1, 1.0 and True are equal, and give other forms
 
 
 def fill(into: Any, found: Any) -> None:
     """Copy what an operation gave to where its results are."""
-    for mine, made in zip(tree_flatten(into)[0], tree_flatten(found)[0], strict=True):
+    for mine, made in zip(leaves(into), leaves(found), strict=True):
         if isinstance(mine, Tensor):
             assert mine.shape == made.shape and mine.dtype == made.dtype
             mine.copy_(made)

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize
 from engine._core import Scheduler, Sequence
 
 from .drawn_shapes import Dice, dice, draw_shape
+from .kinds import LARGE, OVER, SMALL
 from .model_scheduler import SchedulerModel
 from .model_sequence import SequenceModel
-from .model_sequence_state import LARGE, OVER, SMALL
 from .model_text import DELIMITERS, TOKEN_BYTES, Request
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from .kinds import LARGE, NOBODY, SMALL, WHOLE
 from .model_scheduler import Shape
-from .model_sequence_state import LARGE, NOBODY, SMALL
-from .model_text import WHOLE, Request
+from .model_text import Request
 from .model_turns import Lanes
 
 

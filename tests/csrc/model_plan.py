@@ -7,10 +7,9 @@ gets a block after the first that got none.
 
 from __future__ import annotations
 
+from .kinds import NONE, SMALL
 from .model_adoption import AdoptedPlan
 from .model_sequence import SequenceModel
-from .model_sequence_state import SMALL
-from .model_text import NONE
 
 
 class Judge(AdoptedPlan):

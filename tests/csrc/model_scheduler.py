@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from engine._core import Sequence
 
+from .kinds import ERROR, FINISHED, NOBODY, RUNNING
 from .model_sequence import SequenceModel
-from .model_sequence_state import FINISHED, NOBODY, RUNNING
-from .model_text import ERROR, Request
+from .model_text import Request
 from .model_turns import Lanes, Turns
 
 

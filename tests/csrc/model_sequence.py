@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .kinds import DECIDE, DISCARDED, ERROR, LARGE, NOBODY, NONE, OVER, SAMPLED, SMALL, STOP, WHOLE
 from .model_sequence_rows import SequenceRows
-from .model_sequence_state import DECIDE, DISCARDED, FORCED, LARGE, NOBODY, OVER, SAMPLED, SMALL
-from .model_text import (
-    ERROR,
-    NONE,
-    STOP,
-    WHOLE,
-    Request,
-    Verdict,
-    must_stop_thinking,
-    settled,
-    thinks,
-    verdict,
-)
+from .model_sequence_state import FORCED
+from .model_text import Request, Verdict, must_stop_thinking, settled, thinks, verdict
 
 if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel

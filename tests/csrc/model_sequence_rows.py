@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .model_sequence_state import CATCHUP, DISCARDED, PROMPT, RECOMPUTE, SequenceState
+from .kinds import CATCHUP, DISCARDED, PROMPT, RECOMPUTE
+from .model_sequence_state import SequenceState
 
 
 class SequenceRows(SequenceState):

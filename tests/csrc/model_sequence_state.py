@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from engine._core import Sequence
 
-from .model_text import NONE, Request, Verdict, must_stop_thinking, thinks
+from .kinds import NOBODY, NONE, RUNNING, SMALL, WAITING
+from .model_text import Request, Verdict, must_stop_thinking, thinks
 
 if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel, Span
 
-SMALL, LARGE, NOBODY = 0, 1, -1
-PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
-DECIDE, FINISHED = 0, 1
-WAITING, RUNNING, OVER = range(3)
 FORCED = -1  # the model of a token that none drew
 
 
@@ -98,32 +96,38 @@ class SequenceState:
 
     def differences(self, seen: Sequence) -> dict[str, tuple[object, object]]:
         """Where the core disagrees: what it has, and what it should have."""
-        forced = [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED]
-        thinking = thinks(self.request, self.written)
-        pairs = {
-            "tokens": (seen.tokens.tolist(), self.tokens),
-            "steps": (seen.steps, self.steps),
-            "settled": (seen.settled, self.settled),
-            "phase": (seen.phase, self.phase),
-            "finish": (seen.finish, self.finish),
-            "cut_bytes": (seen.cut_bytes, self.cut_bytes),
-            "active": (seen.active, self.active),
-            "awaits_route": (seen.awaits_route, self.awaits_route),
-            "reading": (seen.reading, self.reading),
-            "suspended": (seen.suspended, self.suspended),
-            "candidate": (seen.candidate, self.candidate),
-            "attempt": (seen.attempt, self.attempt),
-            "trial_from": (seen.trial_from, self.trial_from),
-            "thinking": (seen.thinking, thinking),
-            "forced": (seen.forced, forced),
-            "computed": (seen.computed, self.computed),
-            "in_flight": (seen.in_flight, self.flying),
-            "ahead": (seen.ahead, [bet.rows if bet else 0 for bet in self.bets]),
-            "rows": (seen.rows.tolist(), self.rows),
-            "entries": (seen.entries.tolist(), self.entries),
-            "cached": (seen.cached, self.cached),
-            "decision_wait": (seen.decision_wait, self.decision_wait),
-            "sample": (seen.sample, self.id - self.group),
-            "lengths": ((seen.length, seen.prompt_length), (self.length, self.prompt)),
-        }
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        theirs, ours = _facts(seen), self.facts()
+        if theirs == ours:
+            return {}
+        pairs = zip(_FACTS, theirs, ours, strict=True)
+        return {name: (is_, should) for name, is_, should in pairs if is_ != should}
+
+    def facts(self) -> tuple[object, ...]:
+        """The values of ``_FACTS`` that the core should have."""
+        return (
+            *(self.tokens, self.steps, self.settled, self.phase, self.finish, self.cut_bytes),
+            *(self.active, self.awaits_route, self.reading, self.suspended, self.candidate),
+            *(self.attempt, self.trial_from, thinks(self.request, self.written)),
+            [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED],
+            *(self.computed, self.flying, [bet.rows if bet else 0 for bet in self.bets]),
+            *(self.rows, self.entries, self.cached, self.decision_wait, self.id - self.group),
+            *(self.length, self.prompt),
+        )
+
+
+_FACTS = (
+    *("tokens", "steps", "settled", "phase", "finish", "cut_bytes"),
+    *("active", "awaits_route", "reading", "suspended", "candidate"),
+    *("attempt", "trial_from", "thinking", "forced", "computed", "in_flight", "ahead"),
+    *("rows", "entries", "cached", "decision_wait", "sample", "length", "prompt_length"),
+)
+_read = attrgetter(*_FACTS)
+_ARRAYS = [_FACTS.index(name) for name in ("tokens", "rows", "entries")]
+
+
+def _facts(seen: Sequence) -> tuple[object, ...]:
+    """The values of ``_FACTS`` that the core has."""
+    values = [*_read(seen)]
+    for i in _ARRAYS:
+        values[i] = values[i].tolist()
+    return tuple(values)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-NONE, STOP, LENGTH, ABORT, ERROR, DEADLINE, REPETITION = range(7)
+from .kinds import LENGTH, NONE, REPETITION, STOP
+
 LONGEST_PIECE, SHORTEST_LOOP = 256, 32
-WHOLE = -1  # a trial to the end of the answer
 
 TOKEN_BYTES = [b"a", b"b", b"c", b"\n", b"\n\n", b".\n\n", b"\n\n\n", b""]
 PADDING = 9  # past the table: a token without text
@@ -48,8 +48,11 @@ class Verdict(NamedTuple):
     cut: int = 0  # bytes from where the stop began
 
 
+_BYTES = [*TOKEN_BYTES, *[b""] * (PADDING + 1 - len(TOKEN_BYTES))]
+
+
 def text_of(tokens: Sequence[int]) -> bytes:
-    return b"".join(TOKEN_BYTES[t] if t < len(TOKEN_BYTES) else b"" for t in tokens)
+    return b"".join([_BYTES[t] for t in tokens])
 
 
 def matches(text: bytes, patterns: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import floor, sqrt
 
-SMALL, LARGE = 0, 1
+from .kinds import LARGE, SMALL
+
 RECENT = 16384  # tokens of a lane after which older ones count half
 
 

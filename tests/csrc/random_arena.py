@@ -6,14 +6,11 @@ every byte of the arena, what the last write there was.
 
 from __future__ import annotations
 
-SMALL, LARGE, NOBODY = 0, 1, -1
-DECIDE = 0
-RUNNING, OVER = 1, 2
-STOP, LENGTH, ABORT, REPETITION = 1, 2, 3, 6
+from .kinds import LARGE, SMALL
+
 TOKEN_BYTES = [b"a", b"b", b"c", b"\n", b"\n\n", b".\n\n", b"\n\n\n", b""]
 STOP_ID = 7
 MARKER = [0, 1]  # ends thinking
-WHOLE = -1
 BLOCK_TOKENS = 4
 CONTEXT = 40
 OPERATIONS = 8000  # of a seed

@@ -15,24 +15,15 @@ import numpy as np
 
 from engine._core import Plan, Scheduler, Sequence
 
+from .kinds import ABORT, DECIDE, LARGE, LENGTH, NOBODY, REPETITION, RUNNING, SMALL, STOP, WHOLE
 from .random_arena import (
-    ABORT,
     BLOCK_TOKENS,
     CONTEXT,
-    DECIDE,
     GEOMETRIES,
-    LARGE,
-    LENGTH,
     MARKER,
-    NOBODY,
     OPERATIONS,
-    REPETITION,
-    RUNNING,
-    SMALL,
-    STOP,
     STOP_ID,
     TOKEN_BYTES,
-    WHOLE,
     Arena,
     digest,
     virtual_model,

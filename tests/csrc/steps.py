@@ -1,4 +1,4 @@
-"""The scheduler driven by hand, a step at a time, and the numbers of its enumerations."""
+"""The scheduler driven by hand, a step at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import numpy as np
 
 from engine._core import Plan, Scheduler, Sequence
 
+from .kinds import SMALL
+
 Make = Callable[..., Scheduler]
 
-SMALL, LARGE, NOBODY = 0, 1, -1
 A, B, C, NEWLINE, BOTH, SPECIAL, THREE = 0, 1, 2, 6, 7, 9, 10  # see conftest.TOKEN_BYTES
-PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
-DECIDE, FINISHED = 0, 1
-WAITING, RUNNING, OVER = range(3)
-STOP, LENGTH, ABORT, ERROR, DEADLINE = range(1, 6)
 
 
 def keys(first: int, last: int) -> int:

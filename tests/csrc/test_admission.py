@@ -9,7 +9,8 @@ import pytest
 
 from engine._core import Scheduler
 
-SMALL, LARGE = 0, 1
+from .kinds import LARGE, SMALL
+
 TEXT, DELIMITER, END = 0, 7, 9
 Make = Callable[..., Scheduler]
 

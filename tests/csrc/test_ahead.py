@@ -9,7 +9,8 @@ import pytest
 
 from engine._core import Plan, Scheduler
 
-SMALL, LARGE, DISCARDED = 0, 1, 3
+from .kinds import DECIDE, DISCARDED, FINISHED, LARGE, SMALL
+
 A, B, BOTH = 0, 1, 7  # text, and a delimiter; see conftest.TOKEN_BYTES
 Make = Callable[..., Scheduler]
 
@@ -106,7 +107,7 @@ def boundary(scheduler: Scheduler, writer: int) -> int:
     for _ in range(2):
         assert scheduler.plan(SMALL, ahead=True) == 1
     commit(scheduler, SMALL, A)
-    assert scheduler.take_events() == [(0, id, 0)]
+    assert scheduler.take_events() == [(DECIDE, id, 0)]
     return id
 
 
@@ -155,7 +156,7 @@ def test_void_rows_keep_nothing_waiting(make_scheduler: Make) -> None:
     for _ in range(2):
         assert scheduler.plan(SMALL, ahead=True) == 1
     commit(scheduler, SMALL, 5)
-    assert scheduler.take_events() == [(1, id, -1)]
+    assert scheduler.take_events() == [(FINISHED, id, -1)]
     assert scheduler.sequence(id).rows[SMALL, DISCARDED].tolist() == [1, 4]
     scheduler.forget(id)
     assert scheduler.pool.live(SMALL) == 0
@@ -214,7 +215,7 @@ def test_a_tick_that_fails_takes_what_was_planned_behind_it(make_scheduler: Make
     two = start(scheduler, SMALL)
     assert scheduler.plan(SMALL, ahead=True) == 2
     scheduler.fail(SMALL)
-    assert scheduler.take_events() == [(1, one, -1)]
+    assert scheduler.take_events() == [(FINISHED, one, -1)]
     assert scheduler.counters()["voided"] == [1, 0]
     commit(scheduler, SMALL, -1, B)
     assert scheduler.sequence(two).tokens.tolist()[-1] == B

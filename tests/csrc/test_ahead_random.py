@@ -15,11 +15,11 @@ import pytest
 
 from engine._core import Plan, Sequence
 
-from .random_arena import BLOCK_TOKENS, LARGE, RUNNING, SMALL, digest, virtual_model
+from .kinds import DISCARDED, LARGE, RUNNING, SMALL
+from .random_arena import BLOCK_TOKENS, digest, virtual_model
 from .random_driver import Driver
 from .test_random import TIERS
 
-DISCARDED = 3
 OPERATIONS = 4000
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .steps import LARGE, LENGTH, SMALL, A, B, Make, commit, spans, start, tick
+from .kinds import LARGE, LENGTH, SMALL
+from .steps import A, B, Make, commit, spans, start, tick
 
 
 @pytest.mark.parametrize(

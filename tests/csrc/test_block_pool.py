@@ -6,8 +6,8 @@ import pytest
 
 from engine._core import BlockPool
 
-SMALL, LARGE = 0, 1
-NOBODY = -1
+from .kinds import LARGE, NOBODY, SMALL
+
 RATIO = (7, 2)  # does not divide
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from engine._core import BlockPool
 
-SMALL, LARGE = 0, 1
-NOBODY = -1
+from .kinds import LARGE, NOBODY, SMALL
 
 
 class Slab:

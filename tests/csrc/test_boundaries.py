@@ -6,21 +6,23 @@ import pytest
 
 from engine._core import Scheduler
 
-from .steps import (
-    BOTH,
+from .kinds import (
     CATCHUP,
     DECIDE,
     DISCARDED,
     FINISHED,
     LARGE,
     LENGTH,
-    NEWLINE,
     OVER,
     PROMPT,
     SAMPLED,
     SMALL,
-    SPECIAL,
     STOP,
+)
+from .steps import (
+    BOTH,
+    NEWLINE,
+    SPECIAL,
     A,
     B,
     C,
@@ -235,7 +237,7 @@ def test_any_answer_lets_the_end_stand(make_scheduler: Make) -> None:
     scheduler.route(id, LARGE)
     done = scheduler.sequence(id)
     assert done.tokens.tolist() == [A, A, A, A, B, C] and done.cut_bytes == 1
-    assert (done.finish, scheduler.take_events()) == (1, [(1, id, -1)])
+    assert (done.finish, scheduler.take_events()) == (STOP, [(FINISHED, id, -1)])
     assert kinds(done, LARGE)[DISCARDED] == (2, 3 + 6)
 
 
@@ -250,4 +252,4 @@ def test_an_end_that_is_taken_back_is_none(make_scheduler: Make) -> None:
     scheduler.route(id, LARGE)
     write(scheduler, LARGE, C)
     done = scheduler.sequence(id)
-    assert done.tokens.tolist() == [A, A, A, B, C] and done.finish == 1
+    assert done.tokens.tolist() == [A, A, A, B, C] and done.finish == STOP

@@ -4,27 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .steps import (
-    ABORT,
-    BOTH,
-    DEADLINE,
-    DISCARDED,
-    ERROR,
-    FINISHED,
-    LARGE,
-    NOBODY,
-    SMALL,
-    A,
-    B,
-    C,
-    Make,
-    commit,
-    kinds,
-    read,
-    start,
-    tick,
-    write,
-)
+from .kinds import ABORT, DEADLINE, DISCARDED, ERROR, FINISHED, LARGE, NOBODY, SMALL
+from .steps import BOTH, A, B, C, Make, commit, kinds, read, start, tick, write
 
 
 def test_preemption_frees_everything(make_scheduler: Make) -> None:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from .drawn_shapes import Dice, dice, draw_request
+from .kinds import ABORT, DEADLINE, LARGE, OVER, SMALL
 from .model_plan import Judge
 from .model_plan_state import View
 from .model_sequence import SequenceModel
-from .model_sequence_state import LARGE, OVER, SMALL
-from .model_text import ABORT, DEADLINE, PADDING
+from .model_text import PADDING
 from .wrong_calls import WrongCalls
 
 EXAMPLES = int(os.environ.get("STEER_MACHINE_EXAMPLES", "500"))

@@ -8,24 +8,8 @@ import pytest
 
 from engine._core import Scheduler
 
-from .steps import (
-    BOTH,
-    DECIDE,
-    LARGE,
-    LENGTH,
-    NOBODY,
-    OVER,
-    RUNNING,
-    SMALL,
-    A,
-    B,
-    Make,
-    commit,
-    spans,
-    start,
-    tick,
-    write,
-)
+from .kinds import DECIDE, LARGE, LENGTH, NOBODY, OVER, RUNNING, SMALL
+from .steps import BOTH, A, B, Make, commit, spans, start, tick, write
 
 
 def test_a_sequence_may_take_its_own_idle_memory(make_scheduler: Make) -> None:

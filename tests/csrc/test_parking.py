@@ -12,12 +12,11 @@ import pytest
 
 from engine._core import Plan, Scheduler
 
+from .kinds import ERROR, LARGE, RECOMPUTE, SMALL
+
 Make = Callable[..., Scheduler]
 
-SMALL, LARGE = 0, 1
 A, B, DELIMITER = 0, 1, 8  # text and then one: see conftest.TOKEN_BYTES
-RECOMPUTE = 4
-ERROR = 4
 
 
 def add(scheduler: Scheduler, token: int, length: int = 9, **more: int) -> int:

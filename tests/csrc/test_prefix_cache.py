@@ -9,11 +9,11 @@ import pytest
 
 from engine._core import BlockPool, Scheduler
 
+from .kinds import ERROR, LARGE, RECOMPUTE, SMALL
+
 Make = Callable[..., Scheduler]
 
-SMALL, LARGE, NOBODY = 0, 1, -1
 A, B, DELIMITER = 0, 1, 7  # see conftest.TOKEN_BYTES
-PROMPT, CATCHUP, SAMPLED, DISCARDED, RECOMPUTE = range(5)
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_a_plan_that_gave_nothing_ends_its_sequences(scheduler: Scheduler):
     scheduler.plan(LARGE)
     scheduler.fail(SMALL)
     scheduler.check_integrity()
-    assert scheduler.sequence(lost).finish == 4 and scheduler.pool.live(SMALL) == 0
+    assert scheduler.sequence(lost).finish == ERROR and scheduler.pool.live(SMALL) == 0
     scheduler.commit(LARGE, np.zeros(1, np.int32))
     assert scheduler.sequence(kept).length == 11
     with pytest.raises(RuntimeError, match="no plan in flight"):

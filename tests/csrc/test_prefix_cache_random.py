@@ -9,7 +9,7 @@ import pytest
 
 from engine._core import Scheduler
 
-SMALL, LARGE, NOBODY = 0, 1, -1
+from .kinds import LARGE, NOBODY, SMALL
 
 
 class Crowd:

@@ -19,10 +19,8 @@ import pytest
 
 from engine._core import Plan, Scheduler
 
-SMALL, LARGE, NOBODY = 0, 1, -1
-RUNNING = 1
-FINISHED = 1  # an event
-WHOLE = -1
+from .kinds import FINISHED, LARGE, NOBODY, RUNNING, SMALL, WHOLE
+
 WAITS = 2  # rounds until memory in flight can be had
 WORST = (27146, 19051, 15949, 21109, 26714, 20332, 34693, 26531)  # of 36,000 seeds
 SEEDS = (*range(int(os.environ.get("STEER_PROGRESS_SEEDS", "120"))), *WORST)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from .random_arena import BLOCK_TOKENS, LARGE, SMALL
+from .kinds import LARGE, SMALL
+from .random_arena import BLOCK_TOKENS
 from .random_driver import Driver
 
 # With a prefix cache or without, and blocks of host memory.

@@ -7,28 +7,8 @@ import pytest
 
 from engine._core import Scheduler
 
-from .steps import (
-    BOTH,
-    CATCHUP,
-    DECIDE,
-    LARGE,
-    PROMPT,
-    RECOMPUTE,
-    SAMPLED,
-    SMALL,
-    WAITING,
-    A,
-    B,
-    C,
-    Make,
-    commit,
-    keys,
-    kinds,
-    spans,
-    start,
-    tick,
-    write,
-)
+from .kinds import CATCHUP, DECIDE, LARGE, PROMPT, RECOMPUTE, SAMPLED, SMALL, WAITING
+from .steps import BOTH, A, B, C, Make, commit, keys, kinds, spans, start, tick, write
 
 # -- batching
 

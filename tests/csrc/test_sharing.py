@@ -9,7 +9,8 @@ import pytest
 
 from engine._core import Scheduler
 
-SMALL, LARGE, NOBODY = 0, 1, -1
+from .kinds import FINISHED, LARGE, LENGTH, SMALL
+
 A, B, DELIMITER = 0, 1, 7
 Make = Callable[..., Scheduler]
 
@@ -185,8 +186,8 @@ def test_a_step_that_ends_in_flight_elsewhere_ends_later(make_scheduler: Make):
     assert (sequence.phase, sequence.length) == (1, 7)
     assert scheduler.plan(SMALL) == 0
     scheduler.commit(LARGE, np.zeros(1, np.int32))
-    assert scheduler.take_events() == [(1, id, -1)]
-    assert scheduler.sequence(id).finish == 2
+    assert scheduler.take_events() == [(FINISHED, id, -1)]
+    assert scheduler.sequence(id).finish == LENGTH
 
 
 def running(scheduler: Scheduler, small: int, large: int) -> None:

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from engine._core import Scheduler
 
-Make = Callable[..., Scheduler]
+from .kinds import DEADLINE, DECIDE, LARGE, LENGTH, OVER, SMALL, STOP
 
-SMALL, LARGE, NOBODY = 0, 1, -1
-STOP, LENGTH, DEADLINE = 1, 2, 5
-DECIDE = 0
-OVER = 2
+Make = Callable[..., Scheduler]
 
 
 def build(token_bytes: list[bytes], **changes: object) -> Scheduler:

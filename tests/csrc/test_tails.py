@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .steps import BOTH, LARGE, SMALL, A, B, C, Make, start, write
+from engine._core import LARGE, SMALL
+
+from .steps import BOTH, A, B, C, Make, start, write
 
 
 def test_a_view_follows_its_sequence(make_scheduler: Make) -> None:

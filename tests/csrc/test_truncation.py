@@ -4,29 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .steps import (
-    BOTH,
-    CATCHUP,
-    DECIDE,
-    DISCARDED,
-    LARGE,
-    NEWLINE,
-    NOBODY,
-    PROMPT,
-    SAMPLED,
-    SMALL,
-    A,
-    B,
-    C,
-    Make,
-    commit,
-    kinds,
-    read,
-    spans,
-    start,
-    tick,
-    write,
-)
+from .kinds import CATCHUP, DECIDE, DISCARDED, LARGE, NOBODY, PROMPT, SAMPLED, SMALL
+from .steps import BOTH, NEWLINE, A, B, C, Make, commit, kinds, read, spans, start, tick, write
 
 
 def test_truncation_takes_tokens_back(make_scheduler: Make) -> None:

@@ -7,8 +7,8 @@ from hypothesis.stateful import rule
 
 from .checked_core import CheckedCore
 from .drawn_shapes import Dice, dice, draw_request, nonsense
+from .kinds import OVER, SMALL
 from .model_sequence import SequenceModel
-from .model_sequence_state import OVER, SMALL
 from .model_text import Request
 
 UNKNOWN = 10**6  # an id that no sequence has

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from engine import SamplingParams
-from engine.accounting.ledger import ROW_KINDS, Usage
+from engine._core import RowKind
+from engine.accounting.ledger import Usage
 from engine.routing.policies import Call
 
 ROLES = ("small", "large")
@@ -22,7 +23,7 @@ def book(decision_wait=0, **models):
             if kind == "entries":
                 usage.entries[ROLES.index(role)] = count
             else:
-                usage.rows[ROLES.index(role), ROW_KINDS.index(kind)] = count
+                usage.rows[ROLES.index(role), RowKind[kind]] = count
     return usage
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from engine._core import SMALL, EventKind
 from engine.device.device_queue import HostQueue
 
 
@@ -56,8 +57,8 @@ def route_all(scheduler):
     """Let the small model write every step; the tokens of what is finished, by id."""
     finished = {}
     for kind, request, _ in scheduler.take_events():
-        if kind == 0:
-            scheduler.route(request, 0)
+        if kind == EventKind.decide:
+            scheduler.route(request, SMALL)
         else:
             finished[request] = scheduler.sequence(request).tokens.tolist()
     return finished

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from engine import Engine, EngineConfig, SamplingParams, SteerError
-from engine.accounting.ledger import ROW_KINDS
+from engine._core import RowKind
 from engine.device.device_queue import Ticket
 from engine.routing.policies import Call
 from engine.routing.windows import Window
 from tests.engine.test_lanes import ROOMS, schedule
 
-DISCARDED = ROW_KINDS.index("discarded")
 LONG = SamplingParams(max_tokens=48)
 
 
@@ -218,9 +217,9 @@ def test_a_handoff_costs_one_token_more(pair, delimiters, prompts):
     for sync, late in zip(*books, strict=True):
         assert sync.token_ids == late.token_ids
         handoffs = sum(step.model == "large" for step in sync.steps)
-        extra = late.usage.rows[:, DISCARDED, 0] - sync.usage.rows[:, DISCARDED, 0]
+        extra = late.usage.rows[:, RowKind.discarded, 0] - sync.usage.rows[:, RowKind.discarded, 0]
         assert 0 <= extra[0] <= 2 * handoffs + 1  # its own, and that of the end
-        kept = [k for k in range(len(ROW_KINDS)) if k != DISCARDED]
+        kept = [kind for kind in RowKind if kind != RowKind.discarded]
         assert (late.usage.rows[:, kept, 0] == sync.usage.rows[:, kept, 0]).all()
 
 

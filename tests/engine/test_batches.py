@@ -9,7 +9,7 @@ import pytest
 
 from engine import Engine, EngineConfig, Random, SamplingParams, SteerError, Usage
 from engine.replay.trace import Trace
-from engine.routing.policies import Boundary
+from engine.routing.policy import Boundary
 
 GOOD, LONG = "47+36*37-15?\n\n", "1+" * 200 + "1?\n\n"
 PARAMS = SamplingParams(max_tokens=30)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine import SamplingParams
+from engine._core import NOBODY, SMALL, EventKind, Finish, Phase
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
 
@@ -205,15 +206,19 @@ def overlapped(engine, schedule, requests, reader, disturb, rng):
     scheduler, finished, flying = engine.scheduler, {}, set()
     ids = [scheduler.add(p, max_tokens=48, reader=reader, settle_at_once=False) for p in requests]
     draws = {i: RequestState(GREEDY, 0, Always("small")) for i in ids}
+
+    def runs(request):
+        return request not in finished and scheduler.sequence(request).phase != Phase.finished
+
     for _ in range(5000):
         route_all(scheduler, schedule, finished)
         if len(finished) == len(ids):
             break
-        disturb([i for i in ids if i not in finished and scheduler.sequence(i).phase != 2])
+        disturb([i for i in ids if runs(i)])
         for lane in rng.sample(range(2), 2):
             if lane not in flying and scheduler.plan(lane):
                 flying.add(lane)
-        disturb([i for i in ids if i not in finished and scheduler.sequence(i).phase != 2])
+        disturb([i for i in ids if runs(i)])
         for lane in rng.sample(sorted(flying), rng.randint(min(1, len(flying)), len(flying))):
             ran = engine.lanes[lane].runner.execute(scheduler.buffers(lane), draws)
             scheduler.commit(lane, ran.tokens)
@@ -227,14 +232,14 @@ def route_all(scheduler, schedule, finished):
     """Answer what the core asks and collect what it finished."""
     for kind, request, _ in scheduler.take_events():
         sequence = scheduler.sequence(request)
-        if kind == 1:
+        if kind == EventKind.finished:
             finished[request] = sequence
         elif sequence.awaits_route:
             scheduler.route(request, ROLES.index(schedule(sequence.length)))
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("reader", [-1, 0])
+@pytest.mark.parametrize("reader", [NOBODY, SMALL])
 @pytest.mark.parametrize("room", ["engine", "tight"])
 def test_disturbed_in_flight(pair, prompts, ties, request, room, reader, seed):
     """Truncation, preemption and abort of batches in flight, with and without room."""
@@ -258,7 +263,8 @@ def test_disturbed_in_flight(pair, prompts, ties, request, room, reader, seed):
     finished = overlapped(engine, schedule, batch, reader, disturb, rng)
     for sequence in finished.values():
         pair.check_tokens(sequence.tokens.tolist(), sequence.prompt_length, schedule, ties)
-        assert sequence.finish == (3 if len(sequence.tokens) < sequence.prompt_length + 48 else 2)
+        cut = len(sequence.tokens) < sequence.prompt_length + 48
+        assert sequence.finish == (Finish.abort if cut else Finish.length)
 
 
 def test_unusable_logits_end_one_request(pair, delimiters, prompts, ties):

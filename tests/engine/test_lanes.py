@@ -14,7 +14,8 @@ import torch
 
 from bench.tasks import arithmetic
 from engine import Engine, EngineConfig, SamplingParams, SteerError
-from engine.accounting.ledger import ROW_KINDS, Usage
+from engine._core import RowKind
+from engine.accounting.ledger import Usage
 from engine.config import LANE_POLICIES
 from engine.routing.policies import Call
 from engine.routing.windows import Window
@@ -75,7 +76,7 @@ def test_text_is_that_of_the_schedule(pair, delimiters, prompts, ties, way, room
     counters = engine.scheduler.counters()
     assert (sum(counters["background"]) > 0) == ("read" in way)
     assert (counters["preemptions"] > 0) == (room == "tight")
-    again = sum((c.usage.rows[:, ROW_KINDS.index("recompute"), 0] for c in done), np.zeros(2))
+    again = sum((c.usage.rows[:, RowKind.recompute, 0] for c in done), np.zeros(2))
     assert again.tolist() == counters["recomputed"]
 
 

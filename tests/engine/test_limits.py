@@ -11,7 +11,8 @@ from engine import AfterThinking, Engine, EngineConfig, SamplingParams, SteerErr
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import pair_flops
 from engine.routing.budget import Budget
-from engine.routing.policies import Always, Boundary, Call, Decision, Query
+from engine.routing.policies import Always, Call, Query
+from engine.routing.policy import Boundary, Decision
 from engine.routing.windows import Window
 
 PROMPTS = [p.prompt for p in arithmetic.problems("test", 12, seed=6)]

@@ -10,12 +10,13 @@ import struct
 import pytest
 
 from engine import SamplingParams, _core
+from engine._core import LARGE, SMALL, Phase
 from engine.requests.audit_log import AuditLog
 from engine.requests.request_state import RequestState
-from engine.routing.policies import Boundary, Call, Decision
+from engine.routing.policies import Call
+from engine.routing.policy import Boundary, Decision
 from tests.engine.ways import schedule
 
-SMALL, LARGE = range(2)
 LENGTHS = (40, 80, 160)
 
 
@@ -160,7 +161,11 @@ class Text:
 
     def cut(self):
         sequence = self.core.view(self.id)
-        if self.cuts < 30 and sequence.phase == 1 and sequence.length > sequence.settled:
+        if (
+            self.cuts < 30
+            and sequence.phase == Phase.running
+            and sequence.length > sequence.settled
+        ):
             least = max(sequence.settled, sequence.length - 40)
             self.core.truncate(self.id, self.random.randint(least, sequence.length - 1))
             self.cuts += 1
@@ -192,12 +197,12 @@ def test_facts_are_the_old_ones_after_truncations(seed):
     """To the bit, risk's product included; and a history is the text, whenever it is read."""
     text, decisions, seen = Text(seed), {}, 0
     state = RequestState(SamplingParams(), 0, Call(lambda _: decision, reads=True), 3)
-    while text.core.view(text.id).phase != 2:
-        for _, _, row in text.core.take_events():
+    while text.core.view(text.id).phase != Phase.finished:
+        for event in text.core.take_events():
             sequence = text.core.view(text.id)
             if not sequence.awaits_route:
                 continue
-            assert row >= 0
+            assert event.row >= 0
             boundary: Boundary = state.boundary(text.core, sequence, None)
             for name, value in old_facts(text.core.sequence(text.id), decisions).items():
                 assert getattr(boundary, name) == value, name

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine import Calibration, SamplingParams, Steer, Threshold, TokenLogprobs
+from engine._core import Phase
 from engine.execution.logprobs import DrawLog, Drawn
 from engine.request import Step
 from engine.routing.policies import Call
@@ -175,7 +176,7 @@ def test_under_truncations(pair, engine, prompts, params, reads):
                 scheduler.plan(lane)
         for request in [i for i in alive if len(taken) < 50 and rng.random() < 0.15]:
             sequence = scheduler.sequence(request)
-            if sequence.phase != 2:
+            if sequence.phase != Phase.finished:
                 length = rng.randint(sequence.prompt_length, sequence.length)
                 taken.append((sequence.length - length, max(sequence.in_flight)))
                 scheduler.truncate(request, length)

@@ -202,8 +202,8 @@ def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
     ):
         request = scheduler.add(prompt, max_tokens=40)
         requests[request] = RequestState(params, 0, Always("large"), len(prompt))
-    for _, request, _ in scheduler.take_events():
-        scheduler.route(request, 1)
+    for event in scheduler.take_events():
+        scheduler.route(event.sequence, 1)
     assert scheduler.plan(1) == 3
     plan, sampler = scheduler.buffers(1), Sampler(1, VOCABULARY, ops.CpuBackend())
     assert sampler.prepare(plan, np.arange(3), requests, scheduler).edits is not None
