@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from engine import _core
+from engine._core import LARGE, SMALL
 from engine.accounting.pricing import Price
 from engine.assembly.loading import LoadedPair
 from engine.config import ROLES, EngineConfig
@@ -57,7 +58,7 @@ def assemble(
     host = HostKVStore(arena, config.host_blocks) if config.host_blocks else None
     small, large = (
         build_runner(model, loaded, config, arena, scheduler, devices[model], backends[model], host)
-        for model in range(2)
+        for model in (SMALL, LARGE)
     )
     lanes = build_lane(small, config, scheduler), build_lane(large, config, scheduler)
     driver = Driver(
@@ -81,7 +82,8 @@ def build_scheduler(
     loaded: LoadedPair, config: EngineConfig, geometry: ArenaGeometry
 ) -> _core.Scheduler:
     """The core, for an arena of ``geometry``."""
-    row = Price.of(loaded.shapes[0]).row, Price.of(loaded.shapes[1]).row
+    small, large = loaded.shapes
+    row = Price.of(small).row, Price.of(large).row
     return _core.Scheduler(
         slabs=geometry.slabs,
         slots=geometry.slots,

@@ -24,7 +24,7 @@ Chunk = dict[str, Array]
 
 def draw_columns(rows: SampledRows, model: int, backend: ops.Backend, fused: bool) -> Chunk:
     """The columns of ``ops.DrawRows``, if not ``fused`` of ``ops.SamplingRows``; and ``asked``:
-    int64, the rows whose log-probabilities are needed. Without what no row needs."""
+    int64, the rows whose log-probabilities are needed. None of either where no row needs any."""
     columns: Chunk = {}
     if not rows.likeliest:
         keyed = _keyed(rows, model)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine._core import LARGE
 from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
@@ -132,7 +133,7 @@ class ModelRunner:
         self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
 
     def _scored(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> AuditRows | None:
-        if self.model == 0:  # only the large model audits
+        if self.model != LARGE:  # only the large model audits
             return None
         return scored_rows(plan, requests, self._core)
 

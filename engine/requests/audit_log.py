@@ -34,7 +34,7 @@ class AuditLog:
     retracted: list[Retracted] = field(default_factory=list)
     _foreseen: dict[int, dict[int, float]] = field(default_factory=dict)
     _end: int = 0  # all positions in ``large`` lie before it
-    _read: int = 0  # what has a score in the text as it is now lies before it
+    _scored: int = 0  # scores of the text as it is now end here; they come in order of position
     _judged: int = 0  # steps before it have been judged
     _attempt: int = 0  # truncations when it followed them last
 
@@ -42,16 +42,16 @@ class AuditLog:
         """Take note of truncations: what was written in place of the old text is judged anew."""
         kept = sequence.kept_since(self._attempt)
         self._attempt = sequence.attempt
-        self._read, self._judged = min(self._read, kept), min(self._judged, kept)
+        self._scored, self._judged = min(self._scored, kept), min(self._judged, kept)
 
     def add(self, position: int, logprob: float) -> None:
-        """Add the large model's log-probability of the token at a position."""
+        """Add the large model's log-probability of a position's token; call ``follow`` first."""
         self._keep(position, logprob)
         self.rows += 1
 
     def _keep(self, position: int, logprob: float) -> None:
         self.large[position] = logprob
-        self._end, self._read = max(self._end, position + 1), max(self._read, position + 1)
+        self._end, self._scored = max(self._end, position + 1), max(self._scored, position + 1)
 
     def foresee(self, drawn: Drawn) -> None:
         """Keep the large model's likeliest tokens at a boundary that it computed.
@@ -76,7 +76,7 @@ class AuditLog:
         """Drop the scores from a position on: its tokens were rolled back."""
         for place in range(position, self._end):
             self.large.pop(place, None)
-        self._end, self._read = min(self._end, position), min(self._read, position)
+        self._end, self._scored = min(self._end, position), min(self._scored, position)
         self._judged = min(self._judged, position)
         for place in [p for p in self._foreseen if p > position]:
             del self._foreseen[place]
@@ -108,7 +108,7 @@ class AuditLog:
         unsettled = bisect_left(starts, sequence.settled)
         for i in range(max(unsettled, bisect_right(starts, self._judged) - 1), len(starts)):
             start, end = starts[i], starts[i + 1] if i + 1 < len(starts) else length
-            if end > self._read:
+            if end > self._scored:
                 return None
             # A step that the small model wrote again, because of a budget, stays.
             if steps.models[i] == _SMALL and start not in self.redo:

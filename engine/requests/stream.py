@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine import _core
+from engine._core import SMALL
 from engine.config import ROLES
 from engine.request import Completion
 from engine.requests.driver import Driver
@@ -62,7 +63,7 @@ class StreamedText:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._position = 0  # what lies before it has been sent
         self._steps = 0
-        self._model = ROLES[0]
+        self._model = ROLES[SMALL]
         self._sent = 0  # characters
 
     def grow(self, scheduler: _core.Scheduler, request: int) -> Iterator[StreamEvent]:
