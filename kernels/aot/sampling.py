@@ -17,7 +17,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             "logits": dtype,
             "source": "*fp32" if listed else dtype,
             "temperatures": "*fp64",
-            "seeds": "*i64",
+            "keys": "*i64",
             "counters": "*i64",
             "top_ks": "*i64",
             "top_ps": "*fp64",
