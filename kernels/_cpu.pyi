@@ -20,6 +20,17 @@ def confidence(
     valid: int,
 ) -> None: ...
 
+def draw(
+    instruction_set: str,
+    wide: bool,
+    logits: int,
+    rows: int,
+    stride: int,
+    vocabulary: int,
+    columns: Sequence[int],
+    tokens: int,
+) -> None: ...
+
 class Decoder:
     def __init__(
         self,

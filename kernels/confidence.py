@@ -26,7 +26,7 @@ from kernels.merge import (
     load_logits,
     merge,
 )
-from kernels.philox import arrivals, race_key, words_of_block
+from kernels.race import arrivals, race_key, words_of_block
 from kernels.sampling import draw_filtered
 from kernels.types.sampling import DrawRows
 

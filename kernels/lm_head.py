@@ -29,7 +29,7 @@ from kernels.merge import (
     inverse_temperature,
     merge,
 )
-from kernels.philox import arrivals, race_key, words_of_tile
+from kernels.race import arrivals, race_key, words_of_tile
 from kernels.sampling import draw_filtered
 from kernels.types.sampling import DrawRows
 

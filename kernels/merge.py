@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.philox import LOWEST
 from kernels.types.sampling import DrawRows
 
 # Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum). Of what is drawn
@@ -25,6 +24,7 @@ MERGE_WARPS = 4
 LOGITS = (torch.bfloat16, torch.float16, torch.float32)
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 FLOOR = tl.constexpr(-200.0)  # exp of it is 0 in fp32, and 0 times it is no NaN
 BIG = tl.constexpr(2**31 - 1)
 MOST_LOG_ODDS = tl.constexpr(87.0)  # as in kernels.reference.confidence
@@ -93,9 +93,8 @@ def _winner(
     scale = inverse_temperature(temperatures, row)
     greedy = tl.load(temperatures + row) <= 0
     time = tl.where(greedy, lost, time * tl.exp2(lost * scale))
-    tile = tl.min(tl.where(time == tl.min(time, 0), n, tile_lanes), 0)
-    tile = tl.where(tile < tiles, tile, 0)  # NaN equals nothing
-    return tl.load(partials + row * tiles + 5 * plane + tile).to(tl.int32, bitcast=True)
+    ids = tl.load(place + 5 * plane, mask=n < tiles, other=0.0).to(tl.int32, bitcast=True)
+    return tl.min(tl.where(time == tl.min(time, 0), ids, BIG), 0)
 
 
 @triton.jit(do_not_specialize=("rows", "tiles", "vocabulary"))

@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels import candidates
 from kernels.candidates import filter_columns, filter_flags, filters_of
 from kernels.merge import BIG, LOWEST, ScoredRows, inverse_temperature, load_logits
-from kernels.philox import arrivals, race_key, words_of_block, words_of_ids
+from kernels.race import arrivals, race_key, words_of_block, words_of_ids
 from kernels.types.sampling import DrawRows
 
 CHUNK, WARPS = 8192, 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,14 @@ Int32 = npt.NDArray[np.int32]
 class SamplingSpec(Protocol):
     """How a request samples, and the keys of its random draws.
 
+    draw_key: 64 bits, of the seed and the prompt.
     sample: number of the answer among those to the same prompt, from 0.
     asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
     audited: whether the large model scores the small model's steps.
     """
 
     params: SamplingParams
-    seed: int
+    draw_key: int
     prompt_tokens: int
     stop_ids: tuple[int, ...]
     sample: int
@@ -155,7 +156,8 @@ class Sampler:
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
-            usable = self._backend.editable(usable, self.vocabulary)
+            if edited or early:
+                usable = self._backend.editable(usable, self.vocabulary)
             for some in self._chunks(edited):
                 index = _place(torch.tensor(some), logits)
                 penalties = _penalties(rows, some, last)
@@ -168,7 +170,8 @@ class Sampler:
                 banned[0] = torch.tensor(early)[banned[0]]
                 never = usable.new_full((), -torch.inf)
                 usable.index_put_(tuple(_place(banned, logits)), never)
-            chosen = self._backend.sample(usable, self.vocabulary, self._draws(rows, logits))
+            draws = self._draws(rows, logits)
+            chosen = self._backend.sample(usable, self.vocabulary, draws, self._fused)
         return torch.where(confidence.valid, chosen, -1)
 
     def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> ops.LogProbs | None:
@@ -213,25 +216,24 @@ class Sampler:
         unread = len(tokens) < context
         return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)
 
-    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows | ops.SamplingRows:
+    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows:
         params = [d.params for d in rows.draws]
-        counter = np.zeros((len(params), 4), np.int64)
+        counter = np.zeros((len(params), 3), np.int64)
         counter[:, 0] = [d.sample for d in rows.draws]
         counter[:, 1] = rows.contexts
-        counter[:, 2] = self._model
-        counter[:, 3] = rows.attempts
-        keyed = ops.DrawRows(
-            temperature=_column(p.temperature for p in params),
-            seed=_keys(d.seed for d in rows.draws),
-            counter=torch.from_numpy(counter),
-            top_k=torch.tensor([p.top_k for p in params]),
-            top_p=_column(p.top_p for p in params),
-            min_p=_column(p.min_p for p in params),
-        )
-        draws: Any = keyed if self._fused else self._backend.with_uniforms(keyed)
-        columns = {name: _place(column, logits) for name, column in vars(draws).items()}
-        placed: ops.DrawRows | ops.SamplingRows = type(draws)(**columns)
-        return placed
+        counter[:, 2] = 2 * rows.attempts.astype(np.int64) + self._model
+        columns = {
+            "temperature": _column(p.temperature for p in params),
+            "key": _keys(d.draw_key for d in rows.draws),
+            "counter": torch.from_numpy(counter),
+        }
+        if any(p.top_k for p in params):
+            columns["top_k"] = torch.tensor([p.top_k for p in params])
+        if any(p.top_p < 1 for p in params):
+            columns["top_p"] = _column(p.top_p for p in params)
+        if any(p.min_p for p in params):
+            columns["min_p"] = _column(p.min_p for p in params)
+        return ops.DrawRows(**{name: _place(column, logits) for name, column in columns.items()})
 
 
 def _place(values: Tensor, like: Tensor) -> Tensor:
@@ -267,9 +269,9 @@ def _column(values: Iterable[float]) -> Tensor:
     return torch.tensor([*values], dtype=torch.float64)
 
 
-def _keys(seeds: Iterable[int]) -> Tensor:
-    """The 64 bits of each seed as int64."""
-    return torch.from_numpy(np.array([*seeds], np.uint64).view(np.int64))
+def _keys(keys: Iterable[int]) -> Tensor:
+    """The 64 bits of each key as int64."""
+    return torch.from_numpy(np.array([*keys], np.uint64).view(np.int64))
 
 
 def _pairs(tokens: Sequence[Int32]) -> Tensor:

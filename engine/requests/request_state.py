@@ -30,6 +30,7 @@ _FAILED = "a model's pass failed twice, or gave logits that cannot be sampled"
 class RequestState:
     """What the engine keeps of a request beside the core's sequence.
 
+    draw_key: of its draws; see ``engine.execution.draw_key``.
     retokenizer: set if the models have different tokens.
     decisions: boundaries and their decisions, by position.
     signals: of the small model's tokens, by position.
@@ -45,6 +46,7 @@ class RequestState:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
+    draw_key: int = 0
     retokenizer: Retokenizer | None = None
     decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)
     signals: dict[int, Signals] = field(default_factory=dict)
@@ -75,7 +77,8 @@ class RequestState:
         assert self.retokenizer is not None
         params = replace(self.params, logprobs=None)
         prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
-        return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
+        large = Always("large")
+        return RequestState(params, self.seed, large, prompt, stop_ids, draw_key=self.draw_key)
 
     def lag(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it still lacks before ``position``."""

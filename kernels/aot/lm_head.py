@@ -79,7 +79,7 @@ def variants(shape: ModelShape) -> list[Variant]:
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK_N))
     for draw in (False, True):
         # Part of the program is there whatever the tiles: a small head spreads it over fewer.
-        fixed, each = (154_000, 129) if draw else (53_000, 40.6)
+        fixed, each = (53_000, 79.0) if draw else (53_000, 40.6)
         gates.append(
             Variant(
                 "lm_head",

@@ -54,7 +54,7 @@ def variants(shape: ModelShape) -> list[Variant]:
                 ("logits", "source", "width", "stride", "source_stride"),
                 LIST_WARPS if listed else WARPS,
                 elements=LIST_CHUNK if listed else CHUNK,
-                budget=600 if listed else 330,
+                budget=560 if listed else 300,
                 registers=128,
             )
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-3.4028234663852886e38)
+from kernels.merge import LOWEST
+
 UNIT = tl.constexpr(2.0**-32)
 QUARTER = tl.constexpr(2**30)  # as a word
 LOG2 = tl.constexpr(0.6931471805599453)
