@@ -19,7 +19,6 @@ def confidence(
     ids: int,
     valid: int,
 ) -> None: ...
-
 def draw(
     instruction_set: str,
     wide: bool,

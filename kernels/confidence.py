@@ -1,8 +1,8 @@
 """Confidence statistics and a draw from logits [rows, head_rows] in two launches, on a GPU.
 
 The vocabulary alone is split, into tiles of one size: a row's result does not depend on what else
-is in the batch, to the bit. The first kernel leaves six numbers a tile, the winner of the tile's race
-among them; ``kernels.merge`` makes them the row's. Rows with filters get their token from
+is in the batch, to the bit. The first kernel leaves six numbers a tile, the winner of the tile's
+race among them; ``kernels.merge`` makes them the row's. Rows with filters get their token from
 ``kernels.sampling``.
 """
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kernels.types.sampling import DrawRows
 
-# Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum). Of what is drawn
-# from: when the tile's winner arrives; the maximum; the winner's id, its bits as a float's.
+# Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum). Of what is
+# drawn from: when the tile's winner arrives; the maximum; the winner's id, its bits as a float's.
 # Only the LM head: runner-up, and the sum without the maximum's own term.
 PLANES, HEAD_PLANES = 6, 8
 MERGE_WARPS = 4
@@ -120,9 +120,9 @@ def merge_rows(
     """One row. Grid: (rows,). ``values`` is fp32 [7, rows]; other results are [rows].
 
     block: ids a tile. tile_lanes: a power of two, at least ``tiles``. draw: whether
-    the tiles have raced. head: the maximum's own term was kept apart by the tiles. Otherwise its tile
-    is read a second time, here, where that costs one tile a row, and not an index and a runner-up
-    for every logit in the tiles' pass.
+    the tiles have raced. head: the maximum's own term was kept apart by the tiles. Otherwise its
+    tile is read a second time, here, where that costs one tile a row, and not an index and a
+    runner-up for every logit in the tiles' pass.
     """
     row = tl.program_id(0).to(tl.int64)
     plane = rows.to(tl.int64) * tiles

@@ -75,10 +75,10 @@ def words_of_ids(
 def race_times(words: tl.tensor) -> tl.tensor:
     """E = -log(1 - v), v = (word + 1/2) / 2^32, fp32, within some 2e-7 of E wherever it lies.
 
-    Below a quarter it is a polynomial of v: the small times, which win, keep their digits. From there
-    on 1 - v is taken from the inverted word, so that it has digits where v is nearly 1, and cut into
-    2^e (1 + f); log(1 + f) is the same polynomial. Written out, because a logarithm of the library
-    costs more than all else here, and a fast one does not run in the interpreter.
+    Below a quarter it is a polynomial of v: the small times, which win, keep their digits. From
+    there on 1 - v is taken from the inverted word, so that it has digits where v is nearly 1, and
+    cut into 2^e (1 + f); log(1 + f) is the same polynomial. Written out, because a logarithm of the
+    library costs more than all else here, and a fast one does not run in the interpreter.
     """
     low = words < QUARTER
     part = tl.where(low, words, words ^ 0xFFFFFFFF).to(tl.float32) * UNIT + 0.5 * UNIT

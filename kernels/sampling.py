@@ -3,14 +3,14 @@
 Nearly always all that the filters keep is in a short list (``kernels.candidates``): then only that
 is searched, otherwise the whole row.
 
-In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So a filter
-is a search for the key (a float's bits in order) at which a sum over all likelier tokens reaches a
-goal: a count for top-k, a mass for top-p. The search fixes two bits of the key in each pass over the
-list, or over logits that lie in the L2 cache: exact, whatever is kept, and no sort. Sums run in fp32
-within a lane and fp64 across lanes. What is kept then races, in one more pass.
+In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So a
+filter is a search for the key (a float's bits in order) at which a sum over all likelier tokens
+reaches a goal: a count for top-k, a mass for top-p. The search fixes two bits of the key in each
+pass over the list, or over logits that lie in the L2 cache: exact, whatever is kept, and no sort.
+Sums run in fp32 within a lane and fp64 across lanes. What is kept then races, in one more pass.
 
-A key draws the same token as in ``kernels.reference.sampling``, unless the two best scores lie within
-about 1e-5 of each other, or a token's mass within about 1e-7 of a filter's edge.
+A key draws the same token as in ``kernels.reference.sampling``, unless the two best scores lie
+within about 1e-5 of each other, or a token's mass within about 1e-7 of a filter's edge.
 """
 
 from __future__ import annotations

@@ -147,24 +147,14 @@ def _filter_inputs(maker: CaseMaker, batch: int, vocabulary: int) -> tuple[Tenso
 
 
 def _filtered(
-    logits: Tensor,
-    temperature: Tensor,
-    key: Tensor,
-    counter: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor, top_k: Tensor, top_p: Tensor
 ) -> ScoredRows:
     draw = DrawRows(temperature, key, counter, top_k, top_p)
     return confidence.confidence(logits, logits.shape[1], draw)
 
 
 def _plain_filtered(
-    logits: Tensor,
-    temperature: Tensor,
-    key: Tensor,
-    counter: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor, top_k: Tensor, top_p: Tensor
 ) -> tuple[Tensor, ...]:
     """A stable sort, its first TOP_K, of those the shortest beginning that has TOP_P; they race."""
     found = reference.confidence(logits, logits.shape[1])

@@ -11,8 +11,7 @@ import numpy as np
 def draw_key(seed: int, prompt: Sequence[int]) -> int:
     """64 bits that stand for a seed and a prompt's ids.
 
-    The prompt is a part of it so that requests with one explicit seed share no random numbers: where
-    it was not, a batch with one seed for all would draw the same noise for each of them.
+    The prompt is a part of it, so that requests with one explicit seed share no random numbers.
     """
     ids = np.asarray(prompt, "<i8").tobytes()
     found = hashlib.blake2b(seed.to_bytes(8, "little") + ids, digest_size=8)

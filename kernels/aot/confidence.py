@@ -23,7 +23,7 @@ def roofline(rows: int, vocabulary: int, dtype: torch.dtype) -> Roofline:
 def variants(shape: ModelShape) -> list[Variant]:
     """Statistics alone, with a draw, and a draw alone; merge, scores and filters.
 
-    The race is a loop over RACE ids, whose code counts once: it takes some 50 instructions an element.
+    The race is a loop over RACE ids, whose code counts once: some 50 instructions an element.
     """
     gates = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))

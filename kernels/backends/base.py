@@ -126,9 +126,7 @@ class Backend(ABC):
         """The logits to sample from, fp64 [rows, vocabulary]; see the reference."""
 
     @abstractmethod
-    def sample(
-        self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True
-    ) -> Tensor:
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         """One token id a row, int64 [rows]; see the reference. A key draws the same everywhere.
 
         Args:

@@ -22,9 +22,7 @@ class CpuBackend(ReferenceBackend):
             return super().confidence(logits, vocabulary)
         return cpu.confidence(logits.float(), vocabulary)
 
-    def sample(
-        self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True
-    ) -> Tensor:
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         if not fused:
             return super().sample(logits, vocabulary, rows, fused)
         wide = logits.dtype == torch.float64

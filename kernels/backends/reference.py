@@ -95,9 +95,7 @@ class ReferenceBackend(Backend):
     def penalise(self, logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:
         return penalties.penalise(logits, vocabulary, rows)
 
-    def sample(
-        self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True
-    ) -> Tensor:
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         return sampling.sample(logits, vocabulary, rows)
 
     def forward_pass(

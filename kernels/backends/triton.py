@@ -130,9 +130,7 @@ class TritonBackend(ReferenceBackend):
     def editable(self, logits: Tensor, vocabulary: int) -> Tensor:
         return logits.to(torch.float32, copy=True)
 
-    def sample(
-        self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True
-    ) -> Tensor:
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         if not fused:
             return super().sample(logits, vocabulary, rows, fused)
         return confidence.confidence(logits, vocabulary, rows).token

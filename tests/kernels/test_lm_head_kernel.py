@@ -57,11 +57,7 @@ def draws(rows, temperature=1.0, **filters):
     counter = torch.arange(rows * 3).view(rows, 3)
     columns = {k: [v] * rows for k, v in filters.items()}
     return DrawRows.on(
-        ON,
-        temperature=[temperature] * rows,
-        key=torch.arange(rows) + 7,
-        counter=counter,
-        **columns,
+        ON, temperature=[temperature] * rows, key=torch.arange(rows) + 7, counter=counter, **columns
     )
 
 
