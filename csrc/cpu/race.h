@@ -240,7 +240,8 @@ void count_rungs(const T* z, Index size, T top, double temperature, const float*
   }
 }
 
-// Writes the ids, in order, of tokens below top + ceiling and of at least top + floor.
+// Writes the ids, in order, of tokens below top + ceiling and of at least top + floor; `ids` has room
+// for all of the row.
 template <typename T>
 Index gather(const T* z, Index size, T top, float ceiling, float floor, std::int32_t* ids) {
   Index count = 0;
@@ -248,8 +249,13 @@ Index gather(const T* z, Index size, T top, float ceiling, float floor, std::int
     const Floats shifted = below_top(z + i, top, size - i);
     const Ints inside = (shifted >= floor) & (shifted < ceiling);
     if (!any(inside)) continue;
-    for (int lane = 0; lane < kLanes && i + lane < size; ++lane)
-      if (inside[lane]) ids[count++] = static_cast<std::int32_t>(i + lane);
+    std::int32_t hits[kLanes];
+    __builtin_memcpy(hits, &inside, sizeof hits);
+    const Index lanes = size - i < kLanes ? size - i : kLanes;
+    for (Index lane = 0; lane < lanes; ++lane) {  // no branch: which ones hit cannot be predicted
+      ids[count] = static_cast<std::int32_t>(i + lane);
+      count -= hits[lane];
+    }
   }
   return count;
 }
