@@ -24,6 +24,7 @@ from kernels import candidates
 from kernels.candidates import filter_columns, filter_flags, filters_of
 from kernels.merge import BIG, LOWEST, ScoredRows, inverse_temperature, load_logits
 from kernels.race import arrivals, race_key, words_of_block, words_of_ids
+from kernels.search import keys_of, mass_from, search, value_of
 from kernels.types.sampling import DrawRows
 
 CHUNK, WARPS = 8192, 16
@@ -31,85 +32,6 @@ LIST_CHUNK, LIST_WARPS = 512, 4  # most lists are shorter
 # Low bits of the fp32 pattern that are the same for all values of a type: no need to search them.
 SHIFTS = {torch.bfloat16: 16, torch.float16: 12, torch.float32: 0}
 ALL = tl.constexpr(2.0**30)  # as a count: beyond any vocabulary
-
-
-@triton.jit
-def _keys(x: tl.tensor, shift: tl.constexpr) -> tl.tensor:
-    """Floats as uint32 of the same order; both zeros are one."""
-    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)
-    return ((bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)) >> shift
-
-
-@triton.jit
-def _value(key: tl.tensor, shift: tl.constexpr) -> tl.tensor:
-    """The float of an int64 key."""
-    negative = key < (1 << (31 - shift))
-    whole = (key << shift) | tl.where(negative, (1 << shift) - 1, 0)
-    bits = tl.where(negative, 0xFFFFFFFF - whole, whole ^ 0x80000000)
-    return bits.to(tl.uint32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _search(
-    source: tl.tensor,
-    width: tl.tensor,
-    vocabulary: tl.tensor,
-    top: tl.tensor,
-    scale: tl.tensor,
-    goal: tl.tensor,
-    counting: tl.constexpr,
-    shift: tl.constexpr,
-    chunk: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """The highest key from which on upwards the sum reaches ``goal``, and the sum above that key.
-
-    counting: of tokens, otherwise of exp((x - top) / T). shift: low bits that all keys lack. chunk:
-    logits that are read at once.
-    """
-    levels: tl.constexpr = (32 - shift) // 2
-    found = vocabulary.to(tl.int64) * 0
-    above = goal * 0.0
-    for level in range(levels):
-        step = (found * 0 + 1) << (2 * (levels - 1 - level))
-        one, two, three = found + step, found + 2 * step, found + 3 * step
-        sum1 = tl.zeros((chunk,), tl.float32)
-        sum2 = tl.zeros((chunk,), tl.float32)
-        sum3 = tl.zeros((chunk,), tl.float32)
-        for start in range(0, vocabulary, chunk):
-            x = load_logits(source, start + tl.arange(0, chunk), width, vocabulary)
-            key = _keys(x, shift)
-            mass = sum1 * 0.0 + 1.0 if counting else tl.exp2((x - top) * scale)
-            sum1 += tl.where(key >= one.to(tl.uint32), mass, 0.0)
-            sum2 += tl.where(key >= two.to(tl.uint32), mass, 0.0)
-            sum3 += tl.where(key >= three.to(tl.uint32), mass, 0.0)
-        all1 = tl.sum(sum1.to(tl.float64), 0)
-        all2 = tl.sum(sum2.to(tl.float64), 0)
-        all3 = tl.sum(sum3.to(tl.float64), 0)
-        hit1, hit2, hit3 = all1 >= goal, all2 >= goal, all3 >= goal
-        # The lowest key that failed so far is at last the one right above the answer.
-        above = tl.where(hit3, above, tl.where(hit2, all3, tl.where(hit1, all2, all1)))
-        found = tl.where(hit3, three, tl.where(hit2, two, tl.where(hit1, one, found)))
-    return found, above
-
-
-@triton.jit
-def _mass_from(
-    source: tl.tensor,
-    width: tl.tensor,
-    vocabulary: tl.tensor,
-    top: tl.tensor,
-    scale: tl.tensor,
-    pivot: tl.tensor,
-    shift: tl.constexpr,
-    chunk: tl.constexpr,
-) -> tl.tensor:
-    """The sum of exp((x - top) / T) over keys of at least ``pivot``, fp64."""
-    total = tl.zeros((chunk,), tl.float32)
-    for start in range(0, vocabulary, chunk):
-        x = load_logits(source, start + tl.arange(0, chunk), width, vocabulary)
-        mass = tl.exp2((x - top) * scale)
-        total += tl.where(_keys(x, shift) >= pivot.to(tl.uint32), mass, 0.0)
-    return tl.sum(total.to(tl.float64), 0)
 
 
 @triton.jit
@@ -132,7 +54,7 @@ def _race(
 ) -> tl.tensor:
     """The winner among the keys above ``pivot`` and the first ``equals`` of that key.
 
-    ids: of a list's tokens; the rest as in ``_search`` and ``draw_filtered_rows``.
+    ids: of a list's tokens; the rest as in ``kernels.search`` and ``draw_filtered_rows``.
     """
     soonest = top * 0.0 + float("inf")
     token = vocabulary * 0
@@ -146,7 +68,7 @@ def _race(
         else:
             n = place
             words = words_of_block(key, c0, c1, c2, start, chunk)
-        own = _keys(x, shift)
+        own = keys_of(x, shift)
         equal = (own == pivot.to(tl.uint32)) & (place < vocabulary)
         order = seen + tl.cumsum(equal.to(tl.int32), 0)
         kept = (own > pivot.to(tl.uint32)) | (equal & (order <= equals))
@@ -192,7 +114,7 @@ def draw_filtered_rows(
     """One row with filters, others end at once. Grid: (rows,). Rewrites ``token``, ``logprob``.
 
     listed: those with a list, or those without. The other constants are those of ``filters_of`` and
-    ``_search``.
+    ``kernels.search``.
     """
     row = tl.program_id(0).to(tl.int64)
     on, temperature, top_k, top_p, min_p = filters_of(
@@ -227,19 +149,19 @@ def draw_filtered_rows(
     kept = temperature * 0
     if top_k > 0:
         goal = top_k.to(tl.float64)
-        pivot, above = _search(source, width, vocabulary, top, scale, goal, True, shift, chunk)
+        pivot, above = search(source, width, vocabulary, top, scale, goal, True, shift, chunk)
         equals = goal - above
-        own = tl.exp2((_value(pivot, shift) - top) * scale).to(tl.float64)
-        kept = _mass_from(source, width, vocabulary, top, scale, pivot + 1, shift, chunk)
+        own = tl.exp2((value_of(pivot, shift) - top) * scale).to(tl.float64)
+        kept = mass_from(source, width, vocabulary, top, scale, pivot + 1, shift, chunk)
         kept += equals * own
     elif listed:
         kept = tl.load(totals + row)
     else:
-        kept = _mass_from(source, width, vocabulary, top, scale, row * 0, shift, chunk)
+        kept = mass_from(source, width, vocabulary, top, scale, row * 0, shift, chunk)
     if top_p < 1:
         goal = top_p * kept
-        key, above = _search(source, width, vocabulary, top, scale, goal, False, shift, chunk)
-        own = tl.exp2((_value(key, shift) - top) * scale).to(tl.float64)
+        key, above = search(source, width, vocabulary, top, scale, goal, False, shift, chunk)
+        own = tl.exp2((value_of(key, shift) - top) * scale).to(tl.float64)
         # The token that reaches the goal is in: as many equals as that takes, at least one.
         count = tl.minimum(tl.maximum(tl.ceil((goal - above) / own), 1.0), ALL)
         equals = tl.where(
@@ -249,7 +171,7 @@ def draw_filtered_rows(
     if min_p > 0:
         least = top.to(tl.float64) + temperature * tl.log(min_p)
         bound = least.to(tl.float32)
-        key = _keys(bound, 0).to(tl.int64) + (bound.to(tl.float64) < least).to(tl.int64)
+        key = keys_of(bound, 0).to(tl.int64) + (bound.to(tl.float64) < least).to(tl.int64)
         key = tl.where(bound < 0, key, key + ((1 << shift) - 1)) >> shift
         equals = tl.where(key > pivot, ALL, equals)
         pivot = tl.maximum(pivot, key)

@@ -12,12 +12,12 @@ namespace {
 constexpr float kNone = std::numeric_limits<float>::infinity();
 constexpr std::int64_t kShort = 1024;  // tokens that are sorted without a second thought
 constexpr int kRefinements = 8;        // equal logits cannot be told apart
-constexpr double kStep = 2;            // nats between the first rungs; times T where that is above 1
+constexpr double kStep = 2;  // nats between the first rungs; times T where that is above 1
 
-// In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So it is
-// looked for as the place where a sum over all likelier tokens reaches a goal: first to within one of
-// a few distances from the top (rungs), then among the tokens of that rung alone, until there are so
-// few that they can be sorted.
+// In order of likelihood (equals by the lower id) each filter keeps a beginning of the row. So it
+// is looked for as the place where a sum over all likelier tokens reaches a goal: first to within
+// one of a few distances from the top (rungs), then among the tokens of that rung alone, until
+// there are so few that they can be sorted.
 template <typename T>
 class Edges {
  public:
@@ -59,8 +59,7 @@ class Edges {
   template <typename Reached>
   bool narrow(const Rungs& rungs, Reached reached) {
     int r = 0;
-    while (r < kRungs &&
-           !reached(above_tokens_ + rungs.tokens[r], above_mass_ + rungs.masses[r]))
+    while (r < kRungs && !reached(above_tokens_ + rungs.tokens[r], above_mass_ + rungs.masses[r]))
       ++r;
     const bool bounded = r < kRungs;
     floor_ = bounded ? floors_[r] : -kNone;

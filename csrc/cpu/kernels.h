@@ -81,8 +81,8 @@ struct RaceKey {
   double temperature;  // above 0
 };
 
-// The tokens that filters keep: those above `least`, of its equals those up to the id `last`, and of
-// these the ones at least `min_p` times as likely as the first.
+// The tokens that filters keep: those above `least`, of its equals those up to the id `last`, and
+// of these the ones at least `min_p` times as likely as the first.
 struct Cut {
   double least = -__builtin_inf();
   std::int64_t last = INT64_MAX;
@@ -105,10 +105,10 @@ struct Rungs {
 template <typename T>
 struct RaceKernels {
   bool (*find_top)(const T* z, std::int64_t size, T& top, std::int64_t& first);
-  std::int64_t (*race)(const T* z, std::int64_t size, T top, std::int64_t first,
-                       const RaceKey& key, const Cut& cut);
-  void (*count_rungs)(const T* z, std::int64_t size, T top, double temperature,
-                      const float* floors, Rungs& out);
+  std::int64_t (*race)(const T* z, std::int64_t size, T top, std::int64_t first, const RaceKey& key,
+                       const Cut& cut);
+  void (*count_rungs)(const T* z, std::int64_t size, T top, double temperature, const float* floors,
+                      Rungs& out);
   std::int64_t (*gather)(const T* z, std::int64_t size, T top, float ceiling, float floor,
                          std::int32_t* ids);
 };

@@ -48,15 +48,15 @@ constexpr std::uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
 
 template <int... I>
 inline void in_order(Wide low, Wide high, Words* out, Sequence<I...>) {
-  out[0] = reinterpret_cast<Words>(
-      __builtin_shufflevector(low, high, (I % 2 * kPairs + I / 2 * 2)...));
+  out[0] =
+      reinterpret_cast<Words>(__builtin_shufflevector(low, high, (I % 2 * kPairs + I / 2 * 2)...));
   out[1] = reinterpret_cast<Words>(
       __builtin_shufflevector(low, high, (I % 2 * kPairs + I / 2 * 2 + 1)...));
 }
 
 // Words of Philox 4x32-10 for the tokens from 4 * group on, 2 * kLanes of them, in order. A lane of
-// 64 bits has one counter, of whose words only the low halves count. Lanes of 128 bits hold counters
-// that lie kPairs / 2 apart, so that no word has to cross them at the end.
+// 64 bits has one counter, of whose words only the low halves count. Lanes of 128 bits hold
+// counters that lie kPairs / 2 apart, so that no word has to cross them at the end.
 inline void philox(const RaceKey& race, std::uint32_t group, Words* out) {
   Wide c0 = Wide{} + race.counter[0], c1 = Wide{} + race.counter[1];
   Wide c2 = Wide{} + race.counter[2], c3;
@@ -151,12 +151,12 @@ inline double score(double shifted, double temperature, std::uint32_t word) {
   return shifted / temperature - __builtin_log(time);
 }
 
-constexpr float kBest = 22.9f;    // -log E is at most that: 33 log 2
-constexpr float kSlack = 1e-3f;   // far more than fp32 can be off where a token may win
+constexpr float kBest = 22.9f;   // -log E is at most that: 33 log 2
+constexpr float kSlack = 1e-3f;  // far more than fp32 can be off where a token may win
 constexpr float kLog2 = 0.69314718f;
 
-// At least -log E of each word. E is at least v, and the bits of a float as a number are at most its
-// logarithm. The lowest bit of a word is dropped: without it the word fits a signed conversion.
+// At least -log E of each word. E is at least v, and the bits of a float as a number are at most
+// its logarithm. The lowest bit of a word is dropped: without it the word fits a signed conversion.
 inline Floats least_delay(Words words) {
   const Floats v = __builtin_convertvector(reinterpret_cast<Ints>(words >> 1), Floats);
   const Floats bits = __builtin_convertvector(reinterpret_cast<Ints>(v), Floats);
@@ -193,8 +193,7 @@ Index race(const T* z, Index size, T top, Index first, const RaceKey& key, const
     Words words[2];
     philox(key, static_cast<std::uint32_t>(i / 4), words);
     STEER_UNROLL
-    for (int half = 0; half < 2; ++half)
-      near[half] &= heat[half] + least_delay(words[half]) >= bar;
+    for (int half = 0; half < 2; ++half) near[half] &= heat[half] + least_delay(words[half]) >= bar;
     if (!any(near[0] | near[1])) continue;
     for (int lane = 0; lane < 2 * kLanes; ++lane) {
       const Index token = i + lane;
@@ -240,8 +239,8 @@ void count_rungs(const T* z, Index size, T top, double temperature, const float*
   }
 }
 
-// Writes the ids, in order, of tokens below top + ceiling and of at least top + floor; `ids` has room
-// for all of the row.
+// Writes the ids, in order, of tokens below top + ceiling and of at least top + floor; `ids` has
+// room for all of the row.
 template <typename T>
 Index gather(const T* z, Index size, T top, float ceiling, float floor, std::int32_t* ids) {
   Index count = 0;

@@ -124,10 +124,9 @@ double race_time(const RaceKey& key, std::int64_t token) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t left = std::uint64_t{0xD2511F53} * c[0];
     const std::uint64_t right = std::uint64_t{0xCD9E8D57} * c[2];
-    const std::uint32_t next[] = {static_cast<std::uint32_t>(right >> 32) ^ c[1] ^ k[0],
-                                  static_cast<std::uint32_t>(right),
-                                  static_cast<std::uint32_t>(left >> 32) ^ c[3] ^ k[1],
-                                  static_cast<std::uint32_t>(left)};
+    const std::uint32_t next[] = {
+        static_cast<std::uint32_t>(right >> 32) ^ c[1] ^ k[0], static_cast<std::uint32_t>(right),
+        static_cast<std::uint32_t>(left >> 32) ^ c[3] ^ k[1], static_cast<std::uint32_t>(left)};
     std::copy(next, next + 4, c);
     k[0] += 0x9E3779B9;
     k[1] += 0xBB67AE85;
