@@ -1,10 +1,10 @@
-"""What does a draw cost on a CPU? Milliseconds a row, by the filters.
+"""What does a draw cost on a CPU? Milliseconds of processor time a row, by the filters.
 
     python -m bench.draws [--vocabulary 151936] [--rows 8] [--runs 30] [--json FILE]
 
 Three ways take turns on the same rows: the engine's kernel, its reference in plain PyTorch, and the
 draw that the engine had before its race: a sort of the row and the inverse of a cumulative sum, in
-fp64. Torch uses its threads; the kernel has one.
+fp64. Processor time, of all threads together, is what a busy machine stretches least.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             raise SteerError(f"{name}: the kernel and its reference draw different tokens")
         for _ in range(options.runs):
             for way, draw in every.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 draw(logits, rows)
-                seconds.setdefault(way, []).append(time.perf_counter() - start)
+                seconds.setdefault(way, []).append(time.process_time() - start)
         for way, each in seconds.items():
             cuts = [1000 * s / options.rows for s in quantiles(each, n=10)]
             times = {"p20_ms": cuts[1], "p50_ms": cuts[4], "p80_ms": cuts[7]}
