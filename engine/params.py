@@ -63,7 +63,7 @@ class SamplingParams:
     temperature: 0 is greedy.
     top_k, top_p, min_p: applied in this order; 0, 1 and 0 switch them off.
     seed: seed of the random draws; None takes a fresh one. The same seed, prompt and routing give
-        the same text, whatever else runs at the same time.
+        the same text, whatever else runs at the same time; other prompts get other random numbers.
     stop_token_ids: tokens that end the text, besides the models' end-of-sequence tokens.
     stop: one or more strings that end the text; it is cut before the first of them. A special
         token, such as "<|im_end|>", ends it as one of ``stop_token_ids``.

@@ -19,6 +19,16 @@ def confidence(
     ids: int,
     valid: int,
 ) -> None: ...
+def draw(
+    instruction_set: str,
+    wide: bool,
+    logits: int,
+    rows: int,
+    stride: int,
+    vocabulary: int,
+    columns: Sequence[int],
+    tokens: int,
+) -> None: ...
 
 class Decoder:
     def __init__(

@@ -7,7 +7,6 @@ to hold all that the filters can keep, and copies its tokens, in the order of th
     top-k                     as many tokens as that
     top-p, without a top-k    more than that share of the whole mass
     min-p alone               a distance of at least its own
-    a min-p of LEAST          more mass than the row's uniform asks for: a draw without filters
 
 What is drawn from such a list is what would be drawn from the row: tokens below it were not kept.
 Rows without a rung of at most MOST tokens keep a list of none, and are searched as a whole.
@@ -23,14 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.merge import LOWEST, inverse_temperature, load_logits
-from kernels.philox import keyed_uniform
-from kernels.types.sampling import LEAST, DrawRows
+from kernels.types.sampling import DrawRows
 
 MOST = 4096  # tokens in a list
 BLOCK, WARPS = 1024, 1
 RUNGS = 8
 STEP = tl.constexpr(2.0)  # nats between rungs; where the temperature is above 1, times it
-KEEPS_ALL = tl.constexpr(LEAST)  # a min-p of at most that
 SURE = tl.constexpr(1.0 + 1e-5)  # far more than sums in another order can differ
 
 
@@ -151,8 +148,6 @@ def gather_candidates(
     top_ps: tl.tensor,
     min_ps: tl.tensor,
     valid: tl.tensor,
-    seeds: tl.tensor,
-    counters: tl.tensor,
     counts: tl.tensor,
     masses: tl.tensor,
     values: tl.tensor,
@@ -199,8 +194,6 @@ def gather_candidates(
     at = masses + row * (rungs + 1) * tiles + n
     total = tl.sum(tl.load(at + rungs * tiles, mask=there, other=0.0).to(tl.float64), 0)
     least = top.to(tl.float64) + temperature * tl.log(tl.maximum(min_p, 1e-300))
-    by_mass = (top_p < 1) | (min_p <= KEEPS_ALL)
-    share = tl.where(top_p < 1, top_p, keyed_uniform(seeds, counters, row))
     size, before = tile * 0, tile * 0
     level = top
     for rung in tl.static_range(rungs - 1, -1, -1):  # the shortest that is enough comes last
@@ -208,7 +201,7 @@ def gather_candidates(
         count = tl.load(counts + (row * rungs + rung) * tiles + n, mask=there, other=0)
         tokens = tl.sum(count, 0)
         mass = tl.sum(tl.load(at + rung * tiles, mask=there, other=0.0).to(tl.float64), 0)
-        enough = tl.where(by_mass, mass >= share * total * SURE, low.to(tl.float64) <= least)
+        enough = tl.where(top_p < 1, mass >= top_p * total * SURE, low.to(tl.float64) <= least)
         enough = tl.where(top_k > 0, tokens >= top_k, enough) & (tokens <= most)
         size = tl.where(enough, tokens, size)
         before = tl.where(enough, tl.sum(tl.where(n < tile, count, 0), 0), before)
@@ -263,8 +256,6 @@ def gather(
         source,
         partials,
         *columns,
-        draw.seed,
-        draw.counter,
         counts,
         masses,
         *found,
@@ -280,7 +271,7 @@ def gather(
 def filter_columns(draw: DrawRows) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k, top-p, min-p for a launch; a filter that is not given is not read."""
     return (
-        draw.seed if draw.top_k is None else draw.top_k,
+        draw.key if draw.top_k is None else draw.top_k,
         draw.temperature if draw.top_p is None else draw.top_p,
         draw.temperature if draw.min_p is None else draw.min_p,
     )

@@ -1,12 +1,9 @@
 """Confidence statistics and a draw from logits [rows, head_rows] in two launches, on a GPU.
 
 The vocabulary alone is split, into tiles of one size: a row's result does not depend on what else
-is in the batch, to the bit. The first kernel reads each logit once and leaves five numbers a tile;
-``kernels.merge`` makes them the row's. Rows with filters get their token from ``kernels.sampling``.
-
-One uniform a row, two levels: the draw costs an exponential a logit, and no random number. Without
-filters it runs through the ids in order, where the reference runs through them by likelihood: the
-distribution is the same, but a key draws another token.
+is in the batch, to the bit. The first kernel leaves six numbers a tile, the winner of the tile's
+race among them; ``kernels.merge`` makes them the row's. Rows with filters get their token from
+``kernels.sampling``.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from kernels.checks import check_device, check_tensor
 from kernels.merge import (
+    BIG,
     FLOOR,
     LOG2E,
     LOGITS,
@@ -25,33 +23,76 @@ from kernels.merge import (
     PLANES,
     ScoredRows,
     inverse_temperature,
+    load_logits,
     merge,
 )
+from kernels.race import arrivals, race_key, words_of_block
 from kernels.sampling import draw_filtered
 from kernels.types.sampling import DrawRows
 
 # One warp a tile: sums need no shared memory and no barrier, and 25 programs fit on an SM, so that
 # 100 KB are under way. Fixed: both decide the order of the sums.
 BLOCK, WARPS = 2048, 1
+RACE = 256  # ids of a tile that race at once: all would not fit the registers
 SCORE_BLOCK = 1024
+
+
+@triton.jit
+def race_in_tile(
+    place: tl.tensor,
+    peak: tl.tensor,
+    temperatures: tl.tensor,
+    keys: tl.tensor,
+    counters: tl.tensor,
+    row: tl.tensor,
+    tile: tl.tensor,
+    width: tl.tensor,
+    vocabulary: tl.tensor,
+    block: tl.constexpr,
+    race: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """When a tile's winner arrives, relative to its ``peak``, and its id.
+
+    In greedy rows the winner is the first of the greatest, and its time 0.
+    """
+    scale = inverse_temperature(temperatures, row)
+    drawn = tl.load(temperatures + row) > 0
+    key, c0, c1, c2 = race_key(keys, counters, row)
+    soonest = tl.full((race,), float("inf"), tl.float32)
+    token = tl.full((race,), BIG, tl.int32)
+    for start in range(tile * block, tl.minimum(tile * block + block, vocabulary), race):
+        ids = start + tl.arange(0, race)
+        x = load_logits(place, ids, width, vocabulary)
+        time = peak - x
+        if drawn:
+            words = words_of_block(key, c0, c1, c2, start, race)
+            time = arrivals(x, peak, scale, words)
+        token = tl.where(time < soonest, ids, token)
+        soonest = tl.minimum(soonest, time)
+    least = tl.min(soonest, 0)
+    return least, tl.min(tl.where(soonest == least, token, BIG), 0)
 
 
 @triton.jit(do_not_specialize=("rows", "vocabulary"))
 def tile_statistics(
     logits: tl.tensor,
     temperatures: tl.tensor,
+    keys: tl.tensor,
+    counters: tl.tensor,
     partials: tl.tensor,
     rows: tl.tensor,
     width: tl.tensor,
     vocabulary: tl.tensor,
     stride: tl.tensor,
     block: tl.constexpr,
+    race: tl.constexpr,
     statistics: tl.constexpr,
     draw: tl.constexpr,
 ) -> None:
     """One tile of ``block`` ids of one row. Grid: (rows, tiles). See the head of this file.
 
-    ``partials`` is fp32 [PLANES, rows, tiles]. statistics, draw: whether to store what they need.
+    ``partials`` is fp32 [PLANES, rows, tiles]. race: ids that race at once. statistics, draw:
+    whether to store what they need.
     """
     row = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -61,19 +102,33 @@ def tile_statistics(
     if (tile + 1) * block > vocabulary:
         x = tl.where(ids < vocabulary, x, float("-inf"))
     peak = tl.max(x, 0)
-    d = x - tl.maximum(peak, LOWEST)
     place = partials + row * tl.num_programs(1) + tile
     plane = rows.to(tl.int64) * tl.num_programs(1)
     if statistics:
         # NaN and inf - inf go on into the sums, and flag the row there.
+        d = x - tl.maximum(peak, LOWEST)
         clamped = tl.maximum(d, FLOOR, propagate_nan=tl.PropagateNan.ALL)
         e = tl.exp2(clamped * LOG2E)
         tl.store(place, peak)
         tl.store(place + plane, tl.sum(e, 0))
         tl.store(place + 2 * plane, tl.sum(e * clamped, 0))
     if draw:
-        tl.store(place + 3 * plane, tl.sum(tl.exp2(d * inverse_temperature(temperatures, row)), 0))
+        soonest, token = race_in_tile(
+            logits + row * stride,
+            peak,
+            temperatures,
+            keys,
+            counters,
+            row,
+            tile,
+            width,
+            vocabulary,
+            block,
+            race,
+        )
+        tl.store(place + 3 * plane, soonest)
         tl.store(place + 4 * plane, peak)
+        tl.store(place + 5 * plane, token.to(tl.float32, bitcast=True))
 
 
 @triton.jit(do_not_specialize=("count", "vocabulary"))
@@ -124,7 +179,7 @@ def confidence(
     if draw is not None:
         draw.check(logits)
     partials = _tiles(logits, vocabulary, draw, source)
-    found = merge(logits, partials, None, vocabulary, BLOCK, draw, source)
+    found = merge(logits, partials, None, vocabulary, BLOCK, draw)
     if draw is not None and draw.filtered:
         draw_filtered(logits, source, vocabulary, draw, found, partials)
     return found
@@ -173,7 +228,7 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
     """Partials of every tile that has ids, fp32 [PLANES, rows, tiles]."""
     rows, tiles = len(logits), triton.cdiv(vocabulary, BLOCK)
     partials = torch.empty(PLANES, rows, tiles, dtype=torch.float32, device=logits.device)
-    temperatures = partials if draw is None else draw.temperature
+    columns = (partials,) * 3 if draw is None else (draw.temperature, draw.key, draw.counter)
     fused = draw is not None and source is None
     passes = [(logits, True, fused)]
     if draw is not None and source is not None:
@@ -181,13 +236,14 @@ def _tiles(logits: Tensor, vocabulary: int, draw: DrawRows | None, source: Tenso
     for z, statistics, drawing in passes if rows else ():
         tile_statistics[(rows, tiles)](
             z,
-            temperatures,
+            *columns,
             partials,
             rows,
             z.shape[1],
             vocabulary,
             z.stride(0),
             block=BLOCK,
+            race=RACE,
             statistics=statistics,
             draw=drawing,
             num_warps=WARPS,

@@ -1,4 +1,4 @@
-"""The CPU kernels: a model's whole forward pass in one call, and the statistics of logits.
+"""The CPU kernels: a model's whole forward pass in one call, statistics of logits, and draws.
 
 The compiled module (``csrc/cpu``) knows neither Torch nor Python objects: it gets addresses, and
 this file checks what lies there. Products are of rows in the weights' type (fp32 or bf16), sums and
@@ -18,6 +18,7 @@ from kernels import _cpu
 from kernels.checks import check_tensor
 from kernels.forks import thread_count
 from kernels.types.attention import KVLayout
+from kernels.types.sampling import DrawRows
 from kernels.types.statistics import Confidence
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -239,3 +240,36 @@ def confidence(logits: Tensor, vocabulary: int, instruction_set: str | None = No
     )
     named = dict(zip(_cpu.STATISTICS, floats.unbind(), strict=True))
     return Confidence(**named, argmax=ids, valid=valid)
+
+
+def draw(
+    logits: Tensor, vocabulary: int, rows: DrawRows, instruction_set: str | None = None
+) -> Tensor:
+    """One token id a row, int64 [rows]; see ``kernels.reference.sampling.sample``.
+
+    Args:
+        logits: fp32 or fp64 [rows, head_rows] on the CPU.
+        vocabulary: ids from here on are padding of the head and take no part.
+        rows: how to draw.
+        instruction_set: one of ``instruction_sets()``; the fastest if None.
+    """
+    types = (torch.float32, torch.float64)
+    check_tensor("logits", logits, (None, None), types, contiguous=False)
+    if not 0 < vocabulary <= logits.shape[1]:
+        raise ValueError(
+            f"vocabulary must be in 1..{logits.shape[1]}, the head's rows; got {vocabulary}"
+        )
+    rows.check(logits)
+    columns = (rows.temperature, rows.key, rows.counter, rows.top_k, rows.top_p, rows.min_p)
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    _cpu.draw(
+        instruction_set or instruction_sets()[0],
+        logits.dtype == torch.float64,
+        logits.data_ptr(),
+        len(logits),
+        logits.stride(0),
+        vocabulary,
+        [0 if column is None else column.data_ptr() for column in columns],
+        tokens.data_ptr(),
+    )
+    return tokens

@@ -29,6 +29,7 @@ from kernels.merge import (
     inverse_temperature,
     merge,
 )
+from kernels.race import arrivals, race_key, words_of_tile
 from kernels.sampling import draw_filtered
 from kernels.types.sampling import DrawRows
 
@@ -60,6 +61,8 @@ def head_statistics(
     weight: tl.tensor,
     logits: tl.tensor,
     temperatures: tl.tensor,
+    keys: tl.tensor,
+    counters: tl.tensor,
     partials: tl.tensor,
     firsts: tl.tensor,
     rows: tl.tensor,
@@ -114,15 +117,23 @@ def head_statistics(
         z = x.to(logits.dtype.element_ty)
         spot = logits + row[None, :] * head_rows + ids[:, None]
         tl.store(spot, z, mask=here[None, :] & (ids[:, None] < head_rows))
-        if draw:  # from what is stored: the second level reads it back
+        if draw:  # from what is stored, as the statistics of stored logits would
             z = z.to(tl.float32)
             if ends:
                 z = tl.where(ids[:, None] < vocabulary, z, float("-inf"))
             top = tl.max(z, 0)
-            scale = inverse_temperature(temperatures, tl.minimum(m, rows - 1))
-            heat = tl.exp2((z - tl.maximum(top, LOWEST)[None, :]) * scale[None, :])
-            tl.store(place + 3 * plane, tl.sum(heat, 0), mask=here)
+            at = tl.minimum(m, rows - 1)
+            scale = inverse_temperature(temperatures, at)
+            key, c0, c1, c2 = race_key(keys, counters, at)
+            words = words_of_tile(key, c0, c1, c2, tile * block_n, block_n, block_m)
+            time = arrivals(z, top[None, :], scale[None, :], words)
+            greedy = tl.load(temperatures + at) <= 0
+            time = tl.where(greedy[None, :], top[None, :] - z, time)
+            soonest = tl.min(time, 0)
+            token = tl.min(tl.where(time == soonest[None, :], ids[:, None], BIG), 0)
+            tl.store(place + 3 * plane, soonest, mask=here)
             tl.store(place + 4 * plane, top, mask=here)
+            tl.store(place + 5 * plane, token.to(tl.float32, bitcast=True), mask=here)
     if ends:
         x = tl.where(ids[:, None] < vocabulary, x, float("-inf"))
     peak = tl.max(x, 0)
@@ -137,8 +148,8 @@ def head_statistics(
     tl.store(place, peak, mask=here)
     tl.store(place + plane, rest + own, mask=here)
     tl.store(place + 2 * plane, tl.sum(e * d, 0), mask=here)
-    tl.store(place + 5 * plane, tl.max(x, 0), mask=here)
-    tl.store(place + 6 * plane, rest + (own - own), mask=here)
+    tl.store(place + 6 * plane, tl.max(x, 0), mask=here)
+    tl.store(place + 7 * plane, rest + (own - own), mask=here)
     tl.store(firsts + row * tiles + tile, first, mask=here)
 
 
@@ -181,7 +192,7 @@ def lm_head(
     if rows:
         _launch(hidden, weight, logits, vocabulary, draw, partials, firsts)
     read = hidden if logits is None else logits
-    found = merge(read, partials, firsts, vocabulary, BLOCK_N, draw, None)
+    found = merge(read, partials, firsts, vocabulary, BLOCK_N, draw)
     if logits is not None and draw is not None and draw.filtered:
         draw_filtered(logits, None, vocabulary, draw, found, partials)
     return found, logits
@@ -197,11 +208,12 @@ def _launch(
     firsts: Tensor,
 ) -> None:
     (rows, depth), c = hidden.shape, config_of(len(hidden))
+    columns = (partials,) * 3 if draw is None else (draw.temperature, draw.key, draw.counter)
     head_statistics[(triton.cdiv(rows, c.rows), firsts.shape[1])](
         hidden,
         weight,
         partials if logits is None else logits,
-        partials if draw is None else draw.temperature,
+        *columns,
         partials,
         firsts,
         rows,

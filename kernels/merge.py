@@ -14,13 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.philox import keyed_uniform
 from kernels.types.sampling import DrawRows
 
-# Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum); the sum at the
-# row's temperature of what is sampled from, and its maximum. Only the LM head: runner-up, and the
-# sum without the maximum's own term.
-PLANES, HEAD_PLANES = 5, 7
+# Planes: maximum; sum of exp(x - maximum); sum of exp(x - maximum) * (x - maximum). Of what is
+# drawn from: when the tile's winner arrives; the maximum; the winner's id, its bits as a float's.
+# Only the LM head: runner-up, and the sum without the maximum's own term.
+PLANES, HEAD_PLANES = 6, 8
 MERGE_WARPS = 4
 LOGITS = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -29,7 +28,6 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 FLOOR = tl.constexpr(-200.0)  # exp of it is 0 in fp32, and 0 times it is no NaN
 BIG = tl.constexpr(2**31 - 1)
 MOST_LOG_ODDS = tl.constexpr(87.0)  # as in kernels.reference.confidence
-BELOW_ONE = tl.constexpr(1 - 2.0**-53)
 
 
 class ScoredRows(NamedTuple):
@@ -56,12 +54,12 @@ class ScoredRows(NamedTuple):
 
 @triton.jit
 def inverse_temperature(temperatures: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """log2(e) / T as fp32, bounded so that 0 times it stays 0; 0 (greedy) counts as 1.
+    """log2(e) / T as fp32, bounded so that it is no 0 and 0 times it is 0; 0 (greedy) counts as 1.
 
     Compared and bounded as fp64: in fp32 a small temperature is 0, and would count as 1.
     """
     temperature = tl.load(temperatures + row)
-    bounded = tl.maximum(tl.where(temperature > 0, temperature, 1.0), 1e-30)
+    bounded = tl.minimum(tl.maximum(tl.where(temperature > 0, temperature, 1.0), 1e-30), 1e30)
     return LOG2E / bounded.to(tl.float32)
 
 
@@ -78,69 +76,33 @@ def load_logits(
 
 
 @triton.jit
-def _pick(mass: tl.tensor, ids: tl.tensor, share: tl.tensor) -> tl.tensor:
-    """The first id whose cumulative mass exceeds ``share`` (fp64 below 1) of all; never mass 0."""
-    total = tl.cumsum(mass, 0)
-    reached = (total > share * tl.max(total, 0)) & (mass > 0)
-    # A sum in another order may miss the end by an ulp: then the last that has any mass.
-    last = tl.max(tl.where(mass > 0, ids, 0), 0)
-    return tl.minimum(tl.min(tl.where(reached, ids, BIG), 0), last)
-
-
-@triton.jit
-def _draw(
-    source: tl.tensor,
+def _winner(
     partials: tl.tensor,
     temperatures: tl.tensor,
-    seeds: tl.tensor,
-    counters: tl.tensor,
     row: tl.tensor,
     tiles: tl.tensor,
     plane: tl.tensor,
-    width: tl.tensor,
-    vocabulary: tl.tensor,
-    stride: tl.tensor,
-    block: tl.constexpr,
     tile_lanes: tl.constexpr,
 ) -> tl.tensor:
-    """A token of a row of ``source``: first its tile, by the tiles' sums, then within the tile.
-
-    Both are the inverse of a cumulative sum in fp64, and one uniform serves both: what is left of
-    it inside the tile's share goes on. So the order is that of the ids.
-    """
+    """The winner among the tiles' winners; equals by the lower id."""
     n = tl.arange(0, tile_lanes)
     place = partials + row * tiles + n
-    mass = tl.load(place + 3 * plane, mask=n < tiles, other=0.0)
+    time = tl.load(place + 3 * plane, mask=n < tiles, other=float("inf"))
     peak = tl.load(place + 4 * plane, mask=n < tiles, other=float("-inf"))
+    lost = tl.max(peak, 0) - peak
     scale = inverse_temperature(temperatures, row)
-    top = tl.max(peak, 0)
-    mass = (mass * tl.exp2((peak - tl.maximum(top, LOWEST)) * scale)).to(tl.float64)
-    total = tl.cumsum(mass, 0)
-    goal = keyed_uniform(seeds, counters, row) * tl.max(total, 0)
     greedy = tl.load(temperatures + row) <= 0
-    last = tl.max(tl.where(mass > 0, n, 0), 0)
-    tile = tl.minimum(tl.min(tl.where((total > goal) & (mass > 0), n, BIG), 0), last)
-    own = tl.sum(tl.where(n == tile, mass, 0.0), 0)
-    before = tl.sum(tl.where(n == tile, total, 0.0), 0) - own
-    share = tl.minimum(tl.maximum((goal - before) / own, 0.0), BELOW_ONE)
-    tile = tl.where(greedy, tl.min(tl.where(peak == top, n, tile_lanes), 0), tile)
-    peak = tl.max(tl.where(n == tile, peak, float("-inf")), 0)
-    ids = tile * block + tl.arange(0, block)
-    y = load_logits(source + row * stride, ids, width, vocabulary)
-    weight = tl.exp2((y - tl.maximum(peak, LOWEST)) * scale).to(tl.float64)
-    first = tl.min(tl.where(y == peak, ids, BIG), 0)
-    return tl.where(greedy, first, _pick(weight, ids, share))
+    time = tl.where(greedy, lost, time * tl.exp2(lost * scale))
+    ids = tl.load(place + 5 * plane, mask=n < tiles, other=0.0).to(tl.int32, bitcast=True)
+    return tl.min(tl.where(time == tl.min(time, 0), ids, BIG), 0)
 
 
 @triton.jit(do_not_specialize=("rows", "tiles", "vocabulary"))
 def merge_rows(
     logits: tl.tensor,
-    source: tl.tensor,
     partials: tl.tensor,
     firsts: tl.tensor,
     temperatures: tl.tensor,
-    seeds: tl.tensor,
-    counters: tl.tensor,
     values: tl.tensor,
     argmax: tl.tensor,
     token: tl.tensor,
@@ -148,10 +110,8 @@ def merge_rows(
     rows: tl.tensor,
     tiles: tl.tensor,
     head_rows: tl.tensor,
-    source_rows: tl.tensor,
     vocabulary: tl.tensor,
     stride: tl.tensor,
-    source_stride: tl.tensor,
     block: tl.constexpr,
     tile_lanes: tl.constexpr,
     head: tl.constexpr,
@@ -159,10 +119,10 @@ def merge_rows(
 ) -> None:
     """One row. Grid: (rows,). ``values`` is fp32 [7, rows]; other results are [rows].
 
-    block: ids a tile. tile_lanes: a power of two, at least ``tiles``. draw: whether to draw a
-    token from ``source``. head: the maximum's own term was kept apart by the tiles, no logits are
-    needed. Otherwise its tile is read a second time, here, where that costs one tile a row, and not
-    an index and a runner-up for every logit in the tiles' pass.
+    block: ids a tile. tile_lanes: a power of two, at least ``tiles``. draw: whether
+    the tiles have raced. head: the maximum's own term was kept apart by the tiles. Otherwise its
+    tile is read a second time, here, where that costs one tile a row, and not an index and a
+    runner-up for every logit in the tiles' pass.
     """
     row = tl.program_id(0).to(tl.int64)
     plane = rows.to(tl.int64) * tiles
@@ -178,8 +138,8 @@ def merge_rows(
     if head:
         spot = row * tiles + winner
         first = tl.load(firsts + spot)
-        second = tl.load(partials + spot + 5 * plane)
-        rest = tl.load(partials + spot + 6 * plane)
+        second = tl.load(partials + spot + 6 * plane)
+        rest = tl.load(partials + spot + 7 * plane)
         surprise = tl.load(partials + spot + 2 * plane)
     else:
         ids = winner * block + tl.arange(0, block)
@@ -204,21 +164,7 @@ def merge_rows(
     chosen = first
     logprob = -log_total
     if draw:
-        chosen = _draw(
-            source,
-            partials,
-            temperatures,
-            seeds,
-            counters,
-            row,
-            tiles,
-            plane,
-            source_rows,
-            vocabulary,
-            source_stride,
-            block,
-            tile_lanes,
-        )
+        chosen = _winner(partials, temperatures, row, tiles, plane, tile_lanes)
         chosen = tl.where(usable & (chosen < vocabulary), chosen, 0)
         x = tl.load(logits + row * stride + chosen).to(tl.float32)
         # A stored logit may have been rounded up above the maximum that was not.
@@ -247,7 +193,6 @@ def merge(
     vocabulary: int,
     block: int,
     draw: DrawRows | None,
-    source: Tensor | None,
 ) -> ScoredRows:
     """Launch ``merge_rows`` on the partials of all rows.
 
@@ -256,23 +201,19 @@ def merge(
         partials: fp32 [PLANES or HEAD_PLANES, rows, tiles].
         firsts: int32 [rows, tiles], the argmax of each tile, from the LM head; otherwise None.
         block: ids a tile.
-        source: what to draw from; None: ``logits``.
+        draw: how the tiles have raced, if they have.
     """
     _, rows, tiles = partials.shape
     new = partials.new_empty
     values = new(7, rows)
     argmax, token = new(rows, dtype=torch.int64), new(rows, dtype=torch.int64)
     valid = new(rows, dtype=torch.int8)
-    source = logits if source is None else source
     if rows:
         merge_rows[(rows,)](
             logits,
-            source,
             partials,
             partials if firsts is None else firsts,
             partials if draw is None else draw.temperature,
-            argmax if draw is None else draw.seed,
-            argmax if draw is None else draw.counter,
             values,
             argmax,
             token,
@@ -280,10 +221,8 @@ def merge(
             rows,
             tiles,
             logits.shape[1],
-            source.shape[1],
             vocabulary,
             logits.stride(0),
-            source.stride(0),
             block=block,
             tile_lanes=triton.next_power_of_2(tiles),
             head=firsts is not None,

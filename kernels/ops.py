@@ -20,7 +20,7 @@ from kernels.backends.reference import ReferenceBackend
 from kernels.cpu import ForwardPass
 from kernels.forks import torch_after_fork
 from kernels.types.attention import AttentionPlan, KVLayout
-from kernels.types.sampling import DrawRows, PenaltyRows, SamplingRows
+from kernels.types.sampling import DrawRows, PenaltyRows
 from kernels.types.statistics import Confidence, LogProbs
 from kernels.types.weights import (
     WORKSPACE,
@@ -50,7 +50,6 @@ __all__ = [
     "PackedWeight",
     "PenaltyRows",
     "ReferenceBackend",
-    "SamplingRows",
     "Splits",
     "StackedWeight",
     "Weight",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +16,14 @@ from kernels.aot.variant import ModelShape
 from kernels.merge import ScoredRows
 from kernels.reference import confidence as reference
 from kernels.reference import layers
-from kernels.reference.sampling import philox_uniform
+from kernels.reference.sampling import philox_words, race_times
 from kernels.types.sampling import DrawRows
 from kernels.types.statistics import Confidence
 
 _STATISTICS = len(Confidence._fields)
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.9
 _SCRATCH = 32  # bytes a logit: the fp32 copies that plain torch makes of them, with a margin
+_NOTE = "torch makes the random numbers by some hundred operations on integers"
 
 
 def confidences(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
@@ -37,7 +37,8 @@ def confidences(shape: ModelShape, batch: int, maker: CaseMaker) -> list[Case]:
         partial(_filter_inputs, maker, batch, vocabulary),
         _filtered,
         _plain_filtered,
-        scratch=2 * _SCRATCH * batch * vocabulary,
+        scratch=3 * _SCRATCH * batch * vocabulary,
+        note=_NOTE,
     )
     found = [*_unfiltered(maker, vocabulary, batch, DTYPE), filters]
     if batch == 1:
@@ -68,7 +69,8 @@ def _unfiltered(maker: CaseMaker, vocabulary: int, rows: int, dtype: torch.dtype
             partial(_draw_inputs, maker, rows, vocabulary, dtype),
             _drawn,
             _plain_drawn,
-            scratch=scratch,
+            scratch=3 * scratch,
+            note=_NOTE,
         ),
     ]
 
@@ -105,30 +107,33 @@ def _statistics(logits: Tensor, vocabulary: int) -> tuple[Tensor, ...]:
 def _draw_inputs(
     maker: CaseMaker, batch: int, vocabulary: int, dtype: torch.dtype = DTYPE
 ) -> tuple[Tensor, ...]:
-    """Logits, temperatures, seeds and counters; for torch the uniforms that these keys give."""
-    seed, counter = torch.arange(batch) + 7, torch.arange(4 * batch).view(batch, 4)
-    uniform = philox_uniform(seed.numpy().astype(np.uint64), counter.numpy().astype(np.uint64))
+    """Logits, temperatures, keys and counters."""
+    key, counter = torch.arange(batch) + 7, torch.arange(3 * batch).view(batch, 3)
     temperature = torch.full((batch,), TEMPERATURE, dtype=torch.float64)
-    columns = (temperature, seed, counter, uniform)
-    return maker.random(batch, vocabulary, dtype=dtype), *(c.to(maker.device) for c in columns)
+    columns = (c.to(maker.device) for c in (temperature, key, counter))
+    return maker.random(batch, vocabulary, dtype=dtype), *columns
 
 
-def _drawn(
-    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
-) -> ScoredRows:
-    draw = DrawRows(temperature, seed, counter)
-    return confidence.confidence(logits, logits.shape[1], draw)
+def _drawn(logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor) -> ScoredRows:
+    return confidence.confidence(logits, logits.shape[1], DrawRows(temperature, key, counter))
+
+
+def _times(key: Tensor, counter: Tensor, vocabulary: int) -> Tensor:
+    return race_times(philox_words(key, counter, vocabulary)).float()
+
+
+def _first(logits: Tensor, temperature: Tensor, times: Tensor, found: Confidence) -> Tensor:
+    """The first to arrive; relative to the greatest logit, as the kernel computes it."""
+    heat = (logits.float() - found.max_logit[:, None]) / temperature.float()[:, None]
+    return (times * torch.exp(-heat)).argmin(-1, keepdim=True)
 
 
 def _plain_drawn(
-    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, uniform: Tensor
+    logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor
 ) -> tuple[Tensor, ...]:
-    """Draws by the inverse cumulative distribution, in the order of ids, as the kernel does."""
-    vocabulary = logits.shape[1]
-    found = reference.confidence(logits, vocabulary)
-    mass = (logits.float() / temperature.float()[:, None]).softmax(-1).cumsum(-1)
-    goal = uniform.float()[:, None] * mass[:, -1:]
-    token = torch.searchsorted(mass, goal, right=True).clamp(max=vocabulary - 1)
+    """The same race."""
+    found = reference.confidence(logits, logits.shape[1])
+    token = _first(logits, temperature, _times(key, counter, logits.shape[1]), found)
     logprob = logits.gather(1, token)[:, 0].float() - found.logsumexp
     return *found, token[:, 0], logprob
 
@@ -142,38 +147,26 @@ def _filter_inputs(maker: CaseMaker, batch: int, vocabulary: int) -> tuple[Tenso
 
 
 def _filtered(
-    logits: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    counter: Tensor,
-    uniform: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor, top_k: Tensor, top_p: Tensor
 ) -> ScoredRows:
-    draw = DrawRows(temperature, seed, counter, top_k, top_p)
+    draw = DrawRows(temperature, key, counter, top_k, top_p)
     return confidence.confidence(logits, logits.shape[1], draw)
 
 
 def _plain_filtered(
-    logits: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    counter: Tensor,
-    uniform: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
+    logits: Tensor, temperature: Tensor, key: Tensor, counter: Tensor, top_k: Tensor, top_p: Tensor
 ) -> tuple[Tensor, ...]:
-    """A stable sort, its first TOP_K, and of those the shortest beginning that has TOP_P."""
+    """A stable sort, its first TOP_K, of those the shortest beginning that has TOP_P; they race."""
     found = reference.confidence(logits, logits.shape[1])
     order = logits.sort(dim=-1, descending=True, stable=True)
-    mass = (order.values[:, :TOP_K].double() / temperature[:, None]).softmax(-1)
-    total = mass.cumsum(-1)
-    mass = torch.where(total - mass < top_p[:, None], mass, 0.0)
-    total = mass.cumsum(-1)
-    goal = uniform[:, None] * total[:, -1:]
-    place = torch.searchsorted(total, goal, right=True).clamp(max=TOP_K - 1)
-    logprob = order.values.gather(1, place)[:, 0].float() - found.logsumexp
-    return *found, order.indices.gather(1, place)[:, 0], logprob
+    values, ids = order.values[:, :TOP_K], order.indices[:, :TOP_K]
+    times = _times(key, counter, logits.shape[1])
+    mass = (values.double() / temperature[:, None]).softmax(-1)
+    kept = mass.cumsum(-1) - mass < top_p[:, None]
+    values = values.float().masked_fill(~kept, float("-inf"))
+    place = _first(values, temperature, times.gather(1, ids), found)
+    logprob = values.gather(1, place)[:, 0] - found.logsumexp
+    return *found, ids.gather(1, place)[:, 0], logprob
 
 
 def _head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

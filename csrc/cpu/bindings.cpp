@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "decoder.h"
+#include "draw.h"
 #include "instruction_sets.h"
 
 namespace py = pybind11;
@@ -70,6 +71,46 @@ void confidence(const std::string& instruction_set, Address logits, std::int64_t
   }
 }
 
+// How rows draw. columns: temperature fp64, key int64, counter int64 [rows, 3], and null where no
+// row has the filter: top_k int64, top_p fp64, min_p fp64.
+struct DrawColumns {
+  explicit DrawColumns(const std::array<Address, 6>& columns)
+      : temperature(at<const double>(columns[0])),
+        key(at<const std::uint64_t>(columns[1])),
+        counter(at<const std::uint64_t>(columns[2])),
+        top_k(at<const std::int64_t>(columns[3])),
+        top_p(at<const double>(columns[4])),
+        min_p(at<const double>(columns[5])) {}
+
+  RaceKey key_of(std::int64_t row) const {
+    const auto part = [&](int i) { return static_cast<std::uint32_t>(counter[3 * row + i]); };
+    return {key[row], {part(0), part(1), part(2)}, temperature[row]};
+  }
+  Filters filters_of(std::int64_t row) const {
+    return {top_k ? top_k[row] : 0, top_p ? top_p[row] : 1, min_p ? min_p[row] : 0};
+  }
+
+  const double* temperature;
+  const std::uint64_t *key, *counter;
+  const std::int64_t* top_k;
+  const double *top_p, *min_p;
+};
+
+// A token of each row, int64 [rows]; `wide`: logits are fp64, else fp32.
+void draw_rows(const std::string& instruction_set, bool wide, Address logits, std::int64_t rows,
+               std::int64_t stride, std::int64_t vocabulary, const std::array<Address, 6>& columns,
+               Address tokens) {
+  const auto& kernel = kernels(instruction_set);
+  const DrawColumns how(columns);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto drawn = [&](const auto* z) {
+      return draw(kernel, z + row * stride, vocabulary, how.key_of(row), how.filters_of(row));
+    };
+    at<std::int64_t>(tokens)[row] =
+        wide ? drawn(at<const double>(logits)) : drawn(at<const float>(logits));
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -80,6 +121,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.attr("QUERY_ROWS") = kQueryRows;
   m.def("instruction_sets", &instruction_sets);
   m.def("confidence", &confidence, py::call_guard<py::gil_scoped_release>());
+  m.def("draw", &draw_rows, py::call_guard<py::gil_scoped_release>());
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&decoder))
       .def("forward", &forward, py::call_guard<py::gil_scoped_release>());

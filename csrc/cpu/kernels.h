@@ -74,10 +74,51 @@ struct TypedKernels {
                  float* scratch, T* out);
 };
 
+// What the times of a row's tokens depend on; see kernels/reference/sampling.py.
+struct RaceKey {
+  std::uint64_t key;
+  std::uint32_t counter[3];
+  double temperature;  // above 0
+};
+
+// The tokens that filters keep: those above `least`, of its equals those up to the id `last`, and
+// of these the ones at least `min_p` times as likely as the first.
+struct Cut {
+  double least = -__builtin_inf();
+  std::int64_t last = INT64_MAX;
+  double min_p = 0;
+
+  bool keeps(double z, std::int64_t token) const {
+    return z > least || (z == least && token <= last);
+  }
+};
+
+// How much of a row lies within some distances of its greatest logit.
+constexpr int kRungs = 8;
+struct Rungs {
+  std::int64_t tokens[kRungs];
+  double masses[kRungs];  // relative to the first token's
+  double total;           // mass of all
+};
+
+// On a row of logits of type T. What they do is said in race.h.
+template <typename T>
+struct RaceKernels {
+  bool (*find_top)(const T* z, std::int64_t size, T& top, std::int64_t& first);
+  std::int64_t (*race)(const T* z, std::int64_t size, T top, std::int64_t first, const RaceKey& key,
+                       const Cut& cut);
+  void (*count_rungs)(const T* z, std::int64_t size, T top, double temperature, const float* floors,
+                      Rungs& out);
+  std::int64_t (*gather)(const T* z, std::int64_t size, T top, float ceiling, float floor,
+                         std::int32_t* ids);
+};
+
 struct Kernels {
   const char* name;
   TypedKernels<float> fp32;
   TypedKernels<Bf16> bf16;
+  RaceKernels<float> draw32;
+  RaceKernels<double> draw64;
   void (*confidence)(const float* logits, std::int64_t vocabulary, Statistics& out);
 };
 

@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 
-#ifdef STEER_BF16_DOT
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 

@@ -15,20 +15,16 @@ from engine.params import SamplingParams
 from kernels import ops
 
 _NO_HISTORY = History(np.empty(0, np.int32), np.empty(0, np.int32), unread=False)
-_KEYED = ("temperature", "seed", "counter", "top_k", "top_p", "min_p")
-COLUMN_WORDS = 2 * 10  # of a row in the columns below: 8 bytes for each of 10 numbers at most
+COLUMN_WORDS = 2 * 9  # of a row in the columns below: 8 bytes for each of 9 numbers at most
 COLUMNS = 7  # at most
 
 Chunk = dict[str, Array]
 
 
-def draw_columns(rows: SampledRows, model: int, backend: ops.Backend, fused: bool) -> Chunk:
-    """The columns of ``ops.DrawRows``, if not ``fused`` of ``ops.SamplingRows``; and ``asked``:
-    int64, the rows whose log-probabilities are needed. None of either where no row needs any."""
-    columns: Chunk = {}
-    if not rows.likeliest:
-        keyed = _keyed(rows, model)
-        columns = keyed if fused else _with_uniforms(keyed, backend)
+def draw_columns(rows: SampledRows, model: int) -> Chunk:
+    """The columns of ``ops.DrawRows``; and ``asked``: int64, the rows whose log-probabilities are
+    needed. None that no row needs."""
+    columns: Chunk = {} if rows.likeliest else _keyed(rows, model)
     if rows.asked:
         columns["asked"] = np.array([*rows.asked], np.int64)
     return columns
@@ -36,31 +32,28 @@ def draw_columns(rows: SampledRows, model: int, backend: ops.Backend, fused: boo
 
 def _keyed(rows: SampledRows, model: int) -> Chunk:
     params = [draw.params for draw in rows.draws]
-    counter = np.empty((len(params), 4), np.int64)
+    counter = np.empty((len(params), 3), np.int64)
     counter[:, 0] = [draw.sample for draw in rows.draws]
     counter[:, 1] = rows.contexts
-    counter[:, 2] = model
-    counter[:, 3] = rows.attempts
-    return {
+    counter[:, 2] = 2 * rows.attempts.astype(np.int64) + model
+    columns: Chunk = {
         "temperature": _reals(p.temperature for p in params),
-        "seed": np.array([draw.seed for draw in rows.draws], np.uint64).view(np.int64),
+        "key": np.array([draw.draw_key for draw in rows.draws], np.uint64).view(np.int64),
         "counter": counter,
-        "top_k": np.array([p.top_k for p in params], np.int64),
-        "top_p": _reals(p.top_p for p in params),
-        "min_p": _reals(p.min_p for p in params),
     }
+    if any(p.top_k for p in params):
+        columns["top_k"] = np.array([p.top_k for p in params], np.int64)
+    if any(p.top_p < 1 for p in params):
+        columns["top_p"] = _reals(p.top_p for p in params)
+    if any(p.min_p for p in params):
+        columns["min_p"] = _reals(p.min_p for p in params)
+    return columns
 
 
-def _with_uniforms(keyed: Chunk, backend: ops.Backend) -> Chunk:
-    given = ops.DrawRows(*(torch.from_numpy(keyed[name]) for name in _KEYED))
-    drawn: Mapping[str, Tensor] = vars(backend.with_uniforms(given))
-    return {name: column.numpy() for name, column in drawn.items()}
-
-
-def draws_of(columns: Mapping[str, Tensor]) -> ops.DrawRows | ops.SamplingRows:
+def draws_of(columns: Mapping[str, Tensor]) -> ops.DrawRows:
     """The draws from their columns on the device, which may hold more."""
-    kind = ops.DrawRows if "seed" in columns else ops.SamplingRows
-    return kind(**{name: columns[name] for name in kind.__dataclass_fields__})
+    names = ops.DrawRows.__dataclass_fields__
+    return ops.DrawRows(**{name: columns[name] for name in names if name in columns})
 
 
 def penalty_arrays(rows: SampledRows, some: Sequence[int], seen: Mapping[int, History]) -> Chunk:

@@ -18,6 +18,7 @@ Int32 = npt.NDArray[np.int32]
 class SamplingSpec(Protocol):
     """How a request samples, and the keys of its random draws.
 
+    draw_key: 64 bits, of the seed and the prompt.
     sample: number of the answer among those to the same prompt, from 0.
     asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
     history: its tokens, followed for penalties.
@@ -25,7 +26,7 @@ class SamplingSpec(Protocol):
     """
 
     params: SamplingParams
-    seed: int
+    draw_key: int
     prompt_tokens: int
     stop_ids: tuple[int, ...]
     sample: int

@@ -114,7 +114,7 @@ class Sampler:
 
     def prepared(self, rows: SampledRows, histories: Mapping[int, History]) -> PreparedDraws:
         """The draws of ``rows``; ``histories`` by row, where penalties need earlier tokens."""
-        columns = draw_columns(rows, self._model, self._backend, self._fused)
+        columns = draw_columns(rows, self._model)
         chunks = {
             number: penalty_arrays(rows, some, histories)
             for number, some in enumerate(self._chunks(rows.edited))
@@ -154,10 +154,10 @@ class Sampler:
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
-            usable = self._backend.editable(usable, self.vocabulary)
             if draws.edits:
+                usable = self._backend.editable(usable, self.vocabulary)
                 self._edit(usable, draws.edits.on(logits.device), last)
-            chosen = self._backend.sample(usable, self.vocabulary, draws_of(columns))
+            chosen = self._backend.sample(usable, self.vocabulary, draws_of(columns), self._fused)
         chosen = torch.where(confidence.valid, chosen, -1)
         return chosen, self._logprobs(logits, chosen, draws.rows, columns)
 

@@ -11,6 +11,7 @@ from engine import _core
 from engine._core import LARGE
 from engine.config import ROLES
 from engine.errors import QueueFullError, SteerError
+from engine.execution.draw_key import draw_key
 from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
 from engine.requests.driver import Driver
@@ -103,9 +104,11 @@ class InputProcessor:
             retokenizer = self._retokenizer(request, request.prompt)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         requests = range(first, first + params.n)
-        stops, length = request.stops.ids, len(request.ids)
+        key, length = draw_key(seed, request.ids), len(request.ids)
         for sample, number in enumerate(requests):
-            live = RequestState(params, seed, request.policy, length, stops, sample, retokenizer)
+            live = RequestState(
+                params, seed, request.policy, length, request.stops.ids, sample, key, retokenizer
+            )
             self._driver.start(number, live, request.timeout)
         return requests
 

@@ -33,6 +33,7 @@ _FAILED = "a model's pass failed twice, or gave logits that cannot be sampled"
 class RequestState:
     """What the engine keeps of a request beside the core's sequence.
 
+    draw_key: of its draws; see ``engine.execution.draw_key``.
     retokenizer: set if the models have different tokens.
     decisions, steps, history: its decisions, steps and tokens, followed as they come.
     signals: of the small model's tokens, by position.
@@ -48,6 +49,7 @@ class RequestState:
     prompt_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
+    draw_key: int = 0
     retokenizer: Retokenizer | None = None
     decisions: DecisionLog = field(default_factory=DecisionLog)
     steps: StepLog = field(default_factory=StepLog)
@@ -80,7 +82,8 @@ class RequestState:
         assert self.retokenizer is not None
         params = replace(self.params, logprobs=None)
         prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
-        return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
+        large = Always("large")
+        return RequestState(params, self.seed, large, prompt, stop_ids, draw_key=self.draw_key)
 
     def lag(self, sequence: _core.SequenceView, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it still lacks before ``position``."""

@@ -18,8 +18,6 @@ def variants(shape: ModelShape) -> list[Variant]:
         "top_ps": "*fp64",
         "min_ps": "*fp64",
         "valid": "*i8",
-        "seeds": "*i64",
-        "counters": "*i64",
         "counts": "*i32",
         "masses": "*fp32",
         "values": "*fp32",

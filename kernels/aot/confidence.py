@@ -11,7 +11,7 @@ from kernels.aot import sampling
 from kernels.aot.merge import merge_signature
 from kernels.aot.roofline import Roofline
 from kernels.aot.variant import ModelShape, Variant
-from kernels.confidence import BLOCK, SCORE_BLOCK, WARPS, score_targets, tile_statistics
+from kernels.confidence import BLOCK, RACE, SCORE_BLOCK, WARPS, score_targets, tile_statistics
 from kernels.merge import MERGE_WARPS, merge_rows
 
 
@@ -21,11 +21,16 @@ def roofline(rows: int, vocabulary: int, dtype: torch.dtype) -> Roofline:
 
 
 def variants(shape: ModelShape) -> list[Variant]:
-    """Statistics alone, with a draw, and a draw alone; merge, scores and filters."""
+    """Statistics alone, with a draw, and a draw alone; merge, scores and filters.
+
+    The race is a loop over RACE ids, whose code counts once: some 50 instructions an element.
+    """
     gates = []
     tiles = triton.next_power_of_2(triton.cdiv(shape.head_rows, BLOCK))
     signature = {
         "temperatures": "*fp64",
+        "keys": "*i64",
+        "counters": "*i64",
         "partials": "*fp32",
         "rows": "i32",
         "width": "i32",
@@ -34,10 +39,10 @@ def variants(shape: ModelShape) -> list[Variant]:
     }
     for dtype, statistics, draw, budget in (
         ("*bf16", True, False, 15),
-        ("*bf16", True, True, 19),
+        ("*bf16", True, True, 24),
         ("*fp32", True, False, 15),
-        ("*fp32", True, True, 19),
-        ("*fp32", False, True, 15),
+        ("*fp32", True, True, 24),
+        ("*fp32", False, True, 17),
     ):
         parts = "-statistics" * statistics + "-draw" * draw
         gates.append(
@@ -46,7 +51,7 @@ def variants(shape: ModelShape) -> list[Variant]:
                 f"tiles-{dtype[1:]}{parts}",
                 tile_statistics,
                 {"logits": dtype, **signature},
-                {"block": BLOCK, "statistics": statistics, "draw": draw},
+                {"block": BLOCK, "race": RACE, "statistics": statistics, "draw": draw},
                 ("logits", "temperatures", "partials", "width", "stride"),
                 WARPS,
                 elements=BLOCK,
@@ -62,18 +67,10 @@ def variants(shape: ModelShape) -> list[Variant]:
                 merge_rows,
                 merge_signature(dtype),
                 {"block": BLOCK, "tile_lanes": tiles, "head": False, "draw": draw},
-                (
-                    "logits",
-                    "source",
-                    "partials",
-                    "head_rows",
-                    "source_rows",
-                    "stride",
-                    "source_stride",
-                ),
+                ("logits", "partials", "head_rows", "stride"),
                 MERGE_WARPS,
                 elements=BLOCK + tiles,
-                budget=150 if draw else 60,
+                budget=60,
                 wide=False,
                 registers=168,
             )

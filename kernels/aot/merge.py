@@ -7,12 +7,9 @@ def merge_signature(logits: str) -> dict[str, str]:
     """Types of ``merge_rows``'s arguments for logits of one type, for the variants."""
     return {
         "logits": logits,
-        "source": logits,
         "partials": "*fp32",
         "firsts": "*i32",
         "temperatures": "*fp64",
-        "seeds": "*i64",
-        "counters": "*i64",
         "values": "*fp32",
         "argmax": "*i64",
         "token": "*i64",
@@ -20,8 +17,6 @@ def merge_signature(logits: str) -> dict[str, str]:
         "rows": "i32",
         "tiles": "i32",
         "head_rows": "i32",
-        "source_rows": "i32",
         "vocabulary": "i32",
         "stride": "i32",
-        "source_stride": "i32",
     }

@@ -17,7 +17,7 @@ def variants(shape: ModelShape) -> list[Variant]:
             "logits": dtype,
             "source": "*fp32" if listed else dtype,
             "temperatures": "*fp64",
-            "seeds": "*i64",
+            "keys": "*i64",
             "counters": "*i64",
             "top_ks": "*i64",
             "top_ps": "*fp64",
@@ -54,7 +54,7 @@ def variants(shape: ModelShape) -> list[Variant]:
                 ("logits", "source", "width", "stride", "source_stride"),
                 LIST_WARPS if listed else WARPS,
                 elements=LIST_CHUNK if listed else CHUNK,
-                budget=600 if listed else 330,
+                budget=560 if listed else 300,
                 registers=128,
             )
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.cpu import ForwardPass
 from kernels.types.attention import AttentionPlan, KVLayout
-from kernels.types.sampling import DrawRows, PenaltyRows, SamplingRows
+from kernels.types.sampling import DrawRows, PenaltyRows
 from kernels.types.statistics import Confidence, LogProbs
 from kernels.types.weights import Weight
 
@@ -126,18 +126,15 @@ class Backend(ABC):
         """The logits to sample from, fp64 [rows, vocabulary]; see the reference."""
 
     @abstractmethod
-    def sample(self, logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Tensor:
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         """One token id a row, int64 [rows]; see the reference. A key draws the same everywhere.
 
         Args:
             logits: [rows, at least vocabulary].
             vocabulary: ids from here on take no part.
-            rows: how to draw, on the device of the logits; ``SamplingRows`` in plain PyTorch.
+            rows: how to draw, on the device of the logits.
+            fused: False draws in plain PyTorch.
         """
-
-    @abstractmethod
-    def with_uniforms(self, rows: DrawRows) -> SamplingRows:
-        """What ``sample`` draws with in plain PyTorch; ``rows`` and result on the CPU."""
 
     @abstractmethod
     def forward_pass(

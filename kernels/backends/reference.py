@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from kernels.backends.base import Backend
 from kernels.cpu import ForwardPass
 from kernels.reference import attention, confidence, layers, logprobs, packed, penalties, sampling
 from kernels.types.attention import AttentionPlan, KVLayout
-from kernels.types.sampling import DrawRows, PenaltyRows, SamplingRows
+from kernels.types.sampling import DrawRows, PenaltyRows
 from kernels.types.statistics import Confidence, LogProbs
 from kernels.types.weights import WORKSPACE, Weight
 
@@ -96,22 +95,8 @@ class ReferenceBackend(Backend):
     def penalise(self, logits: Tensor, vocabulary: int, rows: PenaltyRows) -> Tensor:
         return penalties.penalise(logits, vocabulary, rows)
 
-    def sample(self, logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Tensor:
-        if isinstance(rows, DrawRows):
-            rows = self.with_uniforms(rows)
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
         return sampling.sample(logits, vocabulary, rows)
-
-    def with_uniforms(self, rows: DrawRows) -> SamplingRows:
-        off = torch.zeros_like(rows.temperature)
-        return SamplingRows(
-            temperature=rows.temperature,
-            top_k=off.long() if rows.top_k is None else rows.top_k,
-            top_p=off + 1 if rows.top_p is None else rows.top_p,
-            min_p=off if rows.min_p is None else rows.min_p,
-            uniform=sampling.philox_uniform(
-                rows.seed.numpy().view(np.uint64), rows.counter.numpy().view(np.uint64)
-            ),
-        )
 
     def forward_pass(
         self,

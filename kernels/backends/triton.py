@@ -5,8 +5,6 @@ It imports Triton: ``kernels.ops.backend_for`` imports it for the first GPU.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,7 @@ from kernels import (
 )
 from kernels.backends.reference import ReferenceBackend
 from kernels.types.attention import AttentionPlan, KVLayout
-from kernels.types.sampling import LEAST, DrawRows, SamplingRows
+from kernels.types.sampling import DrawRows
 from kernels.types.statistics import Confidence
 from kernels.types.weights import Fp8Weight, PackedWeight, StackedWeight, Weight
 
@@ -132,10 +130,7 @@ class TritonBackend(ReferenceBackend):
     def editable(self, logits: Tensor, vocabulary: int) -> Tensor:
         return logits.to(torch.float32, copy=True)
 
-    def sample(self, logits: Tensor, vocabulary: int, rows: SamplingRows | DrawRows) -> Tensor:
-        if isinstance(rows, SamplingRows):
-            return super().sample(logits, vocabulary, rows)
-        # Rows without filters would be drawn from in the order of ids, not in that of likelihood.
-        least = torch.full_like(rows.temperature, LEAST)
-        min_p = least if rows.min_p is None else rows.min_p.clamp(min=LEAST)
-        return confidence.confidence(logits, vocabulary, replace(rows, min_p=min_p)).token
+    def sample(self, logits: Tensor, vocabulary: int, rows: DrawRows, fused: bool = True) -> Tensor:
+        if not fused:
+            return super().sample(logits, vocabulary, rows, fused)
+        return confidence.confidence(logits, vocabulary, rows).token

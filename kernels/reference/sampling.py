@@ -1,67 +1,90 @@
-"""Exact sampling from logits with keyed random numbers: the same key draws the same token.
+"""Exact sampling from logits as an exponential race: the same key draws the same token.
 
-A draw is keyed by (seed, sample, position, model, attempt), never by its place in the batch, and
-uses Philox 4x32-10, so that any backend can reproduce the bits.
+Each token x of a row gets a time E_x ~ Exp(1) from Philox 4x32-10, keyed by the row's key and
+counter and by the token itself, never by the place in the batch. The first to arrive wins: the
+token with the greatest z / T - log E, among those that the filters keep. It has the probability of
+the softmax over these, and any backend can compute the same times.
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.types.sampling import SamplingRows
+from kernels.types.sampling import DrawRows
 
-_MASK = np.uint64(0xFFFFFFFF)
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
-def philox_uniform(seed: npt.NDArray[np.uint64], counter: npt.NDArray[np.uint64]) -> Tensor:
-    """53-bit uniforms in [0, 1), fp64 [rows].
+def philox_words(key: Tensor, counter: Tensor, count: int) -> Tensor:
+    """Random words of 32 bits, int64 [rows, count].
+
+    Word i of a row is word i % 4 of Philox 4x32-10 with the row's key and the counter
+    (counter[0], counter[1], counter[2], i // 4).
 
     Args:
-        seed: [rows] 64-bit keys.
-        counter: [rows, 4], each in 0..2**32-1.
+        key: int64 [rows], 64 bits each.
+        counter: int64 [rows, 3], of which 32 bits count.
+        count: words a row.
     """
-    key = [seed & _MASK, seed >> np.uint64(32)]
-    c = [counter[:, i] & _MASK for i in range(4)]
+    groups = torch.arange((count + 3) // 4, device=key.device)
+    c = [part[:, None] & _MASK for part in counter.unbind(1)] + [groups[None]]
+    k = [key[:, None] & _MASK, (key[:, None] >> 32) & _MASK]
     for _ in range(_ROUNDS):
+        # A product wraps round as int64, which keeps its 64 bits.
         left, right = c[0] * _MULTIPLIERS[0], c[2] * _MULTIPLIERS[1]
-        high_left, high_right = left >> np.uint64(32), right >> np.uint64(32)
-        c = [high_right ^ c[1] ^ key[0], right & _MASK, high_left ^ c[3] ^ key[1], left & _MASK]
-        key = [(k + w) & _MASK for k, w in zip(key, _WEYL, strict=True)]
-    bits = ((c[0] << np.uint64(21)) ^ (c[1] >> np.uint64(11))) & np.uint64(2**53 - 1)
-    return torch.from_numpy(bits.astype(np.float64) * 2.0**-53)
+        high_left, high_right = (left >> 32) & _MASK, (right >> 32) & _MASK
+        c = [high_right ^ c[1] ^ k[0], right & _MASK, high_left ^ c[3] ^ k[1], left & _MASK]
+        k = [(part + step) & _MASK for part, step in zip(k, _WEYL, strict=True)]
+    return torch.stack(c, -1).flatten(1)[:, :count]
 
 
-def sample(logits: Tensor, vocabulary: int, rows: SamplingRows) -> Tensor:
+def race_times(words: Tensor) -> Tensor:
+    """E = -log(1 - v) with v = (word + 1/2) / 2^32, fp64; exact for the small times that win."""
+    return -torch.log1p(-(words.double() + 0.5) * 2.0**-32)
+
+
+def sample(logits: Tensor, vocabulary: int, rows: DrawRows) -> Tensor:
     """One token id a row, int64 [rows].
 
     Temperature first, then the ``top_k`` most likely, then of those, renormalised, the smallest
     set that reaches ``top_p`` (the token that crosses it included), then those at least ``min_p``
-    times as likely as the first. Ties are broken by the lower id. A row's draw is the inverse of
-    the cumulative distribution over the kept tokens in order of likelihood, in fp64.
+    times as likely as the first. Ties are broken by the lower id. What is left races, in fp64. A
+    temperature of 0 takes the argmax; a row that holds NaN, +inf or nothing but -inf gives 0.
     """
     z = logits[:, :vocabulary].double()
     greedy = rows.temperature <= 0
-    if not greedy.is_cuda and bool(greedy.all()):  # on a card, looking would wait for it
-        return z.argmax(-1)
-    warm = torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)
-    # The maximum goes first: a tiny temperature must not overflow.
-    z = (z - z.amax(-1, keepdim=True)) / warm[:, None]
+    top = z.amax(-1, keepdim=True)
+    first = z.argmax(-1)
+    if greedy.is_cuda or not bool(greedy.all()):  # on a card, looking would wait for it
+        warm = torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)
+        # The maximum goes first: a tiny temperature must not overflow.
+        z = (z - top) / warm[:, None]
+        if rows.filtered:
+            z = z.masked_fill(~kept(z, rows), -torch.inf)
+        times = race_times(philox_words(rows.key, rows.counter, vocabulary))
+        first = torch.where(greedy, first, (z - times.log()).argmax(-1))
+    return torch.where(top[:, 0].isfinite(), first, 0)
+
+
+def kept(z: Tensor, rows: DrawRows) -> Tensor:
+    """Which tokens the filters keep, bool; ``z``: logits over the temperature, fp64."""
     ordered, ids = z.sort(dim=-1, descending=True, stable=True)
     mass = ordered.softmax(-1)
-    rank = torch.arange(vocabulary, device=z.device)
-    top_k = torch.where(rows.top_k > 0, rows.top_k, vocabulary)
-    mass = mass.masked_fill(rank >= top_k[:, None], 0.0)
-    mass = mass / mass.sum(-1, keepdim=True)
-    before = mass.cumsum(-1) - mass
-    mass = mass.masked_fill((before >= rows.top_p[:, None]) & (rank > 0), 0.0)
-    mass = mass.masked_fill(mass < rows.min_p[:, None] * mass[:, :1], 0.0)
-    total = mass.cumsum(-1)
-    reached = (total > (rows.uniform * total[:, -1])[:, None]) & (mass > 0)
-    choice = ids.gather(1, reached.int().argmax(-1, keepdim=True))[:, 0]
-    return torch.where(greedy, z.argmax(-1), choice)
+    if rows.top_k is not None:
+        rank = torch.arange(z.shape[1], device=z.device)
+        top_k = torch.where(rows.top_k > 0, rows.top_k, z.shape[1])
+        mass = mass.masked_fill(rank >= top_k[:, None], 0.0)
+        mass = mass / mass.sum(-1, keepdim=True)
+    if rows.top_p is not None:
+        before = mass.cumsum(-1) - mass
+        short = before < rows.top_p[:, None]
+        short[:, 0] = True
+        # A top_p of 1 is off: rounding in the sum must cut nothing.
+        mass = torch.where(short | (rows.top_p[:, None] >= 1), mass, 0.0)
+    if rows.min_p is not None:
+        mass = mass.masked_fill(mass < rows.min_p[:, None] * mass[:, :1], 0.0)
+    return torch.zeros_like(mass, dtype=torch.bool).scatter(1, ids, mass > 0)

@@ -11,22 +11,21 @@ from torch import Tensor
 
 from kernels.checks import check_tensor
 
-LEAST = 1e-300  # as min-p: keeps every token that could be drawn, in order of likelihood
-
 
 @dataclass(frozen=True)
 class DrawRows:
     """How to draw in each row, on the device of the logits. ``on`` builds one with checked values.
 
     temperature: fp64 [rows], 0 is greedy.
-    seed: int64 [rows], the key's 64 bits.
-    counter: int64 [rows, 4]: sample, position, model, attempt; 32 bits of each count.
+    key: int64 [rows], the 64 bits of each row's key.
+    counter: int64 [rows, 3]: sample, position, and 2 * attempt + model; 32 bits of each count. The
+        fourth counter of Philox is the token's id // 4.
     top_k: int64 [rows], 0 is off; top_p: fp64 [rows], 1 is off; min_p: fp64 [rows], 0 is off.
         None where no row has such a filter: without any, their kernel is not launched.
     """
 
     temperature: Tensor
-    seed: Tensor
+    key: Tensor
     counter: Tensor
     top_k: Tensor | None = None
     top_p: Tensor | None = None
@@ -41,7 +40,7 @@ class DrawRows:
             "top_p": ("in (0, 1]", lambda v: (v > 0) & (v <= 1)),
             "min_p": ("in [0, 1]", lambda v: (v >= 0) & (v <= 1)),
         }
-        kinds = {"seed": torch.int64, "counter": torch.int64, "top_k": torch.int64}
+        kinds = {"key": torch.int64, "counter": torch.int64, "top_k": torch.int64}
         made: dict[str, Any] = {}
         for name, column in columns.items():
             if column is None:
@@ -62,24 +61,13 @@ class DrawRows:
         """ValueError unless all fit the rows of ``like``."""
         rows, real = len(like), (torch.float64,)
         check_tensor("draw.temperature", self.temperature, [rows], real, like)
-        check_tensor("draw.seed", self.seed, [rows], (torch.int64,), like)
-        check_tensor("draw.counter", self.counter, [rows, 4], (torch.int64,), like)
+        check_tensor("draw.key", self.key, [rows], (torch.int64,), like)
+        check_tensor("draw.counter", self.counter, [rows, 3], (torch.int64,), like)
         if self.top_k is not None:
             check_tensor("draw.top_k", self.top_k, [rows], (torch.int64,), like)
         for name in ("top_p", "min_p"):
             if (column := getattr(self, name)) is not None:
                 check_tensor(f"draw.{name}", column, [rows], real, like)
-
-
-@dataclass(frozen=True)
-class SamplingRows:
-    """Parameters of each row, [rows]. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 switch them off."""
-
-    temperature: Tensor  # fp64, 0 is greedy
-    top_k: Tensor  # int64
-    top_p: Tensor  # fp64
-    min_p: Tensor  # fp64
-    uniform: Tensor  # fp64 in [0, 1)
 
 
 @dataclass(frozen=True)

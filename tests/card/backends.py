@@ -65,7 +65,7 @@ FORMS: dict[str, Callable[..., Any]] = {
     "head_logits": lambda h, w, v: _like((len(h), len(w)), torch.float32),
     "confidence": lambda logits, v: _statistics(len(logits)),
     "score": lambda logits, v, targets: _like(targets.shape, torch.float64),
-    "sample": lambda logits, v, rows: _like((len(logits),), torch.int64),
+    "sample": lambda logits, v, rows, fused=True: _like((len(logits),), torch.int64),
 }
 
 

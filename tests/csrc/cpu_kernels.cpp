@@ -2,6 +2,7 @@
 // Random shapes in buffers without a byte to spare, on every instruction set of this machine,
 // against sums in double; then passes of a small decoder, which must say the same with one thread
 // and four.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "draw.h"
 #include "instruction_sets.h"
 
 using namespace steer::cpu;
@@ -38,6 +40,8 @@ void set(Bf16& to, float x) {
   std::memcpy(&word, &x, sizeof word);
   to.bits = static_cast<std::uint16_t>(word >> 16);
 }
+
+void set(double& to, float x) { to = x; }
 
 template <typename T>
 std::vector<T> numbers(std::int64_t count, float scale = 1) {
@@ -109,6 +113,61 @@ void check_confidence(const Kernels& k) {
   expect(found.valid && z[found.argmax] == top, "argmax");
   close(found.logsumexp, top + std::log(total), 10, 1e-5, "logsumexp");
   close(found.max_prob, 1 / total, 1, 1e-5, "max_prob");
+}
+
+// E of a token, by Philox 4x32-10 as the paper writes it.
+double race_time(const RaceKey& key, std::int64_t token) {
+  std::uint32_t c[] = {key.counter[0], key.counter[1], key.counter[2],
+                       static_cast<std::uint32_t>(token / 4)};
+  std::uint32_t k[] = {static_cast<std::uint32_t>(key.key),
+                       static_cast<std::uint32_t>(key.key >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t left = std::uint64_t{0xD2511F53} * c[0];
+    const std::uint64_t right = std::uint64_t{0xCD9E8D57} * c[2];
+    const std::uint32_t next[] = {
+        static_cast<std::uint32_t>(right >> 32) ^ c[1] ^ k[0], static_cast<std::uint32_t>(right),
+        static_cast<std::uint32_t>(left >> 32) ^ c[3] ^ k[1], static_cast<std::uint32_t>(left)};
+    std::copy(next, next + 4, c);
+    k[0] += 0x9E3779B9;
+    k[1] += 0xBB67AE85;
+  }
+  return -std::log1p(-(c[token % 4] + 0.5) / 4294967296.0);
+}
+
+// The draw of a row, straight from what it means: sort, filter, race in double.
+template <typename T>
+std::int64_t slow_draw(const std::vector<T>& z, const RaceKey& key, const Filters& filters) {
+  const auto size = static_cast<std::int64_t>(z.size());
+  std::vector<std::int64_t> order(size);
+  for (std::int64_t i = 0; i < size; ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return z[a] > z[b]; });
+  const std::int64_t count = filters.top_k ? std::min(filters.top_k, size) : size;
+  const auto mass = [&](std::int64_t i) {
+    return std::exp((double(z[order[i]]) - z[order[0]]) / key.temperature);
+  };
+  double total = 0, before = 0, best = -INFINITY;
+  for (std::int64_t i = 0; i < count; ++i) total += mass(i);
+  std::int64_t winner = size;
+  for (std::int64_t i = 0; i < count; before += mass(i++)) {
+    if (i && filters.top_p < 1 && before >= filters.top_p * total) break;
+    if (mass(i) < filters.min_p) break;
+    const double mine = std::log(mass(i)) - std::log(race_time(key, order[i]));
+    if (mine > best) winner = order[i];
+    best = std::max(mine, best);
+  }
+  return winner;
+}
+
+template <typename T>
+void check_draw(const Kernels& k) {
+  const auto z = numbers<T>(size_up_to(3000), 1 + below(4));
+  const auto size = static_cast<std::int64_t>(z.size());
+  const double heats[] = {0.3, 1.0, 2.0}, shares[] = {1.0, 0.9, 0.3}, least[] = {0.0, 0.05};
+  const auto word = [] { return static_cast<std::uint32_t>(generator()); };
+  const RaceKey key{generator() * 0x9E3779B97F4A7C15u, {word(), word(), word()}, heats[below(3)]};
+  const Filters filters{below(3) ? 0 : size_up_to(40), shares[below(3)], least[below(2)]};
+  const std::int64_t found = draw(k, z.data(), size, key, filters);
+  expect(found == slow_draw(z, key, filters), "draw: " + std::to_string(found));
 }
 
 // A decoder with random weights, and a batch of spans over an arena that has not a row to spare.
@@ -208,6 +267,8 @@ int main(int count, char** arguments) {
       check_layers(k.fp32);
       check_layers(k.bf16);
       check_confidence(k);
+      check_draw<float>(k);
+      check_draw<double>(k);
     }
   }
   for (int i = 0; i < rounds; ++i) {

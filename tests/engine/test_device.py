@@ -11,6 +11,7 @@ import torch
 from engine import EngineConfig, SamplingParams, SteerError
 from engine.device.graphs import GraphCounts, Graphs
 from engine.device.memory_budget import weight_bytes, workspace_bytes
+from engine.execution.draw_key import draw_key
 from engine.models.passes import Batch
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
@@ -191,8 +192,8 @@ def test_a_key_draws_the_same_token_everywhere(where):
         "top_k": [0, 7, 0, 40, 1, 0] * 4,
         "top_p": [1.0, 1.0, 0.7] * 8,
         "min_p": [0.0, 0.05] * 12,
-        "seed": list(range(rows)),
-        "counter": [[i % 3, 10 + i, i % 2, 0] for i in range(rows)],
+        "key": list(range(rows)),
+        "counter": [[i % 3, 10 + i, i % 2] for i in range(rows)],
     }
     expected = ops.CpuBackend().sample(logits, 290, ops.DrawRows.on("cpu", **columns))
     device = torch.device(where)
@@ -213,7 +214,8 @@ def test_a_tick_ahead(kit, way, prompts):
     for i, prompt in enumerate(batch):
         params = SamplingParams(max_tokens=12, seed=i, **SAMPLED[i])
         request = scheduler.add(prompt, max_tokens=12)
-        requests[request] = RequestState(params, i, Always("small"), len(prompt))
+        key = draw_key(i, prompt)
+        requests[request] = RequestState(params, i, Always("small"), len(prompt), draw_key=key)
     plans, ticks = [scheduler.buffers(0, index) for index in range(2)], deque()
     previous = stale = None
     finished, drawn, unknown = route_all(scheduler), {}, []

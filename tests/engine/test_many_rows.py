@@ -33,7 +33,7 @@ def rows_of(count):
     params = [SamplingParams(seed=i, **SETTINGS[i % len(SETTINGS)]) for i in range(count)]
     draws = [
         SimpleNamespace(
-            params=p, seed=i, sample=0, prompt_tokens=5, stop_ids=(1, 2), asks=p.logprobs
+            params=p, draw_key=i, sample=0, prompt_tokens=5, stop_ids=(1, 2), asks=p.logprobs
         )
         for i, p in enumerate(params)
     ]

@@ -179,7 +179,7 @@ def test_other_rows_keep_every_bit():
 
 def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
     """Without penalties greedy tokens come straight from the confidence pass."""
-    for name in ("sample", "penalise", "with_uniforms", "token_logprobs"):
+    for name in ("sample", "penalise", "editable", "token_logprobs"):
         monkeypatch.setattr(ops.CpuBackend, name, lambda *_: pytest.fail("not needed"))
     plain = SamplingParams(max_tokens=8, repetition_penalty=1, logit_bias={})
     assert len(engine.generate(prompts(3, seed=8), plain, Call(drawn, reads=True))) == 3

@@ -1,4 +1,4 @@
-"""Random numbers to the bit, kept sets against a slow version, and texts keyed by their seed."""
+"""Random words to the bit, kept sets against a slow version, and texts keyed by seed and prompt."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import pytest
 import torch
 
 from engine import SamplingParams
+from engine.execution.draw_key import draw_key
 from engine.routing.policies import Call
 from kernels import ops
-from kernels.reference.sampling import philox_uniform
+from kernels.reference import sampling
 
-# Random123's known answers for philox4x32-10: counter, key, the first two words of the output.
-KNOWN = [
-    ([0] * 4, (0, 0), (0x6627E8D5, 0xE169C58D)),
-    ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), (0x408F276D, 0x41C83B0E)),
+# Random123's known answer for philox4x32-10: counter, key, output. The last counter is a token's
+# id // 4, so only answers of small ones can be asked for.
+KNOWN = ([0] * 4, (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8))
+KNOWN_SLOW = (
+    ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     (
         [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
         (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
-]
+)
 SETTINGS = [  # temperature, top_k, top_p, min_p
     (1.0, 0, 1.0, 0.0),
     (0.7, 5, 1.0, 0.0),
@@ -34,34 +36,34 @@ SETTINGS = [  # temperature, top_k, top_p, min_p
     (2.0, 1, 1.0, 0.0),
     (1.0, 100, 0.01, 1.0),
 ]
+HASH = 0xB4FB5A8DE61ABA77  # of seed 1 and prompt [2, 3]
 ROLES = ("small", "large")
 CPU = ops.CpuBackend()
 # Chi-square's upper 1e-4 quantiles by degrees of freedom.
 CRITICAL = {4: 23.51, 5: 25.74, 6: 27.86, 7: 29.88}
 
 
-def uniforms(seeds, counters):
-    """As numpy."""
-    return philox_uniform(np.array(seeds, np.uint64), np.array(counters, np.uint64)).numpy()
-
-
-def rows_of(settings, uniform):
-    """Sampling rows, one a setting."""
+def rows_of(settings, key=7):
+    """Keys of one request at its positions, one setting a row."""
     temperature, top_k, top_p, min_p = zip(*settings, strict=True)
-    return ops.SamplingRows(
-        torch.tensor(temperature, dtype=torch.float64),
-        torch.tensor(top_k),
-        torch.tensor(top_p, dtype=torch.float64),
-        torch.tensor(min_p, dtype=torch.float64),
-        torch.as_tensor(uniform, dtype=torch.float64),
+    counter = torch.zeros(len(settings), 3, dtype=torch.int64)
+    counter[:, 1] = torch.arange(len(settings))
+    keys = {"key": [key] * len(settings), "counter": counter}
+    return ops.DrawRows.on(
+        "cpu", temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, **keys
     )
 
 
-def draw(logits, setting, uniform):
-    """Tokens of one distribution at many uniforms."""
-    uniform = np.atleast_1d(uniform)
-    many = torch.as_tensor(logits).expand(len(uniform), -1)
-    return CPU.sample(many, many.shape[1], rows_of([setting] * len(uniform), uniform)).tolist()
+def draw(logits, setting, count, backend=CPU):
+    """Tokens of one distribution at many positions."""
+    many = torch.as_tensor(logits).expand(count, -1).contiguous()
+    return backend.sample(many, many.shape[1], rows_of([setting] * count)).tolist()
+
+
+def kept_by_reference(logits, setting):
+    """The ids that the reference lets race."""
+    mask = sampling.kept(logits[None] / setting[0], rows_of([setting]))
+    return set(mask[0].nonzero()[:, 0].tolist())
 
 
 def philox(key, counter):
@@ -97,81 +99,94 @@ def chi_square(draws, ids, shares):
     return sum((f - e) ** 2 / e for f, e in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
-def test_philox_known_answers(counter, key, words):
-    """The uniform is the upper 53 of the first 64 output bits."""
-    (found,) = uniforms([key[0] | key[1] << 32], [counter])
-    bits = (words[0] << 32 | words[1]) >> 11
-    assert found == bits / 2**53
-    assert philox(key, counter)[:2] == list(words)
+def test_philox_known_answers():
+    counter, (k0, k1), words = KNOWN
+    found = sampling.philox_words(torch.tensor([k0 | k1 << 32]), torch.tensor([counter[:3]]), 4)
+    assert found.tolist() == [list(words)]
+    for counter, key, words in (KNOWN, *KNOWN_SLOW):
+        assert philox(key, counter) == list(words)
 
 
-def test_philox_equals_the_slow_version():
-    """Random keys and counters, many rows at once."""
+def test_words_equal_the_slow_version():
+    """Random keys and counters, many rows at once; the last four words are cut off."""
     rng = np.random.default_rng(0)
-    seeds = rng.integers(0, 2**64, 200, np.uint64)
-    counters = rng.integers(0, 2**32, (200, 4), np.uint64)
-    found = uniforms(seeds, counters)
-    for value, seed, counter in zip(found, seeds.tolist(), counters.tolist(), strict=True):
-        words = philox((seed & 0xFFFFFFFF, seed >> 32), counter)
-        assert value == ((words[0] << 32 | words[1]) >> 11) / 2**53
-    assert ((found >= 0) & (found < 1)).all()
+    keys = rng.integers(0, 2**64, 50, np.uint64)
+    counters = rng.integers(0, 2**32, (50, 3))
+    found = sampling.philox_words(
+        torch.from_numpy(keys.view(np.int64)), torch.from_numpy(counters), 7
+    )
+    for words, key, counter in zip(found.tolist(), keys.tolist(), counters.tolist(), strict=True):
+        slow = [philox((key & 0xFFFFFFFF, key >> 32), [*counter, group]) for group in (0, 1)]
+        assert words == [*slow[0], *slow[1]][:7]
 
 
 def test_every_part_of_the_key_counts():
-    """Seed halves, sample, position, model and attempt each give another number."""
-    seeds = [0, 1, 1 << 32, 1 << 63, 0, 0, 0, 0]
-    counters = [[0] * 4] * 4 + np.eye(4, dtype=int).tolist()
-    assert len(set(uniforms(seeds, counters))) == 8
+    """Key halves, sample, position, and model with attempt each give other words."""
+    keys = torch.tensor([0, 1, 1 << 32, -(1 << 63), 0, 0, 0])
+    counters = torch.tensor([[0] * 3] * 4 + np.eye(3, dtype=int).tolist())
+    assert len({tuple(w) for w in sampling.philox_words(keys, counters, 8).tolist()}) == 7
 
 
+def test_the_prompt_is_a_part_of_the_key():
+    """Of 64 bits, the same in every process; seed, ids and their order count."""
+    assert draw_key(1, [2, 3]) == HASH and draw_key(2**64 - 1, [2, 3]) < 2**64
+    keys = {draw_key(s, p) for s in (0, 1, 2**63) for p in ([2, 3], [3, 2], [2], [2, 3, 0])}
+    assert len(keys) == 12
+
+
+@pytest.mark.parametrize("backend", [CPU, ops.ReferenceBackend()])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("width", [1, 2, 9, 127])
-def test_kept_set_and_order(setting, width):
-    """The middle of each kept token's share draws it; nothing else can be drawn."""
+def test_kept_sets(setting, width, backend):
+    """Only what is kept is drawn, and hot rows draw all of it: z / T is what the filters see."""
     torch.manual_seed(width)
     logits = torch.randn(width, dtype=torch.float64) * 2
     if width > 2:
         logits[::3] = -math.inf
     ids, shares = kept(logits.tolist(), *setting)
-    edges = np.cumsum([0.0, *shares])
-    middles = (edges[1:] + edges[:-1]) / 2
-    assert draw(logits, setting, middles) == ids
-    assert draw(logits, setting, [0.0, 1 - 2.0**-53]) == [ids[0], ids[-1]]
-    assert set(draw(logits, setting, np.linspace(0, 1, 500, endpoint=False))) <= set(ids)
+    draws = draw(logits, setting, 400, backend)
+    assert set(draws) <= set(ids)
+    assert {i for i, share in zip(ids, shares, strict=True) if share > 0.05} <= set(draws)
+    rows = rows_of([setting])
+    assert set(sampling.kept(logits[None] / setting[0], rows)[0].nonzero()[:, 0].tolist()) == set(
+        ids
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_kept_set_among_many_equals(setting):
-    """Seven values over 300 ids: equals stand in order of their ids."""
+    """Seven values over 300 ids: of equals the lower ids are kept."""
     torch.manual_seed(5)
     logits = torch.randint(-3, 4, (300,)).double()
-    ids, shares = kept(logits.tolist(), *setting)
-    edges = np.cumsum([0.0, *shares])
-    assert draw(logits, setting, (edges[1:] + edges[:-1]) / 2) == ids
+    ids, _ = kept(logits.tolist(), *setting)
+    rows = rows_of([setting])
+    assert set(sampling.kept(logits[None] / setting[0], rows)[0].nonzero()[:, 0].tolist()) == set(
+        ids
+    )
+    assert set(draw(logits, setting, 400)) <= set(ids)
 
 
-def test_the_token_that_crosses_top_p_is_kept():
+@pytest.mark.parametrize("backend", [CPU, ops.ReferenceBackend()])
+def test_the_token_that_crosses_top_p_is_kept(backend):
     """Shares of a half, a quarter and two eighths: 0.6 keeps two, a bare half one."""
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log()
-    grid = np.linspace(0, 1, 64, endpoint=False)
-    assert set(draw(logits, (1.0, 0, 0.49, 0.0), grid)) == {1}
-    assert set(draw(logits, (1.0, 0, 0.6, 0.0), grid)) == {1, 3}
-    assert set(draw(logits, (1.0, 0, 0.8, 0.0), grid)) == {1, 3, 0}
+    assert set(draw(logits, (1.0, 0, 0.49, 0.0), 64, backend)) == {1}
+    assert set(draw(logits, (1.0, 0, 0.6, 0.0), 64, backend)) == {1, 3}
+    assert set(draw(logits, (1.0, 0, 0.8, 0.0), 64, backend)) == {1, 3, 0}
     # top_p counts what top_k left: of two, the first is two thirds
-    assert set(draw(logits, (1.0, 2, 0.6, 0.0), grid)) == {1}
-    assert set(draw(logits, (1.0, 0, 1.0, 0.3), grid)) == {1, 3}
+    assert set(draw(logits, (1.0, 2, 0.6, 0.0), 64, backend)) == {1}
+    assert set(draw(logits, (1.0, 0, 1.0, 0.3), 64, backend)) == {1, 3}
 
 
-def test_ties_go_to_the_lower_id():
+@pytest.mark.parametrize("backend", [CPU, ops.ReferenceBackend()])
+def test_ties_go_to_the_lower_id(backend):
     """Greedy, and where top_k or top_p must choose among equals."""
     logits = torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0])
-    grid = np.linspace(0, 1, 50, endpoint=False)
-    assert set(draw(logits, (0.0, 0, 1.0, 0.0), grid)) == {1}
-    assert set(draw(logits, (1.0, 1, 1.0, 0.0), grid)) == {1}
-    assert set(draw(logits, (1.0, 2, 1.0, 0.0), grid)) == {1, 2}
-    assert set(draw(torch.zeros(8), (1.0, 0, 0.3, 0.0), grid)) == {0, 1, 2}
-    assert draw(torch.zeros(4), (1.0, 0, 1.0, 0.0), [0.0, 0.3, 0.6, 0.9]) == [0, 1, 2, 3]
+    assert set(draw(logits, (0.0, 0, 1.0, 0.0), 50, backend)) == {1}
+    assert set(draw(logits, (1.0, 1, 1.0, 0.0), 50, backend)) == {1}
+    assert set(draw(logits, (1.0, 2, 1.0, 0.0), 50, backend)) == {1, 2}
+    assert set(draw(torch.zeros(8), (1.0, 0, 0.3, 0.0), 50, backend)) == {0, 1, 2}
+    assert set(draw(torch.zeros(4), (1.0, 0, 1.0, 0.0), 50, backend)) == {0, 1, 2, 3}
 
 
 def test_greedy_rows_among_sampled_rows():
@@ -180,21 +195,21 @@ def test_greedy_rows_among_sampled_rows():
     logits = torch.randn(40, 30)
     logits[:, 25:] = 50.0
     settings = [SETTINGS[i % 7] if i % 3 else (0.0, i % 4, 0.5, 0.3) for i in range(40)]
-    uniform = torch.rand(40, dtype=torch.float64)
-    together = CPU.sample(logits, 25, rows_of(settings, uniform))
-    assert (together[::3] == logits[::3, :25].argmax(-1)).all()
-    for i, setting in enumerate(settings):
-        row = rows_of([setting], uniform[i : i + 1])
-        assert CPU.sample(logits[i : i + 1], 25, row).item() == together[i]
+    rows = rows_of(settings)
+    together = CPU.sample(logits, 25, rows)
+    assert (together[::3] == logits[::3, :25].argmax(-1)).all() and (together < 25).all()
+    assert torch.equal(CPU.sample(logits, 25, rows, fused=False), together)
+    for i in range(40):
+        alone = ops.DrawRows(**{name: column[i : i + 1] for name, column in vars(rows).items()})
+        assert CPU.sample(logits[i : i + 1], 25, alone).item() == together[i]
 
 
+@pytest.mark.parametrize("backend", [CPU, ops.ReferenceBackend()])
 @pytest.mark.parametrize("setting", SETTINGS[:5])
-def test_frequencies(setting):
+def test_frequencies(setting, backend):
     """20,000 keyed draws have the frequencies of the distribution."""
     logits = torch.tensor([0.3, -1.0, 1.2, 0.0, 0.9, -0.4, 0.5, -0.2], dtype=torch.float64)
-    counters = np.zeros((20000, 4), np.uint64)
-    counters[:, 1] = np.arange(20000)
-    draws = draw(logits, setting, uniforms(np.full(20000, 7), counters))
+    draws = draw(logits, setting, 20000, backend)
     ids, shares = kept(logits.tolist(), *setting)
     assert chi_square(draws, ids, shares) < CRITICAL[len(ids) - 1]
 
@@ -245,6 +260,27 @@ def test_different_seeds_differ(engine):
     for completion in fresh[:3]:
         (again,) = engine.generate(["abc"], warm(completion.seed), "large")
         assert again.token_ids == completion.token_ids
+
+
+def test_requests_with_one_seed_share_no_noise(engine, monkeypatch):
+    """Keys differ by the prompt; samples of one prompt share it and differ in their counters."""
+    keys, counters = set(), set()
+    sample = ops.CpuBackend.sample
+
+    def watched(self, logits, vocabulary, rows, fused=True):
+        keys.update(rows.key.tolist())
+        counters.update(map(tuple, rows.counter.tolist()))
+        return sample(self, logits, vocabulary, rows, fused)
+
+    monkeypatch.setattr(ops.CpuBackend, "sample", watched)
+    engine.generate(["abc", "abd"], warm(3, 2), "small")
+    assert len(keys) == 2 and {c[0] for c in counters} == {0}
+    keys.clear(), counters.clear()
+    engine.submit_samples("abc", replace(warm(3, 2), n=3), "large")
+    while engine.scheduler.running or engine.scheduler.waiting:
+        engine.step()
+    assert len(keys) == 1
+    assert {(c[0], c[2]) for c in counters} == {(0, 1), (1, 1), (2, 1)}
 
 
 def test_preemption_does_not_change_a_draw(engine, prompts):

@@ -10,7 +10,7 @@ import torch
 
 from kernels import ops
 from kernels.backends.triton import TritonBackend
-from kernels.reference.sampling import philox_uniform
+from kernels.reference import sampling
 from kernels.types.sampling import DrawRows
 
 INF = math.inf
@@ -90,29 +90,42 @@ def draws(rows, setting=(1.0, 0, 1.0, 0.0), seed=0, filters=True):
     settings = [setting] * rows if isinstance(setting, tuple) else setting
     temperature, top_k, top_p, min_p = zip(*settings, strict=True)
     keys = {
-        "seed": rng.integers(-(2**63), 2**63 - 1, rows),
-        "counter": rng.integers(0, 2**32, (rows, 4)),
+        "key": rng.integers(-(2**63), 2**63 - 1, rows),
+        "counter": rng.integers(0, 2**32, (rows, 3)),
     }
     kept = {"top_k": top_k, "top_p": top_p, "min_p": min_p} if filters else {}
     return DrawRows.on(ON, temperature=temperature, **keys, **kept)
 
 
-def uniforms(draw):
-    """The reference's numbers of the same keys, fp64 [rows]."""
-    seed, counter = draw.seed.cpu().numpy(), draw.counter.cpu().numpy()
-    return philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
+def reference(z, draw):
+    """Tokens of the reference."""
+    columns = {name: None if c is None else c.cpu() for name, c in vars(draw).items()}
+    return sampling.sample(z.cpu(), z.shape[1], DrawRows(**columns))
 
 
-def reference(z, draw, uniform=None):
-    """Tokens of the reference, in order of likelihood."""
-    rows = ops.SamplingRows(
-        draw.temperature.cpu(),
-        draw.top_k.cpu(),
-        draw.top_p.cpu(),
-        draw.min_p.cpu(),
-        uniforms(draw) if uniform is None else uniform,
-    )
-    return CPU.sample(z.cpu(), z.shape[1], rows)
+def with_word(value, vocabulary, seed=0):
+    """A key, counters and a token below ``vocabulary`` whose word has that value.
+
+    Philox is undone from four words, of which three are tried until the last counter is a token's.
+    """
+    rng, key = np.random.default_rng(seed), 0x1234567_89ABCDEF
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    undo = [np.uint64(pow(m, -1, 2**32)) for m in (0xD2511F53, 0xCD9E8D57)]
+    while True:
+        c = [rng.integers(0, 2**32, 2**19, np.uint64) for _ in range(4)]
+        place = int(rng.integers(4))
+        c[place][:] = value
+        for step in range(9, -1, -1):
+            k0 = np.uint64((key + step * 0x9E3779B9) & 0xFFFFFFFF)
+            k1 = np.uint64(((key >> 32) + step * 0xBB67AE85) & 0xFFFFFFFF)
+            before0, before2 = c[3] * undo[0] & mask, c[1] * undo[1] & mask
+            high0 = before0 * np.uint64(0xD2511F53) >> shift
+            high2 = before2 * np.uint64(0xCD9E8D57) >> shift
+            c = [before0, c[0] ^ high2 ^ k0, before2, c[2] ^ high0 ^ k1]
+        (fits,) = np.nonzero(c[3] < vocabulary // 4)
+        if len(fits):
+            counter = [int(part[fits[0]]) for part in c]
+            return key, counter[:3], 4 * counter[3] + place
 
 
 def chi_square_p(tokens, shares):

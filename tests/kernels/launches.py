@@ -46,15 +46,15 @@ def confidence_case(rows: int, width: int, vocabulary: int, dtype: torch.dtype) 
     draw = DrawRows.on(
         "cpu",
         temperature=[(0.7, 1.3, 0.0)[i % 3] for i in range(rows)],
-        seed=range(rows),
-        counter=[[i] * 4 for i in range(rows)],
+        key=range(rows),
+        counter=[[i] * 3 for i in range(rows)],
         top_k=[(5, 0)[i % 2] for i in range(rows)],
         top_p=[(0.9, 1.0, 0.5, 0.8)[i % 4] for i in range(rows)],
         min_p=[0.01] * rows,
     )
 
     def run(logits: Tensor, source: Tensor, targets: Tensor, **columns: Tensor) -> Any:
-        plain = DrawRows(*(columns[n] for n in ("temperature", "seed", "counter")))
+        plain = DrawRows(*(columns[n] for n in ("temperature", "key", "counter")))
         return (
             confidence.confidence(logits, vocabulary),
             confidence.confidence(logits, vocabulary, plain),
@@ -71,8 +71,8 @@ def confidence_case(rows: int, width: int, vocabulary: int, dtype: torch.dtype) 
 def lm_head_case(rows: int, depth: int, head_rows: int) -> Case:
     draw = {
         "temperature": torch.full((rows,), 0.8, dtype=torch.float64),
-        "seed": torch.arange(rows),
-        "counter": torch.arange(4 * rows).view(rows, 4),
+        "key": torch.arange(rows),
+        "counter": torch.arange(3 * rows).view(rows, 3),
     }
 
     def run(hidden: Tensor, weight: Tensor, **columns: Tensor) -> Any:

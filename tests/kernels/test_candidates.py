@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from kernels import candidates, ops
-from kernels.backends.triton import TritonBackend
+from kernels import candidates
 from kernels.confidence import confidence
-from kernels.reference.sampling import philox_uniform
+from kernels.reference import sampling
 from kernels.types.sampling import DrawRows
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
-CPU, BACKEND = ops.CpuBackend(), TritonBackend(torch.device(ON))
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 WIDTH, VOCABULARY = 3008, 3003
 # temperature, top_k, top_p, min_p; whether a list of 200 suffices for `logits`
@@ -47,8 +44,8 @@ def draws(settings: list[tuple[float, int, float, float]]) -> DrawRows:
     return DrawRows.on(
         ON,
         temperature=temperature,
-        seed=range(rows),
-        counter=torch.arange(4 * rows).view(rows, 4),
+        key=range(rows),
+        counter=torch.arange(3 * rows).view(rows, 3),
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
@@ -56,11 +53,8 @@ def draws(settings: list[tuple[float, int, float, float]]) -> DrawRows:
 
 
 def expected(z: torch.Tensor, draw: DrawRows) -> torch.Tensor:
-    seed, counter = draw.seed.cpu().numpy(), draw.counter.cpu().numpy()
-    uniform = philox_uniform(seed.astype(np.uint64), counter.astype(np.uint64))
-    columns = (draw.temperature, draw.top_k, draw.top_p, draw.min_p)
-    rows = ops.SamplingRows(*(c.cpu() for c in columns if c is not None), uniform)
-    return CPU.sample(z, VOCABULARY, rows)
+    columns = {name: column.cpu() for name, column in vars(draw).items()}
+    return sampling.sample(z, VOCABULARY, DrawRows(**columns))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -101,20 +95,16 @@ def test_other_logits_have_lists_of_their_own():
     assert torch.equal(found.token.cpu(), expected(z, draw))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_draws_without_filters_have_lists_as_far_as_they_reach(dtype: torch.dtype, monkeypatch):
-    """The reference's tokens: from lists that reach as far as the row's uniform, or from rows."""
+def test_draws_without_filters_need_no_list(monkeypatch):
+    """Beside rows that have one: theirs stays empty, and without any nothing is launched."""
     made = []
     gather = candidates.gather
-    monkeypatch.setattr(candidates, "MOST", 80)
     monkeypatch.setattr(candidates, "gather", lambda *a: made.append(gather(*a)) or made[-1])
-    draw = draws([((1.0, 2.0, 8.0)[row % 3], 0, 1.0, 0.0) for row in range(24)])
-    z = logits(24, dtype)
-    plain = DrawRows(draw.temperature, draw.seed, draw.counter)
-    found = BACKEND.sample(z.to(ON), VOCABULARY, plain)
-    assert torch.equal(found.cpu(), expected(z, draw))
-    sizes = made[-1].sizes.cpu()
-    assert (sizes[::3] > 0).sum() > 4  # most of the mass is near the maximum
-    assert (sizes[2::3] == 0).all()  # too flat
-    ranks = (z.float()[:, :VOCABULARY] > z.float().gather(1, found.cpu()[:, None])).sum(1)
-    assert (ranks[sizes > 0] < sizes[sizes > 0]).all()
+    draw = draws([(1.0, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (8.0, 0, 1.0, 0.0)])
+    z = logits(3, torch.float32)
+    wanted = expected(z, draw)
+    assert torch.equal(confidence(z.to(ON), VOCABULARY, draw).token.cpu(), wanted)
+    assert int(made[-1].sizes[1]) > 0
+    plain = DrawRows(draw.temperature, draw.key, draw.counter)
+    assert torch.equal(confidence(z.to(ON), VOCABULARY, plain).token.cpu()[::2], wanted[::2])
+    assert len(made) == 1

@@ -108,7 +108,7 @@ def test_outputs_are_fully_written(monkeypatch):
 
 def part(draw, rows):
     """Some rows of a draw."""
-    columns = ("temperature", "seed", "counter", "top_k", "top_p", "min_p")
+    columns = ("temperature", "key", "counter", "top_k", "top_p", "min_p")
     values = [getattr(draw, c) for c in columns]
     return DrawRows(*(None if v is None else v[rows].contiguous() for v in values))
 
@@ -167,8 +167,8 @@ def changed(**columns):
         ("source", {"source": torch.zeros(3, 20, dtype=torch.int32)}),
         ("source", {"source": torch.zeros(3, 20, device="meta")}),
         ("draw.temperature", {"draw": changed(temperature=torch.zeros(3))}),
-        ("draw.seed", {"draw": changed(seed=torch.zeros(2, dtype=torch.int64))}),
-        ("draw.counter", {"draw": changed(counter=torch.zeros(3, 3, dtype=torch.int64))}),
+        ("draw.key", {"draw": changed(key=torch.zeros(2, dtype=torch.int64))}),
+        ("draw.counter", {"draw": changed(counter=torch.zeros(3, 4, dtype=torch.int64))}),
         ("draw.top_k", {"draw": changed(top_k=torch.zeros(3))}),
         ("draw.top_p", {"draw": changed(top_p=torch.zeros(6, dtype=torch.float64)[::2])}),
         ("draw.min_p", {"draw": changed(min_p=torch.zeros(3, device="meta").double())}),
@@ -198,7 +198,7 @@ def test_bad_arguments_are_named(name, bad):
 )
 def test_bad_values_are_named(bad):
     """Where a draw is built, on the host."""
-    sound = {"temperature": [1.0], "seed": [0], "counter": [[0] * 4]}
+    sound = {"temperature": [1.0], "key": [0], "counter": [[0] * 3]}
     with pytest.raises(ValueError, match=rf"^{next(iter(bad))} must be .*, got \["):
         DrawRows.on(ON, **(sound | bad))
 

@@ -54,14 +54,10 @@ def same_bits(one, other):
 
 def draws(rows, temperature=1.0, **filters):
     """Keys by row."""
-    counter = torch.arange(rows * 4).view(rows, 4)
+    counter = torch.arange(rows * 3).view(rows, 3)
     columns = {k: [v] * rows for k, v in filters.items()}
     return DrawRows.on(
-        ON,
-        temperature=[temperature] * rows,
-        seed=torch.arange(rows) + 7,
-        counter=counter,
-        **columns,
+        ON, temperature=[temperature] * rows, key=torch.arange(rows) + 7, counter=counter, **columns
     )
 
 
@@ -154,7 +150,7 @@ def test_a_row_alone_is_bitwise_the_row_in_a_batch(rows):
     for i in (0, rows - 1):
         draw = draws(rows)
         row = slice(i, i + 1)
-        one = DrawRows(draw.temperature[row], draw.seed[row], draw.counter[row])
+        one = DrawRows(draw.temperature[row], draw.key[row], draw.counter[row])
         alone, mine = lm_head(hidden[row].clone(), weight, 300, one, torch.bfloat16)
         same_bits(alone, ScoredRows(*(v[row] for v in together)))
         assert torch.equal(mine, logits[row])
@@ -163,13 +159,12 @@ def test_a_row_alone_is_bitwise_the_row_in_a_batch(rows):
 @pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 0.9}])
 @pytest.mark.parametrize("store", [torch.float32, torch.bfloat16])
 def test_draws_are_those_from_the_stored_logits(filters, store):
-    """Of temperature draws the same distribution; of filters and greedy rows the same token."""
+    """The same token, with filters, without, and greedy: tiles of another size race alike."""
     hidden, weight = inputs(6, 64, 300)
     for temperature in (0.0, 1.5):
         draw = draws(6, temperature, **filters)
         found, logits = lm_head(hidden, weight, 290, draw, store)
         again = confidence(logits, 290, draw)
-        # Both run through the ids in order, so tiles of another size draw the same token.
         assert torch.equal(found.token, again.token)
         slack = 1e-4 if store == torch.float32 else 0.1
         torch.testing.assert_close(found.logprob, again.logprob, rtol=0, atol=slack)

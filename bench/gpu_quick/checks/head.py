@@ -69,8 +69,8 @@ def _draw(backend: Backend, logits: Tensor, vocabulary: int) -> Check:
     """A check of tokens, exactly: a key draws the same one everywhere."""
     columns: dict[str, list[Any]] = {
         "temperature": [(0.8, 1.5, 0.0)[i % 3] for i in range(ROWS)],
-        "seed": [11 + i for i in range(ROWS)],
-        "counter": [[0, i, 1, 0] for i in range(ROWS)],
+        "key": [11 + i for i in range(ROWS)],
+        "counter": [[0, i, 1] for i in range(ROWS)],
         "top_k": [(0, 20)[i % 2] for i in range(ROWS)],
         "top_p": [(1.0, 0.9)[i % 2] for i in range(ROWS)],
         "min_p": [(0.0, 0.01)[i % 2] for i in range(ROWS)],
@@ -82,7 +82,7 @@ def _draw(backend: Backend, logits: Tensor, vocabulary: int) -> Check:
         return (backend.sample(taken(logits, rows), vocabulary, draw),)
 
     def expected() -> Outputs:
-        rows = backend.with_uniforms(DrawRows.on("cpu", **columns))
+        rows = DrawRows.on("cpu", **columns)
         return (sampling.sample(logits.cpu().double(), vocabulary, rows),)
 
     return Check("confidence", "draw", run, expected, ROWS, (_EXACT,))
