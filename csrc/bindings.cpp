@@ -105,6 +105,7 @@ void bind_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan")
       .def_readonly("sequences", &Plan::sequences)
       .def_readonly("rows", &Plan::rows)
+      .def_readonly("draws", &Plan::draws)
       .def_readonly("tick", &Plan::tick)
       .def_readonly("in_flight", &Plan::in_flight)
       .def_readonly("short_of_memory", &Plan::short_of_memory)
@@ -209,7 +210,7 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
   if (sampled.ndim() != 1) throw std::invalid_argument("sampled must have one dimension");
-  self.commit(lane, sampled.data(), static_cast<std::int32_t>(sampled.size()));
+  self.commit(lane, {sampled.data(), static_cast<std::size_t>(sampled.size())});
 }
 
 py::list take_events(Scheduler& self) {

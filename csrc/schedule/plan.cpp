@@ -22,7 +22,7 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
 
 void Plan::clear(Tick next) {
   KvPlan::clear(next);
-  sequences = rows = 0;
+  sequences = rows = draws = 0;
   starts[0] = 0;
   members.clear();
 }
@@ -41,7 +41,8 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   std::fill(std::copy(table.begin(), table.end(), row), row + table_width, 0);
   ids[sequences] = sequence.id;
   contexts[sequences] = last;
-  samples[sequences] = last >= known;
+  samples[sequences] = std::max(0, last - std::max(first, known - 1));
+  draws += std::max(1, samples[sequences]);
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);
   if (sequence.in_flight[lane] == 0) {

@@ -1,4 +1,4 @@
-// A tick of a lane: its plan and its commit.
+// A tick of a lane is planned. Its commit: retire.cpp.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -108,111 +108,6 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
   if (rows <= 0) return;
   counters_.background[lane] += rows;
   plan.add(sequence, lane, rows, config_.block_tokens);
-}
-
-void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count) {
-  Plan& plan = landing(lane);
-  if (count != plan.sequences)
-    throw std::invalid_argument("commit needs one token a sequence: expected " +
-                                std::to_string(plan.sequences) + ", got " + std::to_string(count));
-  land(lane, plan);
-  for (std::int32_t row = 0; row < plan.sequences; ++row) {
-    Sequence* sequence = plan.members[row];
-    if (sequence == nullptr) continue;
-    if (sequence->in_flight[lane] > 0)
-      retire(*sequence, lane, row, plan.samples[row] != 0, sampled[row]);
-    settle_ahead(*sequence);
-  }
-}
-
-std::vector<bool> Scheduler::standing(int lane) const {
-  std::vector<bool> stands;
-  if (const Plan* plan = oldest(lane))
-    for (const Sequence* sequence : plan->members)
-      stands.push_back(sequence != nullptr && sequence->in_flight[lane] > 0);
-  return stands;
-}
-
-void Scheduler::fail(int lane) {
-  Plan& plan = landing(lane);
-  land(lane, plan, false);
-  for (Sequence* sequence : plan.members) {
-    if (sequence == nullptr) continue;
-    drop_ahead(*sequence, lane);
-    if (sequence->in_flight[lane] == 0) continue;  // its rows here were planned ahead
-    sequence->in_flight[lane] = 0;
-    sequence->keep_pending[lane] = -1;
-    // The other lane may still be reading it.
-    kv_.keep_rows(*sequence, lane, sequence->computed[lane]);
-    end(*sequence, Finish::error);
-  }
-}
-
-// The plan that retires next.
-Plan& Scheduler::landing(int lane) {
-  const Plan* plan = oldest(lane);
-  if (plan == nullptr)
-    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
-  return const_cast<Plan&>(*plan);
-}
-
-// A plan is no longer in flight. `done`: it has run.
-void Scheduler::land(int lane, Plan& plan, bool done) {
-  plan.in_flight = false;
-  turns_.changed();
-  kv_.retire(lane, plan, done);
-}
-
-void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token) {
-  const std::int32_t first = sequence.computed[lane];
-  const std::int32_t last = first + sequence.in_flight[lane];
-  account(sequence, lane, first, sampled ? last - 1 : last);
-  sequence.in_flight[lane] = 0;
-  sequence.computed[lane] = last;
-  sequence.highest[lane] = std::max(sequence.highest[lane], last);
-  register_blocks(sequence, lane);
-  const std::int32_t keep = std::exchange(sequence.keep_pending[lane], -1);
-  if (keep >= 0) take_rows(sequence, lane, keep);
-
-  const bool unusable = sampled && token < 0;
-  if (unusable) kv_.forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
-  if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
-  if (sequence.pending()) {
-    if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
-    if (sequence.busy()) return;
-    const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    const Finish reason = std::exchange(sequence.end_pending, Finish::none);
-    if (reason != Finish::none) return finish(sequence, reason);
-    return truncate_now(sequence, length);
-  }
-  if (!sampled) return;
-  if (sequence.reading) {
-    sequence.candidate = token;
-    sequence.candidate_keys = last;
-    sequence.awaits_route = true;
-    report(EventKind::decide, sequence, row);
-  } else {
-    count_sampled(sequence, lane, RowKind::sampled, last);
-    append(sequence, token);
-  }
-}
-
-// Books the rows [first, last), none of which was sampled from.
-void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
-  if (first < last) {  // not so in a decode: its only row is sampled from
-    const RowCounts kinds = sequence.kinds(lane, first, last);
-    add_counts(sequence.usage.rows[lane], kinds);
-    counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
-  }
-  guard_.computed(last - first, active());
-}
-
-// Books one row whose logits gave a token; it attends to `keys` keys, itself included.
-void Scheduler::count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys) {
-  sequence.usage.rows[lane][static_cast<int>(kind)].add(keys - 1, keys);
-  guard_.computed(1, active());
-  if (sequence.last_sampler != lane) sequence.usage.entries[lane].add(0, keys - 1);
-  sequence.last_sampler = lane;
 }
 
 }  // namespace steer

@@ -119,9 +119,9 @@ class Workload {
       if (scheduler_.plan(lane, true) > 0 || flying == 0) return;
     const Plan& plan = !two.in_flight || (one.in_flight && one.tick < two.tick) ? one : two;
     if (below(400) == 0) return scheduler_.fail(lane);
-    std::vector<std::int32_t> tokens(plan.sequences);
+    std::vector<Token> tokens(plan.draws);
     for (auto& token : tokens) token = below(200) == 0 ? -1 : below(40) == 0 ? 7 : below(7);
-    scheduler_.commit(lane, tokens.data(), plan.sequences);
+    scheduler_.commit(lane, tokens);
   }
 
   void answer() {

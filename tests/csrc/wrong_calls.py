@@ -61,7 +61,7 @@ class WrongCalls(CheckedCore):
         else:
             more = np.zeros(len(flights[0].spans) + 1, np.int32)
             calls.append((RuntimeError, "commit first", core.plan, (lane, len(flights) == 2)))
-            calls.append((ValueError, "one token a sequence", core.commit, (lane, more)))
+            calls.append((ValueError, "a token for each draw", core.commit, (lane, more)))
             calls.append((ValueError, "one dimension", core.commit, (lane, more[None])))
         return calls
 
