@@ -58,6 +58,19 @@ py::array_t<std::int64_t> entries_array(const Usage& usage) {
   return out;
 }
 
+py::dict counts_dict(const Usage& usage) {
+  const SpeculationCounts& c = usage.speculation;
+  py::dict out;
+  out["passes"] = c.passes;
+  out["tokens"] = c.tokens;
+  out["rounds"] = c.rounds;
+  out["drafted"] = c.drafted;
+  out["compared"] = c.compared;
+  out["accepted"] = c.accepted;
+  out["accepted_at"] = c.accepted_at;
+  return out;
+}
+
 void bind_pool(py::module_& m) {
   py::class_<BlockPool>(m, "BlockPool")
       .def(py::init<SlabId, std::array<std::int32_t, kModels>>(), py::arg("slabs"),
@@ -115,6 +128,7 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("starts", buffer(&Plan::starts))
       .def_property_readonly("contexts", buffer(&Plan::contexts))
       .def_property_readonly("samples", buffer(&Plan::samples))
+      .def_property_readonly("guesses", buffer(&Plan::guesses))
       .def_property_readonly("attempts", buffer(&Plan::attempts))
       .def_property_readonly("ids", buffer(&Plan::ids))
       .def_readonly("copied", &Plan::copied)
@@ -146,6 +160,9 @@ void bind_sequence(py::module_& m) {
       .def_property_readonly(
           "ahead",
           [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; })
+      .def_property_readonly("draft", [](const Sequence& s) { return s.round.draft; })
+      .def_property_readonly("drafting", [](const Sequence& s) { return s.round.open; })
+      .def_property_readonly("speculation", [](const Sequence& s) { return counts_dict(s.usage); })
       .def_readonly("active", &Sequence::active)
       .def_readonly("awaits_route", &Sequence::awaits_route)
       .def_readonly("reading", &Sequence::reading)
@@ -200,12 +217,29 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end, bool think_closed,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       bool ask_at_end, bool relay, bool audited, std::int32_t samples) {
-  return self.add(
-      {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
-       std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
-       think_closed, max_think_tokens, max_repeats, ahead, ask_at_end, relay, kSmall, audited},
-      samples);
+                       bool ask_at_end, bool relay, bool audited, std::int32_t draft_tokens,
+                       std::int32_t samples) {
+  return self.add({std::move(prompt),
+                   max_tokens,
+                   std::move(stop_ids),
+                   reader,
+                   priority,
+                   settle_at_once,
+                   std::move(stop_strings),
+                   min_tokens,
+                   max_step_tokens,
+                   trial_tokens,
+                   std::move(think_end),
+                   think_closed,
+                   max_think_tokens,
+                   max_repeats,
+                   ahead,
+                   ask_at_end,
+                   relay,
+                   kSmall,
+                   audited,
+                   draft_tokens},
+                  samples);
 }
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
@@ -265,7 +299,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("think_closed") = false,
            py::arg("max_think_tokens") = 0, py::arg("max_repeats") = 0, py::arg("ahead") = true,
            py::arg("ask_at_end") = false, py::arg("relay") = false, py::arg("audited") = false,
-           py::arg("samples") = 1)
+           py::arg("draft_tokens") = 0, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

@@ -13,6 +13,7 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
       starts(max_sequences + 1),
       contexts(max_sequences),
       samples(max_sequences),
+      guesses(max_sequences),
       attempts(max_sequences),
       blocks(static_cast<std::size_t>(max_sequences) * width),
       ids(max_sequences),
@@ -29,11 +30,11 @@ void Plan::clear(Tick next) {
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
-  const std::int32_t last = first + span, known = sequence.length();
+  const std::int32_t last = first + span, known = sequence.known();
   const Token unknown = -1 - sequence.row[lane];
   const auto& table = sequence.blocks[lane];
   for (std::int32_t position = first; position < last; ++position, ++rows) {
-    tokens[rows] = position < known ? sequence.tokens[position] : unknown;
+    tokens[rows] = position < known ? sequence.known_token(position) : unknown;
     positions[rows] = position;
     slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
   }
@@ -41,7 +42,11 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   std::fill(std::copy(table.begin(), table.end(), row), row + table_width, 0);
   ids[sequences] = sequence.id;
   contexts[sequences] = last;
-  samples[sequences] = std::max(0, last - std::max(first, known - 1));
+  // The large model draws after each guess; one that guesses, only after the last token.
+  const bool drafts = sequence.drafts(lane);
+  const std::int32_t drawn_from = drafts ? known - 1 : sequence.length() - 1;
+  samples[sequences] = std::max(0, last - std::max(first, drawn_from));
+  guesses[sequences] = drafts && samples[sequences] > 0;
   draws += std::max(1, samples[sequences]);
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);

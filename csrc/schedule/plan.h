@@ -27,6 +27,8 @@ struct Plan : KvPlan {
   std::vector<std::int32_t> starts;     // [sequences + 1] first row of each sequence
   std::vector<std::int32_t> contexts;   // [sequences] keys visible to its last row
   std::vector<std::int32_t> samples;    // [sequences] how many of its last rows are sampled from
+  std::vector<std::int32_t> guesses;    // [sequences] 1 if its draw is a guess at what the large
+                                        // model draws there
   std::vector<std::int32_t> attempts;   // [sequences] keys the random draw
   std::vector<std::int32_t> blocks;     // [sequences, table_width] block ids, padded with 0
   std::vector<std::int64_t> ids;        // [sequences] sequence ids

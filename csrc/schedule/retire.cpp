@@ -42,10 +42,17 @@ void Scheduler::fail(int lane) {
     drop_ahead(*sequence, lane);
     if (sequence->in_flight[lane] == 0) continue;  // its rows here were planned ahead
     sequence->in_flight[lane] = 0;
-    sequence->keep_pending[lane] = -1;
+    const std::int32_t keep = std::exchange(sequence->keep_pending[lane], -1);
     // The other lane may still be reading it.
     kv_.keep_rows(*sequence, lane, sequence->computed[lane]);
-    end(*sequence, Finish::error);
+    if (!sequence->round.open || lane != kSmall) {
+      end(*sequence, Finish::error);
+      continue;
+    }
+    // It can do without guesses.
+    if (keep >= 0) take_rows(*sequence, lane, keep);
+    close_round(*sequence);
+    take_effect(*sequence);
   }
 }
 
@@ -79,16 +86,18 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row,
   const std::int32_t keep = std::exchange(sequence.keep_pending[lane], -1);
   if (keep >= 0) take_rows(sequence, lane, keep);
 
+  // A model that is not to write the next token has guessed it.
+  if (sampled && sequence.active != lane) {
+    guess(sequence, last, token);
+    return take_effect(sequence);
+  }
   const bool unusable = sampled && token < 0;
   if (unusable) kv_.forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
   if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
   if (sequence.pending()) {
-    if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
-    if (sequence.busy()) return;
-    const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    const Finish reason = std::exchange(sequence.end_pending, Finish::none);
-    if (reason != Finish::none) return finish(sequence, reason);
-    return truncate_now(sequence, length);
+    for (auto keys = last - static_cast<std::int32_t>(draws.size()); keys < last; ++keys)
+      count_sampled(sequence, lane, RowKind::discarded, keys + 1);
+    return take_effect(sequence);
   }
   if (!sampled) return;
   if (sequence.reading) {
@@ -96,10 +105,20 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row,
     sequence.candidate_keys = last;
     sequence.awaits_route = true;
     report(EventKind::decide, sequence, row);
+  } else if (lane == kLarge && sequence.request.draft_tokens > 0 && sequence.trial_from < 0) {
+    verify(sequence, draws);
   } else {
     count_sampled(sequence, lane, RowKind::sampled, last);
     append(sequence, token);
   }
+}
+
+// What was to happen when the batch in flight has retired, if that is so.
+void Scheduler::take_effect(Sequence& sequence) {
+  if (!sequence.pending() || sequence.busy()) return;
+  const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
+  const Finish reason = std::exchange(sequence.end_pending, Finish::none);
+  reason != Finish::none ? finish(sequence, reason) : truncate_now(sequence, length);
 }
 
 // Books the rows [first, last), none of which was sampled from.

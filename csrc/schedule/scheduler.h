@@ -265,12 +265,26 @@ class Scheduler {
   void add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
   void read_along(int lane, Sequence& sequence);
 
+  // speculation.cpp
+  void open_rounds();
+  void add_drafts(bool ahead);
+  std::int32_t take_draft_blocks(Sequence& sequence, int lane, std::int32_t first,
+                                 std::int32_t rows);
+  std::int32_t reserve_draft(Sequence& sequence, std::int32_t rows);
+  void cut_rows(Sequence& sequence, int model, std::int32_t rows);
+  void close_round(Sequence& sequence);
+  void guess(Sequence& sequence, std::int64_t keys, Token token);
+  void count_guess(Sequence& sequence, RowKind kind, std::int64_t keys);
+  void verify(Sequence& sequence, std::span<const Token> draws);
+  bool compare(Sequence& sequence, Token guess, Token drawn, std::int32_t place);
+
   // retire.cpp
   Plan& landing(int lane);
   void land(int lane, Plan& plan, bool done = true);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
   void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
   void retire(Sequence& sequence, int lane, std::int32_t row, std::span<const Token> draws);
+  void take_effect(Sequence& sequence);
 
   // memory.cpp
   std::int32_t reserve(Sequence& sequence, int lane, std::int32_t span);
@@ -296,9 +310,10 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
-  std::int32_t shadows_ = 0;    // among running_
-  std::int64_t bets_ = 0;       // spans that are planned ahead and neither promoted nor void
-  std::int32_t suspended_ = 0;  // among running_
+  std::int32_t shadows_ = 0;      // among running_
+  std::int64_t bets_ = 0;         // spans that are planned ahead and neither promoted nor void
+  std::int32_t suspended_ = 0;    // among running_
+  std::int32_t speculating_ = 0;  // unfinished sequences with draft_tokens
   Forecast forecast_;
   Guard guard_;
   bool was_short_ = false;     // one was suspended, and little memory has been free since

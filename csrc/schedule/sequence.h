@@ -31,6 +31,24 @@ enum class Phase : int { waiting, running, finished };
 inline constexpr std::array kPhaseNames{"waiting", "running", "finished"};
 static_assert(names_all(kPhaseNames, Phase::finished));
 
+// Guesses of the small model at what the large one is about to write, see speculation.cpp.
+struct Round {
+  std::vector<Token> draft;  // follows the text, and is never part of it
+  std::int32_t wanted = 0;   // most guesses of this round; 0: there is no round
+  bool open = false;         // the small model guesses on; the large one does not draw
+  bool off = false;          // for good: the small model's logits were unusable
+
+  // No round, and no guess.
+  Round next() const {
+    Round round;
+    round.off = off;
+    return round;
+  }
+};
+
+// The small model guesses no token if it lacks more rows than this; it reads along first.
+inline constexpr std::int32_t kMostBehind = 64;
+
 // What it does and waits for: the fields that every plan reads stand together, with its KV.
 struct LaneState {
   Phase phase = Phase::waiting;
@@ -54,14 +72,11 @@ struct LaneState {
   SequenceId partner = 0;  // of a relayed sequence its shadow, of a shadow its sequence; 0: none
   bool shadow = false;     // the large model's copy of a relayed sequence
   std::array<Ahead, kModels> ahead{};  // only a bet: nothing waits for it
+  Round round;
 
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // A change to the sequence waits for the batch in flight to retire.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
-  bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
-           in_flight[lane] == 0 && !pending();
-  }
   // The id that the caller knows the text by.
   SequenceId request_id() const { return shadow ? partner : id; }
   // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
@@ -79,16 +94,53 @@ struct Sequence : LaneState, KvState, TextState {
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
-  // Rows that lane `model` would have to compute now.
-  std::int32_t span(int model) const { return length() - computed[model]; }
+  // Tokens of the text and of the draft after it.
+  std::int32_t known() const { return length() + static_cast<std::int32_t>(round.draft.size()); }
+  Token known_token(std::int32_t position) const {
+    return position < length() ? tokens[position] : round.draft[position - length()];
+  }
+  // May its large steps be drafted?
+  bool speculates() const { return request.draft_tokens > 0 && !round.off; }
+  // Is the large model about to draw, or to go on drawing, without a question before that?
+  bool draws_on() const {
+    return phase == Phase::running && active == kLarge && !awaits_route && !reading &&
+           trial_from < 0 && !pending();
+  }
+  // The large model takes a prompt that samples share over with the row that draws.
+  bool has_prompt() const { return computed[kLarge] + in_flight[kLarge] >= prompt_length() - 1; }
+  bool may_open_round() const {
+    return speculates() && round.wanted == 0 && draws_on() && !suspended &&
+           computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt()) &&
+           length() - computed[kSmall] - in_flight[kSmall] <= kMostBehind;
+  }
+  // Does the lane write guesses?
+  bool drafts(int lane) const {
+    return round.open && lane == kSmall && phase == Phase::running && !suspended && !pending();
+  }
+  // Rows that lane `model` would have to compute now. While guesses are being written the text's
+  // last row is left for the pass that verifies them.
+  std::int32_t span(int model) const {
+    return (round.open && model == active ? length() - 1 : known()) - computed[model];
+  }
+  // Of these rows those of the text; after them come guesses.
+  std::int32_t text_span(int model) const {
+    return std::min(span(model), length() - computed[model]);
+  }
+  bool runnable(int lane) const {
+    if (phase != Phase::running || awaits_route || away || suspended || in_flight[lane] > 0 ||
+        pending())
+      return false;
+    return active == lane ? span(lane) > 0 : drafts(lane);
+  }
   // Rows after those in flight: the known rest of the text, else the token in flight.
   std::int32_t span_ahead(int model) const {
-    return std::max(1, length() - computed[model] - in_flight[model]);
+    return std::max(1, known() - computed[model] - in_flight[model]);
   }
   // Rows before this one may come from the cache instead of being computed: the last row's logits
   // are needed, and so are those of an audited text from the prompt's last row on.
   std::int32_t findable(int model) const {
-    return (request.audited && model == kLarge ? prompt_length() : length()) - 1;
+    const std::int32_t end = request.audited && model == kLarge ? prompt_length() : length();
+    return end - 1 - (round.open && model == active);  // one row besides the last, which waits
   }
   // The rows [first, last) by the kind that they would have if they were computed now and none
   // were sampled from.

@@ -16,12 +16,15 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
     throw std::logic_error("lane " + std::to_string(lane) + " has a plan in flight: commit first");
   ahead = before != nullptr;
   admit();
+  open_rounds();
   Plan& plan = filling(lane);
   plan.clear(clock_[lane]);
   if (holds(lane, ahead)) return 0;
   add_spans(lane, ahead);
   if (!plan.short_of_memory) kv_.open_slabs(lane);
-  if (config_.background[lane] > 0 && !plan.short_of_memory)
+  const bool guesses = lane == kSmall && speculating_ > 0;
+  if (guesses) add_drafts(ahead);
+  if ((config_.background[lane] > 0 || guesses) && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
   // After a batch in flight an empty plan does not mean that the lane has nothing to do.
   if (config_.lanes.policy != LanePolicy::latency && (plan.sequences > 0 || !ahead))
@@ -37,23 +40,33 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
 void Scheduler::add_spans(int lane, bool ahead) {
   Plan& plan = filling(lane);
   std::int32_t prefill = config_.max_tick_tokens;
+  std::int32_t kept = 0;  // of these, not for guesses: a prefill goes on, whatever else does
   for (Sequence* sequence : running_) {
+    if (sequence->drafts(lane)) continue;  // see add_drafts()
     if (sequence->runnable(lane)) {
       reuse_prefix(*sequence, lane, sequence->findable(lane));
-      prefill -= sequence->span(lane) == 1;
+      if (sequence->text_span(lane) == 1)
+        --prefill;
+      else
+        kept = config_.block_tokens;
     } else if (ahead && goes_ahead(*sequence, lane)) {
       prefill -= sequence->span_ahead(lane) == 1;
     }
   }
   for (Sequence* sequence : running_) {
+    if (sequence->drafts(lane)) continue;
     const bool follows = ahead && goes_ahead(*sequence, lane);
     if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
     const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->span(lane);
-    const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
+    const bool decodes = follows ? span == 1 : sequence->text_span(lane) == 1;
+    const std::int32_t wanted =
+        decodes ? 1 + std::clamp(prefill - kept, 0, span - 1) : std::min(span, prefill);
     const std::int32_t before = plan.rows;
     if (wanted > 0)
       follows ? add_ahead(plan, lane, *sequence, wanted) : add_span(plan, lane, *sequence, wanted);
-    if (span > 1) prefill -= plan.rows - before;
+    if (plan.rows == before) continue;
+    prefill -= plan.rows - before - decodes;
+    if (!decodes) kept = 0;
   }
 }
 
@@ -84,9 +97,13 @@ bool Scheduler::holds(int lane, bool ahead) {
 void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
-  if (sequence.samples > 1) share_prompt(sequence, lane);
+  // While a first token is being guessed there is no row after the prompt to plan.
+  const bool waits = sequence.round.open && sequence.generated() == 0;
+  if (sequence.samples > 1 && !waits) share_prompt(sequence, lane);
   if (lane == kLarge && config_.host_blocks > 0) restore(sequence);
-  const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
+  const std::int32_t text = sequence.text_span(lane);
+  std::int32_t rows = reserve(sequence, lane, std::min(wanted, text));
+  if (rows == text && sequence.span(lane) > text) rows += reserve_draft(sequence, wanted - rows);
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
@@ -96,9 +113,15 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
   if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
-      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending() ||
-      sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
-      sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
+      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending())
+    return;
+  // A model that could guess, but lacks too much.
+  const bool lags = lane == kSmall && sequence.speculates() && sequence.span(lane) > kMostBehind;
+  const bool unread = sequence.rest_from >= 0 ||
+                      (lane == kSmall && sequence.request.reader != kSmall) ||
+                      config_.background[lane] == 0;
+  if (!lags && unread) return;
+  if (sequence.settled - 1 - sequence.computed[lane] < (lags ? 1 : config_.background[lane]))
     return;
   reuse_prefix(sequence, lane, std::min(sequence.settled - 1, sequence.findable(lane)));
   const std::int32_t first = sequence.computed[lane];

@@ -26,22 +26,26 @@ struct Step {
   StepDetector::Cursor cursor;  // of the detector where the step opens
 };
 
-struct TextState {
-  std::vector<Token> tokens;
-  std::int32_t settled = 0;  // tokens that can no longer be taken back
+// What each token that is read may change.
+struct Reading {
   std::int32_t unread_from =
       -1;  // boundaries from here on are not read: to the thinking part's end
-  std::vector<Step> steps;
-  Request request;
   StepDetector::Cursor cursor;
-  std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t stop_node = Automaton::kStart;
   std::int32_t cut_bytes = 0;  // of the text's end, from where a stop string began
   bool thinking = false;       // think_end has not come yet
-  std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
   std::int32_t think_node = Automaton::kStart;
-  std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
   LoopGuard loops;
+};
+
+struct TextState : Reading {
+  std::vector<Token> tokens;
+  std::int32_t settled = 0;  // tokens that can no longer be taken back
+  std::vector<Step> steps;
+  Request request;
+  std::shared_ptr<const Automaton> stops;         // of the stop strings, if any
+  std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
+  std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from engine._core import Sequence
+from engine._core import RowKind, Sequence
 
 from .kinds import NOBODY, NONE, RUNNING, SMALL, WAITING
 from .model_text import Request, Verdict, must_stop_thinking, thinks
@@ -44,7 +44,7 @@ class SequenceState:
         # What waits for the batch in flight; others may take KV then as well.
         self.end_pending, self.cut_pending = NONE, -1
         self.gives_up, self.may_lose = [False, False], [False, False]
-        self.rows = [[[0, 0] for _ in range(5)] for _ in range(2)]
+        self.rows = [[[0, 0] for _ in RowKind] for _ in range(2)]
         self.entries, self.cached = [[0, 0], [0, 0]], [0, 0]
         self.last_sampler, self.decision_wait = NOBODY, 0
 

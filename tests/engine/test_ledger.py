@@ -127,7 +127,7 @@ def test_rule_recompute_of_a_catch_up(plain):
     """KV of both models lost at length 6: what was there is recompute, the rest catch-up."""
     request = plain.submit(AB, SamplingParams(max_tokens=9), forced({4: "large"}, reads=False))
     done = drive(plain, request, {6: lambda: plain.scheduler.preempt(request)})
-    assert done.usage.rows[0, :, 0].tolist() == [1, 4, 5, 0, 3]
+    assert done.usage.rows[0, :, 0].tolist() == [1, 4, 5, 0, 3, 0, 0]
     assert done.usage.rows[0, RowKind.recompute].tolist() == [3, 1 + 2 + 3]
     assert done.usage.rows[1, :, 0].tolist() == [2, 1, 4, 0, 5]
     assert done.usage.rows[1, RowKind.recompute].tolist() == [5, 1 + 2 + 3 + 4 + 5]
