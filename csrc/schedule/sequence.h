@@ -111,7 +111,7 @@ struct Sequence : LaneState, KvState, TextState {
   bool may_open_round() const {
     return speculates() && round.wanted == 0 && draws_on() && !suspended &&
            computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt()) &&
-           length() - computed[kSmall] - in_flight[kSmall] <= kMostBehind;
+           length() - computed[kSmall] <= kMostBehind;
   }
   // Does the lane write guesses?
   bool drafts(int lane) const {

@@ -34,6 +34,9 @@ void Scheduler::open_rounds() {
     const std::int32_t most = request.max_tokens - sequence->generated() - 1;
     round.wanted = sequence->must_stop_thinking(1) ? 0 : std::min(request.draft_tokens, most);
     round.open = round.wanted > 0;
+    // A reader has computed the boundary's last row, whose logits are gone: it is computed again.
+    if (round.open && sequence->computed[kSmall] == sequence->length())
+      kv_.keep_rows(*sequence, kSmall, sequence->length() - 1);
   }
 }
 
