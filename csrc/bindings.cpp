@@ -1,17 +1,16 @@
-// The Python bindings of the core. Only this file and exported_names.h know Python.
+// The Python bindings of the core. Only this file, sequence_bindings and exported_names.h know
+// Python.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "exported_names.h"
 #include "schedule/scheduler.h"
+#include "sequence_bindings.h"
 
-namespace py = pybind11;
 using namespace steer;
 
 namespace {
-
-using Int32Array = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
 
 // A numpy view of a plan buffer: no copy, keeps its owner alive, read-only for Python.
 template <typename T>
@@ -34,41 +33,6 @@ auto pairs(std::vector<std::int32_t> Plan::* member) {
     const auto& data = self.cast<const Plan&>().*member;
     return view(data, {static_cast<py::ssize_t>(data.size()) / 2, 2}, self);
   };
-}
-
-// int64 [models, row kinds, (rows, keys)]
-py::array_t<std::int64_t> rows_array(const std::array<RowCounts, kModels>& rows) {
-  py::array_t<std::int64_t> out({kModels, kRowKinds, 2});
-  auto at = out.mutable_unchecked<3>();
-  for (int m = 0; m < kModels; ++m)
-    for (int k = 0; k < kRowKinds; ++k) {
-      at(m, k, 0) = rows[m][k].rows;
-      at(m, k, 1) = rows[m][k].keys;
-    }
-  return out;
-}
-
-py::array_t<std::int64_t> entries_array(const Usage& usage) {
-  py::array_t<std::int64_t> out({kModels, 2});
-  auto at = out.mutable_unchecked<2>();
-  for (int m = 0; m < kModels; ++m) {
-    at(m, 0) = usage.entries[m].rows;
-    at(m, 1) = usage.entries[m].keys;
-  }
-  return out;
-}
-
-py::dict counts_dict(const Usage& usage) {
-  const SpeculationCounts& c = usage.speculation;
-  py::dict out;
-  out["passes"] = c.passes;
-  out["tokens"] = c.tokens;
-  out["rounds"] = c.rounds;
-  out["drafted"] = c.drafted;
-  out["compared"] = c.compared;
-  out["accepted"] = c.accepted;
-  out["accepted_at"] = c.accepted_at;
-  return out;
 }
 
 void bind_pool(py::module_& m) {
@@ -143,55 +107,6 @@ void bind_plan(py::module_& m) {
         return view(plan.blocks, {static_cast<py::ssize_t>(plan.blocks.size()) / width, width},
                     self);
       });
-}
-
-void bind_sequence(py::module_& m) {
-  py::class_<Sequence>(m, "Sequence")
-      .def_readonly("id", &Sequence::id)
-      .def_readonly("shadow", &Sequence::shadow)
-      .def_property_readonly(
-          "tokens",
-          [](const Sequence& s) { return py::array_t<std::int32_t>(s.length(), s.tokens.data()); })
-      .def_property_readonly("length", &Sequence::length)
-      .def_property_readonly("prompt_length", &Sequence::prompt_length)
-      .def_readonly("settled", &Sequence::settled)
-      .def_readonly("computed", &Sequence::computed)
-      .def_readonly("in_flight", &Sequence::in_flight)
-      .def_property_readonly(
-          "ahead",
-          [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; })
-      .def_property_readonly("draft", [](const Sequence& s) { return s.round.draft; })
-      .def_property_readonly("drafting", [](const Sequence& s) { return s.round.open; })
-      .def_property_readonly("speculation", [](const Sequence& s) { return counts_dict(s.usage); })
-      .def_readonly("active", &Sequence::active)
-      .def_readonly("awaits_route", &Sequence::awaits_route)
-      .def_readonly("reading", &Sequence::reading)
-      .def_readonly("away", &Sequence::away)
-      .def_readonly("suspended", &Sequence::suspended)
-      .def_readonly("candidate", &Sequence::candidate)
-      .def_readonly("attempt", &Sequence::attempt)
-      .def_readonly("sample", &Sequence::sample)
-      .def_readonly("trial_from", &Sequence::trial_from)
-      .def_readonly("thinking", &Sequence::thinking)
-      .def_property_readonly("closing", [](const Sequence& s) { return s.closing != Finish::none; })
-      .def_readonly("forced", &Sequence::forced)
-      .def_property_readonly("decision_wait",
-                             [](const Sequence& s) { return s.usage.decision_wait; })
-      .def_readonly("cut_bytes", &Sequence::cut_bytes)
-      .def_property_readonly("phase", [](const Sequence& s) { return static_cast<int>(s.phase); })
-      .def_property_readonly("finish", [](const Sequence& s) { return static_cast<int>(s.finish); })
-      .def_property_readonly("steps",
-                             [](const Sequence& s) {
-                               std::vector<std::pair<std::int32_t, int>> steps;
-                               for (const Step& step : s.steps)
-                                 steps.emplace_back(step.start, step.model);
-                               return steps;
-                             })
-      .def_property_readonly("rows", [](const Sequence& s) { return rows_array(s.usage.rows); })
-      .def_property_readonly("spared", [](const Sequence& s) { return rows_array(s.usage.spared); })
-      .def_property_readonly("cached", [](const Sequence& s) { return s.usage.cached; })
-      .def_property_readonly("restored", [](const Sequence& s) { return s.usage.restored; })
-      .def_property_readonly("entries", [](const Sequence& s) { return entries_array(s.usage); });
 }
 
 Scheduler make_scheduler(
@@ -331,6 +246,10 @@ void bind_scheduler(py::module_& m) {
       .def("forget", &Scheduler::forget, py::arg("id"))
       .def("take_events", &take_events)
       .def("sequence", &Scheduler::sequence, py::arg("id"), py::return_value_policy::copy)
+      .def("view", &view_sequence, py::arg("id"), py::keep_alive<0, 1>())
+      .def("tokens_since", &tokens_since, py::arg("id"), py::arg("position"), py::arg("limit") = -1)
+      .def("steps_since", &steps_since, py::arg("id"), py::arg("index"))
+      .def("news", &news, py::arg("id"), py::arg("since"))
       .def("counters", &counters)
       .def_property_readonly("pool", &Scheduler::pool, py::return_value_policy::reference_internal)
       .def_property_readonly("host_used",

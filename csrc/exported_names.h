@@ -17,7 +17,7 @@ namespace py = pybind11;
 // last fields of os.stat_result: it neither unpacks nor compares.
 inline PyTypeObject* event_type() {
   static PyStructSequence_Field fields[] = {
-      {"kind", "an EventKind"},
+      {"kind", "number of an EventKind"},
       {"sequence", "id of the request's sequence"},
       {"row", "of the plan, whose logits describe the boundary; -1: none"},
       {"shadow", "whether its shadow decides or has finished, not the sequence itself"},

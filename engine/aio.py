@@ -250,6 +250,6 @@ class AsyncEngine:
             if request in done:
                 events = each.text.finish(done[request])
             elif self._engine.is_live(request):
-                events = each.text.grow(self._engine.scheduler.sequence(request))
+                events = each.text.grow(self._engine.scheduler, request)
             news += [(request, replace(event, sample=each.sample)) for event in events]
         return news

@@ -14,8 +14,15 @@ from kernels import _cpu
 
 ROOT = Path(__file__).parents[1]
 STUBS = {"engine/_core.pyi": _core, "kernels/_cpu.pyi": _cpu}
-# Short names under which numbers of the core were once written down.
-SHORT = {"DECIDE", "CATCHUP", "DISCARDED", "RECOMPUTE", "WEIGHTS", "STRETCH"}
+ENUMERATIONS = (_core.RowKind, _core.Finish, _core.EventKind)
+TUPLES = [
+    value
+    for module in (_core, _cpu)
+    for value in vars(module).values()
+    if isinstance(value, tuple) and not isinstance(value, type)
+]
+# Words of enumerations that other things are called too.
+ORDINARY = {"PROMPT", "NONE", "LENGTH", "ERROR"}
 
 
 def public(names: object) -> set[str]:
@@ -27,13 +34,24 @@ def stub(path: str) -> dict[str, ast.stmt]:
     found: dict[str, ast.stmt] = {}
     for node in ast.parse((ROOT / path).read_text()).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            found[node.name] = node
+            found[node.name] = _with_bases(node, found)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found[node.target.id] = node
-    return found
+    return {name: node for name, node in found.items() if not name.startswith("_")}
 
 
-NAMES = {name for module in STUBS.values() for name in public(module) if name.isupper()} | SHORT
+def _with_bases(node: ast.stmt, known: dict[str, ast.stmt]) -> ast.stmt:
+    """A class that holds what its private bases declare too."""
+    if isinstance(node, ast.ClassDef):
+        for base in node.bases:
+            if isinstance(base, ast.Name) and base.id in known:
+                node.body += known[base.id].body
+    return node
+
+
+EXPORTED = {name for module in STUBS.values() for name in public(module) if name.isupper()}
+MEMBERS = {member.upper() for each in ENUMERATIONS for member in each.__members__} - ORDINARY
+NAMES = EXPORTED | MEMBERS
 
 
 def targets(node: ast.AST) -> list[str]:
@@ -64,6 +82,14 @@ def is_written_down(value: ast.expr | None) -> bool:
     return False
 
 
+def is_exported_tuple(value: ast.expr | None) -> bool:
+    """The same words in the same order, or the first of them."""
+    if not isinstance(value, ast.Tuple | ast.List) or len(value.elts) < 2:
+        return False
+    words = tuple(each.value for each in value.elts if isinstance(each, ast.Constant))
+    return any(words == known[: len(value.elts)] for known in TUPLES)
+
+
 def written_down(root: Path) -> Iterator[str]:
     """``file:line: NAME`` of each constant that a module defines instead of importing it."""
     for folder in ("engine", "kernels", "bench", "tests"):
@@ -72,6 +98,8 @@ def written_down(root: Path) -> Iterator[str]:
                 if not isinstance(node, ast.Assign | ast.AnnAssign):
                     continue
                 names = [name for name in targets(node) if name.lstrip("_") in NAMES]
+                if is_exported_tuple(node.value):
+                    names = targets(node)
                 if names and is_written_down(node.value):
                     yield f"{path.relative_to(root)}:{node.lineno}: {', '.join(names)}"
 
@@ -89,6 +117,9 @@ def test_nothing_is_written_down_twice():
         ("_DECIDE = 0", "_DECIDE"),
         ('ROW_KINDS = ("prompt", "catchup")', "ROW_KINDS"),
         ("_LONGEST_HEAD = 512", "_LONGEST_HEAD"),
+        ("_STOP = 1", "_STOP"),
+        ("NONE, STOP, LENGTH, REPETITION = 0, 1, 2, 6", "STOP, REPETITION"),
+        ("kinds = ('prompt', 'catchup', 'sampled', 'discarded')", "kinds"),
     ],
 )
 def test_a_second_definition_is_named(tmp_path: Path, line: str, named: str):

@@ -252,7 +252,7 @@ class ScriptedEngine:
         return number
 
     def _length(self, request: int) -> int:
-        return self._scheduler.sequence(request).length
+        return self._scheduler.view(request).length
 
     def _drain(self, model: int) -> None:
         """Commit ticks of a model, without running them, until it has nothing to do."""

@@ -115,13 +115,13 @@ class _Run:
             self._engine.step()
 
     def _fewest(self, requests: Sequence[int]) -> int:
-        lengths = (self._engine.scheduler.sequence(number).length for number in requests)
+        lengths = (self._engine.scheduler.view(number).length for number in requests)
         return min(lengths) - self._context
 
     def _open(self) -> bool:
         """Whether no request is about to end."""
         return all(
-            self._engine.scheduler.sequence(number).length
+            self._engine.scheduler.view(number).length
             < self._context + self._longest[model] - _MARGIN
             for number, model in zip(self.requests, self.models, strict=False)
         )
@@ -154,7 +154,7 @@ class _Run:
 
 def _books(engine: Engine, device: Device, requests: Sequence[int]) -> _Books:
     device.synchronize()
-    sequences = [engine.scheduler.sequence(r) for r in requests]
+    sequences = [engine.scheduler.view(r) for r in requests]
     ticks = engine.scheduler.counters()["ticks"]
     assert isinstance(ticks, list)
     moved = np.sum([Usage.of(sequence).rows.sum(1) for sequence in sequences], axis=0)

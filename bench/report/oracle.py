@@ -27,7 +27,7 @@ class Oracle:
 
     def decide(self, boundary: Boundary) -> Decision:
         """Let the large model write the steps that the small one got wrong."""
-        tokens = self._engine.scheduler.sequence(boundary.request).tokens.tolist()
+        tokens = self._engine.scheduler.tokens_since(boundary.request, 0).tolist()
         problem = self._problems[tuple(tokens[: boundary.prompt_tokens])]
         eos = {i for shape in self._engine.shapes for i in shape.eos_ids}
         written = [t for t in tokens[boundary.prompt_tokens :] if t not in eos]

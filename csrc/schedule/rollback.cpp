@@ -66,6 +66,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
     return event.sequence == sequence.request_id() && event.shadow == sequence.shadow;
   });
   ++sequence.attempt;
+  sequence.cuts.push_back(length);
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
     if (sequence.in_flight[model] == 0) kv_.keep_rows(sequence, model, rows[model]);

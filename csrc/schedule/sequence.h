@@ -88,12 +88,19 @@ struct Sequence : LaneState, KvState, TextState {
   Finish finish = Finish::none;
   Token candidate = -1;  // sampled from the boundary's logits; kept if the reader goes on
   std::int64_t candidate_keys = 0;
-  int last_sampler = kNobody;     // counts a model's entries
-  Finish closing = Finish::none;  // the end that a decide event asks about
-  Outcome trial;                  // how the trial ended, while the decision is out
+  int last_sampler = kNobody;      // counts a model's entries
+  Finish closing = Finish::none;   // the end that a decide event asks about
+  Outcome trial;                   // how the trial ended, while the decision is out
+  std::vector<std::int32_t> cuts;  // to which length each truncation went, oldest first
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
+  // The tokens before this position are those of when `attempt` truncations had happened.
+  std::int32_t kept_since(std::int32_t attempt) const {
+    std::int32_t kept = length();
+    for (std::size_t i = std::max(attempt, 0); i < cuts.size(); ++i) kept = std::min(kept, cuts[i]);
+    return kept;
+  }
   // Tokens of the text and of the draft after it.
   std::int32_t known() const { return length() + static_cast<std::int32_t>(round.draft.size()); }
   Token known_token(std::int32_t position) const {

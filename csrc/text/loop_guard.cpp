@@ -20,10 +20,13 @@ bool LoopGuard::feed(std::span<const Token> text) {
   return loop;
 }
 
+// A run is short, or the text would have ended.
 void LoopGuard::rewind(std::span<const Token> text) {
-  std::ranges::fill(runs_, 0);
-  if (runs_.empty()) return;
-  for (std::size_t length = 1; length <= text.size(); ++length) feed(text.first(length));
+  for (std::size_t piece = 1; piece <= runs_.size(); ++piece) {
+    std::int32_t& run = runs_[piece - 1];
+    run = 0;
+    for (std::size_t i = text.size(); i > piece && text[i - 1] == text[i - 1 - piece]; --i) ++run;
+  }
 }
 
 }  // namespace steer

@@ -21,7 +21,7 @@ class LoopGuard {
 
   // `text` ends with one token more than at the last call. True in a loop.
   bool feed(std::span<const Token> text);
-  // Starts again as if `text` had been fed from its first token on.
+  // Goes back to `text`, as if it had been fed token by token.
   void rewind(std::span<const Token> text);
 
  private:

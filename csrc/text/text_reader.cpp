@@ -48,13 +48,17 @@ Outcome TextReader::append(TextState& text, Token token) const {
 }
 
 bool TextReader::pauses_after(TextState& text, std::span<const Token> guesses, bool asked) const {
-  const Reading before = text;
+  const ReadingState before = text;
+  const LoopGuard loops = text.loops;
+  const std::int32_t cut_bytes = text.cut_bytes, unread_from = text.unread_from;
   const std::int32_t length = text.length();
   Outcome outcome;
   for (const Token guess : guesses) outcome = append(text, guess);
   const bool pauses =
       outcome.end != Finish::none || text.must_stop_thinking() || (asked && outcome.boundary);
-  static_cast<Reading&>(text) = before;
+  static_cast<ReadingState&>(text) = before;
+  text.loops = loops;
+  text.cut_bytes = cut_bytes, text.unread_from = unread_from;
   text.tokens.resize(length);
   return pauses;
 }
@@ -139,33 +143,27 @@ Step TextReader::cut(TextState& text, std::int32_t length) const {
   for (; !steps.empty() && steps.back().start >= length; steps.pop_back())
     first_taken = steps.back();
   if (first_taken.start == length)
-    text.cursor = first_taken.cursor;
+    static_cast<ReadingState&>(text) = first_taken.opened;
   else
     read_step_again(text);
+  text.cut_bytes = 0;
+  text.loops.rewind(text.written());
   if (text.unread_from >= length) text.unread_from = -1;
-  read_again(text);
+  while (!text.forced.empty() && text.forced.back() >= length) text.forced.pop_back();
   return first_taken;
 }
 
-// The step detector reads the open step from where it began.
+// The open step is read from where it began, as when it was written: what stops a text had to be
+// ignored, or the text would have ended there.
 void TextReader::read_step_again(TextState& text) const {
-  text.cursor = text.steps.back().cursor;
-  for (std::int32_t i = text.steps.back().start; i < text.length(); ++i)
-    detectors_[text.request.vocabulary].feed(text.cursor, text.tokens[i]);
-}
-
-// All other readers read the text from its start.
-void TextReader::read_again(TextState& text) const {
-  const auto written = text.written();
-  text.cut_bytes = 0;
-  text.stop_node = Automaton::kStart;
-  for (const Token token : written) match_stop(text, token, true);
-  text.loops.rewind(written);
-  text.thinking = text.request.thinks();
-  text.think_node = Automaton::kStart;
-  for (std::size_t n = 1; n <= written.size() && text.thinking; ++n)
-    text.thinking = !ends_thinking(text, written.first(n));
-  std::erase_if(text.forced, [&](std::int32_t at) { return at >= text.length(); });
+  const Step& open = text.steps.back();
+  static_cast<ReadingState&>(text) = open.opened;
+  for (std::int32_t end = open.start + 1; end <= text.length(); ++end) {
+    const auto written = text.first(end).subspan(text.request.prompt.size());
+    detectors_[text.request.vocabulary].feed(text.cursor, written.back());
+    match_stop(text, written.back(), true);
+    if (text.thinking) text.thinking = !ends_thinking(text, written);
+  }
 }
 
 }  // namespace steer

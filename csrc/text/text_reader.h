@@ -51,7 +51,6 @@ class TextReader {
   bool stops_at(TextState& text, Token token) const;
   bool match_stop(TextState& text, Token token, bool ignored) const;
   void read_step_again(TextState& text) const;
-  void read_again(TextState& text) const;
 
   std::array<StepDetector, kModels> detectors_;  // of each vocabulary
 };

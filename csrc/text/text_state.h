@@ -20,32 +20,32 @@ struct Outcome {
   bool boundary = false;
 };
 
-struct Step {
-  std::int32_t start;           // first token of the step
-  int model;                    // the model that writes it
-  StepDetector::Cursor cursor;  // of the detector where the step opens
-};
-
-// What each token that is read may change.
-struct Reading {
-  std::int32_t unread_from =
-      -1;  // boundaries from here on are not read: to the thinking part's end
+// How far a text is read: all that is kept from one token to the next.
+struct ReadingState {
   StepDetector::Cursor cursor;
   std::int32_t stop_node = Automaton::kStart;
-  std::int32_t cut_bytes = 0;  // of the text's end, from where a stop string began
-  bool thinking = false;       // think_end has not come yet
   std::int32_t think_node = Automaton::kStart;
-  LoopGuard loops;
+  bool thinking = false;  // think_end has not come yet
 };
 
-struct TextState : Reading {
+struct Step {
+  std::int32_t start;   // first token of the step
+  int model;            // the model that writes it
+  ReadingState opened;  // where the step opens
+};
+
+struct TextState : ReadingState {
   std::vector<Token> tokens;
   std::int32_t settled = 0;  // tokens that can no longer be taken back
+  // Boundaries from here to the end of the thinking part are not read; -1: all are.
+  std::int32_t unread_from = -1;
   std::vector<Step> steps;
   Request request;
-  std::shared_ptr<const Automaton> stops;         // of the stop strings, if any
+  std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
+  std::int32_t cut_bytes = 0;              // of the text's end, from where a stop string began
   std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
   std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
+  LoopGuard loops;
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
   std::int32_t prompt_length() const { return static_cast<std::int32_t>(request.prompt.size()); }
@@ -59,11 +59,11 @@ struct TextState : Reading {
   // `model` writes a step from here on.
   void open_step(int model) {
     cursor = StepDetector::open_step(cursor);
-    steps.push_back({length(), model, cursor});
+    steps.push_back({length(), model, *this});
   }
   // The open step has no token and goes: the one before it was the last.
   void drop_empty_step() {
-    cursor = steps.back().cursor;
+    cursor = steps.back().opened.cursor;
     steps.pop_back();
   }
   // Must think_end be written now, or `more` tokens later, if it has not come by then?

@@ -75,7 +75,7 @@ class Usage:
         return hash(self._counts())
 
     @classmethod
-    def of(cls, sequence: _core.Sequence) -> Usage:
+    def of(cls, sequence: _core.Sequence | _core.SequenceView) -> Usage:
         """The counts of a sequence of the core so far."""
         cached = np.array(sequence.cached)
         wait, restored = sequence.decision_wait, sequence.restored

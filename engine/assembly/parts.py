@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine import _core
+from engine._core import LARGE, SMALL
 from engine.accounting.pricing import Price
 from engine.assembly.loading import LoadedPair
 from engine.config import ROLES, EngineConfig
@@ -59,10 +57,8 @@ def assemble(
     scheduler = build_scheduler(loaded, config, geometry)
     host = HostKVStore(arena, config.host_blocks) if config.host_blocks else None
     small, large = (
-        build_runner(
-            model, loaded, config, arena, scheduler.sequence, devices[model], backends[model], host
-        )
-        for model in range(2)
+        build_runner(model, loaded, config, arena, scheduler, devices[model], backends[model], host)
+        for model in (SMALL, LARGE)
     )
     lanes = build_lane(small, config, scheduler), build_lane(large, config, scheduler)
     driver = Driver(
@@ -86,7 +82,8 @@ def build_scheduler(
     loaded: LoadedPair, config: EngineConfig, geometry: ArenaGeometry
 ) -> _core.Scheduler:
     """The core, for an arena of ``geometry``."""
-    row = Price.of(loaded.shapes[0]).row, Price.of(loaded.shapes[1]).row
+    small, large = loaded.shapes
+    row = Price.of(small).row, Price.of(large).row
     return _core.Scheduler(
         slabs=geometry.slabs,
         slots=geometry.slots,
@@ -115,28 +112,24 @@ def build_runner(
     loaded: LoadedPair,
     config: EngineConfig,
     arena: KVArena,
-    sequence: Callable[[int], _core.Sequence],
+    scheduler: _core.Scheduler,
     device: torch.device,
     backend: Backend,
     host: HostKVStore | None,
 ) -> ModelRunner:
-    """The runner of ``model``'s ticks; ``sequence`` gives the core's sequences by id."""
+    """The runner of ``model``'s ticks, which ``scheduler`` plans."""
     decoder, queue = loaded.decoders[model], make_queue(model, device)
-
-    def tokens_of(request: int) -> npt.NDArray[np.int32]:
-        return sequence(request).tokens
-
-    size = loaded.tokenizers[model].size
-    sampler = Sampler(model, size, tokens_of, backend, config.fused_sampling)
+    on_gpu, size = isinstance(queue, CudaQueue), loaded.tokenizers[model].size
+    sampler = Sampler(model, size, backend, config.fused_sampling, pinned=on_gpu)
     blocks = -(-loaded.max_context // config.block_tokens)
     limits = TickLimits(config.max_sequences, config.max_tick_tokens, blocks, config.graph_rows)
-    on_gpu = isinstance(queue, CudaQueue)
     recorder: Recorder | None = None
     if {"on": True, "off": False, "auto": on_gpu}[config.graphs]:
         recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()
     # A GPU pads batches without graphs too, so that graphs do not change a bit of the results.
     return ModelRunner(
         model,
+        scheduler,
         decoder,
         backend,
         arena.rows(decoder.config, model),

@@ -14,7 +14,7 @@ from engine.device.device_queue import Ticket
 from engine.device.host_offload import OffloadCopies
 from engine.execution.inputs import Extent, Staged
 from engine.execution.logprobs import Drawn
-from engine.execution.sampler import SampledRows
+from engine.execution.sampler import PreparedDraws
 from engine.execution.scoring import AuditRows
 from engine.routing.signals import SIGNAL_NAMES, Signals
 from kernels import ops
@@ -24,7 +24,8 @@ from kernels import ops
 class TickPlan:
     """A plan, copied from the scheduler's buffers.
 
-    staged: its numbers on the host.
+    staged: its numbers on the host, those that its draws need included.
+    draws: how its sampled rows draw.
     work, attention_pairs: bounds of attention's work, and its pairs of query and key.
     resolves: whether some of its tokens are those drawn by the tick before.
     audits: whether some of its rows are audited.
@@ -32,7 +33,7 @@ class TickPlan:
     """
 
     staged: Staged
-    rows: SampledRows
+    draws: PreparedDraws
     work: ops.Work
     attention_pairs: int
     resolves: bool
@@ -42,7 +43,7 @@ class TickPlan:
     @property
     def plain(self) -> bool:
         """Whether only signals and the likeliest tokens are needed."""
-        return self.rows.plain and not self.audits
+        return self.draws.rows.plain and not self.audits
 
     @property
     def extent(self) -> Extent:

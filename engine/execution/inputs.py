@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from engine import _core
 from engine.device.device_queue import Ticket
+from engine.execution.draw_arguments import COLUMN_WORDS, COLUMNS
+from engine.execution.regions import UNIT, Array, Region, region_after, write_regions
 from engine.execution.scoring import AuditRows
 
-_UNIT = 4  # numbers: kernels need regions that start at multiples of 16 bytes
 _NONE = np.empty(0, np.int32)
 _LEAST_ROWS = 16  # least rows of a padded tick with spans: fewer take as long
 
@@ -95,7 +97,7 @@ def _places(extent: Extent) -> tuple[dict[str, slice], int]:
     for name, shape in extent.shapes.items():
         size = int(np.prod(shape))
         places[name] = slice(end, end + size)
-        end += -(-size // _UNIT) * _UNIT
+        end += -(-size // UNIT) * UNIT
     return places, end
 
 
@@ -130,6 +132,7 @@ class Staged:
     memory, length: the buffer, int32, and how many of its numbers are used.
     wanted, targets, copies: after the views: places of the plan rows that are sampled, of the
         tokens that audited rows predict, and of the block copies.
+    draws: then, by name, the columns that the draws need.
     """
 
     extent: Extent
@@ -138,6 +141,7 @@ class Staged:
     wanted: slice
     targets: slice
     copies: slice
+    draws: dict[str, Region] = field(default_factory=dict)
 
 
 class TickInputs:
@@ -145,7 +149,7 @@ class TickInputs:
 
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
         """Sizes are those of the largest tick."""
-        after_views = 3 * sequences + rows + 3 * _UNIT
+        after_views = (3 + COLUMN_WORDS) * sequences + rows + (3 + COLUMNS) * UNIT
         size = _places(Extent(sequences, rows, rows, width))[1] + after_views
         self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
@@ -159,21 +163,24 @@ class TickInputs:
         extent: Extent,
         wanted: npt.NDArray[np.intp],
         scored: AuditRows | None = None,
+        columns: Mapping[str, Array] | None = None,
     ) -> Staged:
-        """Write a plan into the next host buffer; wait if the device has not read that yet."""
+        """Write a plan and its draws' columns into the next host buffer; wait if the device has not
+        read that yet."""
         memory = self._next()
         _, end = _places(extent)
         extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
-        drawing = _region_after(end, len(wanted))
-        targets = _region_after(drawing.stop, len(known))
-        copies = _region_after(targets.stop, 2 * plan.copied)
+        drawing = region_after(end, len(wanted))
+        targets = region_after(drawing.stop, len(known))
+        copies = region_after(targets.stop, 2 * plan.copied)
         numbers = memory.numpy()
         _fill(numbers, plan, extent, wanted, extra)
         numbers[drawing] = wanted
         numbers[targets] = known
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
-        return Staged(extent, memory, copies.stop, drawing, targets, copies)
+        draws, end = write_regions(numbers, copies.stop, columns or {})
+        return Staged(extent, memory, end, drawing, targets, copies, draws)
 
     def stage_padding(self, extent: Extent) -> Staged:
         """Like :meth:`stage`, for a tick of padding only: no row writes KV."""
@@ -213,11 +220,9 @@ class TickInputs:
         """A region after a tick's views: int32."""
         return self.buffer[place]
 
-
-def _region_after(end: int, size: int) -> slice:
-    """The next aligned region of ``size`` numbers."""
-    first = -(-end // _UNIT) * _UNIT
-    return slice(first, first + size)
+    def draws(self, staged: Staged) -> dict[str, Tensor]:
+        """Views of a tick's columns by name, until the next tick is uploaded."""
+        return {name: region.of(self.buffer) for name, region in staged.draws.items()}
 
 
 def _fill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine._core import SMALL
 from engine.config import ROLES
 from engine.request import Step, TokenLogprobs
 
@@ -38,7 +39,7 @@ class DrawLog:
     def small(self, position: int) -> float | None:
         """Log-probability of the token that the small model drew for a position, if it did."""
         drawn = self._last.get(position)
-        return drawn.logprobs.logprob if drawn and drawn.model == 0 else None
+        return drawn.logprobs.logprob if drawn and drawn.model == SMALL else None
 
     def of(self, steps: Sequence[Step]) -> tuple[TokenLogprobs, ...]:
         """One entry for each token of the steps."""

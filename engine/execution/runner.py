@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine._core import LARGE
 from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
 from engine.device.host_offload import HostKVStore, OffloadCopies
 from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
-from engine.execution.sampler import Sampler, SamplingSpec
+from engine.execution.sampled_rows import SamplingSpec
+from engine.execution.sampler import Sampler
 from engine.execution.scoring import AuditRows, scored_rows
 from engine.models.decoder import Decoder
 from engine.models.passes import Batch
@@ -33,6 +35,7 @@ class ModelRunner:
     def __init__(
         self,
         model: int,
+        core: _core.Scheduler,
         decoder: Decoder,
         backend: ops.Backend,
         arena: Tensor,
@@ -47,6 +50,7 @@ class ModelRunner:
     ) -> None:
         """
         Args:
+            core: the scheduler whose plans it runs; asked for tokens that are in no plan.
             backend: what computes on the decoder's device.
             arena: ``KVArena.rows`` of this model.
             queue: where passes run.
@@ -60,6 +64,7 @@ class ModelRunner:
         self.decoder = decoder
         self.executed = Executed()
         self.graphs = graphs
+        self._core = core
         self._backend = backend
         self._arena = arena
         self._layout = layout
@@ -101,13 +106,13 @@ class ModelRunner:
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
         scored = self._scored(plan, requests)
         extent = self._extent(plan, len(wanted), scored)
-        rows = self._sampler.rows(plan, wanted, requests)
+        draws = self._sampler.prepare(plan, wanted, requests, self._core)
         work, attention_pairs = self._bounds(plan, extent)
-        staged = self._inputs.stage(plan, extent, wanted, scored)
+        staged = self._inputs.stage(plan, extent, wanted, scored, draws.columns)
         offload = OffloadCopies(plan) if self._host else None
-        tick = TickPlan(staged, rows, work, attention_pairs, resolves, scored is not None, offload)
-        columns = wanted if extent.padded and rows.plain else np.arange(len(wanted))
-        drawn = partial(self._sampler.drawn, rows=rows)
+        tick = TickPlan(staged, draws, work, attention_pairs, resolves, scored is not None, offload)
+        columns = wanted if extent.padded and draws.rows.plain else np.arange(len(wanted))
+        drawn = partial(self._sampler.drawn, rows=draws.rows)
         pending = InFlightTick(n, wanted, columns, drawn, scored)
         if resolves and previous is not None and self._torn:
             self._restore(previous)
@@ -128,9 +133,9 @@ class ModelRunner:
         self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
 
     def _scored(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> AuditRows | None:
-        if self.model == 0:  # only the large model audits
+        if self.model != LARGE:  # only the large model audits
             return None
-        return scored_rows(plan, requests, self._sampler.tokens_of)
+        return scored_rows(plan, requests, self._core)
 
     def release(self) -> None:
         """Release cached memory, after memory ran out."""
@@ -288,8 +293,8 @@ class ModelRunner:
             index = wanted.long()
             logits, last = logits.index_select(0, index), last.index_select(0, index)
             confidence = ops.Confidence(*(part.index_select(0, index) for part in confidence))
-        chosen = self._sampler.choose(logits, confidence, tick.rows, last)
-        scores = self._sampler.logprobs(logits, chosen, tick.rows)
+        columns = self._inputs.draws(tick.staged)
+        chosen, scores = self._sampler.choose(logits, confidence, tick.draws, columns, last)
         if scores is not None:
             pending.scores = ops.LogProbs(*(self.queue.fetch(part) for part in scores))
         return self._settle(confidence, chosen, wanted)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,88 +12,56 @@ from torch import Tensor
 
 from engine import _core
 from engine.config import ROWS_AT_ONCE
+from engine.execution.draw_arguments import (
+    Chunk,
+    bans,
+    draw_columns,
+    draws_of,
+    penalties_of,
+    penalty_arrays,
+)
 from engine.execution.logprobs import Drawn
-from engine.params import SamplingParams
+from engine.execution.regions import Array, Region, words_for, write_regions
+from engine.execution.sampled_rows import History, SampledRows, SamplingSpec
 from engine.request import TokenLogprobs
 from kernels import ops
 
-Int32 = npt.NDArray[np.int32]
-
-
-class SamplingSpec(Protocol):
-    """How a request samples, and the keys of its random draws.
-
-    sample: number of the answer among those to the same prompt, from 0.
-    asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
-    audited: whether the large model scores the small model's steps.
-    """
-
-    params: SamplingParams
-    seed: int
-    prompt_tokens: int
-    stop_ids: tuple[int, ...]
-    sample: int
-    asks: int | None
-
-    @property
-    def audited(self) -> bool: ...
+_BANS = -1  # in place of the number of a chunk
 
 
 @dataclass(frozen=True)
-class History:
-    """A row's tokens, for penalties.
+class Edits:
+    """Penalties, biases and bans of a tick, in one buffer on the host: a copy of their own, since
+    histories may be as long as the context.
 
-    unread: its last token is missing, because it is not on the host yet.
+    memory: int32 [words], pinned where the logits are on a GPU.
+    regions: by the number of a chunk of rows and the name of an array.
     """
 
-    prompt: Int32
-    generated: Int32
-    unread: bool
+    memory: Tensor
+    regions: dict[tuple[int, str], Region]
+
+    def on(self, device: torch.device) -> dict[int, dict[str, Tensor]]:
+        """The arrays by chunk, on the device, without waiting for it."""
+        memory = self.memory.to(device, non_blocking=True)
+        chunks: dict[int, dict[str, Tensor]] = {}
+        for (chunk, name), region in self.regions.items():
+            chunks.setdefault(chunk, {})[name] = region.of(memory)
+        return chunks
 
 
 @dataclass(frozen=True)
-class SampledRows:
-    """The sampled rows of a plan, in the order of their logits; copies of the plan's numbers.
+class PreparedDraws:
+    """A tick's draws before it runs.
 
-    ids: int64 [rows], ids of their sequences.
-    contexts: int32 [rows], tokens that a row has seen: the position of the token that it draws.
-    attempts: int32 [rows], truncations of the sequence so far; they key its draws.
-    draws: how each row samples.
-    histories: by row, where penalties need earlier tokens.
+    rows: the sampled rows.
+    columns: on the host, what goes to the device with the plan.
+    edits: what follows it, in the ticks that change logits.
     """
 
-    ids: npt.NDArray[np.int64]
-    contexts: Int32
-    attempts: Int32
-    draws: list[SamplingSpec]
-    histories: dict[int, History]
-
-    @cached_property
-    def asked(self) -> dict[int, int]:
-        """By row: how many likely tokens' log-probabilities it needs, if any."""
-        counts = ((i, draw.asks) for i, draw in enumerate(self.draws))
-        return {i: count for i, count in counts if count is not None}
-
-    @cached_property
-    def edited(self) -> list[int]:
-        """Rows with penalties or biases."""
-        return [i for i, draw in enumerate(self.draws) if draw.params.edits_logits]
-
-    @cached_property
-    def early(self) -> list[int]:
-        """Rows whose text must not end yet (``min_tokens``)."""
-        return [
-            i
-            for i, (draw, context) in enumerate(zip(self.draws, self.contexts, strict=True))
-            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
-        ]
-
-    @cached_property
-    def plain(self) -> bool:
-        """Whether each row takes the likeliest token of unchanged logits, without logprobs."""
-        params = [draw.params for draw in self.draws]
-        greedy = all(p.temperature == 0 for p in params) and not self.asked
-        return greedy and not self.edited and not self.early
+    rows: SampledRows
+    columns: dict[str, Array]
+    edits: Edits | None
 
 
 class Sampler:
@@ -105,80 +71,115 @@ class Sampler:
         self,
         model: int,
         vocabulary: int,
-        tokens_of: Callable[[int], Int32],
         backend: ops.Backend,
         fused: bool = True,
         rows_at_once: int = ROWS_AT_ONCE,
+        pinned: bool = False,
     ) -> None:
         """
         Args:
             vocabulary: ids from here on are padding.
-            tokens_of: a sequence's tokens by its id.
             backend: what computes on the device of the logits.
             fused: draw in a kernel of its own where there is one, else in plain PyTorch.
             rows_at_once: rows whose logits are widened at a time, for penalties and
                 log-probabilities; a batch of any size takes the memory of so many.
+            pinned: whether the logits are on a GPU.
         """
         self._model = model
         self._backend = backend
         self._fused = fused
         self._rows_at_once = rows_at_once
+        self._pinned = pinned
         self.vocabulary = vocabulary
-        self.tokens_of = tokens_of
 
-    def rows(
-        self, plan: _core.Plan, wanted: npt.NDArray[np.intp], requests: Mapping[int, SamplingSpec]
-    ) -> SampledRows:
-        """The ``wanted`` rows of a plan, copied: its buffers may be reused afterwards."""
+    def prepare(
+        self,
+        plan: _core.Plan,
+        wanted: npt.NDArray[np.intp],
+        requests: Mapping[int, SamplingSpec],
+        core: _core.Scheduler,
+    ) -> PreparedDraws:
+        """The draws of the ``wanted`` rows of a plan, copied: its buffers may be reused afterwards.
+
+        ``core``: the plan's, asked for the tokens of rows with penalties.
+        """
         ids, contexts = plan.ids[wanted], plan.contexts[wanted]
         draws = [requests[i] for i in ids.tolist()]
         histories = {
-            i: self._history(draw, int(ids[i]), int(contexts[i]))
+            i: _history(draw, draw.history.follow(core, int(ids[i])), int(contexts[i]))
             for i, draw in enumerate(draws)
             if draw.params.looks_back
         }
-        return SampledRows(ids, contexts, plan.attempts[wanted], draws, histories)
+        return self.prepared(SampledRows(ids, contexts, plan.attempts[wanted], draws), histories)
+
+    def prepared(self, rows: SampledRows, histories: Mapping[int, History]) -> PreparedDraws:
+        """The draws of ``rows``; ``histories`` by row, where penalties need earlier tokens."""
+        columns = draw_columns(rows, self._model, self._backend, self._fused)
+        chunks = {
+            number: penalty_arrays(rows, some, histories)
+            for number, some in enumerate(self._chunks(rows.edited))
+        }
+        if rows.early:
+            chunks[_BANS] = {"banned": bans(rows)}
+        return PreparedDraws(rows, columns, self._packed(chunks) if chunks else None)
+
+    def _packed(self, chunks: Mapping[int, Chunk]) -> Edits:
+        arrays = {(n, name): array for n, chunk in chunks.items() for name, array in chunk.items()}
+        memory = torch.empty(words_for(arrays), dtype=torch.int32, pin_memory=self._pinned)
+        regions, end = write_regions(memory.numpy(), 0, arrays)
+        return Edits(memory[:end], regions)
 
     def choose(
-        self, logits: Tensor, confidence: ops.Confidence, rows: SampledRows, last: Tensor
-    ) -> Tensor:
-        """A token id for each row, int64 [rows]; -1 where the logits are unusable. Never waits.
+        self,
+        logits: Tensor,
+        confidence: ops.Confidence,
+        draws: PreparedDraws,
+        columns: Mapping[str, Tensor],
+        last: Tensor,
+    ) -> tuple[Tensor, ops.LogProbs | None]:
+        """A token for each row, and the log-probabilities of the rows that need them. Never waits.
 
         Args:
             logits: [rows, head_rows]; not changed.
             confidence: their signals.
-            rows: their rows.
+            draws: of their rows.
+            columns: ``draws.columns`` on the device of the logits.
             last: int32 [rows], the token that each row has read; on the device of the logits.
+
+        Returns:
+            Token ids, int64 [rows], -1 where the logits are unusable; log-probabilities of the rows
+            in ``draws.rows.asked``, None if there are none.
         """
-        edited, early = rows.edited, rows.early
-        if not edited and not early and all(d.params.temperature == 0 for d in rows.draws):
+        if draws.rows.likeliest:
             chosen = confidence.argmax
         else:
             usable = torch.where(confidence.valid[:, None], logits, 0.0)
             usable = self._backend.editable(usable, self.vocabulary)
-            for some in self._chunks(edited):
-                index = _place(torch.tensor(some), logits)
-                penalties = _penalties(rows, some, last)
-                part = usable.index_select(0, index)
-                changed = self._backend.penalise(part, self.vocabulary, penalties)
-                changed = changed.clamp(max=torch.finfo(usable.dtype).max).to(usable.dtype)
-                usable[:, : self.vocabulary].index_copy_(0, index, changed)
-            if early:
-                banned = _pairs([np.array(rows.draws[i].stop_ids, np.int32) for i in early])
-                banned[0] = torch.tensor(early)[banned[0]]
-                never = usable.new_full((), -torch.inf)
-                usable.index_put_(tuple(_place(banned, logits)), never)
-            chosen = self._backend.sample(usable, self.vocabulary, self._draws(rows, logits))
-        return torch.where(confidence.valid, chosen, -1)
+            if draws.edits:
+                self._edit(usable, draws.edits.on(logits.device), last)
+            chosen = self._backend.sample(usable, self.vocabulary, draws_of(columns))
+        chosen = torch.where(confidence.valid, chosen, -1)
+        return chosen, self._logprobs(logits, chosen, draws.rows, columns)
 
-    def logprobs(self, logits: Tensor, chosen: Tensor, rows: SampledRows) -> ops.LogProbs | None:
-        """Log-probabilities of the rows in ``rows.asked``; None if there are none."""
-        asked = rows.asked
-        if not asked:
+    def _edit(self, usable: Tensor, chunks: dict[int, dict[str, Tensor]], last: Tensor) -> None:
+        """Apply penalties, biases and bans to logits, in place."""
+        banned = chunks.pop(_BANS, None)
+        for arrays in chunks.values():
+            part = usable.index_select(0, arrays["index"])
+            changed = self._backend.penalise(part, self.vocabulary, penalties_of(arrays, last))
+            changed = changed.clamp(max=torch.finfo(usable.dtype).max).to(usable.dtype)
+            usable[:, : self.vocabulary].index_copy_(0, arrays["index"], changed)
+        if banned:
+            never = usable.new_full((), -torch.inf)
+            usable.index_put_(tuple(banned["banned"].long()), never)
+
+    def _logprobs(
+        self, logits: Tensor, chosen: Tensor, rows: SampledRows, columns: Mapping[str, Tensor]
+    ) -> ops.LogProbs | None:
+        if not rows.asked:
             return None
-        found, count = [], max(asked.values())
-        for some in self._chunks(list(asked)):
-            index = _place(torch.tensor(some), logits)
+        found, count = [], max(rows.asked.values())
+        for index in columns["asked"].split(self._rows_at_once):
             tokens = chosen.index_select(0, index).clamp(min=0)
             part = logits.index_select(0, index)
             found.append(self._backend.token_logprobs(part, self.vocabulary, tokens, count))
@@ -191,7 +192,7 @@ class Sampler:
 
         Args:
             tokens: drawn tokens of all rows; rows below 0 were unusable and are left out.
-            logprobs: the result of ``logprobs``, on the host.
+            logprobs: the result of ``choose``, on the host.
         """
         if logprobs is None:
             return {}
@@ -208,71 +209,8 @@ class Sampler:
         size = self._rows_at_once
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _history(self, draw: SamplingSpec, request: int, context: int) -> History:
-        tokens = self.tokens_of(request)[:context]
-        unread = len(tokens) < context
-        return History(tokens[: draw.prompt_tokens], tokens[draw.prompt_tokens :], unread)
 
-    def _draws(self, rows: SampledRows, logits: Tensor) -> ops.DrawRows | ops.SamplingRows:
-        params = [d.params for d in rows.draws]
-        counter = np.zeros((len(params), 4), np.int64)
-        counter[:, 0] = [d.sample for d in rows.draws]
-        counter[:, 1] = rows.contexts
-        counter[:, 2] = self._model
-        counter[:, 3] = rows.attempts
-        keyed = ops.DrawRows(
-            temperature=_column(p.temperature for p in params),
-            seed=_keys(d.seed for d in rows.draws),
-            counter=torch.from_numpy(counter),
-            top_k=torch.tensor([p.top_k for p in params]),
-            top_p=_column(p.top_p for p in params),
-            min_p=_column(p.min_p for p in params),
-        )
-        draws: Any = keyed if self._fused else self._backend.with_uniforms(keyed)
-        columns = {name: _place(column, logits) for name, column in vars(draws).items()}
-        placed: ops.DrawRows | ops.SamplingRows = type(draws)(**columns)
-        return placed
-
-
-def _place(values: Tensor, like: Tensor) -> Tensor:
-    """Copy to the device of ``like``, without waiting for it."""
-    if not like.is_cuda:
-        return values
-    return values.pin_memory().to(like.device, non_blocking=True)
-
-
-def _penalties(rows: SampledRows, edited: list[int], last: Tensor) -> ops.PenaltyRows:
-    params = [rows.draws[i].params for i in edited]
-    none = History(np.empty(0, np.int32), np.empty(0, np.int32), False)
-    seen = [rows.histories.get(i, none) for i in edited]
-    place = partial(_place, like=last)
-    generated = place(_pairs([h.generated for h in seen]))
-    unread = [n for n, history in enumerate(seen) if history.unread]
-    if unread:  # drawn by the previous tick: only the device knows these tokens
-        places = place(torch.tensor([unread, [edited[n] for n in unread]]))
-        tokens = last.index_select(0, places[1]).long().clamp(min=0)
-        generated = torch.cat([generated, torch.stack([places[0], tokens])], 1)
-    return ops.PenaltyRows(
-        repetition=place(_column(p.repetition_penalty for p in params)),
-        presence=place(_column(p.presence_penalty for p in params)),
-        frequency=place(_column(p.frequency_penalty for p in params)),
-        prompt=place(_pairs([h.prompt for h in seen])),
-        generated=generated,
-        biased=place(_pairs([np.array([*p.logit_bias], np.int32) for p in params])),
-        bias=place(_column(bias for p in params for bias in p.logit_bias.values())),
-    )
-
-
-def _column(values: Iterable[float]) -> Tensor:
-    return torch.tensor([*values], dtype=torch.float64)
-
-
-def _keys(seeds: Iterable[int]) -> Tensor:
-    """The 64 bits of each seed as int64."""
-    return torch.from_numpy(np.array([*seeds], np.uint64).view(np.int64))
-
-
-def _pairs(tokens: Sequence[Int32]) -> Tensor:
-    """(row, token id) of all tokens of all rows, int64 [2, tokens]."""
-    rows = np.repeat(np.arange(len(tokens)), [len(t) for t in tokens])
-    return torch.from_numpy(np.stack([rows, np.concatenate(tokens)]).astype(np.int64))
+def _history(draw: SamplingSpec, tokens: npt.NDArray[np.int32], context: int) -> History:
+    known = tokens[:context]
+    unread = len(known) < context
+    return History(known[: draw.prompt_tokens], known[draw.prompt_tokens :], unread)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import _core
-from engine.execution.sampler import SamplingSpec
+from engine.execution.sampled_rows import SamplingSpec
 
 Int32 = npt.NDArray[np.int32]
 
@@ -38,7 +38,7 @@ class AuditRows:
 
 
 def scored_rows(
-    plan: _core.Plan, requests: Mapping[int, SamplingSpec], tokens_of: Callable[[int], Int32]
+    plan: _core.Plan, requests: Mapping[int, SamplingSpec], core: _core.Scheduler
 ) -> AuditRows | None:
     """The rows to score, of spans whose requests have an audit; None if there are none.
 
@@ -56,11 +56,12 @@ def scored_rows(
         if last - first == 1 and plan.samples[i]:
             continue
         end = int(plan.contexts[i])
-        known = tokens_of(request)[: end + (not plan.samples[i])]
         start = max(end - (last - first) + 1, draw.prompt_tokens)
-        for position in range(start, len(known)):
+        count = max(0, end + (not plan.samples[i]) - start)
+        known = core.tokens_since(request, start, count).tolist()
+        for position, token in enumerate(known, start):
             rows.append(last - end + position - 1)
-            targets.append(int(known[position]))
+            targets.append(token)
             places.append((i, position))
     if not rows:
         return None

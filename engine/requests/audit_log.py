@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine import _core
 from engine.execution.logprobs import Drawn
 from engine.request import Retracted
+from engine.requests.step_log import StepLog
 from engine.routing.audit import Audit, step_score
 
 _SMALL = _core.SMALL
@@ -31,11 +33,25 @@ class AuditLog:
     redo: dict[int, str] = field(default_factory=dict)
     retracted: list[Retracted] = field(default_factory=list)
     _foreseen: dict[int, dict[int, float]] = field(default_factory=dict)
+    _end: int = 0  # all positions in ``large`` lie before it
+    _scored: int = 0  # scores of the text as it is now end here; they come in order of position
+    _judged: int = 0  # steps before it have been judged
+    _attempt: int = 0  # truncations when it followed them last
+
+    def follow(self, sequence: _core.SequenceView) -> None:
+        """Take note of truncations: what was written in place of the old text is judged anew."""
+        kept = sequence.kept_since(self._attempt)
+        self._attempt = sequence.attempt
+        self._scored, self._judged = min(self._scored, kept), min(self._judged, kept)
 
     def add(self, position: int, logprob: float) -> None:
-        """Add the large model's log-probability of the token at a position."""
-        self.large[position] = logprob
+        """Add the large model's log-probability of a position's token; call ``follow`` first."""
+        self._keep(position, logprob)
         self.rows += 1
+
+    def _keep(self, position: int, logprob: float) -> None:
+        self.large[position] = logprob
+        self._end, self._scored = max(self._end, position + 1), max(self._scored, position + 1)
 
     def foresee(self, drawn: Drawn) -> None:
         """Keep the large model's likeliest tokens at a boundary that it computed.
@@ -45,20 +61,23 @@ class AuditLog:
         if drawn.logprobs.top:
             self._foreseen[drawn.position] = dict(drawn.logprobs.top)
 
-    def compare(self, sequence: _core.Sequence) -> None:
+    def compare(self, core: _core.Scheduler, sequence: _core.SequenceView) -> None:
         """Score the tokens that were written where ``foresee`` kept the likeliest ones.
 
         A token that is not among them gets the log-probability of the least likely, an upper bound.
         """
         for position in [p for p in self._foreseen if p < sequence.length]:
             top = self._foreseen.pop(position)
-            token = int(sequence.tokens[position])
-            self.large.setdefault(position, top.get(token, min(top.values())))
+            token = int(core.tokens_since(sequence.id, position, 1)[0])
+            least = min(top.values())
+            self._keep(position, self.large.get(position, top.get(token, least)))
 
     def forget(self, position: int) -> None:
         """Drop the scores from a position on: its tokens were rolled back."""
-        for place in [p for p in self.large if p >= position]:
-            del self.large[place]
+        for place in range(position, self._end):
+            self.large.pop(place, None)
+        self._end, self._scored = min(self._end, position), min(self._scored, position)
+        self._judged = min(self._judged, position)
         for place in [p for p in self._foreseen if p > position]:
             del self._foreseen[place]
 
@@ -70,28 +89,44 @@ class AuditLog:
         known = [(s, large) for s, large in scores if s is not None and large is not None]
         return known if len(known) == len(scores) else []
 
-    def doubted(self, sequence: _core.Sequence, small: Callable[[int], float | None]) -> int | None:
+    def doubted(
+        self,
+        core: _core.Scheduler,
+        sequence: _core.SequenceView,
+        steps: StepLog,
+        small: Callable[[int], float | None],
+    ) -> int | None:
         """Position of the earliest unsettled step that fails the audit, now to be rolled back.
 
-        None if there is none. ``small`` gives log p_small by position.
+        None if there is none. ``steps``: those of the sequence; ``small`` gives log p_small by
+        position. A step that has ended and passed is not looked at again.
         """
         if not self.rule.rolls_back:
             return None
-        tokens, steps = sequence.tokens, sequence.steps
-        ends = [*(start for start, _ in steps[1:]), sequence.length]
-        for (start, model), end in zip(steps, ends, strict=True):
-            if model != _SMALL or start < sequence.settled or end <= start:
-                continue
-            if start in self.redo:  # rewritten by the small model because of a budget: it stays
-                continue
-            pairs = self.pairs(start, end, small)
-            if pairs and self.rule.doubts(pairs):
-                score = step_score(self.rule.score, pairs)
-                own = tuple(tokens[start:end].tolist())
-                self.retracted.append(Retracted(start, own, sequence.length - start, score))
-                kind, mark = self.rule.score, self.rule.mark
-                self.redo = {at: why for at, why in self.redo.items() if at < start}
-                self.redo[start] = f"audit: {kind} log p {score:.3g} < {mark:.3g}"
-                self.forget(start)
-                return start
+        steps.follow(core, sequence)
+        starts, length = steps.starts, sequence.length
+        unsettled = bisect_left(starts, sequence.settled)
+        for i in range(max(unsettled, bisect_right(starts, self._judged) - 1), len(starts)):
+            start, end = starts[i], starts[i + 1] if i + 1 < len(starts) else length
+            if end > self._scored:
+                return None
+            # A step that the small model wrote again, because of a budget, stays.
+            if steps.models[i] == _SMALL and start not in self.redo:
+                pairs = self.pairs(start, end, small)
+                if pairs and self.rule.doubts(pairs):
+                    own = core.tokens_since(sequence.id, start, end - start).tolist()
+                    self._retract(start, tuple(own), length - start, pairs)
+                    return start
+            if end < length:
+                self._judged = end
         return None
+
+    def _retract(
+        self, start: int, own: tuple[int, ...], dropped: int, pairs: list[tuple[float, float]]
+    ) -> None:
+        score = step_score(self.rule.score, pairs)
+        self.retracted.append(Retracted(start, own, dropped, score))
+        while self.redo and next(reversed(self.redo)) >= start:
+            self.redo.popitem()
+        self.redo[start] = f"audit: {self.rule.score} log p {score:.3g} < {self.rule.mark:.3g}"
+        self.forget(start)

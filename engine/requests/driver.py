@@ -227,7 +227,7 @@ class Driver:
         retokenizer, shadow = self.live[request].retokenizer, self._scheduler.shadow_of(request)
         assert retokenizer is not None and shadow is not None
         try:
-            if self._scheduler.sequence(request).away:
+            if self._scheduler.view(request).away:
                 retokenizer.cross_back(request)
         except BaseException:
             self._scheduler.abort(request)
@@ -241,7 +241,7 @@ class Driver:
             self._finish(request)
 
     def _route(self, request: int, row: int) -> None:
-        sequence = self._scheduler.sequence(request)
+        sequence = self._scheduler.view(request)
         if request not in self.live:  # queued by a call that was interrupted before start()
             return self._scheduler.abort(request)
         if not sequence.awaits_route:
@@ -250,12 +250,13 @@ class Driver:
         if sequence.closing:  # an audit has read the last step and accepted it
             return self._scheduler.route(request, LARGE)
         read = row >= 0 and live.policy.reader == ROLES[SMALL]
-        boundary = live.boundary(sequence, self._lanes[SMALL].signals(row) if read else None)
+        signals = self._lanes[SMALL].signals(row) if read else None
+        boundary = live.boundary(self._scheduler, sequence, signals)
         try:
             decision, unread = live.decide(
                 boundary, lambda: self._flops(sequence, boundary.position)
             )
-            if self._scheduler.sequence(request).awaits_route:  # the policy may have aborted it
+            if sequence.awaits_route:  # the policy may have aborted it
                 model = ROLES.index(decision.model)
                 if live.retokenizer and model == LARGE:
                     shadow = live.retokenizer.open_shadow(request)
@@ -269,7 +270,7 @@ class Driver:
             raise
         return None
 
-    def _flops(self, sequence: _core.Sequence, position: int) -> int:
+    def _flops(self, sequence: _core.SequenceView, position: int) -> int:
         """FLOPs of a request so far, plus those of the large model's catch-up to ``position``."""
         live = self.live[sequence.id]
         usage, (first, missing) = live.usage(sequence), live.lag(sequence, position)

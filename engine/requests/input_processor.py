@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from engine import _core
+from engine._core import LARGE
 from engine.config import ROLES
 from engine.errors import QueueFullError, SteerError
 from engine.params import THINK_END, SamplingParams
@@ -199,7 +200,7 @@ class InputProcessor:
                 think_closed=bool(marker) and closes_thinking(ids, marker, self._tokenizer),
                 max_think_tokens=params.max_think_tokens,
                 max_repeats=params.max_repeats,
-                ask_at_end=policy.reads and policy.reader == ROLES[1],
+                ask_at_end=policy.reads and policy.reader == ROLES[LARGE],
                 relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
                 samples=params.n,

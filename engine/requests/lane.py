@@ -148,11 +148,12 @@ class Lane:
         """
         if draw.audit is None or not scores:
             return
+        sequence = self._scheduler.view(request)
+        draw.audit.follow(sequence)
         for position, logprob in scores:
             draw.audit.add(position, logprob)
-        sequence = self._scheduler.sequence(request)
-        draw.audit.compare(sequence)
-        cut = draw.audit.doubted(sequence, draw.drawn.small)
+        draw.audit.compare(self._scheduler, sequence)
+        cut = draw.audit.doubted(self._scheduler, sequence, draw.steps, draw.drawn.small)
         if cut is not None:
             self._scheduler.truncate(request, cut)
             return

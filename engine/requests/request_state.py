@@ -11,10 +11,13 @@ from engine.accounting.ledger import Usage
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.execution.logprobs import DrawLog
+from engine.execution.token_history import TokenHistory
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Completion, Step
 from engine.requests.audit_log import FORESEEN, AuditLog
+from engine.requests.decision_log import DecisionLog
 from engine.requests.retokenize import Retokenizer
+from engine.requests.step_log import StepLog
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
 from engine.routing.policies import Always
@@ -31,7 +34,7 @@ class RequestState:
     """What the engine keeps of a request beside the core's sequence.
 
     retokenizer: set if the models have different tokens.
-    decisions: boundaries and their decisions, by position.
+    decisions, steps, history: its decisions, steps and tokens, followed as they come.
     signals: of the small model's tokens, by position.
     drawn: the last draw of each position, if log-probabilities are kept.
     window, audit: of the policy; the audit may also be the parameters'. None: no audit.
@@ -46,7 +49,9 @@ class RequestState:
     stop_ids: tuple[int, ...] = ()
     sample: int = 0
     retokenizer: Retokenizer | None = None
-    decisions: dict[int, tuple[Boundary, Decision]] = field(default_factory=dict)
+    decisions: DecisionLog = field(default_factory=DecisionLog)
+    steps: StepLog = field(default_factory=StepLog)
+    history: TokenHistory = field(default_factory=TokenHistory)
     signals: dict[int, Signals] = field(default_factory=dict)
     _rest: tuple[Boundary, Decision] | None = None
     drawn: DrawLog = field(default_factory=DrawLog)
@@ -77,39 +82,40 @@ class RequestState:
         prompt, stop_ids = len(self.retokenizer.prompt), self.retokenizer.stop_ids
         return RequestState(params, self.seed, Always("large"), prompt, stop_ids)
 
-    def lag(self, sequence: _core.Sequence, position: int) -> tuple[int, int]:
+    def lag(self, sequence: _core.SequenceView, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it still lacks before ``position``."""
         if self.retokenizer:
             return self.retokenizer.lag(sequence.id, position)
         return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
 
-    def boundary(self, sequence: _core.Sequence, read: Signals | None) -> Boundary:
-        """The boundary at which ``sequence`` waits; ``read``: the signals of its first token."""
-        trial = sequence.trial_from >= 0
-        position = sequence.trial_from if trial else sequence.length
-        steps = [step for step in sequence.steps if step[0] < position]
-        ends = [start for start, _ in steps[1:]] + [position] * bool(steps)
-        lengths = [end - start for (start, _), end in zip(steps, ends, strict=True)]
+    def boundary(
+        self, core: _core.Scheduler, sequence: _core.SequenceView, read: Signals | None
+    ) -> Boundary:
+        """The boundary at which ``sequence`` waits; ``read``: the signals of its first token.
+
+        The work does not grow with the number of steps before it.
+        """
+        self.steps.follow(core, sequence)
+        trial, length = sequence.trial_from >= 0, sequence.length
+        position = sequence.trial_from if trial else length
+        step = self.steps.before(position)
+        previous = self.steps.models[step - 1] if step else None
         if self.window.kind != "boundary":
-            first = position if trial else steps[-1][0] if steps else position
-            wanted = range(first, sequence.length)
-            tokens = [self.signals[i] for i in wanted if i in self.signals]
-            judged = trial or bool(steps and steps[-1][1] == _SMALL)
-            read = self.window.summary(tokens) if judged else None
+            first = position if trial or not step else self.steps.starts[step - 1]
+            tokens = [self.signals[i] for i in range(first, length) if i in self.signals]
+            read = self.window.summary(tokens) if trial or previous == _SMALL else None
         return Boundary(
             request=sequence.id,
-            step=len(steps),
+            step=step,
             position=position,
             prompt_tokens=sequence.prompt_length,
-            previous=ROLES[steps[-1][1]] if steps else None,
+            previous=None if previous is None else ROLES[previous],
             catch_up=self.lag(sequence, position)[1],
             signals=read,
-            tried=sequence.length - position,
-            large_tokens=sum(
-                n for (_, model), n in zip(steps, lengths, strict=True) if model == _LARGE
-            ),
+            tried=length - position,
+            large_tokens=self.steps.large_tokens(step, position),
             thinking=sequence.thinking,
-            risk=1 - math.prod(1 - d.risk for p, (_, d) in self.decisions.items() if p < position),
+            risk=self.decisions.risk(position),
         )
 
     def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
@@ -123,8 +129,7 @@ class RequestState:
             ends with the thinking part or at a rolled back step, and budgets and text that cannot
             cross may overrule it at each step.
         """
-        for position in [p for p in self.decisions if p >= boundary.position]:
-            del self.decisions[position]
+        self.decisions.cut(boundary.position)
         decision = self._redo(boundary) or self._standing(boundary)
         decision = decision or self.policy.decide(boundary)
         if not isinstance(decision, Decision) or decision.model not in ROLES:
@@ -134,7 +139,7 @@ class RequestState:
         if decision.rest:
             self._rest = self._rest or (boundary, decision)
         decision = self._crossing(self._budget.cap(decision, boundary, flops), boundary)
-        self.decisions[boundary.position] = (boundary, decision)
+        self.decisions.add(boundary, decision)
         audited = self.audit is not None and self.audit.rule.rolls_back
         asked_again = boundary.thinking or not self._budget.unlimited or audited or self.retokenizer
         return replace(decision, rest=decision.rest and not asked_again), decision.rest
@@ -199,7 +204,7 @@ class RequestState:
             error=_FAILED if reason == "error" else None,
         )
 
-    def usage(self, sequence: _core.Sequence) -> Usage:
+    def usage(self, sequence: _core.Sequence | _core.SequenceView) -> Usage:
         """The request's counts so far, its shadow's included."""
         own = replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
         return own + self.retokenizer.usage(sequence.id) if self.retokenizer else own
@@ -218,9 +223,8 @@ class RequestState:
 
     def _step(self, index: int, position: int, ids: list[int], model: str, text: str) -> Step:
         # After a decision for the rest, or on a whole answer, later steps follow that decision.
-        decided = max((p for p in self.decisions if p <= position), default=None)
-        boundary, decision = (None, None) if decided is None else self.decisions[decided]
-        here = decided == position
+        boundary, decision = self.decisions.of(position) or (None, None)
+        here = boundary is not None and boundary.position == position
         return Step(
             index=index,
             position=position,

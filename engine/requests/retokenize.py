@@ -96,9 +96,9 @@ class Retokenizer:
         self._closed = ""  # why the large model cannot write any more; empty: it can
         self._usage = Usage()  # of crossings, and of the shadow once it has ended
 
-    def _shadow(self, request: int) -> _core.Sequence | None:
+    def _shadow(self, request: int) -> _core.SequenceView | None:
         shadow = self._scheduler.shadow_of(request)
-        return None if shadow is None else self._scheduler.sequence(shadow)
+        return None if shadow is None else self._scheduler.view(shadow)
 
     def lag(self, request: int, position: int) -> tuple[int, int]:
         """Tokens that the large model has read, and those it must still read before ``position``.
@@ -119,7 +119,8 @@ class Retokenizer:
         """Why the text up to ``position`` cannot cross; None if :meth:`cross` may be called."""
         if self._closed:
             return self._closed
-        tokens = self._scheduler.sequence(request).tokens[self._crossed : position]
+        waiting = position - self._crossed
+        tokens = self._scheduler.tokens_since(request, self._crossed, waiting)
         ids = self._large.write(self._small.bytes_of(tokens.tolist()))
         if ids is None:
             return "the large model's tokens cannot write this text"
@@ -151,7 +152,8 @@ class Retokenizer:
         """Take over a step, or the end of the text, from the shadow."""
         shadow = self._shadow(request)
         assert shadow is not None
-        step, end = shadow.tokens[shadow.steps[-1][0] :].tolist(), shadow.finish
+        step = self._scheduler.tokens_since(shadow.id, shadow.step_start).tolist()
+        end = shadow.finish
         # The small model has its own id for the end of a text; the core finds stop strings again.
         ended = (
             end == Finish.stop
@@ -167,7 +169,7 @@ class Retokenizer:
             ids, stop = [], None
             end = Finish.none if end in (Finish.stop, Finish.repetition) else end
         self._count(SMALL, len(ids))
-        self._crossed = self._scheduler.sequence(request).length + len(ids)
+        self._crossed = self._scheduler.view(request).length + len(ids)
         self._scheduler.cross_back(request, ids if stop is None else [*ids, stop], end)
 
     def close(self, request: int) -> None:

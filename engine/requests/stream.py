@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine import _core
+from engine._core import SMALL
 from engine.config import ROLES
 from engine.request import Completion
 from engine.requests.driver import Driver
@@ -47,7 +48,7 @@ def stream_events(
                     driver.advance()
                 completion = driver.finished.pop(request, None)
                 live = request in driver.live
-                events = [*text.grow(scheduler.sequence(request))] if live else []
+                events = [*text.grow(scheduler, request)] if live else []
             yield from events
         yield from text.finish(completion)
     finally:
@@ -60,27 +61,26 @@ class StreamedText:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._position = -1
+        self._position = 0  # what lies before it has been sent
         self._steps = 0
-        self._model = ROLES[0]
+        self._model = ROLES[SMALL]
         self._sent = 0  # characters
 
-    def grow(self, sequence: _core.Sequence) -> Iterator[StreamEvent]:
-        """Events for the text that settled since the last call."""
-        tokens = sequence.tokens
-        position = max(self._position, sequence.prompt_length)
-        starts = sequence.steps
-        while position < sequence.settled:
-            if self._steps < len(starts) and starts[self._steps][0] == position:
-                self._model = ROLES[starts[self._steps][1]]
+    def grow(self, scheduler: _core.Scheduler, request: int) -> Iterator[StreamEvent]:
+        """Events for the text of a sequence that settled since the last call."""
+        news = scheduler.news(request, self._position)
+        position, tokens = news.start, news.tokens.tolist()
+        for start, model in [*news.steps, (news.settled, None)]:
+            if start > position:
+                piece = tokens[position - news.start : start - news.start]
+                text = self._decoder.decode(self._tokenizer.bytes_of(piece))
+                yield from self._text(text)
+            position = start
+            if model is not None:
+                self._model = ROLES[model]
                 self._steps += 1
                 yield StreamEvent("step", model=self._model)
-            later = [start for start, _ in starts[self._steps :]]
-            end = min([*later[:1], sequence.settled])
-            piece = self._tokenizer.bytes_of(tokens[position:end].tolist())
-            yield from self._text(self._decoder.decode(piece))
-            position = end
-        self._position = position
+        self._position = news.settled
 
     def _text(self, text: str) -> Iterator[StreamEvent]:
         if text:

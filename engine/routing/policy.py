@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from engine._core import SMALL
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import Audit
@@ -87,7 +88,10 @@ class Policy(Protocol):
 
 
 class PolicyBase(ABC):
-    """A policy that has all attributes: those that a subclass does not give are as here."""
+    """A policy that has all attributes: those that a subclass does not give are as here.
+
+    The fields of a dataclass that replace one of them need a default.
+    """
 
     @property
     @abstractmethod
@@ -107,7 +111,7 @@ class PolicyBase(ABC):
     @property
     def reader(self) -> str:
         """The role of the model that reads, if one does."""
-        return ROLES[0]
+        return ROLES[SMALL]
 
     @property
     def audit(self) -> Audit | None:
@@ -184,7 +188,7 @@ class SignalPolicy(PolicyBase):
             return self.judge(boundary, boundary.signals)
         if self.window.reads:
             raise SteerError("this policy needs signals, but the boundary was not read")
-        return Decision(ROLES[0], "no step of the small model to judge yet")
+        return Decision(ROLES[SMALL], "no step of the small model to judge yet")
 
     @abstractmethod
     def judge(self, boundary: Boundary, signals: Signals) -> Decision:

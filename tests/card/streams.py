@@ -194,6 +194,7 @@ class Card:
 
     waits: why the host has waited for a stream or a card, each time.
     events: how often it has waited for an event.
+    uploads: copies from the host to a card.
     pinned: host memory that copies need not wait for, by address; none is given out twice.
     worked: how much was put on streams that a program made, as an engine's lanes do, by card.
     """
@@ -203,7 +204,7 @@ class Card:
         self.defaults: list[Stream] = []
         self.recording: Graph | None = None
         self.waits: list[str] = []
-        self.events = 0
+        self.events = self.uploads = 0
         self.pinned: dict[int, Tensor] = {}
         self.worked: Counter[torch.device] = Counter()
         self.current: Stream
@@ -216,7 +217,8 @@ class Card:
         self.waits.clear()
         self.pinned.clear()
         self.worked.clear()
-        self.events, self.recording, self._idle = 0, None, True
+        self.events = self.uploads = 0
+        self.recording, self._idle = None, True
         self._chance, self._eagerness = random.Random(seed), eagerness
         self.defaults = [Stream(index) for index in range(cards)]
         if cards:

@@ -263,6 +263,7 @@ def _move(into: Tensor, source: Tensor, blocks: bool) -> Tensor:
             a.copy_(b)
         return into
     stream = CARD.stream(source.device if here else into.device)
+    CARD.uploads += there and not here
     if here and there:
         assert into.device == source.device, "copies between cards are not simulated"
     elif there and not (direct and _is_pinned(source)):

@@ -17,7 +17,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from engine._core import Plan, Scheduler
+from engine._core import LANE_POLICIES, Plan, Scheduler
 
 from .kinds import FINISHED, LARGE, NOBODY, RUNNING, SMALL, WHOLE
 
@@ -25,7 +25,6 @@ WAITS = 2  # rounds until memory in flight can be had
 WORST = (27146, 19051, 15949, 21109, 26714, 20332, 34693, 26531)  # of 36,000 seeds
 SEEDS = (*range(int(os.environ.get("STEER_PROGRESS_SEEDS", "120"))), *WORST)
 FIGHTS = ["out of phase", "in phase", "from the writer", "at random"]
-POLICIES = ["latency", "weighted", "throughput", "auto"]
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ class Run:
 
 
 @pytest.mark.parametrize("flying", ["one by one", "overlapped", "ahead"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", LANE_POLICIES)
 def test_everybody_finishes_in_time(policy: str, flying: str) -> None:
     """Prints how close the worst came to the bound: for one turn of the first of the order, for
     its whole time as the first, and for everything before the end of a request."""

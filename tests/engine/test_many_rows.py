@@ -11,9 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import EngineConfig, SamplingParams
+from engine.config import ROWS_AT_ONCE
 from engine.config.named_models import NAMED_MODELS
 from engine.device.memory_budget import workspace_bytes
-from engine.execution.sampler import ROWS_AT_ONCE, History, SampledRows, Sampler
+from engine.execution.sampled_rows import History, SampledRows
+from engine.execution.sampler import Sampler
 from kernels import ops
 
 VOCABULARY = 38
@@ -42,7 +44,8 @@ def rows_of(count):
         if params[i].looks_back
     }
     contexts = np.full(count, 12, np.int32)
-    return SampledRows(np.arange(count), contexts, np.zeros(count, np.int32), draws, histories)
+    rows = SampledRows(np.arange(count), contexts, np.zeros(count, np.int32), draws)
+    return rows, histories
 
 
 class RowsTaken(TorchDispatchMode):
@@ -68,16 +71,15 @@ def test_a_few_at_a_time_are_all_at_once(count):
     backend, taken, found = ops.CpuBackend(), [], []
     confidence = backend.confidence(logits, VOCABULARY)
     for limit in ({}, {"rows_at_once": 10**6}):
-        rows, sampler = rows_of(count), Sampler(0, VOCABULARY, lambda _: None, backend, **limit)
-        with RowsTaken() as penalised:
-            chosen = sampler.choose(logits, confidence, rows, last)
-        with RowsTaken() as asked:
-            scores = sampler.logprobs(logits, chosen, rows)
+        sampler = Sampler(0, VOCABULARY, backend, **limit)
+        draws = sampler.prepared(*rows_of(count))
+        columns = {name: torch.from_numpy(column) for name, column in draws.columns.items()}
+        with RowsTaken() as rows:
+            chosen, scores = sampler.choose(logits, confidence, draws, columns, last)
         found.append((chosen, *scores))
-        taken.append((penalised.most, asked.most))
+        taken.append(rows.most)
     all_at_once = -(-3 * count // 4)  # three in four settings have penalties, or ask
-    assert max(taken[1]) == all_at_once
-    assert taken[0] == tuple(min(rows, ROWS_AT_ONCE) for rows in taken[1])
+    assert taken == [min(all_at_once, ROWS_AT_ONCE), all_at_once]
     for pieces, whole in zip(*found, strict=True):
         torch.testing.assert_close(pieces, whole, rtol=0, atol=0, equal_nan=True)
 

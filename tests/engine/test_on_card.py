@@ -162,6 +162,41 @@ def test_plain_pytorch_draws_the_same_tokens(kit, prompts, delimiters):
     assert found[0] == found[1]
 
 
+DRAWS = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01}
+COPIES = {  # parameters, and copies to the card that a tick makes
+    "greedy": ({}, 1),
+    "drawn": (DRAWS, 1),
+    "log-probabilities": ({**DRAWS, "logprobs": 3}, 1),
+    "audited": ({**DRAWS, "audit": "score"}, 1),
+    "penalised": ({**DRAWS, "repetition_penalty": 1.3, "logprobs": 1}, 2),
+    "biased": ({"logit_bias": {3: 1.5}}, 2),
+    "early": ({"min_tokens": 12, "stop_token_ids": (4,)}, 2),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain PyTorch"])
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_tick_makes_one_copy_to_the_card(kit, kind, fused, prompts, delimiters):
+    """And one more if it changes logits; how many rows it has does not matter."""
+    asked, copies = COPIES[kind]
+    with simulated_card(2) as card, references():
+        engine = build(kit, True, delimiters, fused_sampling=fused, plan_ahead="both")
+        policy, counted = Call(lambda b: schedule(b.position)), []
+        for number, prompt in enumerate(prompts(5, seed=6, longest=20)):
+            engine.submit(prompt, SamplingParams(max_tokens=12, seed=number, **asked), policy)
+        while engine.scheduler.running + engine.scheduler.waiting:
+            before = card.uploads, sum(engine.scheduler.counters()["ticks"])
+            engine.step()
+            after = card.uploads, sum(engine.scheduler.counters()["ticks"])
+            counted.append((after[0] - before[0], after[1] - before[1]))
+    uploads, ticks = map(sum, zip(*counted, strict=True))
+    assert ticks > 12
+    if copies == 1:
+        assert all(made == planned for made, planned in counted)
+    else:  # a tick without sampled rows changes none
+        assert ticks + 12 < uploads <= copies * ticks
+
+
 @pytest.mark.parametrize("message", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory"])
 def test_a_recording_that_breaks_off_costs_its_graph_only(
     kit, message, prompts, delimiters, monkeypatch

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine import Engine, SamplingParams, SteerError
+from engine import Engine, SamplingParams, SteerError, _core
 from engine.config import TINY
-from engine.execution.sampler import History, SampledRows, Sampler
+from engine.execution.sampled_rows import History, SampledRows
+from engine.execution.sampler import Sampler
 from engine.execution.scoring import scored_rows
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always, Call
@@ -151,7 +152,7 @@ def test_other_rows_keep_every_bit():
         for i, p in enumerate((*params, GREEDY))
     ]
     backend, moved = ops.CpuBackend(), 0
-    sampler = Sampler(0, VOCABULARY, lambda _: None, backend)
+    sampler = Sampler(0, VOCABULARY, backend)
     for seed in range(40):
         draw = torch.Generator().manual_seed(seed)
         logits = torch.randn(5, VOCABULARY + 10, generator=draw) * 2.0 ** (seed % 7)
@@ -162,12 +163,15 @@ def test_other_rows_keep_every_bit():
         before, last = logits.clone(), torch.zeros(5, dtype=torch.int32)
         history = {2: History(np.int32([3, 4]), best[2].int().numpy(), unread=False)}
         ids, contexts = np.arange(5), np.full(5, 3, np.int32)
-        rows = SampledRows(ids, contexts, np.zeros(5, np.int32), specs, history)
-        chosen = sampler.choose(logits, backend.confidence(logits, VOCABULARY), rows, last)
+        rows = SampledRows(ids, contexts, np.zeros(5, np.int32), specs)
+        draws = sampler.prepared(rows, history)
+        columns = {name: torch.from_numpy(column) for name, column in draws.columns.items()}
+        confidence = backend.confidence(logits, VOCABULARY)
+        chosen, scores = sampler.choose(logits, confidence, draws, columns, last)
         expected = best[:, 0].tolist()
         moved += int(chosen[2]) != expected[2]
         assert chosen.tolist()[:2] + chosen.tolist()[3:] == expected[:2] + expected[3:]
-        found = sampler.drawn(chosen.tolist(), sampler.logprobs(logits, chosen, rows), rows)
+        found = sampler.drawn(chosen.tolist(), scores, rows)
         exact = logits[3, :VOCABULARY].double().log_softmax(-1)[expected[3]]
         assert found[3].logprobs.logprob == float(exact) and torch.equal(logits, before)
     assert moved > 20
@@ -183,27 +187,28 @@ def test_plain_rows_cost_nothing(engine, prompts, monkeypatch):
         engine.generate(["abc"], replace(plain, presence_penalty=0.1), "small")
 
 
-def test_histories_are_read_for_penalties_only(engine, prompts):
+def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
     """A bias needs none; nor does what an audit would score, where there is none."""
     scheduler, requests, asked = engine.scheduler, {}, []
+    copy = _core.Scheduler.tokens_since
 
-    def tokens_of(request):
+    def tokens_since(core, request, *where):
         asked.append(request)
-        return scheduler.sequence(request).tokens
+        return copy(core, request, *where)
 
+    monkeypatch.setattr(_core.Scheduler, "tokens_since", tokens_since)
     for prompt, params in zip(
         prompts(3, seed=9), (GREEDY, replace(GREEDY, logit_bias=BIAS), LOUD), strict=True
     ):
         request = scheduler.add(prompt, max_tokens=40)
         requests[request] = RequestState(params, 0, Always("large"), len(prompt))
-    for _, request, _ in scheduler.take_events():
-        scheduler.route(request, 1)
+    for event in scheduler.take_events():
+        scheduler.route(event.sequence, 1)
     assert scheduler.plan(1) == 3
-    plan = scheduler.buffers(1)
-    rows = Sampler(1, VOCABULARY, tokens_of, ops.CpuBackend()).rows(plan, np.arange(3), requests)
-    assert scored_rows(plan, requests, tokens_of) is None
-    penalised = max(requests)
-    assert asked == [penalised] == [plan.ids[row] for row in rows.histories]
+    plan, sampler = scheduler.buffers(1), Sampler(1, VOCABULARY, ops.CpuBackend())
+    assert sampler.prepare(plan, np.arange(3), requests, scheduler).edits is not None
+    assert scored_rows(plan, requests, scheduler) is None
+    assert asked == [max(requests)]
 
 
 @pytest.mark.parametrize("setting", ["repetition", "all"])

@@ -1,0 +1,95 @@
+"""The sampled rows of a tick, and how their requests sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.execution.token_history import TokenHistory
+from engine.params import SamplingParams
+
+Int32 = npt.NDArray[np.int32]
+
+
+class SamplingSpec(Protocol):
+    """How a request samples, and the keys of its random draws.
+
+    sample: number of the answer among those to the same prompt, from 0.
+    asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
+    history: its tokens, followed for penalties.
+    audited: whether the large model scores the small model's steps.
+    """
+
+    params: SamplingParams
+    seed: int
+    prompt_tokens: int
+    stop_ids: tuple[int, ...]
+    sample: int
+    asks: int | None
+    history: TokenHistory
+
+    @property
+    def audited(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class History:
+    """A row's tokens, for penalties.
+
+    unread: its last token is missing, because it is not on the host yet.
+    """
+
+    prompt: Int32
+    generated: Int32
+    unread: bool
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """The sampled rows of a plan, in the order of their logits; copies of the plan's numbers.
+
+    ids: int64 [rows], ids of their sequences.
+    contexts: int32 [rows], tokens that a row has seen: the position of the token that it draws.
+    attempts: int32 [rows], truncations of the sequence so far; they key its draws.
+    draws: how each row samples.
+    """
+
+    ids: npt.NDArray[np.int64]
+    contexts: Int32
+    attempts: Int32
+    draws: list[SamplingSpec]
+
+    @cached_property
+    def asked(self) -> dict[int, int]:
+        """By row: how many likely tokens' log-probabilities it needs, if any."""
+        counts = ((i, draw.asks) for i, draw in enumerate(self.draws))
+        return {i: count for i, count in counts if count is not None}
+
+    @cached_property
+    def edited(self) -> list[int]:
+        """Rows with penalties or biases."""
+        return [i for i, draw in enumerate(self.draws) if draw.params.edits_logits]
+
+    @cached_property
+    def early(self) -> list[int]:
+        """Rows whose text must not end yet (``min_tokens``)."""
+        return [
+            i
+            for i, (draw, context) in enumerate(zip(self.draws, self.contexts, strict=True))
+            if draw.params.min_tokens and context - draw.prompt_tokens < draw.params.min_tokens
+        ]
+
+    @cached_property
+    def likeliest(self) -> bool:
+        """Whether each row takes the likeliest token of unchanged logits."""
+        greedy = all(draw.params.temperature == 0 for draw in self.draws)
+        return greedy and not self.edited and not self.early
+
+    @property
+    def plain(self) -> bool:
+        """Whether no row needs more than that: no log-probabilities either."""
+        return self.likeliest and not self.asked
