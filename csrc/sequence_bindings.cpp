@@ -62,7 +62,7 @@ void bind_facts(py::class_<T>& bound) {
   fact("in_flight", &Sequence::in_flight);
   fact("ahead",
        [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; });
-  fact("draft", [](const Sequence& s) { return s.round.draft; });
+  fact("draft", &Sequence::draft);
   fact("drafting", [](const Sequence& s) { return s.round.open; });
   fact("speculation", [](const Sequence& s) { return speculation_dict(s.usage.speculation); });
   fact("active", &Sequence::active);

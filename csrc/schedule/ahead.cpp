@@ -34,8 +34,7 @@ bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
   if (lane == kLarge && (sequence.speculates() || sequence.round.wanted > 0)) return false;
   if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.known()) return true;
   if (drafts) {
-    const auto guessed = static_cast<std::int32_t>(sequence.round.draft.size()) + 1;
-    return request.ahead && guessed < sequence.round.wanted;
+    return request.ahead && sequence.guesses() + 1 < sequence.round.wanted;
   }
   return request.ahead && sequence.generated() + 1 < request.max_tokens &&
          !sequence.must_stop_thinking(1);

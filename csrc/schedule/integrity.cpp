@@ -42,9 +42,9 @@ void check_counts(const Sequence& s) {
 
 void check_round(const Sequence& s) {
   const Round& round = s.round;
-  const auto guesses = static_cast<std::int32_t>(round.draft.size());
-  expect(guesses <= round.wanted && round.wanted <= s.request.draft_tokens, s,
-         "more guesses than wanted");
+  expect(static_cast<std::int32_t>(s.draft.size()) <= round.wanted &&
+             round.wanted <= s.request.draft_tokens,
+         s, "more guesses than wanted");
   if (round.wanted == 0) return expect(!round.open, s, "guesses for nothing");
   expect(s.speculates() || !round.open, s, "guesses that were given up");
   expect(s.phase == Phase::running && s.active == kLarge && !s.awaits_route && !s.reading &&

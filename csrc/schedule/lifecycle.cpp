@@ -136,7 +136,7 @@ void Scheduler::end(Sequence& sequence, Finish reason) {
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
-  sequence.round = sequence.round.next();
+  sequence.drop_round();
   speculating_ -= sequence.request.draft_tokens > 0;
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);

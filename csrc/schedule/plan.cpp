@@ -30,11 +30,13 @@ void Plan::clear(Tick next) {
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
-  const std::int32_t last = first + span, known = sequence.known();
+  const std::int32_t last = first + span, length = sequence.length(), known = sequence.known();
   const Token unknown = -1 - sequence.row[lane];
   const auto& table = sequence.blocks[lane];
   for (std::int32_t position = first; position < last; ++position, ++rows) {
-    tokens[rows] = position < known ? sequence.known_token(position) : unknown;
+    tokens[rows] = position < length  ? sequence.tokens[position]
+                   : position < known ? sequence.draft[position - length]
+                                      : unknown;
     positions[rows] = position;
     slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
   }
@@ -44,10 +46,10 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   contexts[sequences] = last;
   // The large model draws after each guess; one that guesses, only after the last token.
   const bool drafts = sequence.drafts(lane);
-  const std::int32_t drawn_from = drafts ? known - 1 : sequence.length() - 1;
-  samples[sequences] = std::max(0, last - std::max(first, drawn_from));
-  guesses[sequences] = drafts && samples[sequences] > 0;
-  draws += std::max(1, samples[sequences]);
+  const std::int32_t drawn = last - std::max(first, (drafts ? known : length) - 1);
+  samples[sequences] = std::max(0, drawn);
+  guesses[sequences] = drafts && drawn > 0;
+  draws += std::max(1, drawn);
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);
   if (sequence.in_flight[lane] == 0) {

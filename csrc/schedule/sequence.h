@@ -33,17 +33,9 @@ static_assert(names_all(kPhaseNames, Phase::finished));
 
 // Guesses of the small model at what the large one is about to write, see speculation.cpp.
 struct Round {
-  std::vector<Token> draft;  // follows the text, and is never part of it
-  std::int32_t wanted = 0;   // most guesses of this round; 0: there is no round
-  bool open = false;         // the small model guesses on; the large one does not draw
-  bool off = false;          // for good: the small model's logits were unusable
-
-  // No round, and no guess.
-  Round next() const {
-    Round round;
-    round.off = off;
-    return round;
-  }
+  std::int32_t wanted = 0;  // most guesses of this round; 0: there is no round, and no guess
+  bool open = false;        // the small model guesses on; the large one does not draw
+  bool off = false;         // for good: the small model's logits were unusable
 };
 
 // The small model guesses no token if it lacks more rows than this; it reads along first.
@@ -52,13 +44,14 @@ inline constexpr std::int32_t kMostBehind = 64;
 // What it does and waits for: the fields that every plan reads stand together, with its KV.
 struct LaneState {
   Phase phase = Phase::waiting;
-  int active = kSmall;                 // the model that samples the next token
-  bool awaits_route = true;            // at a boundary: the caller decides which model goes on
-  bool reading = false;                // the reader computes it before the decision
-  bool away = false;                   // its shadow writes the open step
-  bool suspended = false;              // stopped because others needed its KV, until it fits
-  Finish end_pending = Finish::none;   // these three take effect when the
-  std::int32_t truncate_pending = -1;  // batch in flight retires
+  int active = kSmall;       // the model that samples the next token
+  bool awaits_route = true;  // at a boundary: the caller decides which model goes on
+  bool reading = false;      // the reader computes it before the decision
+  bool away = false;         // its shadow writes the open step
+  bool suspended = false;    // stopped because others needed its KV, until it fits
+  Round round;
+  Finish end_pending = Finish::none;                       // these three take effect when the
+  std::int32_t truncate_pending = -1;                      // batch in flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
   std::array<std::int32_t, kModels> in_flight{};           // rows of the planned, unretired tick
   std::array<std::int32_t, kModels> row{};                 // of the sequence in that plan
@@ -72,7 +65,6 @@ struct LaneState {
   SequenceId partner = 0;  // of a relayed sequence its shadow, of a shadow its sequence; 0: none
   bool shadow = false;     // the large model's copy of a relayed sequence
   std::array<Ahead, kModels> ahead{};  // only a bet: nothing waits for it
-  Round round;
 
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // A change to the sequence waits for the batch in flight to retire.
@@ -92,6 +84,7 @@ struct Sequence : LaneState, KvState, TextState {
   Finish closing = Finish::none;   // the end that a decide event asks about
   Outcome trial;                   // how the trial ended, while the decision is out
   std::vector<std::int32_t> cuts;  // to which length each truncation went, oldest first
+  std::vector<Token> draft;        // guesses that follow the text; never part of it
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
@@ -102,9 +95,9 @@ struct Sequence : LaneState, KvState, TextState {
     return kept;
   }
   // Tokens of the text and of the draft after it.
-  std::int32_t known() const { return length() + static_cast<std::int32_t>(round.draft.size()); }
-  Token known_token(std::int32_t position) const {
-    return position < length() ? tokens[position] : round.draft[position - length()];
+  std::int32_t known() const { return length() + guesses(); }
+  std::int32_t guesses() const {
+    return round.wanted == 0 ? 0 : static_cast<std::int32_t>(draft.size());
   }
   // May its large steps be drafted?
   bool speculates() const { return request.draft_tokens > 0 && !round.off; }
@@ -120,24 +113,30 @@ struct Sequence : LaneState, KvState, TextState {
            computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt()) &&
            length() - computed[kSmall] <= kMostBehind;
   }
+  // There is no round, and no guess.
+  void drop_round() {
+    round.wanted = 0;
+    round.open = false;
+    draft.clear();
+  }
   // Does the lane write guesses?
   bool drafts(int lane) const {
     return round.open && lane == kSmall && phase == Phase::running && !suspended && !pending();
   }
-  // Rows that lane `model` would have to compute now. While guesses are being written the text's
-  // last row is left for the pass that verifies them.
-  std::int32_t span(int model) const {
-    return (round.open && model == active ? length() - 1 : known()) - computed[model];
-  }
-  // Of these rows those of the text; after them come guesses.
+  // Rows of the text that lane `model` would have to compute now. While guesses are being written
+  // its last row is left for the pass that verifies them.
   std::int32_t text_span(int model) const {
-    return std::min(span(model), length() - computed[model]);
+    return length() - (round.open && model == active) - computed[model];
+  }
+  // The same with the guesses that come after them.
+  std::int32_t span(int model) const {
+    return round.open && model == active ? text_span(model) : known() - computed[model];
   }
   bool runnable(int lane) const {
     if (phase != Phase::running || awaits_route || away || suspended || in_flight[lane] > 0 ||
         pending())
       return false;
-    return active == lane ? span(lane) > 0 : drafts(lane);
+    return active == lane ? !round.open || span(lane) > 0 : drafts(lane);
   }
   // Rows after those in flight: the known rest of the text, else the token in flight.
   std::int32_t span_ahead(int model) const {

@@ -77,10 +77,10 @@ std::int32_t Scheduler::take_draft_blocks(Sequence& sequence, int lane, std::int
 // Blocks for at most `rows` guesses after the last token of the text, which is in this plan; the
 // draft is cut to those. Returns their number.
 std::int32_t Scheduler::reserve_draft(Sequence& sequence, std::int32_t rows) {
-  const auto guesses = static_cast<std::int32_t>(sequence.round.draft.size());
+  const std::int32_t guesses = sequence.guesses();
   rows = take_draft_blocks(sequence, kLarge, sequence.length(), std::min(rows, guesses));
   if (rows == guesses) return rows;
-  sequence.round.draft.resize(rows);
+  sequence.draft.resize(rows);
   for (int model = 0; model < kModels; ++model) cut_rows(sequence, model, sequence.known());
   return rows;
 }
@@ -108,10 +108,9 @@ void Scheduler::guess(Sequence& sequence, std::int64_t keys, Token token) {
   }
   if (sequence.pending()) return;
   ++sequence.usage.speculation.drafted;
-  round.draft.push_back(token);
+  sequence.draft.push_back(token);
   const bool asked = sequence.rest_from < 0;
-  if (static_cast<std::int32_t>(round.draft.size()) >= round.wanted ||
-      text_.pauses_after(sequence, round.draft, asked))
+  if (sequence.guesses() >= round.wanted || text_.pauses_after(sequence, sequence.draft, asked))
     close_round(sequence);
 }
 
@@ -121,7 +120,8 @@ void Scheduler::count_guess(Sequence& sequence, RowKind kind, std::int64_t keys)
 
 // The large model has drawn after the text's last token and after each guess.
 void Scheduler::verify(Sequence& sequence, std::span<const Token> draws) {
-  const std::vector<Token> draft = std::exchange(sequence.round, sequence.round.next()).draft;
+  const std::vector<Token> draft = std::exchange(sequence.draft, {});
+  sequence.drop_round();
   const std::int32_t length = sequence.length(), drawn = static_cast<std::int32_t>(draws.size());
   const auto had = sequence.computed;
   ++sequence.usage.speculation.passes;

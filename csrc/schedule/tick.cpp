@@ -41,8 +41,9 @@ void Scheduler::add_spans(int lane, bool ahead) {
   Plan& plan = filling(lane);
   std::int32_t prefill = config_.max_tick_tokens;
   std::int32_t kept = 0;  // of these, not for guesses: a prefill goes on, whatever else does
+  const bool drafts = speculating_ > 0;
   for (Sequence* sequence : running_) {
-    if (sequence->drafts(lane)) continue;  // see add_drafts()
+    if (drafts && sequence->drafts(lane)) continue;  // see add_drafts()
     if (sequence->runnable(lane)) {
       reuse_prefix(*sequence, lane, sequence->findable(lane));
       if (sequence->text_span(lane) == 1)
@@ -54,13 +55,15 @@ void Scheduler::add_spans(int lane, bool ahead) {
     }
   }
   for (Sequence* sequence : running_) {
-    if (sequence->drafts(lane)) continue;
+    if (drafts && sequence->drafts(lane)) continue;
     const bool follows = ahead && goes_ahead(*sequence, lane);
     if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
-    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->span(lane);
-    const bool decodes = follows ? span == 1 : sequence->text_span(lane) == 1;
+    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->text_span(lane);
+    const std::int32_t guesses =
+        !drafts || follows || sequence->round.open ? 0 : sequence->guesses();
+    const bool decodes = span == 1;
     const std::int32_t wanted =
-        decodes ? 1 + std::clamp(prefill - kept, 0, span - 1) : std::min(span, prefill);
+        decodes ? 1 + std::clamp(prefill - kept, 0, guesses) : std::min(span + guesses, prefill);
     const std::int32_t before = plan.rows;
     if (wanted > 0)
       follows ? add_ahead(plan, lane, *sequence, wanted) : add_span(plan, lane, *sequence, wanted);

@@ -135,7 +135,7 @@ class Workload {
       const std::int32_t draws = plan.samples[i];
       const Sequence* sequence = plan.members[i];
       for (std::int32_t place = 0; sequence != nullptr && place < draws - 1; ++place)
-        if (below(4) > 0) tokens[at + place] = sequence->round.draft.at(place);
+        if (below(4) > 0) tokens[at + place] = sequence->draft.at(place);
       verified_ += draws > 1;
       at += std::max(1, draws);
     }
