@@ -59,11 +59,12 @@ void Scheduler::add_spans(int lane, bool ahead) {
     const bool follows = ahead && goes_ahead(*sequence, lane);
     if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
     const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->text_span(lane);
-    const std::int32_t guesses =
-        !drafts || follows || sequence->round.open ? 0 : sequence->guesses();
     const bool decodes = span == 1;
-    const std::int32_t wanted =
-        decodes ? 1 + std::clamp(prefill - kept, 0, guesses) : std::min(span + guesses, prefill);
+    std::int32_t wanted = decodes ? 1 : std::min(span, prefill);
+    if (drafts && !follows && !sequence->round.open) {
+      const std::int32_t left = decodes ? prefill - kept : prefill - wanted;
+      wanted += std::clamp(left, 0, sequence->guesses());
+    }
     const std::int32_t before = plan.rows;
     if (wanted > 0)
       follows ? add_ahead(plan, lane, *sequence, wanted) : add_span(plan, lane, *sequence, wanted);
@@ -101,12 +102,13 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   // While a first token is being guessed there is no row after the prompt to plan.
-  const bool waits = sequence.round.open && sequence.generated() == 0;
-  if (sequence.samples > 1 && !waits) share_prompt(sequence, lane);
+  if (sequence.samples > 1 && !(sequence.round.open && sequence.generated() == 0))
+    share_prompt(sequence, lane);
   if (lane == kLarge && config_.host_blocks > 0) restore(sequence);
   const std::int32_t text = sequence.text_span(lane);
   std::int32_t rows = reserve(sequence, lane, std::min(wanted, text));
-  if (rows == text && sequence.span(lane) > text) rows += reserve_draft(sequence, wanted - rows);
+  if (rows == text && !sequence.round.open && sequence.guesses() > 0)
+    rows += reserve_draft(sequence, wanted - rows);
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
