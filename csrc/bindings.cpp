@@ -82,6 +82,7 @@ void bind_plan(py::module_& m) {
   py::class_<Plan>(m, "Plan")
       .def_readonly("sequences", &Plan::sequences)
       .def_readonly("rows", &Plan::rows)
+      .def_readonly("draws", &Plan::draws)
       .def_readonly("tick", &Plan::tick)
       .def_readonly("in_flight", &Plan::in_flight)
       .def_readonly("short_of_memory", &Plan::short_of_memory)
@@ -91,6 +92,7 @@ void bind_plan(py::module_& m) {
       .def_property_readonly("starts", buffer(&Plan::starts))
       .def_property_readonly("contexts", buffer(&Plan::contexts))
       .def_property_readonly("samples", buffer(&Plan::samples))
+      .def_property_readonly("guesses", buffer(&Plan::guesses))
       .def_property_readonly("attempts", buffer(&Plan::attempts))
       .def_property_readonly("ids", buffer(&Plan::ids))
       .def_readonly("copied", &Plan::copied)
@@ -130,17 +132,34 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end, bool think_closed,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       bool ask_at_end, bool relay, bool audited, std::int32_t samples) {
-  return self.add(
-      {std::move(prompt), max_tokens, std::move(stop_ids), reader, priority, settle_at_once,
-       std::move(stop_strings), min_tokens, max_step_tokens, trial_tokens, std::move(think_end),
-       think_closed, max_think_tokens, max_repeats, ahead, ask_at_end, relay, kSmall, audited},
-      samples);
+                       bool ask_at_end, bool relay, bool audited, std::int32_t draft_tokens,
+                       std::int32_t samples) {
+  return self.add({std::move(prompt),
+                   max_tokens,
+                   std::move(stop_ids),
+                   reader,
+                   priority,
+                   settle_at_once,
+                   std::move(stop_strings),
+                   min_tokens,
+                   max_step_tokens,
+                   trial_tokens,
+                   std::move(think_end),
+                   think_closed,
+                   max_think_tokens,
+                   max_repeats,
+                   ahead,
+                   ask_at_end,
+                   relay,
+                   kSmall,
+                   audited,
+                   draft_tokens},
+                  samples);
 }
 
 void commit(Scheduler& self, int lane, const Int32Array& sampled) {
   if (sampled.ndim() != 1) throw std::invalid_argument("sampled must have one dimension");
-  self.commit(lane, sampled.data(), static_cast<std::int32_t>(sampled.size()));
+  self.commit(lane, {sampled.data(), static_cast<std::size_t>(sampled.size())});
 }
 
 py::list take_events(Scheduler& self) {
@@ -195,7 +214,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("think_closed") = false,
            py::arg("max_think_tokens") = 0, py::arg("max_repeats") = 0, py::arg("ahead") = true,
            py::arg("ask_at_end") = false, py::arg("relay") = false, py::arg("audited") = false,
-           py::arg("samples") = 1)
+           py::arg("draft_tokens") = 0, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

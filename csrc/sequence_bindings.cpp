@@ -32,6 +32,18 @@ py::array_t<std::int64_t> entries_array(const Usage& usage) {
   return out;
 }
 
+py::dict speculation_dict(const SpeculationCounts& counts) {
+  py::dict out;
+  out["passes"] = counts.passes;
+  out["tokens"] = counts.tokens;
+  out["rounds"] = counts.rounds;
+  out["drafted"] = counts.drafted;
+  out["compared"] = counts.compared;
+  out["accepted"] = counts.accepted;
+  out["accepted_at"] = counts.accepted_at;
+  return out;
+}
+
 const Sequence& seen(const Sequence& sequence) { return sequence; }
 const Sequence& seen(const SequenceView& view) { return view.scheduler->sequence(view.id); }
 
@@ -50,6 +62,9 @@ void bind_facts(py::class_<T>& bound) {
   fact("in_flight", &Sequence::in_flight);
   fact("ahead",
        [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; });
+  fact("draft", &Sequence::draft);
+  fact("drafting", [](const Sequence& s) { return s.round.open; });
+  fact("speculation", [](const Sequence& s) { return speculation_dict(s.usage.speculation); });
   fact("active", &Sequence::active);
   fact("awaits_route", &Sequence::awaits_route);
   fact("reading", &Sequence::reading);

@@ -34,12 +34,15 @@ constexpr bool names_all(const std::array<const char*, size>&, Enumeration last)
 //   sampled    its logits gave a token that was kept
 //   discarded  its logits gave a token that was dropped, or it was computed ahead in vain
 //   recompute  its KV had been there before and was given up
-// `sampled` and `discarded` win over the others: the last row of a catch-up is the one that
-// samples.
-enum class RowKind : int { prompt, catchup, sampled, discarded, recompute };
-inline constexpr int kRowKinds = 5;
-inline constexpr std::array kRowKindNames{"prompt", "catchup", "sampled", "discarded", "recompute"};
-static_assert(kRowKindNames.size() == kRowKinds && names_all(kRowKindNames, RowKind::recompute));
+//   drafted    of the small model: its logits gave a guess that the large model drew as well
+//   rejected   of the small model: its logits gave any other guess
+// The kinds of rows that gave a token win over the others: the last row of a catch-up is the one
+// that samples.
+enum class RowKind : int { prompt, catchup, sampled, discarded, recompute, drafted, rejected };
+inline constexpr int kRowKinds = 7;
+inline constexpr std::array kRowKindNames{"prompt",    "catchup", "sampled", "discarded",
+                                          "recompute", "drafted", "rejected"};
+static_assert(kRowKindNames.size() == kRowKinds && names_all(kRowKindNames, RowKind::rejected));
 
 enum class Finish : int { none, stop, length, abort, error, deadline, repetition };
 inline constexpr std::array kFinishNames{"none",  "stop",     "length",    "abort",
@@ -65,6 +68,21 @@ inline void add_counts(RowCounts& to, const RowCounts& more) {
   for (int kind = 0; kind < kRowKinds; ++kind) to[kind] += more[kind];
 }
 
+// Most guesses of the small model that one pass of the large one verifies.
+inline constexpr int kMostDrafts = 15;
+
+// What speculation did for a sequence. A pass of the large model counts if it drew text, with
+// guesses or without; a round is such a pass with guesses.
+struct SpeculationCounts {
+  std::int64_t passes = 0;
+  std::int64_t tokens = 0;  // that these passes appended to the text
+  std::int64_t rounds = 0;
+  std::int64_t drafted = 0;   // guesses that the small model drew
+  std::int64_t compared = 0;  // up to and with a round's first wrong guess, none after an end
+  std::int64_t accepted = 0;
+  std::array<std::int64_t, kMostDrafts> accepted_at{};  // by place in the draft
+};
+
 // What a sequence cost on each model. `spared` is what it did not cost: rows taken from the prefix
 // cache or copied back from host memory, by the kind that they would have had. `entries` is not
 // work that was done: it is the prefix that a server without memory of the sequence would have to
@@ -78,6 +96,7 @@ struct Usage {
   // Rows that the reader still had to compute at boundaries past the prompt, the boundary's own row
   // not counted: decisions waited for them.
   std::int64_t decision_wait = 0;
+  SpeculationCounts speculation;
 };
 
 // A decide event asks the caller to route a sequence. `row` is the plan row whose logits describe

@@ -159,7 +159,9 @@ def _declared_in(node: ast.ClassDef) -> Iterator[str]:
 def test_the_numbers_stay():
     """Traces, results and stored random draws depend on some of these."""
     assert (_core.SMALL, _core.LARGE, _core.NOBODY, _core.WHOLE_ANSWER) == (0, 1, -1, -1)
-    assert _core.ROW_KINDS == ("prompt", "catchup", "sampled", "discarded", "recompute")
+    assert (
+        *("prompt", "catchup", "sampled", "discarded", "recompute", "drafted", "rejected"),
+    ) == _core.ROW_KINDS
     assert (
         *("none", "stop", "length", "abort", "error", "deadline", "repetition"),
     ) == _core.FINISH_REASONS

@@ -25,11 +25,17 @@ namespace steer {
 // the token in flight ends the text, or that forced tokens come after it.
 bool Scheduler::goes_ahead(const Sequence& sequence, int lane) const {
   const Request& request = sequence.request;
+  const bool drafts = sequence.drafts(lane);
   if (sequence.phase != Phase::running || sequence.in_flight[lane] == 0 ||
-      sequence.active != lane || sequence.awaits_route || sequence.suspended ||
+      (sequence.active != lane && !drafts) || sequence.awaits_route || sequence.suspended ||
       sequence.pending() || sequence.keep_pending[lane] >= 0)
     return false;
-  if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.length()) return true;
+  // What follows the large model's draws is not known: there are several, or a round comes next.
+  if (lane == kLarge && (sequence.speculates() || sequence.round.wanted > 0)) return false;
+  if (sequence.computed[lane] + sequence.in_flight[lane] < sequence.known()) return true;
+  if (drafts) {
+    return request.ahead && sequence.guesses() + 1 < sequence.round.wanted;
+  }
   return request.ahead && sequence.generated() + 1 < request.max_tokens &&
          !sequence.must_stop_thinking(1);
 }
@@ -42,7 +48,7 @@ void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   const std::int32_t rows = kv_.extend(sequence, lane, first, wanted, [&] {
     const auto block = kv_.take_block(lane, plan);
-    plan.short_of_memory = !block;
+    plan.short_of_memory = !block && !sequence.drafts(lane);  // guesses are not missed
     return block;
   });
   if (rows <= 0) return;
@@ -58,11 +64,11 @@ void Scheduler::settle_ahead(Sequence& sequence, int lane) {
   Ahead& ahead = sequence.ahead[lane];
   if (ahead.rows == 0 || sequence.in_flight[lane] > 0) return;
   const Plan& plan = lanes_[lane][ahead.plan];
-  const std::int32_t last = ahead.first + ahead.rows, length = sequence.length();
+  const std::int32_t last = ahead.first + ahead.rows, known = sequence.known();
   const bool follows = plan.in_flight && !sequence.pending() &&
                        sequence.computed[lane] == ahead.first && sequence.attempt == ahead.attempt;
-  if (follows && sequence.runnable(lane) && last <= length &&
-      plan.samples[ahead.row] == (last == length)) {
+  if (follows && sequence.runnable(lane) && last <= known &&
+      plan.samples[ahead.row] == (last == known)) {
     sequence.row[lane] = ahead.row;
     sequence.in_flight[lane] = std::exchange(ahead.rows, 0);
     --bets_;
@@ -71,7 +77,7 @@ void Scheduler::settle_ahead(Sequence& sequence, int lane) {
   // Either the candidate's row, or that of the last token, if this lane writes on after it.
   const bool candidate = sequence.candidate >= 0 && sequence.request.reader == lane;
   const bool asked = sequence.awaits_route || (sequence.reading && sequence.active != lane);
-  if (!follows || !asked || last != length + candidate) drop_ahead(sequence, lane);
+  if (!follows || !asked || last != known + candidate) drop_ahead(sequence, lane);
 }
 
 // Makes the rows planned ahead void.

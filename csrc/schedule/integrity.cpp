@@ -17,15 +17,15 @@ void check_counts(const Sequence& s) {
   expect(s.length() >= s.prompt_length(), s, "the prompt was cut");
   expect(s.settled >= s.prompt_length() && s.settled <= s.length(), s, "settled out of range");
   for (int model = 0; model < kModels; ++model) {
-    expect(s.computed[model] >= 0 && s.computed[model] + s.in_flight[model] <= s.length(), s,
+    expect(s.computed[model] >= 0 && s.computed[model] + s.in_flight[model] <= s.known(), s,
            "computed past the end");
-    expect(s.highest[model] >= s.computed[model] && s.highest[model] <= s.length(), s,
+    expect(s.highest[model] >= s.computed[model] && s.highest[model] <= s.known(), s,
            "highest below computed");
     expect(s.in_flight[model] > 0 || s.keep_pending[model] < 0, s, "pending without a batch");
     const Ahead& ahead = s.ahead[model];
     if (ahead.rows == 0) continue;
     expect(ahead.first == s.computed[model] + s.in_flight[model], s, "ahead of nothing");
-    expect(ahead.first + ahead.rows <= s.length() + 1, s, "planned past the next token");
+    expect(ahead.first + ahead.rows <= s.known() + 1, s, "planned past the next token");
     expect(!s.runnable(model), s, "rows that are planned could be planned again");
   }
   expect(s.busy() || (s.end_pending == Finish::none && s.truncate_pending < 0), s,
@@ -38,6 +38,26 @@ void check_counts(const Sequence& s) {
   expect(!s.away || (s.request.relay && !s.awaits_route && !s.busy()), s, "away, and yet it moves");
   for (std::size_t i = 1; i < s.steps.size(); ++i)
     expect(s.steps[i - 1].start < s.steps[i].start, s, "steps out of order");
+}
+
+void check_round(const Sequence& s) {
+  const Round& round = s.round;
+  expect(static_cast<std::int32_t>(s.draft.size()) <= round.wanted &&
+             round.wanted <= s.request.draft_tokens,
+         s, "more guesses than wanted");
+  if (round.wanted == 0) return expect(!round.open, s, "guesses for nothing");
+  expect(s.speculates() || !round.open, s, "guesses that were given up");
+  expect(s.phase == Phase::running && s.active == kLarge && !s.awaits_route && !s.reading &&
+             s.trial_from < 0,
+         s, "guesses at what the large model does not write");
+  expect(s.known() < s.prompt_length() + s.request.max_tokens, s, "guesses past the longest text");
+  expect(s.ahead[kLarge].rows == 0, s, "a bet after guesses");
+  const bool draws = s.computed[kLarge] + s.in_flight[kLarge] >= s.length();
+  expect(!round.open || !draws, s, "the large model draws while guesses are written");
+  expect(round.open || s.ahead[kSmall].rows == 0, s, "guesses after the last one");
+  expect(round.open || s.in_flight[kSmall] == 0 ||
+             s.computed[kSmall] + s.in_flight[kSmall] < s.settled,
+         s, "guesses are written while they are verified");
 }
 
 }  // namespace
@@ -85,11 +105,13 @@ void Scheduler::check_integrity() const {
   check_host();
   std::array<std::unordered_map<BlockId, std::int32_t>, kModels> held;
   std::int64_t bets = 0;
-  std::int32_t shadows = 0, suspended = 0;
+  std::int32_t shadows = 0, suspended = 0, speculating = 0;
   for (const auto& [id, owned] : sequences_) {
     const Sequence& s = *owned;
     bets += (s.ahead[kSmall].rows > 0) + (s.ahead[kLarge].rows > 0);
+    speculating += s.request.draft_tokens > 0 && s.phase != Phase::finished;
     check_counts(s);
+    check_round(s);
     check_flights(s);
     const Sequence* shadow = shadow_of(s);
     expect(!s.away || shadow != nullptr, s, "away without a shadow");
@@ -129,6 +151,7 @@ void Scheduler::check_integrity() const {
   }
   if (shadows != shadows_) throw std::logic_error("the shadows are miscounted");
   if (suspended != suspended_) throw std::logic_error("the suspended are miscounted");
+  if (speculating != speculating_) throw std::logic_error("those that draft are miscounted");
   if (bets != bets_) throw std::logic_error("the spans planned ahead are miscounted");
   const auto in_order = [](const Sequence* a, const Sequence* b) { return goes_before(*a, *b); };
   if (!std::is_sorted(running_.begin(), running_.end(), in_order) ||

@@ -63,6 +63,12 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
               number(request.max_tokens) + ") tokens long, got " + number(request.trial_tokens));
   require(request.trial_tokens == 0 || request.reader != kNobody, "a trial needs a reader");
   require(samples >= 1, "samples must be at least 1");
+  require(request.draft_tokens >= 0 && request.draft_tokens <= kMostDrafts,
+          "draft_tokens must be 0 (off) to " + number(kMostDrafts) + ", got " +
+              number(request.draft_tokens));
+  require(request.draft_tokens == 0 || !request.relay,
+          "draft_tokens must be 0 in a relayed request: the models have different tokens, so one "
+          "cannot guess the other's");
   require(config_.max_waiting == 0 || samples <= config_.max_waiting,
           number(samples) + " samples can never be queued at once: the queue holds " +
               number(config_.max_waiting));
@@ -94,6 +100,7 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
                               " requests wait, it holds " + std::to_string(config_.max_waiting));
   turns_.changed();
   admission_due_ = true;
+  speculating_ += text.request.draft_tokens > 0 ? samples : 0;
   const SequenceId first = next_id_;
   for (std::int32_t sample = 0; sample < samples; ++sample) {
     auto sequence = std::make_unique<Sequence>(text);
@@ -129,8 +136,11 @@ void Scheduler::end(Sequence& sequence, Finish reason) {
 
 void Scheduler::finish(Sequence& sequence, Finish reason) {
   drop_candidate(sequence);
+  sequence.drop_round();
+  speculating_ -= sequence.request.draft_tokens > 0;
   for (int model = 0; model < kModels; ++model) {
     drop_ahead(sequence, model);
+    cut_rows(sequence, model, sequence.length());
     kv_.keep_rows(sequence, model, 0);
   }
   if (!sequence.shadow && sequence.phase == Phase::running)

@@ -13,6 +13,7 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
       starts(max_sequences + 1),
       contexts(max_sequences),
       samples(max_sequences),
+      guesses(max_sequences),
       attempts(max_sequences),
       blocks(static_cast<std::size_t>(max_sequences) * width),
       ids(max_sequences),
@@ -22,18 +23,20 @@ Plan::Plan(std::int32_t max_rows, std::int32_t max_sequences, std::int32_t width
 
 void Plan::clear(Tick next) {
   KvPlan::clear(next);
-  sequences = rows = 0;
+  sequences = rows = draws = 0;
   starts[0] = 0;
   members.clear();
 }
 
 void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t block_tokens) {
   const std::int32_t first = sequence.computed[lane] + sequence.in_flight[lane];
-  const std::int32_t last = first + span, known = sequence.length();
+  const std::int32_t last = first + span, length = sequence.length(), known = sequence.known();
   const Token unknown = -1 - sequence.row[lane];
   const auto& table = sequence.blocks[lane];
   for (std::int32_t position = first; position < last; ++position, ++rows) {
-    tokens[rows] = position < known ? sequence.tokens[position] : unknown;
+    tokens[rows] = position < length  ? sequence.tokens[position]
+                   : position < known ? sequence.draft[position - length]
+                                      : unknown;
     positions[rows] = position;
     slots[rows] = table[position / block_tokens] * block_tokens + position % block_tokens;
   }
@@ -41,7 +44,12 @@ void Plan::add(Sequence& sequence, int lane, std::int32_t span, std::int32_t blo
   std::fill(std::copy(table.begin(), table.end(), row), row + table_width, 0);
   ids[sequences] = sequence.id;
   contexts[sequences] = last;
-  samples[sequences] = last >= known;
+  // The large model draws after each guess; one that guesses, only after the last token.
+  const bool drafts = sequence.drafts(lane);
+  const std::int32_t drawn = last - std::max(first, (drafts ? known : length) - 1);
+  samples[sequences] = std::max(0, drawn);
+  guesses[sequences] = drafts && drawn > 0;
+  draws += std::max(1, drawn);
   attempts[sequences] = sequence.attempt;
   members.push_back(&sequence);
   if (sequence.in_flight[lane] == 0) {

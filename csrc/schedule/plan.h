@@ -17,6 +17,7 @@ inline constexpr int kDepth = 2;
 struct Plan : KvPlan {
   std::int32_t sequences = 0;  // rows of the per-sequence buffers
   std::int32_t rows = 0;       // rows of the per-token buffers
+  std::int32_t draws = 0;      // tokens that its commit takes: max(1, samples[i]) a sequence
   bool in_flight = false;      // planned and not yet committed
 
   std::vector<std::int32_t> tokens;     // [rows] token ids; -1 - i: what sequence i of the lane's
@@ -25,7 +26,9 @@ struct Plan : KvPlan {
   std::vector<std::int32_t> slots;      // [rows] where its KV goes: block * block_tokens + offset
   std::vector<std::int32_t> starts;     // [sequences + 1] first row of each sequence
   std::vector<std::int32_t> contexts;   // [sequences] keys visible to its last row
-  std::vector<std::int32_t> samples;    // [sequences] 1 if its last row's logits are sampled
+  std::vector<std::int32_t> samples;    // [sequences] how many of its last rows are sampled from
+  std::vector<std::int32_t> guesses;    // [sequences] 1 if its draw is a guess at what the large
+                                        // model draws there
   std::vector<std::int32_t> attempts;   // [sequences] keys the random draw
   std::vector<std::int32_t> blocks;     // [sequences, table_width] block ids, padded with 0
   std::vector<std::int64_t> ids;        // [sequences] sequence ids

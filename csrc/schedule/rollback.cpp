@@ -59,6 +59,7 @@ void Scheduler::truncate_now(Sequence& sequence, std::int32_t length) {
 Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
                           std::array<std::int32_t, kModels> rows) {
   drop_candidate(sequence);
+  sequence.drop_round();
   discard_tokens(sequence, length);
   // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) {

@@ -18,6 +18,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -91,11 +92,12 @@ class Scheduler {
   // A lane's plan is in buffer 0, or in 1 if buffer 0 is in flight.
   const Plan& buffers(int lane, int index = 0) const { return lanes_.at(lane).at(index); }
 
-  // Retires the plan in flight, the older of two. `sampled[i]` is the token drawn for the plan's
-  // sequence i, -1 if its logits were unusable (ends that request with an error); ignored where
-  // samples[i] is 0, and for a sequence whose rows are void. Rows that were planned ahead on a
-  // question which has no answer by then are void.
-  void commit(int lane, const std::int32_t* sampled, std::int32_t count);
+  // Retires the plan in flight, the older of two. `sampled` holds the drawn tokens of the plan's
+  // sequences in order, samples[i] of sequence i, or one that is ignored where samples[i] is 0; -1
+  // where logits were unusable (ends that request with an error). Draws of a sequence whose rows
+  // are void are ignored. Rows that were planned ahead on a question which has no answer by then
+  // are void. Throws std::invalid_argument unless there are `draws` tokens.
+  void commit(int lane, std::span<const Token> sampled);
 
   // For each sequence of the plan that retires next, whether its result will count.
   std::vector<bool> standing(int lane) const;
@@ -256,17 +258,33 @@ class Scheduler {
 
   // tick.cpp
   const Plan* oldest(int lane) const;
-  Plan& landing(int lane);
   Plan& filling(int lane) { return lanes_[lane][lanes_[lane][0].in_flight]; }
   bool holds(int lane, bool ahead);
   std::int32_t runnable(int lane, bool ahead = false) const;
   void add_spans(int lane, bool ahead);
   void add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted);
   void read_along(int lane, Sequence& sequence);
+
+  // speculation.cpp
+  void open_rounds();
+  void add_drafts(bool ahead);
+  std::int32_t take_draft_blocks(Sequence& sequence, int lane, std::int32_t first,
+                                 std::int32_t rows);
+  std::int32_t reserve_draft(Sequence& sequence, std::int32_t rows);
+  void cut_rows(Sequence& sequence, int model, std::int32_t rows);
+  void close_round(Sequence& sequence);
+  void guess(Sequence& sequence, std::int64_t keys, Token token);
+  void count_guess(Sequence& sequence, RowKind kind, std::int64_t keys);
+  void verify(Sequence& sequence, std::span<const Token> draws);
+  bool compare(Sequence& sequence, Token guess, Token drawn, std::int32_t place);
+
+  // retire.cpp
+  Plan& landing(int lane);
   void land(int lane, Plan& plan, bool done = true);
   void account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last);
   void count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys);
-  void retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token);
+  void retire(Sequence& sequence, int lane, std::int32_t row, std::span<const Token> draws);
+  void take_effect(Sequence& sequence);
 
   // memory.cpp
   std::int32_t reserve(Sequence& sequence, int lane, std::int32_t span);
@@ -292,9 +310,10 @@ class Scheduler {
   std::vector<Event> events_;
   LaneTurns turns_;
   Counters counters_;
-  std::int32_t shadows_ = 0;    // among running_
-  std::int64_t bets_ = 0;       // spans that are planned ahead and neither promoted nor void
-  std::int32_t suspended_ = 0;  // among running_
+  std::int32_t shadows_ = 0;      // among running_
+  std::int64_t bets_ = 0;         // spans that are planned ahead and neither promoted nor void
+  std::int32_t suspended_ = 0;    // among running_
+  std::int32_t speculating_ = 0;  // unfinished sequences with draft_tokens
   Forecast forecast_;
   Guard guard_;
   bool was_short_ = false;     // one was suspended, and little memory has been free since

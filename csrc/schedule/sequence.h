@@ -31,16 +31,27 @@ enum class Phase : int { waiting, running, finished };
 inline constexpr std::array kPhaseNames{"waiting", "running", "finished"};
 static_assert(names_all(kPhaseNames, Phase::finished));
 
+// Guesses of the small model at what the large one is about to write, see speculation.cpp.
+struct Round {
+  std::int32_t wanted = 0;  // most guesses of this round; 0: there is no round, and no guess
+  bool open = false;        // the small model guesses on; the large one does not draw
+  bool off = false;         // for good: the small model's logits were unusable
+};
+
+// The small model guesses no token if it lacks more rows than this; it reads along first.
+inline constexpr std::int32_t kMostBehind = 64;
+
 // What it does and waits for: the fields that every plan reads stand together, with its KV.
 struct LaneState {
   Phase phase = Phase::waiting;
-  int active = kSmall;                 // the model that samples the next token
-  bool awaits_route = true;            // at a boundary: the caller decides which model goes on
-  bool reading = false;                // the reader computes it before the decision
-  bool away = false;                   // its shadow writes the open step
-  bool suspended = false;              // stopped because others needed its KV, until it fits
-  Finish end_pending = Finish::none;   // these three take effect when the
-  std::int32_t truncate_pending = -1;  // batch in flight retires
+  int active = kSmall;       // the model that samples the next token
+  bool awaits_route = true;  // at a boundary: the caller decides which model goes on
+  bool reading = false;      // the reader computes it before the decision
+  bool away = false;         // its shadow writes the open step
+  bool suspended = false;    // stopped because others needed its KV, until it fits
+  Round round;
+  Finish end_pending = Finish::none;                       // these three take effect when the
+  std::int32_t truncate_pending = -1;                      // batch in flight retires
   std::array<std::int32_t, kModels> keep_pending{-1, -1};  // rows of KV to keep; -1: all
   std::array<std::int32_t, kModels> in_flight{};           // rows of the planned, unretired tick
   std::array<std::int32_t, kModels> row{};                 // of the sequence in that plan
@@ -58,10 +69,6 @@ struct LaneState {
   bool busy() const { return in_flight[kSmall] > 0 || in_flight[kLarge] > 0; }
   // A change to the sequence waits for the batch in flight to retire.
   bool pending() const { return end_pending != Finish::none || truncate_pending >= 0; }
-  bool runnable(int lane) const {
-    return phase == Phase::running && !awaits_route && !away && !suspended && active == lane &&
-           in_flight[lane] == 0 && !pending();
-  }
   // The id that the caller knows the text by.
   SequenceId request_id() const { return shadow ? partner : id; }
   // Its own work waits for its shadow, or it is a shadow that waits for its sequence.
@@ -77,6 +84,7 @@ struct Sequence : LaneState, KvState, TextState {
   Finish closing = Finish::none;   // the end that a decide event asks about
   Outcome trial;                   // how the trial ended, while the decision is out
   std::vector<std::int32_t> cuts;  // to which length each truncation went, oldest first
+  std::vector<Token> draft;        // guesses that follow the text; never part of it
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
@@ -86,16 +94,59 @@ struct Sequence : LaneState, KvState, TextState {
     for (std::size_t i = std::max(attempt, 0); i < cuts.size(); ++i) kept = std::min(kept, cuts[i]);
     return kept;
   }
-  // Rows that lane `model` would have to compute now.
-  std::int32_t span(int model) const { return length() - computed[model]; }
+  // Tokens of the text and of the draft after it.
+  std::int32_t known() const { return length() + guesses(); }
+  std::int32_t guesses() const {
+    return round.wanted == 0 ? 0 : static_cast<std::int32_t>(draft.size());
+  }
+  // May its large steps be drafted?
+  bool speculates() const { return request.draft_tokens > 0 && !round.off; }
+  // Is the large model about to draw, or to go on drawing, without a question before that?
+  bool draws_on() const {
+    return phase == Phase::running && active == kLarge && !awaits_route && !reading &&
+           trial_from < 0 && !pending();
+  }
+  // The large model takes a prompt that samples share over with the row that draws.
+  bool has_prompt() const { return computed[kLarge] + in_flight[kLarge] >= prompt_length() - 1; }
+  bool may_open_round() const {
+    return speculates() && round.wanted == 0 && draws_on() && !suspended &&
+           computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt()) &&
+           length() - computed[kSmall] <= kMostBehind;
+  }
+  // There is no round, and no guess.
+  void drop_round() {
+    round.wanted = 0;
+    round.open = false;
+    draft.clear();
+  }
+  // Does the lane write guesses?
+  bool drafts(int lane) const {
+    return round.open && lane == kSmall && phase == Phase::running && !suspended && !pending();
+  }
+  // Rows of the text that lane `model` would have to compute now. While guesses are being written
+  // its last row is left for the pass that verifies them.
+  std::int32_t text_span(int model) const {
+    return length() - (round.open && model == active) - computed[model];
+  }
+  // The same with the guesses that come after them.
+  std::int32_t span(int model) const {
+    return round.open && model == active ? text_span(model) : known() - computed[model];
+  }
+  bool runnable(int lane) const {
+    if (phase != Phase::running || awaits_route || away || suspended || in_flight[lane] > 0 ||
+        pending())
+      return false;
+    return active == lane ? !round.open || span(lane) > 0 : drafts(lane);
+  }
   // Rows after those in flight: the known rest of the text, else the token in flight.
   std::int32_t span_ahead(int model) const {
-    return std::max(1, length() - computed[model] - in_flight[model]);
+    return std::max(1, known() - computed[model] - in_flight[model]);
   }
   // Rows before this one may come from the cache instead of being computed: the last row's logits
   // are needed, and so are those of an audited text from the prompt's last row on.
   std::int32_t findable(int model) const {
-    return (request.audited && model == kLarge ? prompt_length() : length()) - 1;
+    const std::int32_t end = request.audited && model == kLarge ? prompt_length() : length();
+    return end - 1 - (round.open && model == active);  // one row besides the last, which waits
   }
   // The rows [first, last) by the kind that they would have if they were computed now and none
   // were sampled from.

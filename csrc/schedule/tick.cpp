@@ -1,4 +1,4 @@
-// A tick of a lane: its plan and its commit.
+// A tick of a lane is planned. Its commit: retire.cpp.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -16,12 +16,15 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
     throw std::logic_error("lane " + std::to_string(lane) + " has a plan in flight: commit first");
   ahead = before != nullptr;
   admit();
+  open_rounds();
   Plan& plan = filling(lane);
   plan.clear(clock_[lane]);
   if (holds(lane, ahead)) return 0;
   add_spans(lane, ahead);
   if (!plan.short_of_memory) kv_.open_slabs(lane);
-  if (config_.background[lane] > 0 && !plan.short_of_memory)
+  const bool guesses = lane == kSmall && speculating_ > 0;
+  if (guesses) add_drafts(ahead);
+  if ((config_.background[lane] > 0 || guesses) && !plan.short_of_memory)
     for (Sequence* sequence : running_) read_along(lane, *sequence);
   // After a batch in flight an empty plan does not mean that the lane has nothing to do.
   if (config_.lanes.policy != LanePolicy::latency && (plan.sequences > 0 || !ahead))
@@ -37,23 +40,37 @@ std::int32_t Scheduler::plan(int lane, bool ahead) {
 void Scheduler::add_spans(int lane, bool ahead) {
   Plan& plan = filling(lane);
   std::int32_t prefill = config_.max_tick_tokens;
+  std::int32_t kept = 0;  // of these, not for guesses: a prefill goes on, whatever else does
+  const bool drafts = speculating_ > 0;
   for (Sequence* sequence : running_) {
+    if (drafts && sequence->drafts(lane)) continue;  // see add_drafts()
     if (sequence->runnable(lane)) {
       reuse_prefix(*sequence, lane, sequence->findable(lane));
-      prefill -= sequence->span(lane) == 1;
+      if (sequence->text_span(lane) == 1)
+        --prefill;
+      else
+        kept = config_.block_tokens;
     } else if (ahead && goes_ahead(*sequence, lane)) {
       prefill -= sequence->span_ahead(lane) == 1;
     }
   }
   for (Sequence* sequence : running_) {
+    if (drafts && sequence->drafts(lane)) continue;
     const bool follows = ahead && goes_ahead(*sequence, lane);
     if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
-    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->span(lane);
-    const std::int32_t wanted = span == 1 ? 1 : std::min(span, prefill);
+    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->text_span(lane);
+    const bool decodes = span == 1;
+    std::int32_t wanted = decodes ? 1 : std::min(span, prefill);
+    if (drafts && !follows && !sequence->round.open) {
+      const std::int32_t left = decodes ? prefill - kept : prefill - wanted;
+      wanted += std::clamp(left, 0, sequence->guesses());
+    }
     const std::int32_t before = plan.rows;
     if (wanted > 0)
       follows ? add_ahead(plan, lane, *sequence, wanted) : add_span(plan, lane, *sequence, wanted);
-    if (span > 1) prefill -= plan.rows - before;
+    if (plan.rows == before) continue;
+    prefill -= plan.rows - before - decodes;
+    if (!decodes) kept = 0;
   }
 }
 
@@ -84,9 +101,14 @@ bool Scheduler::holds(int lane, bool ahead) {
 void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t wanted) {
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
-  if (sequence.samples > 1) share_prompt(sequence, lane);
+  // While a first token is being guessed there is no row after the prompt to plan.
+  if (sequence.samples > 1 && !(sequence.round.open && sequence.generated() == 0))
+    share_prompt(sequence, lane);
   if (lane == kLarge && config_.host_blocks > 0) restore(sequence);
-  const std::int32_t rows = reserve(sequence, lane, std::min(wanted, sequence.span(lane)));
+  const std::int32_t text = sequence.text_span(lane);
+  std::int32_t rows = reserve(sequence, lane, std::min(wanted, text));
+  if (rows == text && !sequence.round.open && sequence.guesses() > 0)
+    rows += reserve_draft(sequence, wanted - rows);
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
 
@@ -96,9 +118,15 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
   if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
-      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending() ||
-      sequence.rest_from >= 0 || (lane == kSmall && sequence.request.reader != kSmall) ||
-      sequence.settled - 1 - sequence.computed[lane] < config_.background[lane])
+      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending())
+    return;
+  // A model that could guess, but lacks too much.
+  const bool lags = lane == kSmall && sequence.speculates() && sequence.span(lane) > kMostBehind;
+  const bool unread = sequence.rest_from >= 0 ||
+                      (lane == kSmall && sequence.request.reader != kSmall) ||
+                      config_.background[lane] == 0;
+  if (!lags && unread) return;
+  if (sequence.settled - 1 - sequence.computed[lane] < (lags ? 1 : config_.background[lane]))
     return;
   reuse_prefix(sequence, lane, std::min(sequence.settled - 1, sequence.findable(lane)));
   const std::int32_t first = sequence.computed[lane];
@@ -108,111 +136,6 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
   if (rows <= 0) return;
   counters_.background[lane] += rows;
   plan.add(sequence, lane, rows, config_.block_tokens);
-}
-
-void Scheduler::commit(int lane, const std::int32_t* sampled, std::int32_t count) {
-  Plan& plan = landing(lane);
-  if (count != plan.sequences)
-    throw std::invalid_argument("commit needs one token a sequence: expected " +
-                                std::to_string(plan.sequences) + ", got " + std::to_string(count));
-  land(lane, plan);
-  for (std::int32_t row = 0; row < plan.sequences; ++row) {
-    Sequence* sequence = plan.members[row];
-    if (sequence == nullptr) continue;
-    if (sequence->in_flight[lane] > 0)
-      retire(*sequence, lane, row, plan.samples[row] != 0, sampled[row]);
-    settle_ahead(*sequence);
-  }
-}
-
-std::vector<bool> Scheduler::standing(int lane) const {
-  std::vector<bool> stands;
-  if (const Plan* plan = oldest(lane))
-    for (const Sequence* sequence : plan->members)
-      stands.push_back(sequence != nullptr && sequence->in_flight[lane] > 0);
-  return stands;
-}
-
-void Scheduler::fail(int lane) {
-  Plan& plan = landing(lane);
-  land(lane, plan, false);
-  for (Sequence* sequence : plan.members) {
-    if (sequence == nullptr) continue;
-    drop_ahead(*sequence, lane);
-    if (sequence->in_flight[lane] == 0) continue;  // its rows here were planned ahead
-    sequence->in_flight[lane] = 0;
-    sequence->keep_pending[lane] = -1;
-    // The other lane may still be reading it.
-    kv_.keep_rows(*sequence, lane, sequence->computed[lane]);
-    end(*sequence, Finish::error);
-  }
-}
-
-// The plan that retires next.
-Plan& Scheduler::landing(int lane) {
-  const Plan* plan = oldest(lane);
-  if (plan == nullptr)
-    throw std::logic_error("lane " + std::to_string(lane) + " has no plan in flight");
-  return const_cast<Plan&>(*plan);
-}
-
-// A plan is no longer in flight. `done`: it has run.
-void Scheduler::land(int lane, Plan& plan, bool done) {
-  plan.in_flight = false;
-  turns_.changed();
-  kv_.retire(lane, plan, done);
-}
-
-void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row, bool sampled, Token token) {
-  const std::int32_t first = sequence.computed[lane];
-  const std::int32_t last = first + sequence.in_flight[lane];
-  account(sequence, lane, first, sampled ? last - 1 : last);
-  sequence.in_flight[lane] = 0;
-  sequence.computed[lane] = last;
-  sequence.highest[lane] = std::max(sequence.highest[lane], last);
-  register_blocks(sequence, lane);
-  const std::int32_t keep = std::exchange(sequence.keep_pending[lane], -1);
-  if (keep >= 0) take_rows(sequence, lane, keep);
-
-  const bool unusable = sampled && token < 0;
-  if (unusable) kv_.forget_blocks(sequence, lane);  // do not share KV that gave unusable logits
-  if (unusable && !sequence.pending()) sequence.end_pending = Finish::error;
-  if (sequence.pending()) {
-    if (sampled) count_sampled(sequence, lane, RowKind::discarded, last);
-    if (sequence.busy()) return;
-    const std::int32_t length = std::exchange(sequence.truncate_pending, -1);
-    const Finish reason = std::exchange(sequence.end_pending, Finish::none);
-    if (reason != Finish::none) return finish(sequence, reason);
-    return truncate_now(sequence, length);
-  }
-  if (!sampled) return;
-  if (sequence.reading) {
-    sequence.candidate = token;
-    sequence.candidate_keys = last;
-    sequence.awaits_route = true;
-    report(EventKind::decide, sequence, row);
-  } else {
-    count_sampled(sequence, lane, RowKind::sampled, last);
-    append(sequence, token);
-  }
-}
-
-// Books the rows [first, last), none of which was sampled from.
-void Scheduler::account(Sequence& sequence, int lane, std::int32_t first, std::int32_t last) {
-  if (first < last) {  // not so in a decode: its only row is sampled from
-    const RowCounts kinds = sequence.kinds(lane, first, last);
-    add_counts(sequence.usage.rows[lane], kinds);
-    counters_.recomputed[lane] += kinds[static_cast<int>(RowKind::recompute)].rows;
-  }
-  guard_.computed(last - first, active());
-}
-
-// Books one row whose logits gave a token; it attends to `keys` keys, itself included.
-void Scheduler::count_sampled(Sequence& sequence, int lane, RowKind kind, std::int64_t keys) {
-  sequence.usage.rows[lane][static_cast<int>(kind)].add(keys - 1, keys);
-  guard_.computed(1, active());
-  if (sequence.last_sampler != lane) sequence.usage.entries[lane].add(0, keys - 1);
-  sequence.last_sampler = lane;
 }
 
 }  // namespace steer

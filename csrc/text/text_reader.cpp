@@ -47,6 +47,22 @@ Outcome TextReader::append(TextState& text, Token token) const {
   return outcome;
 }
 
+bool TextReader::pauses_after(TextState& text, std::span<const Token> guesses, bool asked) const {
+  const ReadingState before = text;
+  const LoopGuard loops = text.loops;
+  const std::int32_t cut_bytes = text.cut_bytes, unread_from = text.unread_from;
+  const std::int32_t length = text.length();
+  Outcome outcome;
+  for (const Token guess : guesses) outcome = append(text, guess);
+  const bool pauses =
+      outcome.end != Finish::none || text.must_stop_thinking() || (asked && outcome.boundary);
+  static_cast<ReadingState&>(text) = before;
+  text.loops = loops;
+  text.cut_bytes = cut_bytes, text.unread_from = unread_from;
+  text.tokens.resize(length);
+  return pauses;
+}
+
 // The search for the text that ends the thinking part; none if there is none, or if one of its
 // tokens has no text.
 std::shared_ptr<const Automaton> TextReader::think_marker(const Request& request) const {

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,9 @@ class TextReader {
   TextState begin(Request request, std::shared_ptr<const Automaton> stops = nullptr) const;
   // Appends a token and reads it.
   Outcome append(TextState& text, Token token) const;
+  // Would the text end after `guesses`, or go on with tokens that no model draws? With `asked`
+  // also: would a step end there? Leaves the text as it is.
+  bool pauses_after(TextState& text, std::span<const Token> guesses, bool asked) const;
   // Writes the tokens that end the thinking part, until it has ended: the text before may already
   // hold the first of them. Boundaries within them do not count.
   Outcome end_thinking(TextState& text) const;

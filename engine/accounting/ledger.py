@@ -24,7 +24,9 @@ class Usage:
     rows: int64 [model, kind, (rows, keys)]: computed rows, and the keys they attended to, a row's
         own key included. Every computed row has one kind: ``prompt`` and ``catchup`` rows were read
         (a catch-up row lies after the prompt), a ``sampled`` row gave a token that was kept, a
-        ``discarded`` row one that was dropped, a ``recompute`` row had been computed before.
+        ``discarded`` row one that was dropped, a ``recompute`` row had been computed before. Rows
+        of the small model that gave a guess at what the large one draws are ``drafted`` where it
+        drew the same, else ``rejected``.
     entries: int64 [model, (rows, keys)]: not computed here: the prefixes that a server which keeps
         no KV between calls would read again, one at each entry of a model.
     cached: int64 [model]: rows not computed because the prefix cache, or another sample of the
@@ -164,14 +166,25 @@ class Usage:
         return usage
 
 
+# Traces have these kinds only where something was guessed.
+_GUESSED = ROW_KINDS[RowKind.drafted], ROW_KINDS[RowKind.rejected]
+
+
 def _kinds_to_json(counts: Counts) -> dict[str, dict[str, list[int]]]:
     return {
-        role: dict(zip(ROW_KINDS, counts[i].tolist(), strict=True)) for i, role in enumerate(ROLES)
+        role: {
+            kind: count
+            for kind, count in zip(ROW_KINDS, counts[i].tolist(), strict=True)
+            if kind not in _GUESSED or any(count)
+        }
+        for i, role in enumerate(ROLES)
     }
 
 
 def _kinds_from_json(raw: Mapping[str, Any]) -> Counts:
-    counts = np.array([[raw[role][kind] for kind in ROW_KINDS] for role in ROLES], np.int64)
+    none = {kind: [0, 0] for kind in _GUESSED}
+    by_role = [{**none, **raw[role]} for role in ROLES]
+    counts = np.array([[row[kind] for kind in ROW_KINDS] for row in by_role], np.int64)
     if counts.shape != (2, len(ROW_KINDS), 2):
         raise ValueError("counts must be pairs of rows and keys")
     return counts

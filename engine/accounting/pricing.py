@@ -16,7 +16,7 @@ from engine.config import ROLES, ModelConfig
 from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")
-_DECODED = [RowKind.sampled, RowKind.discarded]
+_DECODED = [RowKind.sampled, RowKind.discarded, RowKind.drafted, RowKind.rejected]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Price:
 def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     """FLOPs of one model under one accounting.
 
-    ``decode``: rows that gave a token, kept or dropped (the usual count in papers).
+    ``decode``: rows that gave a token or a guess, kept or dropped (the usual count in papers).
     ``catchup``: all rows, and the head where an audit used it: the work of this engine.
     ``reprefill``: the decode rows, and the whole prefix at each entry of the model: the work of a
     server that keeps no KV between calls.

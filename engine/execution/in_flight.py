@@ -14,6 +14,7 @@ from engine.device.device_queue import Ticket
 from engine.device.host_offload import OffloadCopies
 from engine.execution.inputs import Extent, Staged
 from engine.execution.logprobs import Drawn
+from engine.execution.sampled_rows import DrawnRows
 from engine.execution.sampler import PreparedDraws
 from engine.execution.scoring import AuditRows
 from engine.routing.signals import SIGNAL_NAMES, Signals
@@ -55,8 +56,8 @@ class TickPlan:
 class TickResult:
     """The result of a forward pass for the sequences of a plan.
 
-    tokens: int32 [sequences]; -1 where the logits were unusable, 0 for sequences that are not
-        sampled.
+    tokens: int32 [draws of the plan], as the commit takes them; -1 where the logits were unusable,
+        0 for sequences that are not sampled.
     signal_table: fp32 [signals in the order of ``SIGNAL_NAMES``, sampled rows].
     drawn: drawn tokens with log-probabilities by sequence id, if requested and the logits were
         usable.
@@ -67,7 +68,7 @@ class TickResult:
     signal_table: npt.NDArray[np.float32]
     drawn: dict[int, Drawn]
     audited: dict[int, list[tuple[int, float]]]
-    _order: dict[int, int]  # plan row -> column of the signal table
+    _order: dict[int, int]  # plan row -> column of the signal table, of its first draw
 
     @property
     def sampled(self) -> list[int]:
@@ -103,16 +104,16 @@ class InFlightTick:
 
     def __init__(
         self,
-        sequences: int,
-        wanted: npt.NDArray[np.intp],
+        draws: int,
+        rows: DrawnRows,
         columns: npt.NDArray[np.intp],
         drawn: Callable[[list[int], ops.LogProbs | None], dict[int, Drawn]],
         scored: AuditRows | None = None,
     ) -> None:
         """
         Args:
-            sequences: number of sequences of the plan.
-            wanted: plan rows that are sampled.
+            draws: tokens that the plan's commit takes.
+            rows: its rows that are sampled.
             columns: their columns in the packed result.
             drawn: turns tokens and log-probabilities on the host into draws by sequence id.
             scored: audited rows, if any.
@@ -122,8 +123,8 @@ class InFlightTick:
         self.scores: ops.LogProbs | None = None
         self.audited: Tensor | None = None
         self._scored = scored
-        self._sequences = sequences
-        self._wanted = wanted
+        self._draws = draws
+        self._rows = rows
         self._columns = columns
         self._drawn = drawn
         self._result: TickResult | None = None
@@ -139,14 +140,24 @@ class InFlightTick:
             self.ticket.wait()
             assert self.packed is not None
             host = self.packed.numpy()[:, self._columns]
-            tokens = np.zeros(self._sequences, np.int32)
-            tokens[self._wanted] = host[-1]
+            tokens = np.zeros(self._draws, np.int32)
+            tokens[self._rows.places] = host[-1]
             drawn = self._drawn(host[-1].tolist(), self.scores)
-            order = {int(row): i for i, row in enumerate(self._wanted)}
+            order: dict[int, int] = {}
+            for i, sequence in enumerate(self._rows.sequences.tolist()):
+                order.setdefault(sequence, i)
             self._result = TickResult(
                 tokens, host[:-1].view(np.float32), drawn, self._audit(), order
             )
         return self._result
+
+    def first_tokens(self) -> npt.NDArray[np.int32]:
+        """int32 [sequences, up to the last one that is sampled]: the first token of each, or 0."""
+        tokens = self.result().tokens
+        sequences, first = np.unique(self._rows.sequences, return_index=True)
+        found = np.zeros(1 + max(sequences, default=-1), np.int32)
+        found[sequences] = tokens[self._rows.places[first]]
+        return found
 
     def _audit(self) -> dict[int, list[tuple[int, float]]]:
         if self._scored is None or self.audited is None:

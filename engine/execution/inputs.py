@@ -16,6 +16,7 @@ from engine import _core
 from engine.device.device_queue import Ticket
 from engine.execution.draw_arguments import COLUMN_WORDS, COLUMNS
 from engine.execution.regions import UNIT, Array, Region, region_after, write_regions
+from engine.execution.sampled_rows import DrawnRows
 from engine.execution.scoring import AuditRows
 
 _NONE = np.empty(0, np.int32)
@@ -130,7 +131,7 @@ class Staged:
 
     extent: its size, which fixes the places of the :class:`TickViews`.
     memory, length: the buffer, int32, and how many of its numbers are used.
-    wanted, targets, copies: after the views: places of the plan rows that are sampled, of the
+    wanted, targets, copies: after the views: places of the sequences that are sampled, of the
         tokens that audited rows predict, and of the block copies.
     draws: then, by name, the columns that the draws need.
     """
@@ -149,7 +150,8 @@ class TickInputs:
 
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
         """Sizes are those of the largest tick."""
-        after_views = (3 + COLUMN_WORDS) * sequences + rows + (3 + COLUMNS) * UNIT
+        # A sequence may draw from several rows.
+        after_views = (2 + COLUMN_WORDS) * rows + 2 * sequences + (3 + COLUMNS) * UNIT
         size = _places(Extent(sequences, rows, rows, width))[1] + after_views
         self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
@@ -161,7 +163,7 @@ class TickInputs:
         self,
         plan: _core.Plan,
         extent: Extent,
-        wanted: npt.NDArray[np.intp],
+        drawn: DrawnRows,
         scored: AuditRows | None = None,
         columns: Mapping[str, Array] | None = None,
     ) -> Staged:
@@ -170,12 +172,12 @@ class TickInputs:
         memory = self._next()
         _, end = _places(extent)
         extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
-        drawing = region_after(end, len(wanted))
+        drawing = region_after(end, len(drawn.sequences))
         targets = region_after(drawing.stop, len(known))
         copies = region_after(targets.stop, 2 * plan.copied)
         numbers = memory.numpy()
-        _fill(numbers, plan, extent, wanted, extra)
-        numbers[drawing] = wanted
+        _fill(numbers, plan, extent, drawn, extra)
+        numbers[drawing] = drawn.sequences
         numbers[targets] = known
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
@@ -229,14 +231,13 @@ def _fill(
     numbers: npt.NDArray[np.int32],
     plan: _core.Plan,
     extent: Extent,
-    wanted: npt.NDArray[np.intp],
+    drawn: DrawnRows,
     extra: npt.NDArray[np.int32],
 ) -> None:
     """Write a plan into the regions of ``numbers``; ``extra``: further rows for the head."""
     n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
     starts = plan.starts[: n + 1]
-    ends = starts[1:] - 1
-    last = ends if extent.padded else np.concatenate([ends[wanted], extra])
+    last = starts[1:] - 1 if extent.padded else np.concatenate([drawn.rows, extra])
     for name, values, padding in (
         ("tokens", plan.tokens[:rows], 0),
         ("positions", plan.positions[:rows], 0),

@@ -17,7 +17,7 @@ from engine.device.graphs import Graphs, Outputs
 from engine.device.host_offload import HostKVStore, OffloadCopies
 from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
-from engine.execution.sampled_rows import SamplingSpec
+from engine.execution.sampled_rows import DrawnRows, SamplingSpec
 from engine.execution.sampler import Sampler
 from engine.execution.scoring import AuditRows, scored_rows
 from engine.models.decoder import Decoder
@@ -99,21 +99,21 @@ class ModelRunner:
         stands for the draw of sequence -1 - t of ``previous``, which must be this lane's last tick.
         ValueError if it is not.
         """
-        n = plan.sequences
-        wanted = np.flatnonzero(plan.samples[:n])
+        rows = DrawnRows.of(plan)
+        wanted = rows.sequences
         resolves = bool((plan.tokens[: plan.rows] < 0).any())
         if resolves and (previous is None or previous is not self._latest):
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
         scored = self._scored(plan, requests)
         extent = self._extent(plan, len(wanted), scored)
-        draws = self._sampler.prepare(plan, wanted, requests, self._core)
+        draws = self._sampler.prepare(plan, rows, requests, self._core)
         work, attention_pairs = self._bounds(plan, extent)
-        staged = self._inputs.stage(plan, extent, wanted, scored, draws.columns)
+        staged = self._inputs.stage(plan, extent, rows, scored, draws.columns)
         offload = OffloadCopies(plan) if self._host else None
         tick = TickPlan(staged, draws, work, attention_pairs, resolves, scored is not None, offload)
         columns = wanted if extent.padded and draws.rows.plain else np.arange(len(wanted))
         drawn = partial(self._sampler.drawn, rows=draws.rows)
-        pending = InFlightTick(n, wanted, columns, drawn, scored)
+        pending = InFlightTick(plan.draws, rows, columns, drawn, scored)
         if resolves and previous is not None and self._torn:
             self._restore(previous)
         self._torn = True
@@ -125,7 +125,7 @@ class ModelRunner:
 
     def _restore(self, previous: InFlightTick) -> None:
         """Restore the draws of ``previous``, which a failed tick may have overwritten."""
-        drawn = torch.from_numpy(previous.result().tokens)
+        drawn = torch.from_numpy(previous.first_tokens())
         self.queue.submit(lambda: self._keep(drawn))
 
     @torch.inference_mode()
@@ -169,7 +169,8 @@ class ModelRunner:
 
     def _extent(self, plan: _core.Plan, drawn: int, scored: AuditRows | None) -> Extent:
         n = plan.sequences
-        if self._padded and scored is None:  # a padded size does not fix how many rows are audited
+        # A padded size does not fix how many rows are audited, or how many a sequence draws from.
+        if self._padded and scored is None and plan.draws == n:
             filled = Extent.filled(n, plan.rows, self._limits)
             if filled is not None:
                 return filled
@@ -304,6 +305,6 @@ class ModelRunner:
         tokens = chosen.int()
         if wanted is None:
             self._drawn[: len(tokens)] = tokens
-        else:
+        else:  # of several draws of a sequence any stays: no plan names them
             self._drawn.index_copy_(0, wanted.long(), tokens)
         return pack(confidence, tokens)

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine import _core
 from engine.execution.token_history import TokenHistory
 from engine.params import SamplingParams
 
@@ -35,6 +36,41 @@ class SamplingSpec(Protocol):
 
     @property
     def audited(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """The rows of a plan that are sampled from, in order: the last ones of its sequences.
+
+    sequences: intp [rows], their sequences in the plan.
+    rows: intp [rows], their rows in the plan.
+    contexts: int32 [rows], tokens that each has seen.
+    places: intp [rows], of their tokens among those that the commit takes.
+    """
+
+    sequences: npt.NDArray[np.intp]
+    rows: npt.NDArray[np.intp]
+    contexts: Int32
+    places: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, plan: _core.Plan) -> DrawnRows:
+        """Those of a plan, copied: its buffers may be reused afterwards."""
+        samples = plan.samples[: plan.sequences]
+        if plan.draws == plan.sequences:  # none has several
+            sequences = np.flatnonzero(samples)
+            ends = plan.starts[1:][sequences] - 1
+            return cls(sequences, ends.astype(np.intp), plan.contexts[sequences], sequences)
+        sequences = np.repeat(np.arange(plan.sequences), samples)
+        before = np.arange(len(sequences)) - (np.cumsum(samples) - samples)[sequences]
+        after = samples[sequences] - 1 - before  # rows of the same sequence
+        tokens = np.maximum(samples, 1)
+        return cls(
+            sequences,
+            plan.starts[1:][sequences] - 1 - after,
+            (plan.contexts[sequences] - after).astype(np.int32),
+            (np.cumsum(tokens) - tokens)[sequences] + before,
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from engine.execution.draw_arguments import (
 )
 from engine.execution.logprobs import Drawn
 from engine.execution.regions import Array, Region, words_for, write_regions
-from engine.execution.sampled_rows import History, SampledRows, SamplingSpec
+from engine.execution.sampled_rows import DrawnRows, History, SampledRows, SamplingSpec
 from engine.request import TokenLogprobs
 from kernels import ops
 
@@ -95,22 +95,23 @@ class Sampler:
     def prepare(
         self,
         plan: _core.Plan,
-        wanted: npt.NDArray[np.intp],
+        drawn: DrawnRows,
         requests: Mapping[int, SamplingSpec],
         core: _core.Scheduler,
     ) -> PreparedDraws:
-        """The draws of the ``wanted`` rows of a plan, copied: its buffers may be reused afterwards.
+        """The draws of the ``drawn`` rows of a plan, copied: its buffers may be reused afterwards.
 
         ``core``: the plan's, asked for the tokens of rows with penalties.
         """
-        ids, contexts = plan.ids[wanted], plan.contexts[wanted]
+        ids, contexts = plan.ids[drawn.sequences], drawn.contexts
         draws = [requests[i] for i in ids.tolist()]
         histories = {
             i: _history(draw, draw.history.follow(core, int(ids[i])), int(contexts[i]))
             for i, draw in enumerate(draws)
             if draw.params.looks_back
         }
-        return self.prepared(SampledRows(ids, contexts, plan.attempts[wanted], draws), histories)
+        attempts = plan.attempts[drawn.sequences]
+        return self.prepared(SampledRows(ids, contexts, attempts, draws), histories)
 
     def prepared(self, rows: SampledRows, histories: Mapping[int, History]) -> PreparedDraws:
         """The draws of ``rows``; ``histories`` by row, where penalties need earlier tokens."""

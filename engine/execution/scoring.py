@@ -42,8 +42,8 @@ def scored_rows(
 ) -> AuditRows | None:
     """The rows to score, of spans whose requests have an audit; None if there are none.
 
-    A row predicts the next token, if that belongs to the answer. The last row of a sampled span
-    does not count: its next token is not drawn yet.
+    A row predicts the next token, if that belongs to the answer. The rows that are sampled from do
+    not count: their next tokens are not drawn yet.
     """
     rows: list[int] = []
     targets: list[int] = []
@@ -53,11 +53,12 @@ def scored_rows(
         if not draw.audited:
             continue
         first, last = int(plan.starts[i]), int(plan.starts[i + 1])
-        if last - first == 1 and plan.samples[i]:
+        drawn = int(plan.samples[i])
+        if last - first == drawn:
             continue
         end = int(plan.contexts[i])
         start = max(end - (last - first) + 1, draw.prompt_tokens)
-        count = max(0, end + (not plan.samples[i]) - start)
+        count = max(0, end + 1 - drawn - start)
         known = core.tokens_since(request, start, count).tolist()
         for position, token in enumerate(known, start):
             rows.append(last - end + position - 1)

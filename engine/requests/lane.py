@@ -202,6 +202,8 @@ class Lane:
             if stands is not None and not stands[row]:
                 continue
             request = int(plan.ids[row])
+            if plan.guesses[row]:
+                continue  # not of the text, nor of a boundary
             draw, drawn = requests[request], result.drawn.get(request)
             if drawn is not None:
                 draw.drawn.add(drawn)

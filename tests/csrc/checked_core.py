@@ -103,7 +103,7 @@ class CheckedCore(RuleBasedStateMachine):
         )
         wrong = {n: self.counters[n] for n in names if self.counters[n] != getattr(model, n)}
         assert not wrong, wrong
-        assert self.counters["lost_rows"] == model.lost
+        assert self.counters["lost_rows"] == model.lost, (self.counters["lost_rows"], model.lost)
 
     def send(self, request: Request, samples: int = 1) -> int:
         arguments = dict(vars(request))

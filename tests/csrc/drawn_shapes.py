@@ -81,6 +81,7 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
         max_think_tokens=dice.pick(0, 1, 3, 9) if think_end else 0,
         max_repeats=dice.pick(0, 0, 2, 9),
         ahead=dice.pick(True, True, True, False),
+        draft_tokens=dice.pick(0, 0, 3, 1, 7),
     )
 
 
@@ -105,6 +106,8 @@ def nonsense(shape: Shape, prompt: int) -> list[tuple[dict, str]]:
         ({"reader": SMALL, "trial_tokens": -2}, "a trial must be"),
         ({"reader": NOBODY, "trial_tokens": 1}, "needs a reader"),
         ({"samples": 0}, "samples must be"),
+        ({"draft_tokens": -1}, "draft_tokens must be 0"),
+        ({"draft_tokens": 16}, "draft_tokens must be 0"),
         ({"stop_strings": [b"a", b""]}, "must not be empty"),
         *never,
     ]

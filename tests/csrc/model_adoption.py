@@ -82,7 +82,7 @@ class AdoptedPlan(Plan):
         """What was there stays, what was found is what another holds, what is new was free."""
         lane, known = self.lane, s.blocks[self.lane]
         count = self.model.blocks_for(s.computed[lane] + s.flying[lane] + self.view.rows(s))
-        table = self.view.of[s.id][3]
+        table = self.view.of[s.id][-1]
         assert not any(table[count:]), "a table is padded with zeros"
         for index, block in enumerate(table[:count]):
             if index >= len(known):
@@ -95,24 +95,27 @@ class AdoptedPlan(Plan):
     def fly(self, s: SequenceModel) -> Span:
         """The rows follow what is computed, and what they build on is there."""
         lane, view, rows = self.lane, self.view, self.view.rows(s)
-        span, (context, samples, attempt, table) = view.spans[s.id], view.of[s.id]
+        span, (context, samples, guesses, attempt, table) = view.spans[s.id], view.of[s.id]
         first = s.computed[lane] + s.flying[lane]
         last = first + rows
-        tokens = s.tokens[first:last]
-        if last > s.length:  # what it samples in the plan before
+        tokens = s.with_draft[first:last]
+        if last > s.reach:  # what it samples in the plan before
             before = [span.sequence for span in self.model.flights[lane][0].spans]
             tokens.append(-1 - before.index(s))
         assert view.positions[span] == list(range(first, last))
         assert view.tokens[span] == tokens
         places = [table[p // self.size] * self.size + p % self.size for p in range(last)]
         assert view.slots[span] == places[first:]
-        assert (context, bool(samples), attempt) == (last, last >= s.length, s.attempt)
-        made = Span(s, bool(samples), first, rows, places, [], s.attempt)
+        drafts = s.drafts(lane)
+        drawn_from = max(first, (s.reach if drafts else s.length) - 1)
+        assert (context, samples, attempt) == (last, max(0, last - drawn_from), s.attempt)
+        assert bool(guesses) == (drafts and samples > 0)
+        made = Span(s, samples, first, rows, places, [], s.attempt)
         if s in self.following:
             s.bets[lane] = made
         else:
             s.flying[lane] = rows
-        self.model.write(lane, made, s.tokens)
+        self.model.write(lane, made, s.with_draft)
         self.model.planned[lane][0] += rows
         self.model.planned[lane][1] += sum(range(first + 1, last + 1))
         return made

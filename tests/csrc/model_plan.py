@@ -10,6 +10,7 @@ from __future__ import annotations
 from .kinds import NONE, SMALL
 from .model_adoption import AdoptedPlan
 from .model_sequence import SequenceModel
+from .model_sequence_state import MOST_BEHIND
 
 
 class Judge(AdoptedPlan):
@@ -23,6 +24,7 @@ class Judge(AdoptedPlan):
         self.check_shortage()
         self.check_bets()
         self.check_stops()
+        self.check_drafts()
         if not self.view.short:
             for s in self.running:
                 self.read_along(s)
@@ -62,32 +64,96 @@ class Judge(AdoptedPlan):
 
     def serve(self) -> None:
         """Decodes get their row, prefills share what these leave, memory goes in order."""
-        left = self.budget - sum(s.length - self.have[s] == 1 for s in self.runnable)
+        spans = {s: s.text_end(self.lane) - self.have[s] for s in self.runnable}
+        left = self.budget - list(spans.values()).count(1)
         left -= list(self.following.values()).count(1)
+        kept = self.size if any(span != 1 for span in spans.values()) else 0  # not for guesses
         for s in self.running:
             if self.stopped_here(s):
                 assert self.view.rows(s) == self.took[s] - self.hits[s] == 0, "planned and stopped"
                 self.have[s] -= self.lost[self.lane][s]
                 continue
             if s in self.following:
-                left -= self.check_following(s, left)
+                used = self.check_following(s, left)
+                left, kept = left - used, 0 if used else kept
             if s not in self.runnable:
                 continue
             self.have[s] -= self.lost[self.lane][s]
             rows, shared = self.view.rows(s), self.took[s] - self.hits[s]
-            span = s.length - self.have[s]
-            wanted = 1 if span == 1 else min(span, left)
+            span, guesses = s.text_end(self.lane) - self.have[s], self.guesses[s]
+            wanted = min(span + guesses, left)
+            if span == 1:
+                wanted = 1 + min(max(left - kept, 0), guesses)
             if self.follows(s) or wanted <= 0:
                 assert rows == shared == 0, "it had to wait"
                 continue
             self.check_shared(s, shared)
             self.have[s] += shared
-            self.check_rows(s, rows, min(wanted, s.length - self.have[s]))
-            if span > 1:
-                left -= rows
+            text = min(wanted, s.text_end(self.lane) - self.have[s])
+            self.check_rows(s, min(rows, text), text)
+            if guesses:
+                self.check_guesses(s, rows - text, wanted - text)
             if rows:
+                left -= rows - (span == 1)
+                kept = kept if span == 1 else 0
                 self.planned.append(s)
         assert self.view.short == self.starved, "short of memory"
+
+    def check_guesses(self, s: SequenceModel, rows: int, wanted: int) -> None:
+        """Those that are verified: after the whole text, in blocks that none has to give up."""
+        if self.have[s] + self.view.rows(s) < s.length:
+            assert len(s.draft) == self.guesses[s], "guesses were dropped before their turn"
+            return
+        wanted, blocks = min(wanted, self.guesses[s]), self.model.blocks_for
+        got = blocks(s.length + rows) - blocks(s.length)
+        assert len(s.draft) == rows <= wanted
+        assert not (self.starved and got), "a block for a guess though memory is short"
+        self.need += got
+        if rows < wanted:
+            assert (s.length + rows) % self.size == 0, "guesses are missing though there is room"
+            assert self.starved or self.need >= self.free, "there was a block left"
+
+    def check_drafts(self) -> None:
+        """Guesses are written with what all others leave; a draft that gets nothing is closed."""
+        for s in self.drafting:
+            rows = self.view.rows(s)
+            before = sum(map(self.view.rows, self.planned))
+            if s.suspended:
+                assert rows == self.took[s] == 0, "stopped, and yet it guesses"
+                continue
+            if s.flying[self.lane]:
+                wanted = min(s.follows(self.lane), self.budget - before)
+                wanted = 0 if self.starved or s.may_lose[self.lane] else wanted
+                if rows:
+                    self.model.ahead[self.lane] += rows
+                    self.following[s] = rows
+                first = s.computed[self.lane] + s.flying[self.lane]
+                wanted = max(wanted, rows if s.may_lose[self.lane] else 0)
+            else:
+                self.have[s] -= self.lost[self.lane][s]
+                self.find_late(s, s.length - 1)
+                first = self.have[s]
+                wanted = max(0, min(s.reach - first, self.budget - before))
+                wanted = 0 if s.reach - first > MOST_BEHIND else wanted
+            assert rows <= wanted
+            if rows < wanted and not (s.flying[self.lane] and self.starved):
+                again = first < s.highest[self.lane]
+                nothing = self.view.available == 0 and (again or self.view.reclaimable == 0)
+                assert (first + rows) % self.size == 0, "rows are missing though there is room"
+                assert self.starved or nothing, "there was a block left for a guess"
+            if rows:
+                self.planned.append(s)
+        for s in self.running:
+            if s.open and self.lane == SMALL and not s.flying[SMALL] and s not in self.planned:
+                s.close_round()
+
+    def find_late(self, s: SequenceModel, limit: int) -> None:
+        """Rows from the cache, as it is after all others were served."""
+        trusted = self.model.cache is not None and not self.leaving
+        if trusted and not self.evicted and not self.lossy:
+            assert self.took[s] == self.known_rows(s, limit)
+        self.hits[s] = self.took[s]
+        self.have[s] += self.took[s]
 
     def stopped_here(self, s: SequenceModel) -> bool:
         return self.view.after[s.id].suspended and not s.suspended
@@ -129,7 +195,7 @@ class Judge(AdoptedPlan):
 
     def check_shared(self, s: SequenceModel, shared: int) -> None:
         assert not (self.starved and shared % self.size), "a block after somebody got none"
-        full, part = self.to_share(s)
+        full, part = (0, 0) if s.open and not s.written else self.to_share(s)
         if self.lossy or self.leaving:  # which rows the others had then is not known
             full, part = shared - shared % self.size, shared % self.size
         self.need += part > 0
@@ -160,21 +226,21 @@ class Judge(AdoptedPlan):
     def read_along(self, s: SequenceModel) -> None:
         """What the other model writes, with what is left over."""
         lane, took, rows = self.lane, self.took[s], self.view.rows(s)
-        if s in self.runnable or s in self.following:
+        if s in self.runnable or s in self.following or s in self.planned:
             return
         lag = s.settled - 1 - (s.computed[lane] - self.lost[lane][s])
         wants = self.model.shape.background[lane]
-        unread = lane == SMALL and s.request.reader != SMALL
+        unread = s.rest_from >= 0 or (lane == SMALL and s.request.reader != SMALL) or not wants
+        lags = lane == SMALL and s.speculates and s.reach - s.computed[lane] > MOST_BEHIND
+        wants, unread = (1, False) if lags else (wants, unread)
         busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending or s.suspended
-        if busy or not wants or s.rest_from >= 0 or unread or lag < wants:
-            assert took == rows == 0, "read along without need"
+        tried = s in self.drafting  # it has found already what it could
+        if busy or unread or lag < wants:
+            assert (took == 0 or tried) and rows == 0, "read along without need"
             return
-        self.have[s] -= self.lost[lane][s]
-        trusted = self.model.cache is not None and not self.leaving
-        if trusted and not self.evicted and not self.lossy:
-            assert took == self.known_rows(s, s.settled - 1)
-        self.hits[s] = took
-        self.have[s] += took
+        if not tried:
+            self.have[s] -= self.lost[lane][s]
+            self.find_late(s, s.settled - 1)
         before = sum(map(self.view.rows, self.planned))
         wanted = min(s.settled - 1 - self.have[s], self.budget - before)
         if self.have[s] < s.highest[lane]:
@@ -225,6 +291,8 @@ class Judge(AdoptedPlan):
                 self.model.lost[model] += rows
         if self.need <= self.free:
             return
+        # KV may have been lost before it was cut with its guess.
+        self.model.may_have_lost |= any(len(s.draft) < n for s, n in self.guesses.items())
         other = 1 - self.lane
         for s in self.running:
             s.may_lose[other] |= s.flying[other] > 0 and self.may_lose(s, other)

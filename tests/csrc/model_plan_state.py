@@ -21,7 +21,7 @@ class View:
         self.spans = {id: slice(starts[i], starts[i + 1]) for i, id in enumerate(self.ids)}
         self.positions, self.tokens = plan.positions.tolist(), plan.tokens.tolist()
         self.slots = plan.slots.tolist()
-        columns = (plan.contexts, plan.samples, plan.attempts, plan.blocks)
+        columns = (plan.contexts, plan.samples, plan.guesses, plan.attempts, plan.blocks)
         self.of = {id: [c[i].tolist() for c in columns] for i, id in enumerate(self.ids)}
         self.copies = plan.copies[: plan.copied].tolist()
         self.available = core.pool.available(lane)
@@ -45,8 +45,11 @@ class Plan:
         self.free, self.empty = free
         self.size, self.budget = model.size, model.shape.budget
         self.running, self.leader = list(model.running), model.leader()
-        self.runnable = [s for s in self.running if s.runnable(lane)]
-        self.following = {s: rows for s in self.running if (rows := s.follows(lane))}
+        self.drafting = [s for s in self.running if s.drafts(lane)]
+        others = [s for s in self.running if s not in self.drafting]
+        self.runnable = [s for s in others if s.runnable(lane)]
+        self.following = {s: rows for s in others if (rows := s.follows(lane))}
+        self.cut_drafts(view)
         now = {s: view.after[s.id] for s in self.running}
         # Rows that were found instead of computed, and rows that others took.
         self.took = Counter({s: now[s].cached[lane] - s.cached[lane] for s in self.running})
@@ -66,6 +69,15 @@ class Plan:
         self.askers: list[SequenceModel] = []  # who needs a block
         self.planned: list[SequenceModel] = []
 
+    def cut_drafts(self, view: View) -> None:
+        """Guesses that are gone after it; ``guesses`` has their number before."""
+        self.guesses = {s: len(s.draft) for s in self.running}
+        for s in self.running:
+            left = len(view.after[s.id].draft)
+            assert left == len(s.draft) or (left < len(s.draft) and s in self.runnable)
+            if left < len(s.draft):
+                s.cut_draft(left)
+
     # -- what is found
 
     def find_hits(self) -> None:
@@ -75,7 +87,7 @@ class Plan:
         for s in self.runnable:
             assert self.model.cache is not None or s.samples == 1, "see Machine.let_go()"
             known = self.model.cache is not None and not self.leaving
-            self.hits[s] = self.known_rows(s, s.length - 1) if known else self.took[s]
+            self.hits[s] = self.known_rows(s, s.text_end(self.lane) - 1) if known else self.took[s]
         held, _ = self.model.live(self.lane)
         for s in self.runnable:
             first = s.computed[self.lane]

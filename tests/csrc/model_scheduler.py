@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine._core import Sequence
 
-from .kinds import ERROR, FINISHED, NOBODY, RUNNING
+from .kinds import ERROR, FINISHED, NOBODY, RUNNING, SMALL
 from .model_sequence import SequenceModel
 from .model_text import Request
 from .model_turns import Lanes, Turns
@@ -41,7 +41,7 @@ class Span:
     """A sequence's part of a plan: where its rows go and what they and those before must hold."""
 
     sequence: SequenceModel
-    samples: bool
+    samples: int  # draws
     first: int
     rows: int
     places: list[int]  # of each row of KV up to the last one planned
@@ -202,6 +202,10 @@ class SchedulerModel:
             held = (s.prompt - 1) // self.shape.size
         return max(0, self.blocks_for(s.length + 1) - held)
 
+    def open_rounds(self) -> None:
+        for s in self.running:
+            s.open_round()
+
     def ready(self, ahead: int = NOBODY) -> list[int]:
         """Sequences with work on each lane; on lane ``ahead`` also after what is in flight."""
         return [
@@ -288,7 +292,7 @@ class SchedulerModel:
         assert found == {BET}, "rows planned ahead were overwritten"
         self.write(lane, bet, tokens)
 
-    def commit(self, lane: int, tokens: list[int], after: dict[int, Sequence]) -> None:
+    def commit(self, lane: int, draws: list[list[int]], after: dict[int, Sequence]) -> None:
         for row, span in enumerate(self.land(lane)):
             s = span.sequence
             if span.void:
@@ -298,10 +302,11 @@ class SchedulerModel:
                 continue
             if s.may_lose[lane]:
                 self.may_have_lost = True
-            s.retire(lane, row, span.samples, tokens[row], after[s.id].computed[lane])
+            drawn = draws[row] if span.samples else []
+            s.retire(lane, row, drawn, after[s.id].computed[lane])
             s.settle_bets()
 
-    def fail(self, lane: int) -> None:
+    def fail(self, lane: int, after: dict[int, Sequence]) -> None:
         for span in self.land(lane):
             s = span.sequence
             if span.void:
@@ -314,6 +319,18 @@ class SchedulerModel:
             self.planned[lane][0] -= last - first
             self.planned[lane][1] -= sum(range(first + 1, last + 1))
             s.flying[lane] = 0
+            lossy, gives_up = s.may_lose[lane], s.gives_up[lane]
             s.gives_up[lane] = s.may_lose[lane] = False
             s.keep(lane, first)  # the rows that came to nothing
-            s.end(ERROR)
+            if not s.open or lane != SMALL:
+                s.end(ERROR)
+                continue
+            # It can do without guesses.
+            self.may_have_lost |= lossy
+            found = after[s.id].computed[lane]
+            if gives_up:
+                s.give_up(lane)
+            elif lossy and found < first:
+                self.lose(s, lane, found)
+            s.close_round()
+            s.take_effect()

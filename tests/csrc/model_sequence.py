@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .kinds import DECIDE, DISCARDED, ERROR, LARGE, NOBODY, NONE, OVER, SAMPLED, SMALL, STOP, WHOLE
-from .model_sequence_rows import SequenceRows
+from .model_guesses import GuessedSequence
 from .model_sequence_state import FORCED
 from .model_text import Request, Verdict, must_stop_thinking, settled, thinks, verdict
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel
 
 
-class SequenceModel(SequenceRows):
+class SequenceModel(GuessedSequence):
     def __init__(
         self, core: SchedulerModel, id: int, group: int, samples: int, request: Request
     ) -> None:
@@ -150,6 +150,7 @@ class SequenceModel(SequenceRows):
         self.finish, self.end_pending = self.end_pending, NONE
         self.phase, self.settled, self.trial_from, self.cut_pending = OVER, self.length, -1, -1
         self.awaits_route = self.reading = self.suspended = False
+        self.drop_round()
         for model in (SMALL, LARGE):
             self.lose_bet(model)
             self.keep(model, 0)
@@ -178,6 +179,7 @@ class SequenceModel(SequenceRows):
 
     def take_back(self, length: int, rows: list[int]) -> None:
         self.drop_candidate()
+        self.drop_round()
         self.core.void_events(self)
         for position in range(length, self.length):
             if (lane := self.drawn[position - self.prompt]) != FORCED:
@@ -212,38 +214,51 @@ class SequenceModel(SequenceRows):
 
     # -- a batch comes home
 
-    def retire(self, lane: int, row: int, samples: bool, token: int, found: int) -> None:
-        """``found``: rows that the core has now, fewer where others took some in flight."""
+    def retire(self, lane: int, row: int, draws: list[int], found: int) -> None:
+        """``draws``: from the last of its rows. ``found``: rows that the core has now, fewer where
+        others took some in flight."""
         last = self.computed[lane] + self.flying[lane]
-        self.book_others(lane, self.computed[lane], last - samples)
+        self.book_others(lane, self.computed[lane], last - len(draws))
         self.flying[lane], self.computed[lane] = 0, last
         self.highest[lane] = max(self.highest[lane], last)
         self.core.register(self, lane)
+        lossy = self.may_lose[lane] and not self.gives_up[lane]
+        verifies = bool(draws) and lane == LARGE and self.wanted > 0 and not self.pending
         if self.gives_up[lane]:
             self.core.lost[lane] += last
             self.keep(lane, 0)
-        elif self.may_lose[lane] and found < last and found % self.core.size == 0:
+        elif lossy and found < last and found % self.core.size == 0 and not verifies:
             self.core.lose(self, lane, found)
         self.gives_up[lane] = self.may_lose[lane] = False
-        if samples and token < 0:
-            self.core.distrust()
-            if not self.pending:
-                self.end_pending = ERROR
-        if self.pending:
-            self.take_effect(lane, samples, last)
-        elif samples and self.reading:
-            self.candidate = token
+        if draws and self.active != lane:
+            self.guess(draws[0], last)
+            self.take_effect()
+        elif not draws or self.pending or draws[0] < 0:
+            self.drop_draws(lane, draws, last)
+        elif self.reading:
+            self.candidate = draws[0]
             self.ask(row)
-        elif samples:
+        elif lane == LARGE and self.request.draft_tokens and self.trial_from < 0:
+            self.verify(draws, found if lossy else None)
+        else:
             self.book_sample(lane, SAMPLED, last)
-            self.append(token, lane)
+            self.append(draws[0], lane)
 
-    def take_effect(self, lane: int, samples: bool, keys: int) -> None:
-        """Something waited for this batch: its token is dropped."""
-        if samples:
+    def drop_draws(self, lane: int, draws: list[int], last: int) -> None:
+        """Unusable logits, or something that waited for this batch."""
+        if draws and draws[0] < 0:
+            self.core.distrust()
+            self.end_pending = self.end_pending or (NONE if self.pending else ERROR)
+        for keys in range(last - len(draws) + 1, last + 1):
             self.book_sample(lane, DISCARDED, keys)
-        if self.end_pending != NONE and not self.busy:
+        self.take_effect()
+
+    def take_effect(self) -> None:
+        """What waited for the batch in flight."""
+        if self.busy or not self.pending:
+            return
+        if self.end_pending != NONE:
             self.over()
-        elif not self.busy:
+        else:
             length, self.cut_pending = self.cut_pending, -1
             self.cut(length)

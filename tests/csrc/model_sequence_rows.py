@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .kinds import CATCHUP, DISCARDED, PROMPT, RECOMPUTE
+from .kinds import CATCHUP, DISCARDED, LARGE, PROMPT, RECOMPUTE, SMALL
 from .model_sequence_state import SequenceState
 
 
@@ -20,6 +20,18 @@ class SequenceRows(SequenceState):
         self.computed[model] = rows
         del self.blocks[model][self.core.blocks_for(rows) :]
         self.known[model] = min(self.known[model], full)
+
+    def cut_rows(self, rows: int) -> None:
+        """Rows from here on are not of the text: they were never computed for it."""
+        for model in (SMALL, LARGE):
+            self.highest[model] = min(self.highest[model], rows)
+            if self.computed[model] > rows:
+                self.keep(model, rows)
+
+    def cut_draft(self, guesses: int) -> None:
+        """The large lane has no room for the rest of them."""
+        del self.draft[guesses:]
+        self.cut_rows(self.reach)
 
     def give_up(self, model: int) -> None:
         """preempt(): all KV of a model, in flight when it retires."""
@@ -40,10 +52,10 @@ class SequenceRows(SequenceState):
                 continue
             here = bet.first == self.computed[lane] and bet.attempt == self.attempt
             last = bet.first + bet.rows
-            samples_as_planned = last == self.length if bet.samples else last < self.length
+            samples_as_planned = last == self.reach if bet.samples else last < self.reach
             if here and self.runnable(lane) and samples_as_planned:
                 self.flying[lane], self.bets[lane] = bet.rows, None
-                self.core.win(lane, bet, self.tokens)
+                self.core.win(lane, bet, self.with_draft)
             elif not here or not self.may_still_win(lane, last):
                 self.lose_bet(lane)
 
@@ -52,7 +64,7 @@ class SequenceRows(SequenceState):
         if self.pending or not (self.awaits_route or read_elsewhere):
             return False
         own = self.candidate >= 0 and self.request.reader == lane
-        return last == self.length + own
+        return last == self.reach + own
 
     def lose_bet(self, lane: int) -> None:
         if (bet := self.bets[lane]) is None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from engine._core import Sequence
+from engine._core import RowKind, Sequence
 
-from .kinds import NOBODY, NONE, RUNNING, SMALL, WAITING
+from .kinds import LARGE, NOBODY, NONE, RUNNING, SMALL, WAITING
 from .model_text import Request, Verdict, must_stop_thinking, thinks
 
 if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel, Span
 
+MOST_BEHIND = 64  # rows that the small model may lack and still guess
+MOST_DRAFTS = 15  # guesses of a round
+_GUESSED = ("passes", "tokens", "rounds", "drafted", "compared", "accepted")
 FORCED = -1  # the model of a token that none drew
 
 
@@ -44,9 +47,18 @@ class SequenceState:
         # What waits for the batch in flight; others may take KV then as well.
         self.end_pending, self.cut_pending = NONE, -1
         self.gives_up, self.may_lose = [False, False], [False, False]
-        self.rows = [[[0, 0] for _ in range(5)] for _ in range(2)]
+        # Guesses after the text, how many are wanted (0: no round), whether more are written, and
+        # whether there is an end of guessing.
+        self.draft: list[int] = []
+        self.wanted, self.open, self.off = 0, False, False
+        self.guessed = dict.fromkeys(_GUESSED, 0)
+        self.accepted_at = [0] * MOST_DRAFTS
+        self.rows = [[[0, 0] for _ in RowKind] for _ in range(2)]
         self.entries, self.cached = [[0, 0], [0, 0]], [0, 0]
         self.last_sampler, self.decision_wait = NOBODY, 0
+
+    def keep(self, model: int, rows: int) -> None:
+        raise NotImplementedError
 
     # -- what is so
 
@@ -74,20 +86,73 @@ class SequenceState:
         """It will not go to that model any more, as far as is decided."""
         return self.rest_from >= 0 and self.active != model
 
+    @property
+    def with_draft(self) -> list[int]:
+        """The text and the guesses after it."""
+        return self.tokens + self.draft
+
+    @property
+    def reach(self) -> int:
+        return self.length + len(self.draft)
+
+    @property
+    def speculates(self) -> bool:
+        return self.request.draft_tokens > 0 and not self.off
+
+    def drafts(self, lane: int) -> bool:
+        """Does the lane write guesses?"""
+        here = self.phase == RUNNING and not self.suspended and not self.pending
+        return self.open and lane == SMALL and here
+
+    def text_end(self, lane: int) -> int:
+        """Rows of the text that may be computed: its last one waits for the guesses."""
+        return self.length - (self.open and lane == self.active)
+
     def runnable(self, lane: int) -> bool:
         free = not (self.awaits_route or self.suspended or self.pending or self.flying[lane])
-        return self.phase == RUNNING and self.active == lane and free
+        if self.phase != RUNNING or not free:
+            return False
+        return self.text_end(lane) > self.computed[lane] if self.active == lane else self.open
+
+    @property
+    def draws_on(self) -> bool:
+        """Is the large model's turn, with no question before its next draw?"""
+        asked = self.awaits_route or self.reading or self.trial_from >= 0
+        return self.phase == RUNNING and self.active == LARGE and not asked and not self.pending
+
+    def open_round(self) -> None:
+        """The large model is about to draw: the small one may guess what."""
+        here, there = self.computed[SMALL], self.computed[LARGE] + self.flying[LARGE]
+        if not (self.speculates and self.draws_on) or self.wanted or self.suspended:
+            return
+        if there >= self.length or (self.samples > 1 and there < self.prompt - 1):
+            return
+        most = self.request.max_tokens - len(self.written) - 1
+        if must_stop_thinking(self.request, [*self.written, NOBODY]):
+            most = 0
+        if self.length - here <= MOST_BEHIND:
+            self.wanted = min(self.request.draft_tokens, most)
+            self.open = self.wanted > 0
+        if self.open and here == self.length:  # a row is left to draw from
+            self.keep(SMALL, self.length - 1)
 
     def follows(self, lane: int) -> int:
         """Rows that may be planned after those in flight; none if the text is known to end with
         the token in flight, or to go on with others than the model's."""
-        if not self.flying[lane] or self.active != lane or self.awaits_route or self.pending:
+        drafts = self.drafts(lane)
+        if not self.flying[lane] or self.awaits_route or self.pending:
             return 0
+        if self.active != lane and not drafts:
+            return 0
+        if lane == LARGE and (self.speculates or self.wanted):
+            return 0  # several draws, or a round: none knows what follows
         if self.phase != RUNNING or self.suspended or self.bets[lane] or self.gives_up[lane]:
             return 0
-        left = self.length - self.computed[lane] - self.flying[lane]
+        left = self.reach - self.computed[lane] - self.flying[lane]
         if left:
             return left
+        if drafts:
+            return int(self.request.ahead and len(self.draft) + 1 < self.wanted)
         written = [*self.written, NOBODY]
         ends = len(written) >= self.request.max_tokens
         return int(
@@ -111,7 +176,8 @@ class SequenceState:
             [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED],
             *(self.computed, self.flying, [bet.rows if bet else 0 for bet in self.bets]),
             *(self.rows, self.entries, self.cached, self.decision_wait, self.id - self.group),
-            *(self.length, self.prompt),
+            *(self.length, self.prompt, self.draft, self.open),
+            self.guessed | {"accepted_at": self.accepted_at},
         )
 
 
@@ -120,6 +186,7 @@ _FACTS = (
     *("active", "awaits_route", "reading", "suspended", "candidate"),
     *("attempt", "trial_from", "thinking", "forced", "computed", "in_flight", "ahead"),
     *("rows", "entries", "cached", "decision_wait", "sample", "length", "prompt_length"),
+    *("draft", "drafting", "speculation"),
 )
 _read = attrgetter(*_FACTS)
 _ARRAYS = [_FACTS.index(name) for name in ("tokens", "rows", "entries")]

@@ -38,6 +38,7 @@ class Request:
     max_think_tokens: int = 0
     max_repeats: int = 0
     ahead: bool = True
+    draft_tokens: int = 0
 
 
 class Verdict(NamedTuple):

@@ -15,7 +15,20 @@ import numpy as np
 
 from engine._core import Plan, Scheduler, Sequence
 
-from .kinds import ABORT, DECIDE, LARGE, LENGTH, NOBODY, REPETITION, RUNNING, SMALL, STOP, WHOLE
+from .kinds import (
+    ABORT,
+    DECIDE,
+    DRAFTED,
+    LARGE,
+    LENGTH,
+    NOBODY,
+    REJECTED,
+    REPETITION,
+    RUNNING,
+    SMALL,
+    STOP,
+    WHOLE,
+)
 from .random_arena import (
     BLOCK_TOKENS,
     CONTEXT,
@@ -26,8 +39,14 @@ from .random_arena import (
     TOKEN_BYTES,
     Arena,
     digest,
+    virtual_guess,
     virtual_model,
 )
+
+
+def known(sequence: Sequence) -> list[int]:
+    """The tokens of a text and the guesses after them."""
+    return sequence.tokens.tolist() + sequence.draft
 
 
 class Driver:
@@ -64,7 +83,9 @@ class Driver:
         self.plans = [self.scheduler.buffers(lane) for lane in (SMALL, LARGE)]
         self.prompts: dict[int, list[int]] = {}
         self.limits: dict[int, int] = {}  # max_tokens
-        self.more: dict[str, bool] = {}  # arguments of every request
+        self.more: dict[str, int] = {}  # arguments of every request
+        self.drafts: tuple[int, ...] = (0,)  # draft_tokens of requests
+        self.speculation: Counter[str] = Counter()
         self.alive: list[int] = []
         self.undecided: list[int] = []
         self.truncations: Counter[int] = Counter()
@@ -101,6 +122,7 @@ class Driver:
             max_think_tokens=random.choice((0, 3, 9)) if think_end else 0,
             max_repeats=random.choice((0, 0, 9)),
             samples=samples,
+            draft_tokens=random.choice(self.drafts) if len(self.drafts) > 1 else self.drafts[0],
             **self.more,
         )
         for id in range(first, first + samples):
@@ -133,7 +155,7 @@ class Driver:
             sequence = self.scheduler.sequence(int(plan.ids[i]))
             rows = slice(int(plan.starts[i]), int(plan.starts[i + 1]))
             context = int(plan.contexts[i])
-            hashes = digest(sequence.tokens.tolist())
+            hashes = digest(known(sequence))
             self.check_rows(lane, plan, i, rows, sequence)
             present = sequence.computed[lane] if planned else context
             self.check_context(lane, plan.blocks[i].tolist(), present, hashes)
@@ -144,8 +166,18 @@ class Driver:
             if planned:
                 first = context - (rows.stop - rows.start)
                 self.planned[lane] += (context - first, sum(range(first + 1, context + 1)))
-            drawn.append(virtual_model(lane, hashes[context]) if plan.samples[i] else -1)
+            drawn += self.draw(lane, plan, i, hashes)
+        assert len(drawn) == plan.draws
         return drawn
+
+    def draw(self, lane: int, plan: Plan, i: int, hashes: list[int]) -> list[int]:
+        """The draws of a sequence of a plan; something that is ignored where there are none."""
+        draws, context = int(plan.samples[i]), int(plan.contexts[i])
+        if plan.guesses[i]:
+            return [virtual_guess(hashes[context], plan.tick)]
+        if draws == 0:
+            return [-1]
+        return [virtual_model(lane, hashes[n]) for n in range(context - draws + 1, context + 1)]
 
     def park(self, plan: Plan) -> None:
         """What the runner does first: blocks that hold one thing, and none of two."""
@@ -180,19 +212,31 @@ class Driver:
         positions = list(range(first, context))
         table = plan.blocks[i].tolist()
         assert plan.positions[rows].tolist() == positions
-        assert plan.tokens[rows].tolist() == sequence.tokens[first:context].tolist()
+        assert plan.tokens[rows].tolist() == known(sequence)[first:context]
         assert plan.slots[rows].tolist() == [
             table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in positions
         ]
-        assert plan.samples[i] == (context == sequence.length)
+        self.check_draws(lane, plan, i, sequence)
         assert sequence.in_flight[lane] == len(positions) > 0
         assert sequence.phase == RUNNING
-        if sequence.active != lane:  # read along: settled tokens, none sampled
+        if (
+            sequence.active != lane and not sequence.drafting
+        ):  # read along: settled tokens, none sampled
             self.seen["background"] += 1
             assert context < sequence.settled
             return
         if plan.samples[i]:
             assert (plan.attempts[i], sequence.awaits_route) == (sequence.attempt, False)
+
+    def check_draws(self, lane: int, plan: Plan, i: int, sequence: Sequence) -> None:
+        """The model that writes draws after the last token and each guess; or a guess is drawn."""
+        context, draws = int(plan.contexts[i]), int(plan.samples[i])
+        guesses = sequence.drafting and lane == SMALL
+        drawn_from = len(known(sequence)) if guesses else sequence.length
+        assert draws == max(0, context - drawn_from + 1)
+        assert plan.guesses[i] == (guesses and draws == 1)
+        assert draws <= 1 + len(sequence.draft)
+        self.seen["verified"] += draws > 1
 
     def check_context(self, lane: int, table: list[int], rows: int, hashes: list[int]) -> None:
         """The first rows of KV are there, untouched by anybody."""
@@ -275,6 +319,7 @@ class Driver:
         self.scheduler.forget(sequence.id)
         self.alive.remove(sequence.id)
         self.booked += sequence.rows.sum(axis=1)
+        self.check_speculation(sequence)
         self.restored += sequence.restored
         prompt, tokens = self.prompts.pop(sequence.id), sequence.tokens.tolist()
         hashes, length = digest(tokens), len(prompt)
@@ -294,6 +339,16 @@ class Driver:
         else:  # a trial that has stopped may be aborted before the answer
             assert STOP_ID not in tokens[: -1 if sequence.finish == ABORT else None]
         self.seen[f"finish {sequence.finish}"] += 1
+
+    def check_speculation(self, sequence: Sequence) -> None:
+        """What it counts is what its rows say."""
+        counts, rows = dict(sequence.speculation), sequence.rows[:, :, 0]
+        assert sum(counts.pop("accepted_at")) == counts["accepted"] == rows[SMALL, DRAFTED]
+        assert counts["accepted"] <= counts["compared"] <= counts["drafted"]
+        assert counts["drafted"] <= rows[SMALL, DRAFTED] + rows[SMALL, REJECTED]
+        assert counts["rounds"] <= counts["passes"] <= counts["tokens"]
+        assert not rows[LARGE, [DRAFTED, REJECTED]].any()
+        self.speculation.update(counts)
 
     def run(self) -> None:
         """Random operations, then everything to its end."""

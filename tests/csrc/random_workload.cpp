@@ -36,13 +36,15 @@ class Workload {
     const auto& counters = scheduler_.counters();
     std::printf(
         "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld, "
-        "parked %lld, restored %lld\n",
+        "parked %lld, restored %lld, drafts %d\n",
         seed_, static_cast<long long>(counters.preemptions),
         static_cast<long long>(scheduler_.pool().lent()),
         static_cast<long long>(counters.ahead[0] + counters.ahead[1]),
         static_cast<long long>(counters.voided[0] + counters.voided[1]),
         static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]),
-        static_cast<long long>(counters.saved), static_cast<long long>(counters.restored));
+        static_cast<long long>(counters.saved), static_cast<long long>(counters.restored),
+        verified_);
+    if (verified_ == 0) throw std::runtime_error("no draft was verified");
   }
 
  private:
@@ -107,6 +109,7 @@ class Workload {
     request.think_closed = below(6) == 0;
     if (below(3) == 0) request.max_repeats = 9;
     request.ahead = below(5) > 0;
+    request.draft_tokens = below(2) * below(8);
     const int samples = below(4) == 0 ? 1 + below(3) : 1;
     const SequenceId first = scheduler_.add(request, samples);
     for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
@@ -119,9 +122,23 @@ class Workload {
       if (scheduler_.plan(lane, true) > 0 || flying == 0) return;
     const Plan& plan = !two.in_flight || (one.in_flight && one.tick < two.tick) ? one : two;
     if (below(400) == 0) return scheduler_.fail(lane);
-    std::vector<std::int32_t> tokens(plan.sequences);
+    std::vector<Token> tokens(plan.draws);
     for (auto& token : tokens) token = below(200) == 0 ? -1 : below(40) == 0 ? 7 : below(7);
-    scheduler_.commit(lane, tokens.data(), plan.sequences);
+    agree(plan, tokens);
+    scheduler_.commit(lane, tokens);
+  }
+
+  // Of the large model's draws some are what was guessed.
+  void agree(const Plan& plan, std::vector<Token>& tokens) {
+    std::size_t at = 0;
+    for (std::int32_t i = 0; i < plan.sequences; ++i) {
+      const std::int32_t draws = plan.samples[i];
+      const Sequence* sequence = plan.members[i];
+      for (std::int32_t place = 0; sequence != nullptr && place < draws - 1; ++place)
+        if (below(4) > 0) tokens[at + place] = sequence->draft.at(place);
+      verified_ += draws > 1;
+      at += std::max(1, draws);
+    }
   }
 
   void answer() {
@@ -142,7 +159,8 @@ class Workload {
   Scheduler scheduler_;
   std::vector<SequenceId> alive_;
   int truncations_ = 0;
-  int ahead_ = 0;  // plans of ten that are made ahead where they can be
+  int verified_ = 0;  // drafts
+  int ahead_ = 0;     // plans of ten that are made ahead where they can be
 };
 
 }  // namespace

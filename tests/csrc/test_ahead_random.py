@@ -8,6 +8,7 @@ the tick before. Everything that a tick reads must be there when it runs, void r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 
 import numpy as np
@@ -15,9 +16,20 @@ import pytest
 
 from engine._core import Plan, Sequence
 
-from .kinds import DISCARDED, LARGE, RUNNING, SMALL
-from .random_arena import BLOCK_TOKENS, digest, virtual_model
-from .random_driver import Driver
+from .kinds import (
+    CATCHUP,
+    DISCARDED,
+    DRAFTED,
+    LARGE,
+    PROMPT,
+    RECOMPUTE,
+    REJECTED,
+    RUNNING,
+    SAMPLED,
+    SMALL,
+)
+from .random_arena import BLOCK_TOKENS, digest
+from .random_driver import Driver, known
 from .test_random import TIERS
 
 OPERATIONS = 4000
@@ -30,7 +42,7 @@ class Flight:
     plan: Plan
     texts: list[list[int]]  # digests of what the host knew of each sequence
     before: Flight | None  # in flight when this was planned
-    drawn: list[int] | None = None
+    drawn: list[list[int]] | None = None  # of each sequence
 
 
 class Device(Driver):
@@ -69,7 +81,7 @@ class Device(Driver):
             assert plan.rows <= self.budget
             before = flights[-1] if flights else None
             sequences = [self.scheduler.sequence(id) for id in ids]
-            texts = [digest(sequence.tokens.tolist()) for sequence in sequences]
+            texts = [digest(known(sequence)) for sequence in sequences]
             flights.append(Flight(plan, texts, before))
             for i, sequence in enumerate(sequences):
                 self.check_span(lane, flights[-1], i, sequence)
@@ -87,8 +99,9 @@ class Device(Driver):
         self.seen["ahead"] += 1
         assert before is not None
         positions = list(range(sequence.computed[lane] + sequence.in_flight[lane], context))
-        tokens = sequence.tokens[first:context].tolist()
-        if context > sequence.length:
+        text = known(sequence)
+        tokens = text[first:context]
+        if context > len(text):
             tokens.append(-1 - before.plan.ids[: before.plan.sequences].tolist().index(sequence.id))
         table = plan.blocks[i].tolist()
         assert sequence.ahead[lane] == len(positions) > 0 < sequence.in_flight[lane]
@@ -97,9 +110,11 @@ class Device(Driver):
         assert plan.slots[rows].tolist() == [
             table[p // BLOCK_TOKENS] * BLOCK_TOKENS + p % BLOCK_TOKENS for p in positions
         ]
-        assert plan.samples[i] == (context >= sequence.length)
+        assert plan.samples[i] == (context >= len(text))
+        assert plan.guesses[i] == (sequence.drafting and plan.samples[i])
         assert plan.attempts[i] == sequence.attempt
-        assert (sequence.active, sequence.phase) == (lane, RUNNING)
+        assert sequence.active == lane or (sequence.drafting and lane == SMALL)
+        assert sequence.phase == RUNNING
         assert context < len(self.prompts[sequence.id]) + self.limits[sequence.id]
 
     def execute(self, lane: int, flight: Flight) -> None:
@@ -111,15 +126,15 @@ class Device(Driver):
             hashes, last = flight.texts[i], int(plan.tokens[rows.stop - 1])
             if last < 0:
                 assert flight.before is not None and flight.before.drawn is not None
-                hashes.append(hash((hashes[-1], flight.before.drawn[-1 - last])))
+                (token,) = flight.before.drawn[-1 - last]
+                hashes.append(hash((hashes[-1], token)))
             spans.append((rows, hashes))
             first = int(plan.positions[rows.start])
             self.check_context(lane, plan.blocks[i].tolist(), first, hashes)
         for i, (rows, hashes) in enumerate(spans):
             for slot, position in zip(plan.slots[rows], plan.positions[rows], strict=True):
                 self.arena.write(lane, int(slot), hash((hashes[int(position) + 1], lane)))
-            token = virtual_model(lane, hashes[int(plan.contexts[i])])
-            flight.drawn.append(token if plan.samples[i] else -1)
+            flight.drawn.append(self.draw(lane, plan, i, hashes))
         flight.before = None
 
     def commit(self, lane: int) -> None:
@@ -128,7 +143,8 @@ class Device(Driver):
             if self.stands(lane, flight, i):
                 table, context = flight.plan.blocks[i].tolist(), int(flight.plan.contexts[i])
                 self.check_context(lane, table, context, flight.texts[i])
-        self.scheduler.commit(lane, np.array(flight.drawn, np.int32))
+        assert flight.drawn is not None
+        self.scheduler.commit(lane, np.array([*chain(*flight.drawn)], np.int32))
 
     def stands(self, lane: int, flight: Flight, i: int) -> bool:
         """Is this part of the oldest plan neither void nor undecided?"""
@@ -170,13 +186,28 @@ def test_random_operations_with_plans_ahead(
     assert (counters["saved"] > 0) == (counters["restored"] > 0) == (host_blocks > 0)
 
 
+@pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_operations_with_guesses_ahead(
+    seed: int, prefix_cache: bool, host_blocks: int
+) -> None:
+    """Guesses are planned after guesses that only the device knows yet."""
+    device = Device(seed, prefix_cache, host_blocks=host_blocks)
+    device.drafts = (0, 2, 7)
+    device.run()
+    assert np.array_equal(device.planned, device.booked)
+    assert device.seen["verified"] > 5 and device.speculation["rounds"] > 5
+
+
 class Story(Device):
     """Requests, answers, truncations and aborts that follow from the texts alone: only the timing
     is random, and whether plans are made ahead."""
 
-    def __init__(self, seed: int, eager: float, prefix_cache: bool, **changes: object) -> None:
+    def __init__(
+        self, seed: int, eager: float, prefix_cache: bool, drafts: int = 0, **changes: object
+    ) -> None:
         super().__init__(seed, prefix_cache, **changes)
-        self.seed, self.eager, self.ends = seed, eager, {}
+        self.seed, self.eager, self.ends, self.drafts = seed, eager, {}, (drafts,)
         self.usage: dict[int, tuple[list, list, int]] = {}
 
     def run(self) -> None:
@@ -263,3 +294,42 @@ def test_it_costs_the_void_rows_and_nothing_else(seed: int) -> None:
     counters = ahead.scheduler.counters()
     assert voided.tolist() == counters["voided"]
     assert 0 < voided.sum() < sum(counters["ahead"]) / 2
+
+
+@pytest.mark.parametrize("eager", [0.0, 0.9])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_answers_are_those_without_guesses(seed: int, eager: float) -> None:
+    """However many tokens the small model guesses, right or wrong: the same tokens, steps and ends,
+    tokens taken back and forced, in a tight arena, under each lane policy."""
+    host = 12 * (seed % 2)
+    plain = Story(seed, 0.0, seed % 4 < 2, host_blocks=host * (seed % 4 < 2))
+    plain.run()
+    for drafts in (1, 3, 7):
+        story = Story(seed, eager, plain.prefix_cache, drafts, host_blocks=host * (seed % 4 < 2))
+        story.run()
+        assert np.array_equal(story.planned, story.booked)
+        assert story.ends == plain.ends
+        assert story.speculation["rounds"] > 20 and story.speculation["accepted"] > 20
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_guesses_cost(seed: int) -> None:
+    """Where nothing is lost and nothing is found: rows of guesses, rows of the large model that
+    drew nothing, and what the small model reads for the guesses; and no pass more than without."""
+    roomy = {"slabs": 80, "background": (0, 0), "lane_policy": "latency"}
+    plain, spec = (Story(seed, 0.0, False, drafts, **roomy) for drafts in (0, 4))
+    for story in (plain, spec):
+        story.most_samples = 1
+        story.run()
+        assert story.scheduler.counters()["preemptions"] == 0
+    assert spec.ends == plain.ends
+    for id, (rows, entries, _) in spec.usage.items():
+        more = rows - plain.usage[id][0]
+        assert np.array_equal(entries, plain.usage[id][1])
+        assert not more[LARGE, [PROMPT, CATCHUP, SAMPLED, RECOMPUTE]].any()
+        assert not more[SMALL, [SAMPLED, DISCARDED]].any()
+        assert (more[:, [DISCARDED, DRAFTED, REJECTED]] >= 0).all()
+        # Each draw after a wrong guess, or after the end of a run, was for a guess.
+        assert more[LARGE, DISCARDED, 0] <= more[SMALL, [DRAFTED, REJECTED], 0].sum()
+    counts = spec.speculation
+    assert counts["tokens"] > 1.2 * counts["passes"]

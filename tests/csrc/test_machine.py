@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings
@@ -19,6 +20,7 @@ from .drawn_shapes import Dice, dice, draw_request
 from .kinds import ABORT, DEADLINE, LARGE, OVER, SMALL
 from .model_plan import Judge
 from .model_plan_state import View
+from .model_scheduler import Span
 from .model_sequence import SequenceModel
 from .model_text import PADDING
 from .wrong_calls import WrongCalls
@@ -97,6 +99,7 @@ class Machine(WrongCalls):
             idle = [self.idle[m] or (m == lane and not ahead) for m in (0, 1)]
             self.idle = [False, False] if count else idle
             model.admit(free, core.limit, after)
+            model.open_rounds()
             if model.holds(lane):
                 assert count == core.buffers(lane, buffer).sequences == 0
                 return count
@@ -109,10 +112,22 @@ class Machine(WrongCalls):
 
     def commit(self, lane: int, dice: Dice) -> None:
         flight = self.model.flights[lane][0]
-        tokens = [self.draw(span.sequence, span.samples, dice) for span in flight.spans]
+        draws = [self.draws(lane, span, dice) for span in flight.spans]
         with self.operation("commit"):
-            self.core.commit(lane, np.array(tokens, np.int32))
-            self.model.commit(lane, tokens, self.look())
+            self.core.commit(lane, np.array([*chain(*draws)], np.int32))
+            self.model.commit(lane, draws, self.look())
+
+    def draws(self, lane: int, span: Span, dice: Dice) -> list[int]:
+        """What was guessed, as a rule, else anything. Guesses are unusable more often."""
+        s, samples = span.sequence, span.samples
+        if samples and s.active != lane and dice.below(16) == 0:
+            return [-1]
+        drawn = [self.draw(s, samples > 0, dice) for _ in range(max(1, samples))]
+        for i in range(samples - 1):
+            if dice.below(8) > 1:
+                drawn[i] = s.draft[i]
+        self.seen["verified"] += samples > 1
+        return drawn
 
     def draw(self, s: SequenceModel, samples: bool, dice: Dice) -> int:
         """Any token, now and then unusable logits; some texts tend to go round in circles."""
@@ -131,7 +146,7 @@ class Machine(WrongCalls):
             return
         with self.operation("fail"):
             self.core.fail(lane)
-            self.model.fail(lane)
+            self.model.fail(lane, self.look())
 
     # -- one sequence
 
@@ -216,6 +231,8 @@ class Machine(WrongCalls):
             del self.model.sequences[s.id]
             self.seen[f"finish {s.finish}"] += 1
             self.seen["forced"] += -1 in s.drawn
+            self.seen.update({name: n for name, n in s.guessed.items() if n})
+            self.seen["given up"] += s.off
             for lane in (SMALL, LARGE):
                 for i in range(2):
                     self.booked[lane][i] += sum(kind[i] for kind in s.rows[lane])
@@ -322,5 +339,8 @@ def check_the_machine_went_everywhere() -> None:
         "held",
         "ahead",
         "voided",
+        "verified",
+        "accepted",
+        "given up",
     )
     assert {name: n for name in events if (n := Machine.seen[name]) < EXAMPLES // 10} == {}

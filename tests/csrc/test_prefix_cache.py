@@ -54,7 +54,7 @@ def test_a_running_neighbour_shares_its_full_blocks(scheduler: Scheduler):
     assert tick(scheduler, SMALL) == {first: 1, second: 2}
     held = scheduler.sequence(second)
     assert held.cached[SMALL] == 8
-    assert held.rows[SMALL, :, 0].tolist() == [1, 0, 1, 0, 0]
+    assert held.rows[SMALL, :, 0].tolist() == [1, 0, 1, *[0] * 4]
     assert scheduler.pool.live(SMALL) == 4  # two shared, one of each
     blocks = scheduler.buffers(SMALL).blocks
     assert blocks[0, :2].tolist() == blocks[1, :2].tolist() and blocks[0, 2] != blocks[1, 2]
@@ -180,8 +180,8 @@ def test_what_was_spared_has_its_kind(scheduler: Scheduler):
     assert tick(scheduler, LARGE)[reader] == 4
     held = scheduler.sequence(reader)
     assert held.cached == [4, 8]
-    assert held.spared[SMALL].tolist() == [[4, 1 + 2 + 3 + 4], *[[0, 0]] * 4]
-    assert held.spared[LARGE].tolist() == [[6, 21], [2, 7 + 8], *[[0, 0]] * 3]
+    assert held.spared[SMALL].tolist() == [[4, 1 + 2 + 3 + 4], *[[0, 0]] * 6]
+    assert held.spared[LARGE].tolist() == [[6, 21], [2, 7 + 8], *[[0, 0]] * 5]
     scheduler.preempt(reader)
     assert tick(scheduler, LARGE)[reader] == 1
     held = scheduler.sequence(reader)

@@ -60,3 +60,19 @@ def test_random_operations_with_a_forecast(seed: int, prefix_cache: bool) -> Non
         assert np.array_equal(driver.planned, driver.booked)
     first, second = (driver.scheduler.counters() for driver in drivers)
     assert first == second and first["admitted"] > 50
+
+
+@pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_operations_with_guesses(seed: int, prefix_cache: bool, host_blocks: int) -> None:
+    """All of it, while the small model guesses at what the large one writes."""
+    driver = Driver(seed, prefix_cache, host_blocks=host_blocks)
+    driver.drafts = (0, 1, 3, 7)
+    driver.run()
+    assert np.array_equal(driver.planned, driver.booked)
+    scheduler, counts = driver.scheduler, driver.speculation
+    assert (scheduler.running, scheduler.waiting, scheduler.take_events()) == (0, 0, [])
+    assert (scheduler.pool.live(SMALL), scheduler.pool.live(LARGE)) == (0, 0)
+    assert driver.seen["verified"] > 20 and counts["rounds"] > 20
+    assert 0.5 < counts["accepted"] / counts["compared"] < 0.9
+    assert counts["tokens"] > counts["passes"] > 0

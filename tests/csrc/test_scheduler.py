@@ -121,7 +121,7 @@ def test_buffers_are_views(make_scheduler: Make) -> None:
     views = {
         name: view for name in dir(plan) if isinstance(view := getattr(plan, name), np.ndarray)
     }
-    assert len(views) == 12
+    assert len(views) == 13
     for token in (B, C, B):
         tick(scheduler, SMALL, token)
         for name, view in views.items():

@@ -59,9 +59,10 @@ class WrongCalls(CheckedCore):
             calls.append((RuntimeError, "no plan in flight", core.fail, (lane,)))
             calls.append((RuntimeError, "no plan in flight", core.commit, (lane, one)))
         else:
-            more = np.zeros(len(flights[0].spans) + 1, np.int32)
+            draws = sum(max(1, span.samples) for span in flights[0].spans)
+            more = np.zeros(draws + 1, np.int32)
             calls.append((RuntimeError, "commit first", core.plan, (lane, len(flights) == 2)))
-            calls.append((ValueError, "one token a sequence", core.commit, (lane, more)))
+            calls.append((ValueError, "a token for each draw", core.commit, (lane, more)))
             calls.append((ValueError, "one dimension", core.commit, (lane, more[None])))
         return calls
 

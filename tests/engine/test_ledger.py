@@ -127,9 +127,9 @@ def test_rule_recompute_of_a_catch_up(plain):
     """KV of both models lost at length 6: what was there is recompute, the rest catch-up."""
     request = plain.submit(AB, SamplingParams(max_tokens=9), forced({4: "large"}, reads=False))
     done = drive(plain, request, {6: lambda: plain.scheduler.preempt(request)})
-    assert done.usage.rows[0, :, 0].tolist() == [1, 4, 5, 0, 3]
+    assert done.usage.rows[0, :, 0].tolist() == [1, 4, 5, 0, 3, 0, 0]
     assert done.usage.rows[0, RowKind.recompute].tolist() == [3, 1 + 2 + 3]
-    assert done.usage.rows[1, :, 0].tolist() == [2, 1, 4, 0, 5]
+    assert done.usage.rows[1, :, 0].tolist() == [2, 1, 4, 0, 5, 0, 0]
     assert done.usage.rows[1, RowKind.recompute].tolist() == [5, 1 + 2 + 3 + 4 + 5]
     assert done.usage.recomputed_share == pytest.approx((3 + 5) / (1 + 4 + 5 + 3 + 2 + 1 + 4 + 5))
     assert (done.usage + Usage.alone("large", 2, 26)).recomputed_share == pytest.approx(8 / 52)

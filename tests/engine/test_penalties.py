@@ -14,7 +14,7 @@ import torch
 
 from engine import Engine, SamplingParams, SteerError, _core
 from engine.config import TINY
-from engine.execution.sampled_rows import History, SampledRows
+from engine.execution.sampled_rows import DrawnRows, History, SampledRows
 from engine.execution.sampler import Sampler
 from engine.execution.scoring import scored_rows
 from engine.requests.request_state import RequestState
@@ -206,7 +206,7 @@ def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
         scheduler.route(event.sequence, 1)
     assert scheduler.plan(1) == 3
     plan, sampler = scheduler.buffers(1), Sampler(1, VOCABULARY, ops.CpuBackend())
-    assert sampler.prepare(plan, np.arange(3), requests, scheduler).edits is not None
+    assert sampler.prepare(plan, DrawnRows.of(plan), requests, scheduler).edits is not None
     assert scored_rows(plan, requests, scheduler) is None
     assert asked == [max(requests)]
 
