@@ -37,6 +37,7 @@ def copied(plan):
         "sequences",
         "rows",
         "copied",
+        "draws",
         "copies",
         "tokens",
         "positions",
@@ -49,7 +50,7 @@ def copied(plan):
         "ids",
     )
     kept = {name: np.copy(getattr(plan, name)) for name in names}
-    scalars = {name: int(kept[name]) for name in ("sequences", "rows", "copied")}
+    scalars = {name: int(kept[name]) for name in ("sequences", "rows", "copied", "draws")}
     return SimpleNamespace(**{**kept, **scalars})
 
 
