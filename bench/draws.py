@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from bench.rows import RowWriter
 from bench.table import render
@@ -75,28 +76,23 @@ def ways(vocabulary: int) -> dict[str, Draw]:
     }
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each setting and way. SteerError if kernel and reference draw different tokens."""
-    shape = (options.rows, options.vocabulary)
-    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * SPREAD
-    found = []
-    for name, setting in SETTINGS.items():
-        rows = draw_rows(options.rows, setting)
-        seconds: dict[str, list[float]] = {}
-        every = ways(options.vocabulary)
-        if not torch.equal(every["steer"](logits, rows), every["reference"](logits, rows)):
-            raise SteerError(f"{name}: the kernel and its reference draw different tokens")
-        for _ in range(options.runs):
-            for way, draw in every.items():
-                start = time.process_time()
-                draw(logits, rows)
-                seconds.setdefault(way, []).append(time.process_time() - start)
-        for way, each in seconds.items():
-            cuts = [1000 * s / options.rows for s in quantiles(each, n=10)]
-            times = {"p20_ms": cuts[1], "p50_ms": cuts[4], "p80_ms": cuts[7]}
-            sizes = {name: getattr(options, name) for name in ("vocabulary", "rows", "runs")}
-            found.append({"bench": "draws", "filters": name, "way": way, **sizes, **times})
-    return found
+def measure(logits: Tensor, filters: str, runs: int) -> Iterator[dict[str, Any]]:
+    """A row for each way. SteerError if kernel and reference draw different tokens."""
+    count, vocabulary = logits.shape
+    rows, every = draw_rows(count, SETTINGS[filters]), ways(vocabulary)
+    if not torch.equal(every["steer"](logits, rows), every["reference"](logits, rows)):
+        raise SteerError(f"{filters}: the kernel and its reference draw different tokens")
+    seconds: dict[str, list[float]] = {way: [] for way in every}
+    for _ in range(runs):
+        for way, draw in every.items():
+            start = time.process_time()
+            draw(logits, rows)
+            seconds[way].append(time.process_time() - start)
+    for way, each in seconds.items():
+        cuts = [1000 * s / count for s in quantiles(each, n=10)]
+        times = {"p20_ms": cuts[1], "p50_ms": cuts[4], "p80_ms": cuts[7]}
+        sizes = {"vocabulary": vocabulary, "rows": count, "runs": runs}
+        yield {"bench": "draws", "filters": filters, "way": way, **sizes, **times}
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -126,10 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
             if getattr(options, name) < least:
                 raise SteerError(f"--{name} must be at least {least}, got {getattr(options, name)}")
         check_output(options.json, "rows")
-        rows = measure(options)
+        shape = (options.rows, options.vocabulary)
+        logits = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * SPREAD
+        rows = []
         with RowWriter(options.json) as writer:
-            for row in rows:
-                writer.write(row)
+            for filters in tqdm(SETTINGS, "bench.draws", unit="setting"):
+                for row in measure(logits, filters, options.runs):
+                    rows.append(row)
+                    writer.write(row)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
