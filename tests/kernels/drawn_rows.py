@@ -12,6 +12,7 @@ from kernels import ops
 from kernels.backends.triton import TritonBackend
 from kernels.reference import sampling
 from kernels.types.sampling import DrawRows
+from tests.confidence_oracle import oracle
 
 INF = math.inf
 ON = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,24 +45,6 @@ def all_kinds(width):
     z[9, width // 2] = math.nan
     z[10, width - 1] = INF
     return z.to(ON)
-
-
-def oracle(z):
-    """All statistics in fp64, each by its own formula."""
-    z = z.double()
-    p = z.softmax(-1)
-    top = z.amax(-1)
-    first = (z == top[:, None]).int().argmax(-1)
-    others = z.clone().scatter_(1, first[:, None], -INF)
-    return {
-        "entropy": torch.special.entr(p).sum(-1),
-        "max_prob": p.amax(-1),
-        "log_odds": top - others.logsumexp(-1),
-        "margin": top - others.amax(-1),
-        "max_logit": top,
-        "logsumexp": z.logsumexp(-1),
-        "argmax": first,
-    }
 
 
 def check(z, found, atol=1e-5, exact=("margin", "max_logit", "argmax")):
