@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine._core import LARGE
 from engine.execution.regions import Array
 from engine.execution.sampled_rows import History, Int32, SampledRows
 from engine.params import SamplingParams
@@ -35,7 +36,7 @@ def _keyed(rows: SampledRows, model: int) -> Chunk:
     counter = np.empty((len(params), 3), np.int64)
     counter[:, 0] = [draw.sample for draw in rows.draws]
     counter[:, 1] = rows.contexts
-    counter[:, 2] = 2 * rows.attempts.astype(np.int64) + model
+    counter[:, 2] = 2 * rows.attempts.astype(np.int64) + np.where(rows.guesses, LARGE, model)
     columns: Chunk = {
         "temperature": _reals(p.temperature for p in params),
         "key": np.array([draw.draw_key for draw in rows.draws], np.uint64).view(np.int64),

@@ -60,13 +60,13 @@ class TickResult:
         0 for sequences that are not sampled.
     signal_table: fp32 [signals in the order of ``SIGNAL_NAMES``, sampled rows].
     drawn: drawn tokens with log-probabilities by sequence id, if requested and the logits were
-        usable.
+        usable; several where guesses were verified.
     audited: by plan row, (position, log-probability) of audited tokens.
     """
 
     tokens: npt.NDArray[np.int32]
     signal_table: npt.NDArray[np.float32]
-    drawn: dict[int, Drawn]
+    drawn: dict[int, list[Drawn]]
     audited: dict[int, list[tuple[int, float]]]
     _order: dict[int, int]  # plan row -> column of the signal table, of its first draw
 
@@ -107,7 +107,7 @@ class InFlightTick:
         draws: int,
         rows: DrawnRows,
         columns: npt.NDArray[np.intp],
-        drawn: Callable[[list[int], ops.LogProbs | None], dict[int, Drawn]],
+        drawn: Callable[[list[int], ops.LogProbs | None], dict[int, list[Drawn]]],
         scored: AuditRows | None = None,
     ) -> None:
         """

@@ -85,6 +85,18 @@ class History:
     unread: bool
 
 
+def history_of(draw: SamplingSpec, core: _core.Scheduler, request: int, context: int) -> History:
+    """The first ``context`` tokens of a sequence, its guesses after the text included; the last of
+    them may not be on the host yet."""
+    known = draw.history.follow(core, request)
+    if len(known) < context:
+        guesses = np.array(core.view(request).draft, np.int32)
+        known = np.concatenate([known, guesses])
+    known = known[:context]
+    unread = len(known) < context
+    return History(known[: draw.prompt_tokens], known[draw.prompt_tokens :], unread)
+
+
 @dataclass(frozen=True)
 class SampledRows:
     """The sampled rows of a plan, in the order of their logits; copies of the plan's numbers.
@@ -93,18 +105,21 @@ class SampledRows:
     contexts: int32 [rows], tokens that a row has seen: the position of the token that it draws.
     attempts: int32 [rows], truncations of the sequence so far; they key its draws.
     draws: how each row samples.
+    guesses: bool [rows], rows of the small model that guess what the large one will draw, with its
+        key. A guess is not text: it has no log-probabilities.
     """
 
     ids: npt.NDArray[np.int64]
     contexts: Int32
     attempts: Int32
     draws: list[SamplingSpec]
+    guesses: npt.NDArray[np.bool_]
 
     @cached_property
     def asked(self) -> dict[int, int]:
         """By row: how many likely tokens' log-probabilities it needs, if any."""
         counts = ((i, draw.asks) for i, draw in enumerate(self.draws))
-        return {i: count for i, count in counts if count is not None}
+        return {i: count for i, count in counts if count is not None and not self.guesses[i]}
 
     @cached_property
     def edited(self) -> list[int]:

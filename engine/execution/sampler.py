@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from engine.execution.draw_arguments import (
 )
 from engine.execution.logprobs import Drawn
 from engine.execution.regions import Array, Region, words_for, write_regions
-from engine.execution.sampled_rows import DrawnRows, History, SampledRows, SamplingSpec
+from engine.execution.sampled_rows import DrawnRows, History, SampledRows, SamplingSpec, history_of
 from engine.request import TokenLogprobs
 from kernels import ops
 
@@ -103,15 +101,16 @@ class Sampler:
 
         ``core``: the plan's, asked for the tokens of rows with penalties.
         """
-        ids, contexts = plan.ids[drawn.sequences], drawn.contexts
+        of = drawn.sequences
+        ids, guesses = plan.ids[of], plan.guesses[of].astype(bool)
         draws = [requests[i] for i in ids.tolist()]
+        rows = SampledRows(ids, drawn.contexts, plan.attempts[of], draws, guesses)
         histories = {
-            i: _history(draw, draw.history.follow(core, int(ids[i])), int(contexts[i]))
+            i: history_of(draw, core, int(ids[i]), int(rows.contexts[i]))
             for i, draw in enumerate(draws)
             if draw.params.looks_back
         }
-        attempts = plan.attempts[drawn.sequences]
-        return self.prepared(SampledRows(ids, contexts, attempts, draws), histories)
+        return self.prepared(rows, histories)
 
     def prepared(self, rows: SampledRows, histories: Mapping[int, History]) -> PreparedDraws:
         """The draws of ``rows``; ``histories`` by row, where penalties need earlier tokens."""
@@ -188,8 +187,9 @@ class Sampler:
 
     def drawn(
         self, tokens: Sequence[int], logprobs: ops.LogProbs | None, rows: SampledRows
-    ) -> dict[int, Drawn]:
-        """The draws with log-probabilities by sequence id, of the rows in ``rows.asked``.
+    ) -> dict[int, list[Drawn]]:
+        """The draws with log-probabilities by sequence id, of the rows in ``rows.asked``; those of
+        a sequence in the order of their positions.
 
         Args:
             tokens: drawn tokens of all rows; rows below 0 were unusable and are left out.
@@ -197,21 +197,16 @@ class Sampler:
         """
         if logprobs is None:
             return {}
-        drawn: dict[int, Drawn] = {}
+        drawn: dict[int, list[Drawn]] = {}
         parts = zip(rows.asked.items(), *(part.tolist() for part in logprobs), strict=True)
         for (i, count), own, top, ids in parts:
             if tokens[i] >= 0:
                 entry = TokenLogprobs(own, tuple(zip(ids, top, strict=True))[:count])
                 place = int(rows.contexts[i])
-                drawn[int(rows.ids[i])] = Drawn(place, self._model, tokens[i], entry)
+                draw = Drawn(place, self._model, tokens[i], entry)
+                drawn.setdefault(int(rows.ids[i]), []).append(draw)
         return drawn
 
     def _chunks(self, rows: list[int]) -> list[list[int]]:
         size = self._rows_at_once
         return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-def _history(draw: SamplingSpec, tokens: npt.NDArray[np.int32], context: int) -> History:
-    known = tokens[:context]
-    unread = len(known) < context
-    return History(known[: draw.prompt_tokens], known[draw.prompt_tokens :], unread)

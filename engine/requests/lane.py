@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from engine import _core
 from engine._core import SMALL
 from engine.execution.in_flight import InFlightTick, TickResult
+from engine.execution.logprobs import Drawn
 from engine.execution.runner import ModelRunner
 from engine.out_of_memory import is_out_of_memory
 from engine.requests.request_state import RequestState
@@ -204,15 +205,15 @@ class Lane:
             request = int(plan.ids[row])
             if plan.guesses[row]:
                 continue  # not of the text, nor of a boundary
-            draw, drawn = requests[request], result.drawn.get(request)
-            if drawn is not None:
-                draw.drawn.add(drawn)
+            draw, drawn = requests[request], _verified(plan, row, result.drawn.get(request, []))
+            for each in drawn:
+                draw.drawn.add(each)
             if self.runner.model == SMALL:
                 if draw.collects and row in sampled:
                     draw.signals[int(plan.contexts[row])] = result.signals(row)
             elif draw.audit is not None:
-                if drawn is not None:
-                    draw.audit.foresee(drawn)
+                for each in drawn:
+                    draw.audit.foresee(each)
                 self._audit(request, result.audited.get(row, []), draw)
 
     def signals(self, row: int) -> Signals:
@@ -220,3 +221,14 @@ class Lane:
         if self._result is None:
             raise RuntimeError("no tick was committed on this lane")
         return self._result.signals(row)
+
+
+def _verified(plan: _core.Plan, row: int, draws: list[Drawn]) -> list[Drawn]:
+    """The draws of a sequence that have read text: those up to the first that is not as guessed."""
+    guesses, end = int(plan.samples[row]) - 1, int(plan.starts[row + 1])
+    first = int(plan.contexts[row]) - guesses
+    for i, draw in enumerate(draws):
+        place = draw.position - first
+        if place < guesses and draw.token != plan.tokens[end - guesses + place]:
+            return draws[: i + 1]
+    return draws

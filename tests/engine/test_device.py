@@ -233,7 +233,7 @@ def test_a_tick_ahead(kit, way, prompts):
         result, stands = pending.result(), scheduler.standing(0)
         for row, request in enumerate(plan.ids[: plan.sequences].tolist()):
             if stands[row] and request in result.drawn:
-                draw = result.drawn[request]
+                (draw,) = result.drawn[request]
                 drawn[request, draw.position] = draw
         scheduler.commit(0, result.tokens)
         ticks.popleft()

@@ -44,7 +44,8 @@ def rows_of(count):
         if params[i].looks_back
     }
     contexts = np.full(count, 12, np.int32)
-    rows = SampledRows(np.arange(count), contexts, np.zeros(count, np.int32), draws)
+    none = np.zeros(count, np.int32)
+    rows = SampledRows(np.arange(count), contexts, none, draws, none.astype(bool))
     return rows, histories
 
 

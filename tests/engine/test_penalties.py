@@ -163,7 +163,8 @@ def test_other_rows_keep_every_bit():
         before, last = logits.clone(), torch.zeros(5, dtype=torch.int32)
         history = {2: History(np.int32([3, 4]), best[2].int().numpy(), unread=False)}
         ids, contexts = np.arange(5), np.full(5, 3, np.int32)
-        rows = SampledRows(ids, contexts, np.zeros(5, np.int32), specs)
+        none = np.zeros(5, np.int32)
+        rows = SampledRows(ids, contexts, none, specs, none.astype(bool))
         draws = sampler.prepared(rows, history)
         columns = {name: torch.from_numpy(column) for name, column in draws.columns.items()}
         confidence = backend.confidence(logits, VOCABULARY)
@@ -173,7 +174,7 @@ def test_other_rows_keep_every_bit():
         assert chosen.tolist()[:2] + chosen.tolist()[3:] == expected[:2] + expected[3:]
         found = sampler.drawn(chosen.tolist(), scores, rows)
         exact = logits[3, :VOCABULARY].double().log_softmax(-1)[expected[3]]
-        assert found[3].logprobs.logprob == float(exact) and torch.equal(logits, before)
+        assert found[3][0].logprobs.logprob == float(exact) and torch.equal(logits, before)
     assert moved > 20
 
 
