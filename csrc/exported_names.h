@@ -55,6 +55,7 @@ inline void bind_names(py::module_& m) {
   m.attr("LARGE") = kLarge;
   m.attr("NOBODY") = kNobody;
   m.attr("WHOLE_ANSWER") = kWholeAnswer;
+  m.attr("MOST_DRAFTS") = kMostDrafts;
   bind_enum(m, "RowKind", kRowKindNames);
   bind_enum(m, "Finish", kFinishNames);
   bind_enum(m, "Phase", kPhaseNames);
@@ -62,6 +63,7 @@ inline void bind_names(py::module_& m) {
   m.attr("ROW_KINDS") = py::tuple(py::cast(kRowKindNames));
   m.attr("FINISH_REASONS") = py::tuple(py::cast(kFinishNames));
   m.attr("LANE_POLICIES") = py::tuple(py::cast(kLanePolicyNames));
+  m.attr("DRAFT_SOURCES") = py::make_tuple("small", "lookup", "both");  // TEMP
   m.attr("Event") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(event_type()));
 }
 

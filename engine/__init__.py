@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.accounting.ledger import Usage
+    from engine.accounting.speculated import Speculated
     from engine.aio import AsyncEngine
     from engine.config import EngineConfig
     from engine.config.pairs import Pair
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
     from engine.routing.judges import AuditOnly, Judge
-    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Threshold
+    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Speculate, Threshold
     from engine.routing.policy import Boundary, Decision, Policy
     from engine.routing.signals import Signals
+    from engine.routing.speculation import Speculation
     from engine.routing.steer import CostAware, Steer
     from engine.routing.windows import Window
     from engine.text.tokenizer import Tokenizer
@@ -35,15 +37,24 @@ else:
         "engine": ("Engine",),
         "errors": ("QueueFullError", "SteerError"),
         "accounting.ledger": ("Usage",),
+        "accounting.speculated": ("Speculated",),
         "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
         "request": ("Completion", "Prompt", "Retracted", "Step", "TokenLogprobs"),
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),
-        "routing.policies": ("AfterThinking", "Cascade", "Query", "Random", "Threshold"),
+        "routing.policies": (
+            "AfterThinking",
+            "Cascade",
+            "Query",
+            "Random",
+            "Speculate",
+            "Threshold",
+        ),
         "routing.policy": ("Boundary", "Decision", "Policy"),
         "routing.signals": ("Signals",),
+        "routing.speculation": ("Speculation",),
         "routing.steer": ("CostAware", "Steer"),
         "routing.windows": ("Window",),
         "requests.stream": ("StreamEvent",),
@@ -84,6 +95,9 @@ __all__ = [
     "Retracted",
     "SamplingParams",
     "Signals",
+    "Speculate",
+    "Speculated",
+    "Speculation",
     "Steer",
     "SteerError",
     "Step",

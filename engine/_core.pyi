@@ -13,9 +13,11 @@ SMALL: Final[int]
 LARGE: Final[int]
 NOBODY: Final[int]
 WHOLE_ANSWER: Final[int]
+MOST_DRAFTS: Final[int]
 ROW_KINDS: Final[tuple[str, ...]]
 FINISH_REASONS: Final[tuple[str, ...]]
 LANE_POLICIES: Final[tuple[str, ...]]
+DRAFT_SOURCES: Final[tuple[str, ...]]
 
 class RowKind(IntEnum):
     prompt = ...

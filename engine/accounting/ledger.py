@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine import _core
 from engine._core import ROW_KINDS as ROW_KINDS
 from engine._core import RowKind
+from engine.accounting.speculated import Speculated
 from engine.config import ROLES
 
 Counts = npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Usage:
     crossings: how often text crossed between models with different tokens.
     spared: int64 [model, kind, (rows, keys)]: ``cached`` and ``restored`` rows, by the kind that
         they would have had if computed (all zeros in traces older than this field).
+    speculated: passes and guesses of the large model's steps that were guessed.
     """
 
     rows: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
@@ -50,6 +52,7 @@ class Usage:
     retokenised: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
     crossings: int = 0
     spared: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
+    speculated: Speculated = field(default_factory=Speculated)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -62,6 +65,7 @@ class Usage:
             self.retokenised + other.retokenised,
             self.crossings + other.crossings,
             self.spared + other.spared,
+            self.speculated + other.speculated,
         )
 
     def _counts(self) -> tuple[int | tuple[int, ...], ...]:
@@ -80,7 +84,13 @@ class Usage:
         cached = np.array(sequence.cached)
         wait, restored = sequence.decision_wait, sequence.restored
         return cls(
-            sequence.rows, sequence.entries, cached, wait, restored=restored, spared=sequence.spared
+            sequence.rows,
+            sequence.entries,
+            cached,
+            wait,
+            restored=restored,
+            spared=sequence.spared,
+            speculated=Speculated.of(sequence.speculation),
         )
 
     def unspared(self) -> Usage:
@@ -125,7 +135,8 @@ class Usage:
         return sum((cls.alone(role, prompt, generated) for prompt, generated in lengths), cls())
 
     def to_json(self) -> dict[str, Any]:
-        """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``"""
+        """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``;
+        ``speculated`` only if the large model was guessed."""
         return {
             "rows": _kinds_to_json(self.rows),
             "spared": _kinds_to_json(self.spared),
@@ -136,6 +147,7 @@ class Usage:
             "restored": self.restored,
             "retokenised": dict(zip(ROLES, self.retokenised.tolist(), strict=True)),
             "crossings": self.crossings,
+            **({"speculated": self.speculated.to_json()} if self.speculated.passes else {}),
         }
 
     @classmethod
@@ -160,6 +172,7 @@ class Usage:
             np.array(retokenised, np.int64),
             crossings,
             spared,
+            Speculated.of(raw.get("speculated", {})),
         )
         if usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")

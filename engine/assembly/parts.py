@@ -23,6 +23,7 @@ from engine.requests.driver import Driver
 from engine.requests.input_processor import InputProcessor, RequestLimits
 from engine.requests.lane import Lane
 from engine.requests.retokenize import TokenizerBridge
+from engine.routing.speculation import Speculation
 from kernels.ops import Backend
 
 
@@ -73,7 +74,14 @@ def assemble(
     bridge, eos_ids = build_bridge(loaded)
     limits = RequestLimits(config.max_waiting, loaded.max_context)
     inputs = InputProcessor(
-        scheduler, loaded.tokenizer, driver, eos_ids, loaded.default_params, limits, bridge
+        scheduler,
+        loaded.tokenizer,
+        driver,
+        eos_ids,
+        loaded.default_params,
+        limits,
+        Speculation(config.speculate, config.draft_source),
+        bridge,
     )
     return EngineParts(arena, scheduler, lanes, driver, inputs, bridge)
 

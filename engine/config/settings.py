@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine._core import LANE_POLICIES
+from engine._core import DRAFT_SOURCES, LANE_POLICIES, MOST_DRAFTS
 from engine.errors import SteerError
 
 GRAPHS = ("auto", "on", "off")
@@ -31,6 +31,7 @@ _NOT_WHOLE = (
     "graphs",
     "plan_ahead",
     "memory_fraction",
+    "draft_source",
 )
 
 
@@ -81,6 +82,10 @@ class EngineConfig:
     memory_fraction: share of a GPU's memory that may be in use, other programs included.
     cpu_kernels: whether a CPU runs the compiled kernels where they support the model; if not,
         PyTorch.
+    speculate: guesses at the large model's tokens before each of its passes, for requests whose
+        policy does not say; 0: none. They change no text: see ``docs/library.md``.
+    draft_source: where those guesses come from: "small", the small model; "lookup", what followed
+        the latest tokens earlier in the text; "both", a look-up where it finds something.
     retokenize: accept pairs whose tokenizers differ: text crosses at step boundaries and is encoded
         again. Where they agree nothing changes.
     """
@@ -110,6 +115,8 @@ class EngineConfig:
     graph_rows: int = 256
     memory_fraction: float = 0.92
     cpu_kernels: bool = True
+    speculate: int = 0
+    draft_source: str = "small"
     retokenize: bool = False
 
     def __post_init__(self) -> None:
@@ -141,6 +148,10 @@ class EngineConfig:
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "
                 f"max_sequences ({self.max_sequences})"
             )
+        if not 0 <= self.speculate <= MOST_DRAFTS:
+            raise SteerError(
+                f"speculate must be from 0 (off) to {MOST_DRAFTS} guesses, got {self.speculate}"
+            )
         self._check_host()
 
     def _check_host(self) -> None:
@@ -166,7 +177,8 @@ class EngineConfig:
             raise SteerError(
                 f"unknown lane policy {self.lane_policy!r}; known: {', '.join(LANE_POLICIES)}"
             )
-        for name, known in (("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD)):
+        choices = ("graphs", GRAPHS), ("plan_ahead", PLAN_AHEAD), ("draft_source", DRAFT_SOURCES)
+        for name, known in choices:
             if getattr(self, name) not in known:
                 raise SteerError(
                     f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"

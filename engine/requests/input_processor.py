@@ -17,11 +17,11 @@ from engine.request import Prompt
 from engine.requests.driver import Driver
 from engine.requests.prompt_ids import check_range, token_ids
 from engine.requests.request_state import RequestState
-from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_relayed
+from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_drafts, check_relayed
 from engine.requests.stops import Stops, find_stops
 from engine.routing.audit import Audit
-from engine.routing.policies import AfterThinking
 from engine.routing.policy import Policy, PolicyBase, complete
+from engine.routing.speculation import Speculation
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
@@ -68,18 +68,23 @@ class InputProcessor:
         eos_ids: Sequence[int],
         defaults: SamplingParams,
         limits: RequestLimits,
+        speculation: Speculation,
         vocabularies: TokenizerBridge | None = None,
     ) -> None:
         """
         Args:
             eos_ids: tokens that end a text unless a request ignores them.
             defaults: parameters of requests without any.
+            speculation: of requests whose policy has none.
             vocabularies: set if the models have different tokens; ``tokenizer`` and ``eos_ids`` are
                 then the small model's.
         """
         self._bridge = vocabularies
+        if vocabularies:
+            check_drafts(speculation)
         self._limits = limits
         self._defaults = defaults
+        self._speculation = speculation
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._driver = driver
@@ -127,6 +132,7 @@ class InputProcessor:
         asked, whole = self.prompt_ids(prompt), complete(policy)
         if isinstance(asked, Prompt):
             check_relayed(params, whole, settle_at_once)
+            check_drafts(whole.speculation or self._speculation)
         self.check_ids(params.stop_token_ids, "stop_token_ids: ")
         self.check_ids(params.logit_bias, "logit_bias: ")
         stops = find_stops(params, *self._vocabularies)
@@ -187,6 +193,7 @@ class InputProcessor:
         params, policy, ids = request.params, request.policy, request.ids
         window, marker = policy.window, think_marker(params, policy)
         audit = policy.audit or Audit.parse(params.audit)
+        drafts = policy.speculation or self._speculation
         try:
             return self._scheduler.add(
                 ids,
@@ -206,6 +213,8 @@ class InputProcessor:
                 ask_at_end=policy.reads and policy.reader == ROLES[LARGE],
                 relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
+                draft_tokens=drafts.tokens,
+                # TEMP draft_source=drafts.source,
                 samples=params.n,
             )
         except OverflowError as error:
@@ -254,5 +263,5 @@ def check_timing(priority: int, timeout: float | None) -> None:
 
 def think_marker(params: SamplingParams, policy: PolicyBase) -> str:
     """The text that ends the thinking part; empty where nothing depends on it."""
-    needed = params.max_think_tokens or isinstance(policy, AfterThinking)
+    needed = params.max_think_tokens or policy.needs_think_end
     return params.think_end or (THINK_END if needed else "")

@@ -21,6 +21,7 @@ from engine.request import Prompt
 from engine.requests.prompt_ids import check_range, token_ids
 from engine.routing.audit import Audit
 from engine.routing.policy import PolicyBase
+from engine.routing.speculation import Speculation
 from engine.text.tokenizer import Tokenizer
 
 
@@ -66,6 +67,16 @@ def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bo
             raise SteerError(
                 f"{what} cannot go with retokenize: the models of this pair have different tokens"
             )
+
+
+def check_drafts(speculation: Speculation) -> None:
+    """SteerError if the small model would guess tokens of a model that has others."""
+    if speculation.by_small_model:
+        raise SteerError(
+            "the small model cannot guess the large one's tokens: the models of this pair have "
+            f'different tokens; use the source "lookup" (speculate:{speculation.tokens}:lookup), '
+            "or guess none"
+        )
 
 
 class Retokenizer:

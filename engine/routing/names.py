@@ -11,9 +11,10 @@ from engine.errors import SteerError
 from engine.routing.audit import SCORES
 from engine.routing.calibration import Calibration
 from engine.routing.judges import AuditOnly, Judge
-from engine.routing.policies import Always, Call, Cascade, Query, Random, Threshold
-from engine.routing.policy import Boundary, Decision, Policy
+from engine.routing.policies import Always, Call, Cascade, Query, Random, Speculate, Threshold
+from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.signals import SIGNAL_RANGES
+from engine.routing.speculation import FORM, NAME, Speculation
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 
@@ -32,15 +33,22 @@ _FORMS = {
     "steer-cost": "steer-cost or steer-cost:WORTH",
     "judge": "judge:MARK or judge:SCORE:MARK",
     "audit": "audit:MARK or audit:SCORE:MARK",
+    NAME: f"{NAME}, {NAME}:K or {NAME}:K:SOURCE",
 }
 POLICIES = tuple(_FORMS)
-HELP = ", ".join(_FORMS.values())
+HELP = ", ".join(_FORMS.values()) + f"; any of them with +{FORM}"
 _CALIBRATED = ("steer", "steer-cost")
 
 
 def is_calibrated(policy: object) -> bool:
     """Whether this is the name of a policy that needs a calibration."""
-    return isinstance(policy, str) and policy.partition(":")[0] in _CALIBRATED
+    return isinstance(policy, str) and split_name(policy)[0].partition(":")[0] in _CALIBRATED
+
+
+def split_name(policy: str) -> tuple[str, str]:
+    """A policy's name, and what follows its plus (``speculate...``) or an empty string."""
+    name, plus, drafts = policy.partition(f"+{NAME}")
+    return name, NAME + drafts if plus else ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,11 @@ def _steer(wanted: _Wanted) -> Policy:
     return Steer(wanted.fitted(), tau)
 
 
+def _speculate(text: str) -> Policy:
+    guessed = Speculation.parse(text)
+    return Speculate(tokens=guessed.tokens, source=guessed.source)
+
+
 _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "small": lambda w: Always("small"),
     "large": lambda w: Always("large"),
@@ -157,6 +170,7 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "judge": lambda w: _judged(w, Judge),
     "audit": lambda w: _judged(w, AuditOnly),
     "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
+    NAME: lambda w: _speculate(w.text),
 }
 _WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade")
 
@@ -178,8 +192,10 @@ def make_policy(
     * entropy, max-logit: a value, for the step's first token.
     * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
     * judge, audit: the lowest log-probability of a step that the large model accepts.
+    * speculate: large, with ``:K`` guesses before each of its passes, from a ``:SOURCE``.
 
-    ``@WINDOW`` after a name takes the signals from that window.
+    ``@WINDOW`` after a name takes the signals from that window. ``+speculate``, last and with the
+    same arguments, has the large model's steps guessed under any policy.
 
     Args:
         price: cost of a row of the small model in rows of the large one, for steer-cost.
@@ -191,6 +207,13 @@ def make_policy(
         if isinstance(policy, type) or not (isinstance(policy, Policy) or callable(policy)):
             raise SteerError(f"a policy must be a name, a Policy or a function, got {policy!r}")
         return policy if isinstance(policy, Policy) else Call(policy)
+    base, drafts = split_name(policy)
+    if drafts:
+        guessed = Speculation.parse(drafts)
+        other = make_policy(base, calibration, share, price)
+        if complete(other).speculation:
+            raise SteerError(f"policy {policy!r} says twice how many tokens are guessed")
+        return Speculate(other, guessed.tokens, guessed.source)
     wanted, at, window = policy.partition("@")
     name, *arguments = wanted.split(":")
     if name not in POLICIES or (arguments and name in ROLES):

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.errors import SteerError
+from engine.routing.audit import Audit
 from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, SignalPolicy, complete
 from engine.routing.signals import Signals, check_signal, is_number
+from engine.routing.speculation import DRAFT_TOKENS, NAME, Speculation
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
 
@@ -101,6 +103,11 @@ class Query(PolicyBase):
         """Whether the other policy reads."""
         return self._other.reads
 
+    @property
+    def speculation(self) -> Speculation | None:
+        """The other policy's."""
+        return self._other.speculation
+
     def decide(self, boundary: Boundary) -> Decision:
         """The other policy's decision, for the rest."""
         return replace(self._other.decide(boundary), rest=True)
@@ -121,6 +128,71 @@ class Cascade(Threshold):
     def decide(self, boundary: Boundary) -> Decision:
         """One decision, on the small model's whole answer."""
         return replace(super().decide(boundary), rest=True)
+
+
+@dataclass(frozen=True)
+class Speculate(PolicyBase):
+    """A policy whose large steps are guessed ahead and verified; by default large for all of them.
+
+    policy: decides which model writes each step, as it would without.
+    tokens, source: see :class:`Speculation`.
+    """
+
+    policy: Policy = Always("large")
+    tokens: int = DRAFT_TOKENS
+    source: str = "small"
+
+    def __post_init__(self) -> None:
+        complete(self.policy)
+        _ = self.speculation  # checks tokens and source
+
+    @cached_property
+    def _other(self) -> PolicyBase:
+        return complete(self.policy)
+
+    @property
+    def speculation(self) -> Speculation:
+        """How the large model's tokens are guessed."""
+        return Speculation(self.tokens, self.source)
+
+    @property
+    def name(self) -> str:
+        """``speculate``; after another policy's name and a plus, if that is not large."""
+        return NAME if self.policy == Always("large") else f"{self._other.name}+{NAME}"
+
+    @property
+    def window(self) -> Window:
+        """The other policy's window."""
+        return self._other.window
+
+    @property
+    def reads(self) -> bool:
+        """Whether the other policy reads."""
+        return self._other.reads
+
+    @property
+    def reader(self) -> str:
+        """The other policy's reader."""
+        return self._other.reader
+
+    @property
+    def audit(self) -> Audit | None:
+        """The other policy's audit."""
+        return self._other.audit
+
+    @property
+    def uses_window(self) -> bool:
+        """Whether the other policy's decisions depend on the window."""
+        return self._other.uses_window
+
+    @property
+    def needs_think_end(self) -> bool:
+        """Whether the other policy needs it."""
+        return self._other.needs_think_end
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """The other policy's decision."""
+        return self._other.decide(boundary)
 
 
 @dataclass(frozen=True)
@@ -154,6 +226,16 @@ class AfterThinking(PolicyBase):
     def window(self) -> Window:
         """The window that both use."""
         return next(iter(self._windows()), BOUNDARY)
+
+    @property
+    def needs_think_end(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """That of the first policy which has one; it holds for the whole answer."""
+        return next((part.speculation for part in self._parts if part.speculation), None)
 
     @property
     def reads(self) -> bool:

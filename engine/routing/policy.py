@@ -11,6 +11,7 @@ from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import Audit
 from engine.routing.signals import Signals
+from engine.routing.speculation import Speculation
 from engine.routing.windows import BOUNDARY, Window
 
 
@@ -68,8 +69,9 @@ class Policy(Protocol):
     If a policy ``reads``, the small model computes each boundary before the decision. Without, no
     row is computed for it, and it gets no signals unless its window's tokens were computed anyway.
 
-    Optional attributes: ``window`` (a :class:`Window`), ``reader`` (a model's role) and ``audit``
-    (an :class:`engine.routing.audit.Audit`). :class:`PolicyBase` has their defaults.
+    Optional attributes: ``window`` (a :class:`Window`), ``reader`` (a model's role), ``audit`` (an
+    :class:`engine.routing.audit.Audit`) and ``speculation`` (an
+    :class:`engine.routing.speculation.Speculation`). :class:`PolicyBase` has their defaults.
     """
 
     @property
@@ -123,6 +125,16 @@ class PolicyBase(ABC):
         """Whether decisions depend on the window: it is read, or needs no reading."""
         return self.reads or not self.window.reads
 
+    @property
+    def needs_think_end(self) -> bool:
+        """Whether decisions depend on where the thinking part ends."""
+        return False
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """How the large model's tokens are guessed, instead of as the engine's settings say."""
+        return None
+
     @abstractmethod
     def decide(self, boundary: Boundary) -> Decision:
         """Choose the model that writes the step that opens here."""
@@ -159,6 +171,10 @@ class _Completed(PolicyBase):
     def uses_window(self) -> bool:
         return self.reads or hasattr(self.policy, "window")
 
+    @property
+    def speculation(self) -> Speculation | None:
+        return getattr(self.policy, "speculation", None)
+
     def decide(self, boundary: Boundary) -> Decision:
         return self.policy.decide(boundary)
 
@@ -173,6 +189,10 @@ def complete(policy: object) -> PolicyBase:
     completed = policy if isinstance(policy, PolicyBase) else _Completed(policy)
     if not isinstance(completed.window, Window):
         raise SteerError(f"a policy's window must be a Window, got {completed.window!r}")
+    if not isinstance(completed.speculation, Speculation | None):
+        raise SteerError(
+            f"a policy's speculation must be a Speculation or None, got {completed.speculation!r}"
+        )
     return completed
 
 
