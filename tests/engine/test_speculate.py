@@ -1,0 +1,343 @@
+"""A whole engine in which the large model's tokens are guessed: the answers are those without.
+
+The number of guesses is 4, or what STEER_DRAFTS lists (``make test-drafts``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from engine import (
+    AfterThinking,
+    Boundary,
+    Completion,
+    Decision,
+    Engine,
+    EngineConfig,
+    Query,
+    SamplingParams,
+    Speculate,
+    Speculation,
+    SteerError,
+    Threshold,
+)
+from engine._core import LARGE, SMALL
+from engine.routing.names import make_policy
+from engine.routing.policy import PolicyBase
+
+PROMPTS = [
+    f"{a}+{b}*{c}-{a}?\n\n" for a, b, c in ((47, 36, 37), (8, 71, 24), (5, 9, 3), (66, 7, 2))
+]
+DRAFTS = [int(n) for n in os.environ.get("STEER_DRAFTS", "4").split(",")]
+GREEDY = SamplingParams(max_tokens=48)
+DRAWN = SamplingParams(max_tokens=48, temperature=1.0, seed=5)
+LONG = SamplingParams(max_tokens=64, ignore_eos=True)
+
+
+@dataclass(frozen=True)
+class Coin(PolicyBase):
+    """By the place of a step: equal texts are routed alike, whatever the number of the request."""
+
+    reads: bool = False
+    name: str = "coin"
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """The same for the same place."""
+        return Decision(("small", "large")[hash((boundary.step, boundary.position)) % 2], "coin")
+
+
+COIN = Coin()
+
+# Everything a request may ask for: parameters, policy, settings of the engine.
+CASES: dict[str, tuple[SamplingParams, Any, dict[str, Any]]] = {
+    "greedy": (GREEDY, "large", {}),
+    "drawn": (DRAWN, "large", {}),
+    "filters": (replace(DRAWN, top_k=12, top_p=0.95, min_p=0.02), "large", {}),
+    "hot": (replace(DRAWN, temperature=2.5, ignore_eos=True), "large", {}),
+    "steer": (GREEDY, "steer", {}),
+    "steer, drawn": (DRAWN, "steer", {}),
+    "random": (replace(DRAWN, n=3), COIN, {}),
+    "probe": (GREEDY, "threshold:max_prob:0.9@probe:8:least", {}),
+    "probe, drawn": (DRAWN, "threshold:max_prob:0.9@probe:8", {}),
+    "step": (GREEDY, "previous:entropy:0.05@step:least", {}),
+    "cascade": (replace(DRAWN, temperature=0.7), "cascade:max_prob:0.99", {}),
+    "query": (GREEDY, Query(COIN), {}),
+    "judge": (GREEDY, "judge:-3", {}),
+    "judge, drawn": (DRAWN, "judge:-2", {}),
+    "audit": (GREEDY, "audit:-2", {}),
+    "rollback": (replace(DRAWN, audit="rollback:min:-2"), COIN, {}),
+    "scored": (replace(GREEDY, audit="score"), "steer", {}),
+    "stop": (replace(LONG, stop=("7",), min_tokens=9), "large", {}),
+    "stops": (replace(DRAWN, stop=("\n\n3", "24"), ignore_eos=True), "steer", {}),
+    "stop ids": (replace(LONG, stop_token_ids=(7, 9), min_tokens=14), "large", {}),
+    "short steps": (replace(LONG, max_step_tokens=3), COIN, {}),
+    "thinking": (
+        replace(LONG, max_think_tokens=11, think_end="\n\n9"),
+        AfterThinking(Threshold("max_prob", 0.9), make_policy("large")),
+        {},
+    ),
+    "thinks on": (replace(LONG, max_think_tokens=23), "large", {}),
+    "repetition": (replace(LONG, max_repeats=3, logit_bias={5: 60.0}), "large", {}),
+    "penalties": (
+        replace(LONG, repetition_penalty=1.4, presence_penalty=0.6, frequency_penalty=0.8),
+        "large",
+        {},
+    ),
+    "penalties, drawn": (
+        replace(DRAWN, repetition_penalty=1.2, frequency_penalty=1.5, ignore_eos=True),
+        "steer",
+        {},
+    ),
+    "biases": (replace(DRAWN, logit_bias={5: 4.0, 9: -90.0}, min_tokens=20), "steer", {}),
+    "logprobs": (replace(DRAWN, logprobs=3, logit_bias={5: 3.0}), COIN, {}),
+    "signals": (replace(GREEDY, token_signals=True, logprobs=0), "steer", {}),
+    "samples": (replace(DRAWN, n=4, logprobs=1), "large", {}),
+    "large share": (replace(GREEDY, max_large_share=0.3), "threshold:max_prob:0.999", {}),
+    "one at a time": (DRAWN, "steer", {"max_sequences": 1}),
+    "both ahead": (DRAWN, "steer", {"plan_ahead": "both"}),
+    "small ahead": (DRAWN, "large", {"plan_ahead": "small"}),
+    "blocks of two": (DRAWN, COIN, {"block_tokens": 2}),
+    "tight": (LONG, COIN, {"arena_tokens": 288, "eager_admission": True}),
+    "host memory": (
+        replace(LONG, n=3),
+        COIN,
+        {"arena_tokens": 288, "host_kv_tokens": 512, "eager_admission": True},
+    ),
+    "no prefix cache": (replace(GREEDY, n=2), "steer", {"prefix_cache": False}),
+    "few rows": (GREEDY, "large", {"max_tick_tokens": 9, "max_sequences": 8}),
+    "reads ahead": (GREEDY, COIN, {"eager_backlog": 4, "read_along": 4}),
+    "gathered": (DRAWN, "steer", {"lane_policy": "throughput"}),
+    "weighted": (DRAWN, "steer", {"lane_policy": "weighted"}),
+}
+
+
+@lru_cache(8)
+def engine_of(settings: tuple[tuple[str, Any], ...]) -> Engine:
+    """One for each group of settings."""
+    return Engine("tiny", config=EngineConfig(check_every=1, **dict(settings)))
+
+
+def answers(policy: Any, params: SamplingParams, settings: dict[str, Any]) -> list[Completion]:
+    """To the prompts, each twice: the second finds the first one's KV."""
+    return engine_of(tuple(settings.items())).generate(PROMPTS + PROMPTS[:2], params, policy)
+
+
+def what(done: Completion) -> Any:
+    """All of an answer but its number and its costs."""
+    steps = [replace(s, audit=()) if not s.audit else s for s in done.steps]
+    parts = (done.text, done.token_ids, done.finish_reason, steps, done.sample, done.retracted)
+    return *parts, done.logprobs, done.token_signals, done.error
+
+
+@pytest.mark.parametrize("drafts", DRAFTS)
+@pytest.mark.parametrize("case", CASES)
+def test_answers_are_those_without_guesses(case: str, drafts: int) -> None:
+    params, policy, settings = CASES[case]
+    plain = answers(policy, params, settings)
+    made = engine_of(()).policy(policy)
+    for source in ("small",):
+        guessed = answers(Speculate(made, drafts, source), params, settings)
+        for one, other in zip(plain, guessed, strict=True):
+            assert what(other) == what(one)
+            assert other.usage.count("large", "sampled") == one.usage.count("large", "sampled")
+        check_counts(guessed, drafts)
+
+
+def check_counts(guessed: list[Completion], drafts: int) -> None:
+    """What guessing says of itself agrees with the rows, and with the text."""
+    for done in guessed:
+        usage, counts = done.usage, done.usage.speculated
+        assert counts.accepted <= counts.compared
+        assert counts.accepted == sum(counts.accepted_at)
+        assert len(counts.accepted_at) <= drafts
+        assert counts.tokens <= counts.passes + counts.accepted
+        made = usage.count("small", "drafted") + usage.count("small", "rejected")
+        assert made >= counts.drafted >= usage.count("small", "drafted")
+        large = usage.count("large", "sampled")
+        assert counts.tokens <= large + usage.count("large", "discarded")
+        # A boundary that the large model reads gives it a step's first token without such a pass.
+        assert large <= counts.tokens + len(done.steps)
+    if drafts and any(done.usage.count("large", "sampled") > 40 for done in guessed):
+        assert sum(done.usage.speculated.rounds for done in guessed) > 0
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """The embedded pair, at its defaults."""
+    return engine_of(())
+
+
+def total(done: list[Completion]) -> Any:
+    """The counts of all."""
+    usage = done[0].usage
+    for each in done[1:]:
+        usage += each.usage
+    return usage
+
+
+def test_one_seed_one_text_however_many_are_guessed(engine: Engine) -> None:
+    """Beside each other, too: requests with other numbers of guesses are in the same passes."""
+    (alone,) = engine.generate(PROMPTS[:1], DRAWN, "large")
+    policies = ["large", *(f"speculate:{n}" for n in range(8)), "speculate:15", "speculate:3:both"]
+    for done in engine.generate(PROMPTS[:1] * len(policies), DRAWN, policies):
+        assert done.token_ids == alone.token_ids
+
+
+def test_a_pass_writes_several_tokens(engine: Engine) -> None:
+    plain = engine.generate(PROMPTS, GREEDY, "large")
+    before = engine.scheduler.counters()["ticks"]
+    usage = total(engine.generate(PROMPTS, GREEDY, "speculate"))
+    ticks = [b - a for a, b in zip(before, engine.scheduler.counters()["ticks"], strict=True)]
+    counts = usage.speculated
+    assert counts.tokens == sum(len(done.token_ids) for done in plain)
+    assert counts.tokens_per_pass > 2 and counts.acceptance > 0.6
+    assert ticks[LARGE] < max(len(done.token_ids) for done in plain)
+    assert usage.count("small", "drafted") == counts.accepted
+    assert usage.rows[SMALL].sum() > 0 and total(plain).rows[SMALL].sum() == 0
+
+
+def test_tokens_a_pass_are_not_counted_after_the_end(engine: Engine) -> None:
+    """Right guesses after an end of text are neither text nor accepted."""
+    params = replace(LONG, stop=("\n\n",))
+    for done in engine.generate(PROMPTS, params, "speculate:15"):
+        counts = done.usage.speculated
+        assert counts.tokens == len(done.token_ids) <= counts.passes + counts.accepted
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 16])
+def test_the_limit_falls_within_a_run(engine: Engine, tokens: int) -> None:
+    params = replace(GREEDY, max_tokens=tokens, ignore_eos=True)
+    plain, guessed = (engine.generate(PROMPTS, params, p) for p in ("large", "speculate:7"))
+    assert [d.token_ids for d in guessed] == [d.token_ids for d in plain]
+    assert all(len(d.token_ids) == tokens for d in guessed)
+
+
+def test_a_prompt_that_fills_the_context(engine: Engine) -> None:
+    """No row of a guess lies past the context."""
+    for room in (1, 2, 4):
+        prompt = engine.tokenizer.encode("1+2" * engine.max_context)[: engine.max_context - room]
+        params = replace(GREEDY, max_tokens=room, ignore_eos=True)
+        plain, guessed = (engine.generate([prompt], params, p) for p in ("large", "speculate:7"))
+        assert guessed[0].token_ids == plain[0].token_ids
+
+
+def test_acceptance_is_the_same_after_a_pause(engine: Engine) -> None:
+    """Keys of rows that were dropped, or never computed, are attended to by none: guesses would
+    go wrong without any error."""
+    params = replace(LONG, max_tokens=60)
+
+    def run(preempt: bool) -> Any:
+        request = engine.submit(PROMPTS[0], params, "speculate:3")
+        for tick in range(10_000):
+            done = engine.step()
+            if done:
+                return done[0]
+            if preempt and tick % 7 == 5:
+                engine.scheduler.preempt(request)
+        raise AssertionError("it never ended")
+
+    whole, broken = run(False), run(True)
+    assert broken.token_ids == whole.token_ids
+    assert broken.usage.recomputed_share > 0
+    one, other = (done.usage.speculated for done in (whole, broken))
+    assert other.acceptance > one.acceptance - 0.1 and other.accepted > 10
+
+
+def test_aborts_leave_nothing(engine: Engine) -> None:
+    """In each phase of a round."""
+    phases = set()
+    for ticks in range(1, 12):
+        requests = [engine.submit(p, LONG, "speculate:3") for p in PROMPTS]
+        for _ in range(ticks):
+            engine.step()
+        view = engine.scheduler.view(requests[0])
+        phases.add((view.drafting, bool(view.draft)))
+        for request in requests:
+            engine.abort(request)
+        ended = [done for _ in range(50) for done in engine.step()]
+        assert [done.finish_reason for done in ended] == ["abort"] * len(requests)
+        engine.scheduler.check_integrity()
+    assert len(phases) > 1
+
+
+class Unusable:
+    """Makes a model's logits unusable in one of its passes with several draws, or in any."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine, model: int, rows: int):
+        self.left, self.rows = 3, rows
+        decoder = engine.lanes[model].runner.decoder
+        self._signals = decoder.signals
+        monkeypatch.setattr(decoder, "signals", self)
+
+    def __call__(self, batch: Any, *rest: Any) -> Any:
+        confidence, logits = self._signals(batch, *rest)
+        if len(batch.sampled) >= self.rows:
+            self.left -= 1
+            if self.left == 0:
+                confidence = confidence._replace(valid=torch.zeros_like(confidence.valid))
+        return confidence, logits
+
+
+def test_unusable_guesses_end_no_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain,) = engine.generate(PROMPTS[:1], GREEDY, "large")
+    Unusable(monkeypatch, engine, SMALL, 1)
+    (done,) = engine.generate(PROMPTS[:1], GREEDY, "speculate")
+    assert what(done) == what(plain)
+    assert done.usage.speculated.rounds < plain.usage.count("large", "sampled") // 4
+
+
+def test_unusable_verified_rows_end_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the tokens that were accepted before."""
+    (plain,) = engine.generate(PROMPTS[:1], GREEDY, "large")
+    Unusable(monkeypatch, engine, LARGE, 2)
+    (done,) = engine.generate(PROMPTS[:1], GREEDY, "speculate")
+    assert done.finish_reason == "error" and done.token_ids
+    assert plain.token_ids[: len(done.token_ids)] == done.token_ids
+
+
+def test_off_unless_asked_for() -> None:
+    """And a policy's own number goes before the engine's."""
+    engine = Engine("tiny", config=EngineConfig(speculate=3))
+    ways: Iterator[tuple[str, int]] = iter(
+        (("large", 3), ("large+speculate:0", 0), ("steer+speculate:2", 2), ("speculate", 4))
+    )
+    for policy, most in ways:
+        counts = total(engine.generate(PROMPTS, LONG, policy)).speculated
+        assert len(counts.accepted_at) == most
+    plain = total(engine_of(()).generate(PROMPTS, LONG, "large"))
+    assert plain.speculated.rounds == 0 and "speculated" not in plain.to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("speculate:x", "whole number K, got 'x'"),
+        ("speculate:16", "from 0 (off) to 15; got 16"),
+        ("speculate:4:mid", "one of small, lookup, both; got 'mid'"),
+        ("speculate:4:small:5", "expected speculate[:K[:SOURCE]]"),
+        ("large+speculate:2+speculate:3", "speculate"),
+        ("speculate+speculate", "twice"),
+        ("random:0.5+guess", "expected random:SHARE"),
+    ],
+)
+def test_bad_names(name: str, expected: str) -> None:
+    with pytest.raises(SteerError) as error:
+        make_policy(name)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_of_policies() -> None:
+    assert make_policy("speculate").name == "speculate"
+    assert make_policy("random:0.5+speculate:2").name == "random+speculate"
+    assert Speculation.parse("speculate:7:both") == Speculation(7, "both")
+    with pytest.raises(SteerError, match="speculate must be from 0"):
+        EngineConfig(speculate=99)
+    with pytest.raises(SteerError, match="draft_source must be one of small, lookup, both"):
+        EngineConfig(draft_source="none")
