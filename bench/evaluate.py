@@ -117,6 +117,19 @@ class Evaluation:
             "flops_absolute": self.flops,
             "bytes_moved": self.moved,
             "rows": self.usage.to_json()["rows"],
+            **self._guessed(baseline),
+        }
+
+    def _guessed(self, baseline: Evaluation) -> dict[str, Any]:
+        """What guessing did, if the policy guesses: it costs FLOPs and spares reads of weights."""
+        counts = self.usage.speculated
+        if not counts.passes:
+            return {}
+        return {
+            "tokens_a_pass": counts.tokens_per_pass,
+            "acceptance": counts.acceptance,
+            "weights_read": self.moved["weights"] / baseline.moved["weights"],
+            "speculated": counts.to_json(),
         }
 
 

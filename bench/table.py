@@ -29,6 +29,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def policies_table(rows: Sequence[dict[str, Any]]) -> str:
     """The main table, from result rows; with a column for answers cut off if any was."""
     cut = any(r.get("cut_off") for r in rows)  # older rows may lack it
+    guessed = any("speculated" in r for r in rows)
     header = (
         "policy",
         "accuracy",
@@ -39,6 +40,7 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
         "with catch-up",
         "re-prefill",
         "computed again",
+        *["tokens a large pass", "weights read"] * guessed,
         "seconds",
         "tokens/s",
     )
@@ -53,6 +55,11 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{r['large_step_share']:.1%}",
                 *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
                 f"{r['recomputed_share']:.1%}",
+                *[
+                    f"{r['tokens_a_pass']:.2f}" if "speculated" in r else "-",
+                    f"{r['weights_read']:.2f}" if "speculated" in r else "-",
+                ]
+                * guessed,
                 f"{r['seconds']:.1f}",
                 f"{r['tokens_per_second']:.0f}",
             )

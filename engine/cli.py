@@ -128,6 +128,12 @@ def show(completion: Completion) -> str:
     )
     again = completion.usage.recomputed_share
     counts += f"; {again:.1%} computed again" if again else ""
+    guessed = completion.usage.speculated
+    if guessed.rounds:
+        counts += (
+            f"; {guessed.accepted} of {guessed.compared} guesses right, "
+            f"{guessed.tokens_per_pass:.1f} tokens a pass of the large model"
+        )
     return "\n".join([*lines, f"-- {completion.finish_reason}; rows: {counts}"])
 
 

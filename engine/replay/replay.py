@@ -45,6 +45,11 @@ class Replayed:
 def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
     """Ask a policy at every boundary of a trace. SteerError if the trace lacks signals it needs."""
     policy = complete(policy)
+    if policy.speculation and policy.speculation.tokens:
+        raise SteerError(
+            f"policy {name or policy.name} guesses tokens, and a trace cannot tell which guesses "
+            "would have been right: replay it without speculate"
+        )
     window, looks = policy.window, policy.uses_window
     if looks and str(window) != trace.window:
         raise SteerError(
