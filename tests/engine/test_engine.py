@@ -47,6 +47,7 @@ def test_a_step_names_its_writer_and_its_reason(engine: Engine):
         assert step.reason.startswith("max_prob")
 
 
+@pytest.mark.costs
 def test_policies_that_do_not_read_have_no_signals(engine: Engine):
     completion = engine.generate(PROMPTS[:1], PARAMS, "large")[0]
     assert all(s.signals is None and s.model == "large" for s in completion.steps)

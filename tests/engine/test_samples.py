@@ -43,6 +43,7 @@ def test_samples_are_what_they_are_alone(policy: str, prefix_cache: bool):
     assert len({c.text for c in four}) > len(PROMPTS) * 2  # they differ
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("lanes", [("small",), ("large",), ("small", "large")])
 def test_the_prompt_is_computed_once_a_model(lanes: tuple[str, ...]):
     """All but its last row, which each sample needs for itself."""
