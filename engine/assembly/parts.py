@@ -130,7 +130,13 @@ def build_runner(
     on_gpu, size = isinstance(queue, CudaQueue), loaded.tokenizers[model].size
     sampler = Sampler(model, size, backend, config.fused_sampling, pinned=on_gpu)
     blocks = -(-loaded.max_context // config.block_tokens)
-    limits = TickLimits(config.max_sequences, config.max_tick_tokens, blocks, config.graph_rows)
+    limits = TickLimits(
+        config.max_sequences,
+        config.max_tick_tokens,
+        blocks,
+        config.graph_rows,
+        config.max_drawn_rows,
+    )
     recorder: Recorder | None = None
     if {"on": True, "off": False, "auto": on_gpu}[config.graphs]:
         recorder = CudaRecorder(queue) if isinstance(queue, CudaQueue) else HostRecorder()

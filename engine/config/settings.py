@@ -12,6 +12,8 @@ PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU at least, if memory allows
 # Rows penalised or sorted together in fp64: a row takes many times the bytes of its logits.
 ROWS_AT_ONCE = 16
+# Rows that may be sampled from in a tick, so that few requests can be guessed far ahead.
+LEAST_DRAWN = 64
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # the fingerprint of a pair with dummy weights begins with it
 _SWITCHES = (
@@ -163,6 +165,11 @@ class EngineConfig:
                 "host_kv_tokens needs prefix_cache, through which offloaded KV is found again; "
                 "turn it on, or set host_kv_tokens to 0"
             )
+
+    @property
+    def max_drawn_rows(self) -> int:
+        """Most rows of a tick that are sampled from: each sequence's last one, and guesses."""
+        return max(self.max_sequences, LEAST_DRAWN)
 
     @property
     def host_blocks(self) -> int:

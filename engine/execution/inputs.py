@@ -30,12 +30,14 @@ class TickLimits:
     sequences, rows: their number.
     width: most blocks of a sequence.
     filled: most rows of a tick with prefill spans that is padded; 0 pads decodes only.
+    drawn: most rows that are sampled from.
     """
 
     sequences: int
     rows: int
     width: int
     filled: int = 0
+    drawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Extent:
     padded: whether the tick is padded to this size; every sequence's last row then goes through the
         head.
     spans: whether a padded tick has sequences of more than one row.
+    all_rows: whether all rows of a padded tick go through the head, as guesses are verified.
     """
 
     sequences: int
@@ -56,9 +59,12 @@ class Extent:
     width: int
     padded: bool = False
     spans: bool = False
+    all_rows: bool = False
 
     @classmethod
-    def filled(cls, sequences: int, rows: int, limits: TickLimits) -> Extent | None:
+    def filled(
+        cls, sequences: int, rows: int, limits: TickLimits, all_rows: bool = False
+    ) -> Extent | None:
         """The size that a tick is padded to; None if it is too large for that.
 
         There are few sizes: powers of two for decodes. With spans, rows are padded to powers of
@@ -74,7 +80,10 @@ class Extent:
         most = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
         most = min(most, limits.filled, limits.rows)
         full = min(1 << (bits + bits % 2), limits.sequences, most)
-        return cls(full, most, full, limits.width, padded=True, spans=True)
+        if all_rows and most > limits.drawn:
+            return None
+        heads = most if all_rows else full
+        return cls(full, most, heads, limits.width, padded=True, spans=True, all_rows=all_rows)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -131,8 +140,8 @@ class Staged:
 
     extent: its size, which fixes the places of the :class:`TickViews`.
     memory, length: the buffer, int32, and how many of its numbers are used.
-    wanted, targets, copies: after the views: places of the sequences that are sampled, of the
-        tokens that audited rows predict, and of the block copies.
+    wanted, rows, targets, copies: after the views: places of the sequences that are sampled, of
+        their sampled rows, of the tokens that audited rows predict, and of the block copies.
     draws: then, by name, the columns that the draws need.
     """
 
@@ -140,6 +149,7 @@ class Staged:
     memory: Tensor
     length: int
     wanted: slice
+    rows: slice
     targets: slice
     copies: slice
     draws: dict[str, Region] = field(default_factory=dict)
@@ -151,7 +161,7 @@ class TickInputs:
     def __init__(self, device: torch.device, sequences: int, rows: int, width: int) -> None:
         """Sizes are those of the largest tick."""
         # A sequence may draw from several rows.
-        after_views = (2 + COLUMN_WORDS) * rows + 2 * sequences + (3 + COLUMNS) * UNIT
+        after_views = (3 + COLUMN_WORDS) * rows + 2 * sequences + (4 + COLUMNS) * UNIT
         size = _places(Extent(sequences, rows, rows, width))[1] + after_views
         self.buffer = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
@@ -173,16 +183,18 @@ class TickInputs:
         _, end = _places(extent)
         extra, known = (scored.rows, scored.targets) if scored else (_NONE, _NONE)
         drawing = region_after(end, len(drawn.sequences))
-        targets = region_after(drawing.stop, len(known))
+        picked = region_after(drawing.stop, len(drawn.rows))
+        targets = region_after(picked.stop, len(known))
         copies = region_after(targets.stop, 2 * plan.copied)
         numbers = memory.numpy()
         _fill(numbers, plan, extent, drawn, extra)
         numbers[drawing] = drawn.sequences
+        numbers[picked] = drawn.rows
         numbers[targets] = known
         if plan.copied:
             numbers[copies] = plan.copies[: plan.copied].ravel()
         draws, end = write_regions(numbers, copies.stop, columns or {})
-        return Staged(extent, memory, end, drawing, targets, copies, draws)
+        return Staged(extent, memory, end, drawing, picked, targets, copies, draws)
 
     def stage_padding(self, extent: Extent) -> Staged:
         """Like :meth:`stage`, for a tick of padding only: no row writes KV."""
@@ -191,7 +203,7 @@ class TickInputs:
         numbers[:end] = 0
         numbers[places["slots"]] = -1
         nothing = slice(end, end)
-        return Staged(extent, memory, end, nothing, nothing, nothing)
+        return Staged(extent, memory, end, nothing, nothing, nothing, nothing)
 
     def _next(self) -> Tensor:
         self._turn ^= 1
@@ -237,14 +249,16 @@ def _fill(
     """Write a plan into the regions of ``numbers``; ``extra``: further rows for the head."""
     n, rows, (places, _) = plan.sequences, plan.rows, _places(extent)
     starts = plan.starts[: n + 1]
-    last = starts[1:] - 1 if extent.padded else np.concatenate([drawn.rows, extra])
+    heads = starts[1:] - 1 if extent.padded else np.concatenate([drawn.rows, extra])
+    if extent.all_rows:
+        heads = np.arange(extent.rows, dtype=np.int32)
     for name, values, padding in (
         ("tokens", plan.tokens[:rows], 0),
         ("positions", plan.positions[:rows], 0),
         ("slots", plan.slots[:rows], -1),
         ("starts", starts, rows),
         ("contexts", plan.contexts[:n], 0),
-        ("sampled", last, 0),
+        ("sampled", heads, 0),
     ):
         region = numbers[places[name]]
         region[: len(values)] = values

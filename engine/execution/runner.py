@@ -111,7 +111,9 @@ class ModelRunner:
         staged = self._inputs.stage(plan, extent, rows, scored, draws.columns)
         offload = OffloadCopies(plan) if self._host else None
         tick = TickPlan(staged, draws, work, attention_pairs, resolves, scored is not None, offload)
-        columns = wanted if extent.padded and draws.rows.plain else np.arange(len(wanted))
+        columns = np.arange(len(wanted))
+        if extent.padded and draws.rows.plain:
+            columns = rows.rows if extent.all_rows else wanted
         drawn = partial(self._sampler.drawn, rows=draws.rows)
         pending = InFlightTick(plan.draws, rows, columns, drawn, scored)
         if resolves and previous is not None and self._torn:
@@ -169,9 +171,9 @@ class ModelRunner:
 
     def _extent(self, plan: _core.Plan, drawn: int, scored: AuditRows | None) -> Extent:
         n = plan.sequences
-        # A padded size does not fix how many rows are audited, or how many a sequence draws from.
-        if self._padded and scored is None and plan.draws == n:
-            filled = Extent.filled(n, plan.rows, self._limits)
+        # A padded size does not fix how many rows are audited.
+        if self._padded and scored is None:
+            filled = Extent.filled(n, plan.rows, self._limits, all_rows=plan.draws > n)
             if filled is not None:
                 return filled
         width = -(-int(plan.contexts[:n].max()) // self._layout.block_tokens)
@@ -235,12 +237,13 @@ class ModelRunner:
 
     def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
         """The work that a graph records. It reads static buffers, and no data of the tick."""
-        outputs = self._forward(self._batch(extent, work, resolves), plain, None)
+        batch = self._batch(extent, work, resolves)
+        outputs = self._forward(batch, plain, None, all_rows=extent.all_rows)
         if plain:
             return outputs
         *signals, logits, last, scores = outputs
         if self._logits is None:  # one buffer for all sizes, since each graph keeps its outputs
-            self._logits = logits.new_empty(self._limits.sequences, logits.shape[1])
+            self._logits = logits.new_empty(self._limits.drawn, logits.shape[1])
         return (*signals, self._logits[: len(logits)].copy_(logits), last, scores)
 
     def _batch(self, extent: Extent, work: ops.Work, resolves: bool) -> Batch:
@@ -256,12 +259,17 @@ class ModelRunner:
         return Batch(tokens, at.positions, at.sampled, plan)
 
     def _forward(
-        self, batch: Batch, plain: bool, wanted: Tensor | None, targets: Tensor | None = None
+        self,
+        batch: Batch,
+        plain: bool,
+        wanted: Tensor | None,
+        targets: Tensor | None = None,
+        all_rows: bool = False,
     ) -> Outputs:
         """Packed results if all rows are plain, else signals, logits, tokens read, and scores.
 
         The last ``len(targets)`` sampled rows are audited: they predict ``targets`` and draw no
-        token.
+        token. ``all_rows``: a recording whose rows are all sampled.
         """
         vocabulary, scores = self._sampler.vocabulary, batch.tokens[:0]
         logits: Tensor | None
@@ -275,7 +283,8 @@ class ModelRunner:
             )
         if plain:
             chosen = torch.where(confidence.valid, confidence.argmax, -1)
-            return (self._settle(confidence, chosen, wanted),)
+            ends = (batch.attention.starts[1:] - 1).clamp(min=0) if all_rows else None
+            return (self._settle(confidence, chosen, wanted, ends),)
         assert logits is not None
         last = batch.tokens.index_select(0, batch.sampled[: len(logits)])
         return (*confidence, logits, last, scores)
@@ -291,7 +300,8 @@ class ModelRunner:
     ) -> Tensor:
         """Sample the wanted rows by their requests' parameters; their packed results."""
         if tick.extent.padded:
-            index = wanted.long()
+            picked = tick.staged.rows if tick.extent.all_rows else tick.staged.wanted
+            index = self._inputs.region(picked).long()
             logits, last = logits.index_select(0, index), last.index_select(0, index)
             confidence = ops.Confidence(*(part.index_select(0, index) for part in confidence))
         columns = self._inputs.draws(tick.staged)
@@ -300,11 +310,25 @@ class ModelRunner:
             pending.scores = ops.LogProbs(*(self.queue.fetch(part) for part in scores))
         return self._settle(confidence, chosen, wanted)
 
-    def _settle(self, confidence: ops.Confidence, chosen: Tensor, wanted: Tensor | None) -> Tensor:
-        """Keep the tokens for the next tick; the packed results: int32 [signals + 1, rows]."""
+    def _settle(
+        self,
+        confidence: ops.Confidence,
+        chosen: Tensor,
+        wanted: Tensor | None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """Keep the tokens for the next tick; the packed results: int32 [signals + 1, rows].
+
+        Of several draws of a sequence any is kept: no plan names them.
+
+        Args:
+            wanted: the sequences that the rows belong to; None: the rows of a recording.
+            last: of these, the last one of each sequence; None: it has no others.
+        """
         tokens = chosen.int()
-        if wanted is None:
-            self._drawn[: len(tokens)] = tokens
-        else:  # of several draws of a sequence any stays: no plan names them
+        if wanted is not None:
             self._drawn.index_copy_(0, wanted.long(), tokens)
+        else:
+            kept = tokens if last is None else tokens.index_select(0, last)
+            self._drawn[: len(kept)] = kept
         return pack(confidence, tokens)

@@ -46,6 +46,8 @@ WAYS = {
     },
     "uneven": {"plan_ahead": "both", "max_sequences": 11, "max_tick_tokens": 90, "graph_rows": 40},
     "two cards": {"plan_ahead": "both"},
+    "guesses": {"plan_ahead": "both", "speculate": 4},
+    "guesses of one": {"speculate": 1},
     **{name: {"lane_policy": name} for name in LANE_POLICIES},
 }
 ASKED = [{"temperature": 0.0}, *SAMPLED, {"audit": "score"}]
@@ -128,7 +130,7 @@ def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
         found = run(engine, batch, doomed=(1, 4))
         counts, counters = engine.graph_counts, engine.scheduler.counters()
         assert card.waits == [] and card.events <= sum(counters["ticks"])
-    expected = run(build(kit, False, delimiters, **WAYS[way]), batch)
+    expected = run(build(kit, False, delimiters, **(WAYS[way] | {"speculate": 0})), batch)
     for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         if ours.finish_reason == "abort":
             assert number in (1, 4)
@@ -138,6 +140,8 @@ def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
         if number % len(ASKED) == 0:
             kit.check(ours, schedule, ties)
     assert all((counts[role].replays > 5) == (way != "plain") for role in ROLES)
+    guessed = sum(done.usage.speculated.accepted for done in found)
+    assert (guessed > 0) == way.startswith("guesses")
     assert way != "host memory" or counters["restored"] > 0
     assert way != "tight" or counters["preemptions"] > 0
 
