@@ -16,6 +16,7 @@ WHOLE_ANSWER: Final[int]
 ROW_KINDS: Final[tuple[str, ...]]
 FINISH_REASONS: Final[tuple[str, ...]]
 LANE_POLICIES: Final[tuple[str, ...]]
+DRAFT_SOURCES: Final[tuple[str, ...]]
 
 class RowKind(IntEnum):
     prompt = ...
@@ -267,6 +268,7 @@ class Scheduler:
         relay: bool = ...,
         audited: bool = ...,
         draft_tokens: int = ...,
+        draft_source: str = ...,
         samples: int = ...,
     ) -> int: ...
     def plan(self, lane: int, ahead: bool = ...) -> int: ...
