@@ -36,15 +36,17 @@ class Workload {
     const auto& counters = scheduler_.counters();
     std::printf(
         "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld, "
-        "parked %lld, restored %lld, drafts %d\n",
+        "parked %lld, restored %lld, drafts %d, guesses %lld + %lld + %lld\n",
         seed_, static_cast<long long>(counters.preemptions),
         static_cast<long long>(scheduler_.pool().lent()),
         static_cast<long long>(counters.ahead[0] + counters.ahead[1]),
         static_cast<long long>(counters.voided[0] + counters.voided[1]),
         static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]),
         static_cast<long long>(counters.saved), static_cast<long long>(counters.restored),
-        verified_);
-    if (verified_ == 0) throw std::runtime_error("no draft was verified");
+        verified_, static_cast<long long>(drafted_), static_cast<long long>(looked_up_),
+        static_cast<long long>(reused_));
+    if (verified_ == 0 || drafted_ == 0 || looked_up_ == 0 || reused_ == 0)
+      throw std::runtime_error("a source gave no draft that was verified");
   }
 
  private:
@@ -110,6 +112,7 @@ class Workload {
     if (below(3) == 0) request.max_repeats = 9;
     request.ahead = below(5) > 0;
     request.draft_tokens = below(2) * below(8);
+    request.draft_source = static_cast<DraftSource>(below(3));
     const int samples = below(4) == 0 ? 1 + below(3) : 1;
     const SequenceId first = scheduler_.add(request, samples);
     for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
@@ -145,11 +148,18 @@ class Workload {
     for (const Event& event : scheduler_.take_events()) {
       if (event.kind == EventKind::finished) {
         std::erase(alive_, event.sequence);
+        count(scheduler_.sequence(event.sequence).usage.speculation);
         scheduler_.forget(event.sequence);
       } else if (scheduler_.sequence(event.sequence).awaits_route) {
         scheduler_.route(event.sequence, below(2), below(8) == 0, below(8) == 0);
       }
     }
+  }
+
+  void count(const SpeculationCounts& counts) {
+    drafted_ += counts.drafted;
+    looked_up_ += counts.looked_up;
+    reused_ += counts.reused;
   }
 
   void check() { scheduler_.check_integrity(); }
@@ -160,7 +170,9 @@ class Workload {
   std::vector<SequenceId> alive_;
   int truncations_ = 0;
   int verified_ = 0;  // drafts
-  int ahead_ = 0;     // plans of ten that are made ahead where they can be
+  // Guesses by their source.
+  std::int64_t drafted_ = 0, looked_up_ = 0, reused_ = 0;
+  int ahead_ = 0;  // plans of ten that are made ahead where they can be
 };
 
 }  // namespace
