@@ -127,6 +127,9 @@ void Scheduler::cross_back(SequenceId id, const std::vector<Token>& tokens, Fini
   // A step without text does not count.
   if (outcome.end == Finish::none && sequence.steps.back().start == sequence.length())
     sequence.drop_empty_step();
+  // A reader that has computed the boundary before reads it again: its last row's logits are gone.
+  if (sequence.computed[kSmall] == sequence.length())
+    kv_.keep_rows(sequence, kSmall, sequence.length() - 1);
   conclude(sequence, outcome);
 }
 
