@@ -151,6 +151,22 @@ def test_what_a_pass_has_no_row_for_is_dropped(make_scheduler: Make) -> None:
     assert scheduler.sequence(id).speculation["compared"] == 2
 
 
+def test_another_text_is_searched_anew(make_scheduler: Make) -> None:
+    """Also one as long as the text before a rollback, in which nothing was found."""
+    scheduler = make_scheduler()
+    settings = {"max_tokens": 16, "draft_tokens": 1, "draft_source": "lookup"}
+    id = scheduler.add([A, BOTH, C], settle_at_once=False, **settings)  # type: ignore[arg-type]
+    scheduler.route(id, LARGE)
+    write(scheduler, LARGE, D, BOTH)
+    scheduler.route(id, LARGE)
+    write(scheduler, LARGE, E)
+    scheduler.truncate(id, 3)
+    scheduler.route(id, SMALL)
+    write(scheduler, SMALL, A, BOTH)
+    scheduler.route(id, LARGE)
+    assert planned_draft(scheduler, id) == [C]
+
+
 @pytest.mark.parametrize("what", ["abort", "truncate", "preempt"])
 def test_what_comes_in_between(make_scheduler: Make, what: str) -> None:
     scheduler = make_scheduler()
