@@ -118,8 +118,8 @@ Scheduler make_scheduler(
     std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
     std::int32_t host_blocks, bool eager_admission, const std::vector<std::string>& delimiters,
     std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes) {
-  const LaneSettings lanes{
-      lane_policy_named(lane_policy), gather, hold_ticks, automatic_from, tick_cost, lane_weight};
+  const auto policy = named<LanePolicy>(kLanePolicyNames, lane_policy, "lane policy");
+  const LaneSettings lanes{policy, gather, hold_ticks, automatic_from, tick_cost, lane_weight};
   return Scheduler(
       {slabs, slots, block_tokens, max_context, max_sequences, max_waiting, max_tick_tokens,
        recompute_cost, prefix_cache, background, lanes, host_blocks, eager_admission},
@@ -133,7 +133,7 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t trial_tokens, std::vector<Token> think_end, bool think_closed,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
                        bool ask_at_end, bool relay, bool audited, std::int32_t draft_tokens,
-                       std::int32_t samples) {
+                       const std::string& draft_source, std::int32_t samples) {
   return self.add({std::move(prompt),
                    max_tokens,
                    std::move(stop_ids),
@@ -153,7 +153,8 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                    relay,
                    kSmall,
                    audited,
-                   draft_tokens},
+                   draft_tokens,
+                   named<DraftSource>(kDraftSourceNames, draft_source, "draft source")},
                   samples);
 }
 
@@ -214,7 +215,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("think_closed") = false,
            py::arg("max_think_tokens") = 0, py::arg("max_repeats") = 0, py::arg("ahead") = true,
            py::arg("ask_at_end") = false, py::arg("relay") = false, py::arg("audited") = false,
-           py::arg("draft_tokens") = 0, py::arg("samples") = 1)
+           py::arg("draft_tokens") = 0, py::arg("draft_source") = "small", py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

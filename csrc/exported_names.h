@@ -5,6 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+#include <string>
+
 #include "schedule/lane_policy.h"
 #include "schedule/sequence.h"
 #include "types.h"
@@ -50,6 +55,17 @@ void bind_enum(py::module_& m, const char* name, const std::array<const char*, s
       name, members, py::arg("module") = m.attr("__name__"));
 }
 
+// The enumerator with this name. Throws std::invalid_argument that names all of them.
+template <typename Enumeration, std::size_t size>
+Enumeration named(const std::array<const char*, size>& names, const std::string& name,
+                  const std::string& what) {
+  const auto found = std::ranges::find(names, name);
+  if (found != names.end()) return static_cast<Enumeration>(found - names.begin());
+  std::string known;
+  for (const char* each : names) known.append(known.empty() ? "" : ", ").append(each);
+  throw std::invalid_argument("unknown " + what + " '" + name + "'; known: " + known);
+}
+
 inline void bind_names(py::module_& m) {
   m.attr("SMALL") = kSmall;
   m.attr("LARGE") = kLarge;
@@ -63,7 +79,7 @@ inline void bind_names(py::module_& m) {
   m.attr("ROW_KINDS") = py::tuple(py::cast(kRowKindNames));
   m.attr("FINISH_REASONS") = py::tuple(py::cast(kFinishNames));
   m.attr("LANE_POLICIES") = py::tuple(py::cast(kLanePolicyNames));
-  m.attr("DRAFT_SOURCES") = py::make_tuple("small", "lookup", "both");  // TEMP
+  m.attr("DRAFT_SOURCES") = py::tuple(py::cast(kDraftSourceNames));
   m.attr("Event") = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(event_type()));
 }
 

@@ -43,9 +43,10 @@ struct Request {
   // An audit reads every row of the large model past the prompt, so none of them is taken from the
   // prefix cache: the model computes all.
   bool audited = false;
-  // Tokens that the small model guesses, at most, before a pass of the large one, which verifies
-  // them; the text stays the same, see schedule/speculation.cpp. 0: none.
+  // Tokens that are guessed, at most, before a pass of the large model, which verifies them; the
+  // text stays the same, see schedule/speculation.cpp. 0: none.
   std::int32_t draft_tokens = 0;
+  DraftSource draft_source = DraftSource::small;  // of the guesses
 
   // Whether the text begins with a thinking part.
   bool thinks() const { return !think_end.empty() && !think_closed; }

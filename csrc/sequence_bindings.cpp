@@ -38,6 +38,8 @@ py::dict speculation_dict(const SpeculationCounts& counts) {
   out["tokens"] = counts.tokens;
   out["rounds"] = counts.rounds;
   out["drafted"] = counts.drafted;
+  out["looked_up"] = counts.looked_up;
+  out["reused"] = counts.reused;
   out["compared"] = counts.compared;
   out["accepted"] = counts.accepted;
   out["accepted_at"] = counts.accepted_at;

@@ -68,8 +68,16 @@ inline void add_counts(RowCounts& to, const RowCounts& more) {
   for (int kind = 0; kind < kRowKinds; ++kind) to[kind] += more[kind];
 }
 
-// Most guesses of the small model that one pass of the large one verifies.
+// Most guesses that one pass of the large model verifies.
 inline constexpr int kMostDrafts = 15;
+
+// Where the guesses that the large model verifies come from.
+//   small   the small model writes them, and what it wrote before it was taken back are the first
+//   lookup  what followed when the text's last tokens stood in it, or in the prompt, before
+//   both    lookup where the last tokens that stood there before are enough, else small
+enum class DraftSource : int { small, lookup, both };
+inline constexpr std::array kDraftSourceNames{"small", "lookup", "both"};
+static_assert(names_all(kDraftSourceNames, DraftSource::both));
 
 // What speculation did for a sequence. A pass of the large model counts if it drew text, with
 // guesses or without; a round is such a pass with guesses.
@@ -77,8 +85,10 @@ struct SpeculationCounts {
   std::int64_t passes = 0;
   std::int64_t tokens = 0;  // that these passes appended to the text
   std::int64_t rounds = 0;
-  std::int64_t drafted = 0;   // guesses that the small model drew
-  std::int64_t compared = 0;  // up to and with a round's first wrong guess, none after an end
+  std::int64_t drafted = 0;    // guesses that the small model drew as guesses
+  std::int64_t looked_up = 0;  // guesses that were found in the text
+  std::int64_t reused = 0;     // guesses that the small model had written as text, taken back since
+  std::int64_t compared = 0;   // up to and with a round's first wrong guess, none after an end
   std::int64_t accepted = 0;
   std::array<std::int64_t, kMostDrafts> accepted_at{};  // by place in the draft
 };

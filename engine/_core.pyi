@@ -269,6 +269,7 @@ class Scheduler:
         relay: bool = ...,
         audited: bool = ...,
         draft_tokens: int = ...,
+        draft_source: str = ...,
         samples: int = ...,
     ) -> int: ...
     def plan(self, lane: int, ahead: bool = ...) -> int: ...

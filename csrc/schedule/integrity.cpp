@@ -46,7 +46,8 @@ void check_round(const Sequence& s) {
              round.wanted <= s.request.draft_tokens,
          s, "more guesses than wanted");
   if (round.wanted == 0) return expect(!round.open, s, "guesses for nothing");
-  expect(s.speculates() || !round.open, s, "guesses that were given up");
+  expect(s.has_guesser() || !round.open, s, "guesses that were given up");
+  expect(!round.open || round.drawn, s, "guesses that are there are written");
   expect(s.phase == Phase::running && s.active == kLarge && !s.awaits_route && !s.reading &&
              s.trial_from < 0,
          s, "guesses at what the large model does not write");

@@ -15,16 +15,6 @@ void check(const LaneSettings& settings) {
       throw std::invalid_argument("tick_cost and lane_weight must be above 0");
 }
 
-LanePolicy lane_policy_named(const std::string& name) {
-  const auto found = std::ranges::find(kLanePolicyNames, name);
-  if (found != kLanePolicyNames.end())
-    return static_cast<LanePolicy>(found - kLanePolicyNames.begin());
-  std::string known;
-  for (const char* each : kLanePolicyNames)
-    known += (known.empty() ? "" : ", ") + std::string(each);
-  throw std::invalid_argument("unknown lane policy '" + name + "'; known: " + known);
-}
-
 bool LaneTurns::holds(int lane, bool other_in_flight, std::int32_t running,
                       std::array<std::int32_t, kModels> runnable) {
   if (owed_[lane]) return false;

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 
 #include "types.h"
 
@@ -28,8 +27,6 @@ struct LaneSettings {
 
 // Throws std::invalid_argument on settings that make no sense.
 void check(const LaneSettings& settings);
-// One of kLanePolicyNames; throws std::invalid_argument on others.
-LanePolicy lane_policy_named(const std::string& name);
 
 // Decides before each plan. A lane that is held plans nothing now and asks again; it is never held
 // while the other one can do nothing, so both must be asked in turn. If it was held and the other

@@ -66,9 +66,10 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
   require(request.draft_tokens >= 0 && request.draft_tokens <= kMostDrafts,
           "draft_tokens must be 0 (off) to " + number(kMostDrafts) + ", got " +
               number(request.draft_tokens));
-  require(request.draft_tokens == 0 || !request.relay,
-          "draft_tokens must be 0 in a relayed request: the models have different tokens, so one "
-          "cannot guess the other's");
+  require(
+      request.draft_tokens == 0 || !request.relay || request.draft_source == DraftSource::lookup,
+      "the small model's tokens are not the large model's: it cannot guess these in a relayed "
+      "request; set draft_source to lookup, or draft_tokens to 0");
   require(config_.max_waiting == 0 || samples <= config_.max_waiting,
           number(samples) + " samples can never be queued at once: the queue holds " +
               number(config_.max_waiting));

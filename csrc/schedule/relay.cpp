@@ -59,6 +59,8 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   request.priority = sequence.request.priority;
   request.max_repeats = sequence.request.max_repeats;
   request.ahead = sequence.request.ahead;
+  request.draft_tokens = sequence.request.draft_tokens;
+  request.draft_source = sequence.request.draft_source;
   request.vocabulary = kLarge;
   auto shadow = std::make_unique<Sequence>(text_.begin(std::move(request), sequence.stops));
   // Other ids than those of requests: policies draw by these, so shadows must not shift them.
@@ -68,6 +70,7 @@ SequenceId Scheduler::add_shadow(SequenceId id, std::vector<Token> prompt,
   shadow->phase = Phase::running;
   insert_in_order(running_, shadow.get());
   ++shadows_;
+  speculating_ += shadow->request.draft_tokens > 0;
   sequences_.emplace(sequence.partner, std::move(shadow));
   return sequence.partner;
 }
@@ -124,6 +127,9 @@ void Scheduler::cross_back(SequenceId id, const std::vector<Token>& tokens, Fini
   // A step without text does not count.
   if (outcome.end == Finish::none && sequence.steps.back().start == sequence.length())
     sequence.drop_empty_step();
+  // A reader that has computed the boundary before reads it again: its last row's logits are gone.
+  if (sequence.computed[kSmall] == sequence.length())
+    kv_.keep_rows(sequence, kSmall, sequence.length() - 1);
   conclude(sequence, outcome);
 }
 

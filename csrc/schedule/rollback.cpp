@@ -60,6 +60,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
                           std::array<std::int32_t, kModels> rows) {
   drop_candidate(sequence);
   sequence.drop_round();
+  keep_leftover(sequence, length);
   discard_tokens(sequence, length);
   // A decide event about these tokens needs no answer any more.
   std::erase_if(events_, [&](const Event& event) {
@@ -74,6 +75,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   }
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   if (sequence.trial_from >= length) sequence.trial_from = -1;
+  if (sequence.unlike >= length) sequence.unlike = -1;
   sequence.trial = Outcome{};
   sequence.closing = Finish::none;
   sequence.reading = sequence.awaits_route = false;

@@ -267,6 +267,11 @@ class Scheduler {
 
   // speculation.cpp
   void open_rounds();
+  void open_round(Sequence& sequence);
+  void keep_leftover(Sequence& sequence, std::int32_t length);
+  std::vector<Token> left_over(Sequence& sequence, std::int32_t wanted);
+  std::vector<Token> looked_up(Sequence& sequence, std::int32_t wanted);
+  std::int32_t verify_next(Sequence& sequence, std::vector<Token> guesses);
   void add_drafts(bool ahead);
   std::int32_t take_draft_blocks(Sequence& sequence, int lane, std::int32_t first,
                                  std::int32_t rows);
@@ -277,6 +282,7 @@ class Scheduler {
   void count_guess(Sequence& sequence, RowKind kind, std::int64_t keys);
   void verify(Sequence& sequence, std::span<const Token> draws);
   bool compare(Sequence& sequence, Token guess, Token drawn, std::int32_t place);
+  void promote_guess(Sequence& sequence);
 
   // retire.cpp
   Plan& landing(int lane);

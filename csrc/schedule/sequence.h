@@ -31,11 +31,18 @@ enum class Phase : int { waiting, running, finished };
 inline constexpr std::array kPhaseNames{"waiting", "running", "finished"};
 static_assert(names_all(kPhaseNames, Phase::finished));
 
-// Guesses of the small model at what the large one is about to write, see speculation.cpp.
+// Guesses at what the large model is about to write, see speculation.cpp.
 struct Round {
   std::int32_t wanted = 0;  // most guesses of this round; 0: there is no round, and no guess
   bool open = false;        // the small model guesses on; the large one does not draw
+  bool drawn = false;       // the small model draws them: there is a row of its for each
   bool off = false;         // for good: the small model's logits were unusable
+};
+
+// What the small model wrote and was taken back: guesses if the large model writes there.
+struct Leftover {
+  std::vector<Token> tokens;
+  std::int32_t at = 0;  // length of the text that they followed
 };
 
 // The small model guesses no token if it lacks more rows than this; it reads along first.
@@ -85,6 +92,8 @@ struct Sequence : LaneState, KvState, TextState {
   Outcome trial;                   // how the trial ended, while the decision is out
   std::vector<std::int32_t> cuts;  // to which length each truncation went, oldest first
   std::vector<Token> draft;        // guesses that follow the text; never part of it
+  Leftover leftover;
+  std::int32_t unlike = -1;  // length at which the last tokens had not stood in the text before
   Usage usage;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
@@ -100,7 +109,14 @@ struct Sequence : LaneState, KvState, TextState {
     return round.wanted == 0 ? 0 : static_cast<std::int32_t>(draft.size());
   }
   // May its large steps be drafted?
-  bool speculates() const { return request.draft_tokens > 0 && !round.off; }
+  bool speculates() const { return guesses_from(DraftSource::lookup) || has_guesser(); }
+  // With this source, or with both?
+  bool guesses_from(DraftSource source) const {
+    return request.draft_tokens > 0 &&
+           (request.draft_source == source || request.draft_source == DraftSource::both);
+  }
+  // May the small model guess?
+  bool has_guesser() const { return guesses_from(DraftSource::small) && !round.off; }
   // Is the large model about to draw, or to go on drawing, without a question before that?
   bool draws_on() const {
     return phase == Phase::running && active == kLarge && !awaits_route && !reading &&
@@ -109,14 +125,13 @@ struct Sequence : LaneState, KvState, TextState {
   // The large model takes a prompt that samples share over with the row that draws.
   bool has_prompt() const { return computed[kLarge] + in_flight[kLarge] >= prompt_length() - 1; }
   bool may_open_round() const {
-    return speculates() && round.wanted == 0 && draws_on() && !suspended &&
-           computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt()) &&
-           length() - computed[kSmall] <= kMostBehind;
+    return speculates() && round.wanted == 0 && draws_on() && !suspended && !away &&
+           computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt());
   }
   // There is no round, and no guess.
   void drop_round() {
     round.wanted = 0;
-    round.open = false;
+    round.open = round.drawn = false;
     draft.clear();
   }
   // Does the lane write guesses?

@@ -1,8 +1,7 @@
-// Speculation: the small model guesses what the large one is about to draw, and the large one
-// verifies many guesses in one pass.
+// Speculation: the large model verifies in one pass many guesses at what it is about to draw.
 //
 // Guesses are not text. A sequence has a second short list, its draft, which follows its tokens;
-// nothing that reads text sees it. A round goes
+// nothing that reads text sees it. A round of guesses that the small model draws goes
 //
 //   open      the small lane computes what it lacks of text and draft, and each of its ticks adds a
 //             guess; the large lane may read text meanwhile, but not its last token
@@ -16,28 +15,96 @@
 // guesses that were wrong are cut from both models here and nowhere else.
 //
 // A draft takes no KV from any sequence, and rows of the small lane only if others leave them.
+//
+// Guesses that are there already are not drawn: the round is closed as it begins. So it is with
+// what the small model wrote just here before it was taken back, and with what followed when the
+// text's last tokens stood in it before. No row of the small model is in that draft.
 #include <algorithm>
 #include <utility>
 
 #include "schedule/scheduler.h"
+#include "text/lookup.h"
 
 namespace steer {
+
+namespace {
+
+// Of the last tokens so many must have stood in the text before. Two in a row are a word or less,
+// so a guess after two is often wrong: that costs the large model some rows of a pass where there
+// would be no guess, but not worth it where the small model could guess instead.
+constexpr std::int32_t kShortestMatch = 2;
+constexpr std::int32_t kShortestMatchBeforeSmall = 3;
+
+}  // namespace
 
 // Rounds begin before a lane plans: for each sequence that the large model is about to draw for.
 void Scheduler::open_rounds() {
   if (speculating_ == 0) return;
-  for (Sequence* sequence : running_) {
-    Round& round = sequence->round;
-    if (!sequence->may_open_round()) continue;
-    const Request& request = sequence->request;
-    // The pass that verifies draws one token more.
-    const std::int32_t most = request.max_tokens - sequence->generated() - 1;
-    round.wanted = sequence->must_stop_thinking(1) ? 0 : std::min(request.draft_tokens, most);
-    round.open = round.wanted > 0;
+  for (Sequence* sequence : running_)
+    if (sequence->may_open_round()) open_round(*sequence);
+}
+
+void Scheduler::open_round(Sequence& sequence) {
+  const Request& request = sequence.request;
+  // The pass that verifies draws one token more.
+  const std::int32_t wanted =
+      std::min(request.draft_tokens, request.max_tokens - sequence.generated() - 1);
+  if (wanted <= 0 || sequence.must_stop_thinking(1)) return;
+  SpeculationCounts& counts = sequence.usage.speculation;
+  if (std::vector<Token> left = left_over(sequence, wanted); !left.empty()) {
+    counts.reused += verify_next(sequence, std::move(left));
+  } else if (std::vector<Token> like = looked_up(sequence, wanted); !like.empty()) {
+    counts.looked_up += verify_next(sequence, std::move(like));
+  } else if (sequence.has_guesser() &&
+             sequence.length() - sequence.computed[kSmall] <= kMostBehind) {
+    sequence.round.wanted = wanted;
+    sequence.round.open = sequence.round.drawn = true;
     // A reader has computed the boundary's last row, whose logits are gone: it is computed again.
-    if (round.open && sequence->computed[kSmall] == sequence->length())
-      kv_.keep_rows(*sequence, kSmall, sequence->length() - 1);
+    if (sequence.computed[kSmall] == sequence.length())
+      kv_.keep_rows(sequence, kSmall, sequence.length() - 1);
   }
+}
+
+// The sequence is about to lose the tokens from `length` on: those that the small model wrote there
+// are kept as guesses.
+void Scheduler::keep_leftover(Sequence& sequence, std::int32_t length) {
+  sequence.leftover.tokens.clear();
+  if (!sequence.has_guesser()) return;
+  std::int32_t end = std::min(sequence.length(), length + sequence.request.draft_tokens);
+  for (auto step = sequence.steps.rbegin(); step != sequence.steps.rend(); ++step) {
+    if (step->model != kSmall) end = std::min(end, std::max(step->start, length));
+    if (step->start <= length) break;
+  }
+  const auto first = sequence.tokens.begin();
+  sequence.leftover.tokens.assign(first + length, first + end);
+  sequence.leftover.at = length;
+}
+
+// What was taken back at the end of the text, at most `wanted` tokens.
+std::vector<Token> Scheduler::left_over(Sequence& sequence, std::int32_t wanted) {
+  std::vector<Token> left = std::exchange(sequence.leftover.tokens, {});
+  if (sequence.leftover.at != sequence.length()) left.clear();
+  if (static_cast<std::int32_t>(left.size()) > wanted) left.resize(wanted);
+  return left;
+}
+
+// What followed the text's last tokens before, `wanted` tokens; none if they did not stand in it,
+// or the source is another one.
+std::vector<Token> Scheduler::looked_up(Sequence& sequence, std::int32_t wanted) {
+  if (!sequence.guesses_from(DraftSource::lookup) || sequence.unlike == sequence.length())
+    return {};
+  const std::int32_t shortest = sequence.has_guesser() ? kShortestMatchBeforeSmall : kShortestMatch;
+  std::vector<Token> guesses = look_up(sequence.tokens, shortest, wanted);
+  if (guesses.empty()) sequence.unlike = sequence.length();
+  return guesses;
+}
+
+// A round of guesses that are there, up to where the text would pause. Returns their number.
+std::int32_t Scheduler::verify_next(Sequence& sequence, std::vector<Token> guesses) {
+  if (const auto pause = text_.first_pause(sequence, guesses, sequence.rest_from < 0))
+    guesses.resize(*pause);
+  sequence.draft = std::move(guesses);
+  return sequence.round.wanted = static_cast<std::int32_t>(sequence.draft.size());
 }
 
 // Plans guesses with the rows and blocks that all other sequences leave, and closes the drafts that
@@ -109,8 +176,8 @@ void Scheduler::guess(Sequence& sequence, std::int64_t keys, Token token) {
   if (sequence.pending()) return;
   ++sequence.usage.speculation.drafted;
   sequence.draft.push_back(token);
-  const bool asked = sequence.rest_from < 0;
-  if (sequence.guesses() >= round.wanted || text_.pauses_after(sequence, sequence.draft, asked))
+  if (sequence.guesses() >= round.wanted ||
+      text_.first_pause(sequence, sequence.draft, sequence.rest_from < 0))
     close_round(sequence);
 }
 
@@ -121,6 +188,7 @@ void Scheduler::count_guess(Sequence& sequence, RowKind kind, std::int64_t keys)
 // The large model has drawn after the text's last token and after each guess.
 void Scheduler::verify(Sequence& sequence, std::span<const Token> draws) {
   const std::vector<Token> draft = std::exchange(sequence.draft, {});
+  const bool has_rows = sequence.round.drawn;
   sequence.drop_round();
   const std::int32_t length = sequence.length(), drawn = static_cast<std::int32_t>(draws.size());
   const auto had = sequence.computed;
@@ -135,6 +203,7 @@ void Scheduler::verify(Sequence& sequence, std::span<const Token> draws) {
       break;
     }
     const bool right = kept < drawn - 1 && compare(sequence, draft[kept], token, kept);
+    if (right && has_rows) promote_guess(sequence);
     count_sampled(sequence, kLarge, RowKind::sampled, length + kept);
     ++sequence.usage.speculation.tokens;
     // What is computed of the text as it is now: it may reach a boundary, or end.
@@ -160,13 +229,17 @@ bool Scheduler::compare(Sequence& sequence, Token guess, Token drawn, std::int32
   if (guess != drawn) return false;
   ++counts.accepted;
   ++counts.accepted_at[place];
+  return true;
+}
+
+// The small model's row of the guess that comes next gave what the large model has drawn.
+void Scheduler::promote_guess(Sequence& sequence) {
   const std::int64_t keys = sequence.length();
   RowCount row;
   row.add(keys - 1, keys);
   auto& rows = sequence.usage.rows[kSmall];
   rows[static_cast<int>(RowKind::rejected)] -= row;
   rows[static_cast<int>(RowKind::drafted)] += row;
-  return true;
 }
 
 }  // namespace steer

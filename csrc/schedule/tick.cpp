@@ -121,7 +121,7 @@ void Scheduler::read_along(int lane, Sequence& sequence) {
       sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending())
     return;
   // A model that could guess, but lacks too much.
-  const bool lags = lane == kSmall && sequence.speculates() && sequence.span(lane) > kMostBehind;
+  const bool lags = lane == kSmall && sequence.has_guesser() && sequence.span(lane) > kMostBehind;
   const bool unread = sequence.rest_from >= 0 ||
                       (lane == kSmall && sequence.request.reader != kSmall) ||
                       config_.background[lane] == 0;

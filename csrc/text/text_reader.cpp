@@ -47,20 +47,23 @@ Outcome TextReader::append(TextState& text, Token token) const {
   return outcome;
 }
 
-bool TextReader::pauses_after(TextState& text, std::span<const Token> guesses, bool asked) const {
+std::optional<std::size_t> TextReader::first_pause(TextState& text, std::span<const Token> guesses,
+                                                   bool asked) const {
   const ReadingState before = text;
   const LoopGuard loops = text.loops;
   const std::int32_t cut_bytes = text.cut_bytes, unread_from = text.unread_from;
   const std::int32_t length = text.length();
-  Outcome outcome;
-  for (const Token guess : guesses) outcome = append(text, guess);
-  const bool pauses =
-      outcome.end != Finish::none || text.must_stop_thinking() || (asked && outcome.boundary);
+  std::optional<std::size_t> pause;
+  for (std::size_t i = 0; i < guesses.size() && !pause; ++i) {
+    const Outcome outcome = append(text, guesses[i]);
+    if (outcome.end != Finish::none || text.must_stop_thinking() || (asked && outcome.boundary))
+      pause = i + 1;
+  }
   static_cast<ReadingState&>(text) = before;
   text.loops = loops;
   text.cut_bytes = cut_bytes, text.unread_from = unread_from;
   text.tokens.resize(length);
-  return pauses;
+  return pause;
 }
 
 // The search for the text that ends the thinking part; none if there is none, or if one of its

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,9 +31,11 @@ class TextReader {
   TextState begin(Request request, std::shared_ptr<const Automaton> stops = nullptr) const;
   // Appends a token and reads it.
   Outcome append(TextState& text, Token token) const;
-  // Would the text end after `guesses`, or go on with tokens that no model draws? With `asked`
-  // also: would a step end there? Leaves the text as it is.
-  bool pauses_after(TextState& text, std::span<const Token> guesses, bool asked) const;
+  // If the text went on with `guesses`: how many of them it takes until it ends, or goes on with
+  // tokens that no model draws, or, with `asked`, until a step ends; none: it goes on after all of
+  // them. Leaves the text as it is.
+  std::optional<std::size_t> first_pause(TextState& text, std::span<const Token> guesses,
+                                         bool asked) const;
   // Writes the tokens that end the thinking part, until it has ended: the text before may already
   // hold the first of them. Boundaries within them do not count.
   Outcome end_thinking(TextState& text) const;

@@ -214,7 +214,7 @@ class InputProcessor:
                 relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
                 draft_tokens=drafts.tokens,
-                # TEMP draft_source=drafts.source,
+                draft_source=drafts.source,
                 samples=params.n,
             )
         except OverflowError as error:

@@ -82,6 +82,7 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
         max_repeats=dice.pick(0, 0, 2, 9),
         ahead=dice.pick(True, True, True, False),
         draft_tokens=dice.pick(0, 0, 3, 1, 7),
+        draft_source=dice.pick("small", "both", "lookup"),
     )
 
 
@@ -108,6 +109,7 @@ def nonsense(shape: Shape, prompt: int) -> list[tuple[dict, str]]:
         ({"samples": 0}, "samples must be"),
         ({"draft_tokens": -1}, "draft_tokens must be 0"),
         ({"draft_tokens": 16}, "draft_tokens must be 0"),
+        ({"draft_source": "text"}, "unknown draft source 'text'; known: small, lookup, both"),
         ({"stop_strings": [b"a", b""]}, "must not be empty"),
         *never,
     ]

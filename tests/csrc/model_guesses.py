@@ -1,12 +1,14 @@
-"""Guesses of a sequence: what the small model draws before the large one, and what becomes of it.
+"""Guesses of a sequence at what the large model draws: from where, and what becomes of them.
 
 Written from csrc/schedule/speculation.cpp's head comment. A guess is never text.
 """
 
 from __future__ import annotations
 
-from .kinds import DISCARDED, DRAFTED, ERROR, LARGE, NONE, OVER, REJECTED, SAMPLED, SMALL
+from .kinds import DISCARDED, DRAFTED, ERROR, LARGE, NOBODY, NONE, OVER, REJECTED, SAMPLED, SMALL
+from .model_lookup import look_up
 from .model_sequence_rows import SequenceRows
+from .model_sequence_state import MOST_BEHIND
 from .model_text import must_stop_thinking, verdict
 
 
@@ -19,12 +21,58 @@ class GuessedSequence(SequenceRows):
     def take_effect(self) -> None:
         raise NotImplementedError
 
+    def open_round(self) -> None:
+        """The large model is about to draw: what is there for it to verify, or shall be?"""
+        there = self.computed[LARGE] + self.flying[LARGE]
+        if not (self.speculates and self.draws_on) or self.wanted or self.suspended:
+            return
+        if there >= self.length or (self.samples > 1 and there < self.prompt - 1):
+            return
+        most = self.request.max_tokens - len(self.written) - 1
+        most = min(self.request.draft_tokens, most)
+        if most <= 0 or must_stop_thinking(self.request, [*self.written, NOBODY]):
+            return
+        (at, left), self.leftover = self.leftover, (-1, [])
+        if left and at == self.length:
+            self.guessed["reused"] += self.verify_next(left[:most])
+        elif self.guesses_from("lookup") and (like := self.look_up(most)):
+            self.guessed["looked_up"] += self.verify_next(like)
+        elif self.has_guesser and self.length - self.computed[SMALL] <= MOST_BEHIND:
+            self.wanted, self.open, self.has_rows = most, True, True
+            if self.computed[SMALL] == self.length:  # a row is left to draw from
+                self.keep(SMALL, self.length - 1)
+
+    def look_up(self, count: int) -> list[int]:
+        return look_up(self.tokens, 3 if self.has_guesser else 2, count)
+
+    def verify_next(self, guesses: list[int]) -> int:
+        """These are the draft, up to where the text would pause."""
+        self.draft = []
+        for guess in guesses:
+            self.draft.append(guess)
+            if self.pauses():
+                break
+        self.wanted = len(self.draft)
+        return self.wanted
+
+    def keep_leftover(self, length: int) -> None:
+        """The text is about to be cut: what the small model wrote there could be guessed."""
+        most = self.request.draft_tokens if self.has_guesser else 0
+        end = length
+        while end < min(self.length, length + most) and self.writer(end) == SMALL:
+            end += 1
+        self.leftover = length, self.tokens[length:end]
+
+    def writer(self, position: int) -> int:
+        """The model whose step holds this token."""
+        return [model for start, model in self.steps if start <= position][-1]
+
     def close_round(self) -> None:
         self.open = False
         self.core.turns.changed()
 
     def drop_round(self) -> None:
-        self.draft, self.wanted, self.open = [], 0, False
+        self.draft, self.wanted, self.open, self.has_rows = [], 0, False, False
 
     def guess(self, token: int, keys: int) -> None:
         """The row counts as rejected until the large model draws the same."""
@@ -50,6 +98,7 @@ class GuessedSequence(SequenceRows):
         """The large model's draws are appended up to the first that was not guessed, or to where
         the text ends or pauses. ``found``: rows that it has after that, where some may be lost."""
         draft, length, had = self.draft, self.length, list(self.computed)
+        has_rows = self.has_rows
         self.drop_round()
         self.guessed["passes"] += 1
         self.guessed["rounds"] += bool(draft)
@@ -60,6 +109,9 @@ class GuessedSequence(SequenceRows):
                 self.end_pending = ERROR
                 break
             right = self.compare(draft[kept : kept + 1], draws[kept], kept)
+            if right and has_rows:
+                self.book(SMALL, REJECTED, self.length - 1, self.length, -1)
+                self.book(SMALL, DRAFTED, self.length - 1, self.length)
             self.book_sample(LARGE, SAMPLED, length + kept)
             self.guessed["tokens"] += 1
             self.computed = [min(rows, length + kept) for rows in had]
@@ -82,6 +134,4 @@ class GuessedSequence(SequenceRows):
             return False
         self.guessed["accepted"] += 1
         self.accepted_at[place] += 1
-        self.book(SMALL, REJECTED, self.length - 1, self.length, -1)
-        self.book(SMALL, DRAFTED, self.length - 1, self.length)
         return True

@@ -231,7 +231,7 @@ class Judge(AdoptedPlan):
         lag = s.settled - 1 - (s.computed[lane] - self.lost[lane][s])
         wants = self.model.shape.background[lane]
         unread = s.rest_from >= 0 or (lane == SMALL and s.request.reader != SMALL) or not wants
-        lags = lane == SMALL and s.speculates and s.reach - s.computed[lane] > MOST_BEHIND
+        lags = lane == SMALL and s.has_guesser and s.reach - s.computed[lane] > MOST_BEHIND
         wants, unread = (1, False) if lags else (wants, unread)
         busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending or s.suspended
         tried = s in self.drafting  # it has found already what it could

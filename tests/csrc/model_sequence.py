@@ -180,6 +180,7 @@ class SequenceModel(GuessedSequence):
     def take_back(self, length: int, rows: list[int]) -> None:
         self.drop_candidate()
         self.drop_round()
+        self.keep_leftover(length)
         self.core.void_events(self)
         for position in range(length, self.length):
             if (lane := self.drawn[position - self.prompt]) != FORCED:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 MOST_BEHIND = 64  # rows that the small model may lack and still guess
 MOST_DRAFTS = 15  # guesses of a round
-_GUESSED = ("passes", "tokens", "rounds", "drafted", "compared", "accepted")
+_GUESSED = (
+    *("passes", "tokens", "rounds", "drafted", "looked_up", "reused", "compared", "accepted"),
+)
 FORCED = -1  # the model of a token that none drew
 
 
@@ -51,6 +53,8 @@ class SequenceState:
         # whether there is an end of guessing.
         self.draft: list[int] = []
         self.wanted, self.open, self.off = 0, False, False
+        self.has_rows = False  # the small model has drawn the guesses
+        self.leftover: tuple[int, list[int]] = -1, []  # what it had written here, and where
         self.guessed = dict.fromkeys(_GUESSED, 0)
         self.accepted_at = [0] * MOST_DRAFTS
         self.rows = [[[0, 0] for _ in RowKind] for _ in range(2)]
@@ -95,9 +99,16 @@ class SequenceState:
     def reach(self) -> int:
         return self.length + len(self.draft)
 
+    def guesses_from(self, source: str) -> bool:
+        return self.request.draft_tokens > 0 and self.request.draft_source in (source, "both")
+
+    @property
+    def has_guesser(self) -> bool:
+        return self.guesses_from("small") and not self.off
+
     @property
     def speculates(self) -> bool:
-        return self.request.draft_tokens > 0 and not self.off
+        return self.guesses_from("lookup") or self.has_guesser
 
     def drafts(self, lane: int) -> bool:
         """Does the lane write guesses?"""
@@ -119,22 +130,6 @@ class SequenceState:
         """Is the large model's turn, with no question before its next draw?"""
         asked = self.awaits_route or self.reading or self.trial_from >= 0
         return self.phase == RUNNING and self.active == LARGE and not asked and not self.pending
-
-    def open_round(self) -> None:
-        """The large model is about to draw: the small one may guess what."""
-        here, there = self.computed[SMALL], self.computed[LARGE] + self.flying[LARGE]
-        if not (self.speculates and self.draws_on) or self.wanted or self.suspended:
-            return
-        if there >= self.length or (self.samples > 1 and there < self.prompt - 1):
-            return
-        most = self.request.max_tokens - len(self.written) - 1
-        if must_stop_thinking(self.request, [*self.written, NOBODY]):
-            most = 0
-        if self.length - here <= MOST_BEHIND:
-            self.wanted = min(self.request.draft_tokens, most)
-            self.open = self.wanted > 0
-        if self.open and here == self.length:  # a row is left to draw from
-            self.keep(SMALL, self.length - 1)
 
     def follows(self, lane: int) -> int:
         """Rows that may be planned after those in flight; none if the text is known to end with

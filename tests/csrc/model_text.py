@@ -39,6 +39,7 @@ class Request:
     max_repeats: int = 0
     ahead: bool = True
     draft_tokens: int = 0
+    draft_source: str = "small"
 
 
 class Verdict(NamedTuple):

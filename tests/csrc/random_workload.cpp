@@ -2,10 +2,15 @@
 // `random_workload SEEDS STEPS [THREADS]`.
 // What is right is proved by check_integrity() after every operation and by everything coming to
 // its end; the tokens themselves are checked by tests/csrc/test_random.py.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "schedule/scheduler.h"
@@ -14,13 +19,14 @@ using namespace steer;
 
 namespace {
 
+const std::vector<std::string> kTokenBytes{"a", "b", "c", "\n", "\n\n", ".\n\n", "\n\n\n", ""};
+
 class Workload {
  public:
   explicit Workload(unsigned seed)
       : seed_(seed),
         random_(seed),
-        scheduler_(config(seed), {"\n\n", "c."},
-                   {"a", "b", "c", "\n", "\n\n", ".\n\n", "\n\n\n", ""}) {}
+        scheduler_(config(seed), {"\n\n", "c."}, kTokenBytes, kTokenBytes) {}
 
   void run(int steps) {
     for (int i = 0; i < steps; ++i) {
@@ -36,15 +42,19 @@ class Workload {
     const auto& counters = scheduler_.counters();
     std::printf(
         "seed %u: preemptions %lld, lent slabs %lld, ahead %lld, void %lld, hits %lld + %lld, "
-        "parked %lld, restored %lld, drafts %d\n",
+        "parked %lld, restored %lld, drafts %d, guesses %lld + %lld + %lld, "
+        "crossings %d\n",
         seed_, static_cast<long long>(counters.preemptions),
         static_cast<long long>(scheduler_.pool().lent()),
         static_cast<long long>(counters.ahead[0] + counters.ahead[1]),
         static_cast<long long>(counters.voided[0] + counters.voided[1]),
         static_cast<long long>(counters.hits[0]), static_cast<long long>(counters.hits[1]),
         static_cast<long long>(counters.saved), static_cast<long long>(counters.restored),
-        verified_);
-    if (verified_ == 0) throw std::runtime_error("no draft was verified");
+        verified_, static_cast<long long>(drafted_), static_cast<long long>(looked_up_),
+        static_cast<long long>(reused_), crossings_);
+    std::fflush(stdout);
+    if (verified_ == 0 || drafted_ == 0 || looked_up_ == 0 || crossings_ == 0)
+      throw std::runtime_error("no draft was verified, or found, or no text has crossed");
   }
 
  private:
@@ -84,6 +94,7 @@ class Workload {
     } else if (draw < 94) {
       scheduler_.abort(id);
     } else if (draw < 97 && truncations_++ % 3 == 0) {
+      if (sequence.request.relay) return;  // what has crossed cannot be taken back
       scheduler_.truncate(id, sequence.settled + below(sequence.length() - sequence.settled + 1));
     } else if (sequence.truncate_pending < 0 && sequence.trial_from < 0) {
       scheduler_.settle(id, (sequence.settled + sequence.length()) / 2);
@@ -110,9 +121,19 @@ class Workload {
     if (below(3) == 0) request.max_repeats = 9;
     request.ahead = below(5) > 0;
     request.draft_tokens = below(2) * below(8);
-    const int samples = below(4) == 0 ? 1 + below(3) : 1;
+    request.draft_source = static_cast<DraftSource>(below(3));
+    int samples = below(4) == 0 ? 1 + below(3) : 1;
+    if (below(5) == 0) samples = 1, relay(request);
     const SequenceId first = scheduler_.add(request, samples);
     for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
+  }
+
+  // The models have different tokens.
+  static void relay(Request& request) {
+    request.relay = request.settle_at_once = true;
+    request.min_tokens = 0;
+    request.draft_source = DraftSource::lookup;
+    if (request.reader == kLarge) request.reader = kSmall;
   }
 
   void lane(int lane) {
@@ -143,13 +164,57 @@ class Workload {
 
   void answer() {
     for (const Event& event : scheduler_.take_events()) {
-      if (event.kind == EventKind::finished) {
+      if (event.shadow) {
+        come_back(event);
+      } else if (event.kind == EventKind::finished) {
         std::erase(alive_, event.sequence);
-        scheduler_.forget(event.sequence);
-      } else if (scheduler_.sequence(event.sequence).awaits_route) {
-        scheduler_.route(event.sequence, below(2), below(8) == 0, below(8) == 0);
+        forget(event.sequence);
+      } else if (scheduler_.sequence(event.sequence).awaits_route && !cross(event.sequence)) {
+        const bool relayed = scheduler_.sequence(event.sequence).request.relay;
+        scheduler_.route(event.sequence, relayed ? kSmall : below(2), below(8) == 0, below(8) == 0);
       }
     }
+  }
+
+  void forget(SequenceId id) {
+    count(scheduler_.sequence(id).usage.speculation);
+    scheduler_.forget(id);
+  }
+
+  std::vector<Token> words(int most) {
+    std::vector<Token> words(below(most + 1));
+    for (Token& word : words) word = below(7);
+    return words;
+  }
+
+  // A relayed sequence goes to the large model, if its shadow can take it.
+  bool cross(SequenceId id) {
+    if (!scheduler_.sequence(id).request.relay || below(3) == 0) return false;
+    if (!shadows_.contains(id))
+      shadows_[id] = scheduler_.add_shadow(id, {0, 1, 2, 0, below(3)}, {7}, {});
+    const auto shadow = scheduler_.shadow_of(id);
+    const std::vector<Token> text = words(4);
+    if (!shadow || !scheduler_.sequence(*shadow).awaits_route ||
+        scheduler_.sequence(*shadow).length() + std::ssize(text) >= scheduler_.longest())
+      return false;
+    scheduler_.cross(id, text, below(8) == 0);
+    return true;
+  }
+
+  // A shadow has written its step, or has ended.
+  void come_back(const Event& event) {
+    const SequenceId id = event.sequence, shadow = shadows_.at(id);
+    if (std::ranges::count(alive_, id) > 0 && scheduler_.sequence(id).away) {
+      scheduler_.cross_back(id, words(4), scheduler_.sequence(shadow).finish);
+      ++crossings_;
+    }
+    if (event.kind == EventKind::finished) forget(shadow);
+  }
+
+  void count(const SpeculationCounts& counts) {
+    drafted_ += counts.drafted;
+    looked_up_ += counts.looked_up;
+    reused_ += counts.reused;
   }
 
   void check() { scheduler_.check_integrity(); }
@@ -160,7 +225,11 @@ class Workload {
   std::vector<SequenceId> alive_;
   int truncations_ = 0;
   int verified_ = 0;  // drafts
-  int ahead_ = 0;     // plans of ten that are made ahead where they can be
+  // Guesses by their source.
+  std::int64_t drafted_ = 0, looked_up_ = 0, reused_ = 0;
+  std::unordered_map<SequenceId, SequenceId> shadows_;  // by sequence, forgotten ones too
+  int crossings_ = 0;
+  int ahead_ = 0;  // plans of ten that are made ahead where they can be
 };
 
 }  // namespace

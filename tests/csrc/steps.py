@@ -8,11 +8,12 @@ import numpy as np
 
 from engine._core import Plan, Scheduler, Sequence
 
-from .kinds import SMALL
+from .kinds import LARGE, SMALL
 
 Make = Callable[..., Scheduler]
 
-A, B, C, NEWLINE, BOTH, SPECIAL, THREE = 0, 1, 2, 6, 7, 9, 10  # see conftest.TOKEN_BYTES
+# See conftest.TOKEN_BYTES.
+A, B, C, D, E, F, NEWLINE, BOTH, SPECIAL, THREE = 0, 1, 2, 3, 4, 5, 6, 7, 9, 10
 
 
 def keys(first: int, last: int) -> int:
@@ -64,3 +65,12 @@ def spans(plan: Plan) -> dict[int, list[int]]:
         int(plan.ids[i]): plan.positions[bounds[i] : bounds[i + 1]].tolist()
         for i in range(plan.sequences)
     }
+
+
+def planned_draft(scheduler: Scheduler, id: int) -> list[int]:
+    """What the large lane is about to verify; it is planned, and not committed."""
+    assert scheduler.plan(LARGE) == 1
+    seen = scheduler.sequence(id)
+    assert not seen.drafting
+    assert scheduler.buffers(LARGE).samples[0] == len(seen.draft) + 1
+    return seen.draft

@@ -68,6 +68,19 @@ def test_a_shadow_comes_right_after_its_sequence(scheduler: Scheduler) -> None:
     assert all(scheduler.sequence(id).phase == RUNNING for id in shadows)
 
 
+def test_a_boundary_is_read_again_if_a_step_comes_back_without_text(scheduler: Scheduler) -> None:
+    """Its logits are gone, though the reader has computed all."""
+    id = scheduler.add([A, B], max_tokens=16, relay=True, reader=SMALL)
+    tick(scheduler, SMALL, A)
+    scheduler.add_shadow(id, prompt=[C, A, B])
+    scheduler.cross(id, [])
+    write(scheduler, LARGE, C, BOTH)
+    assert scheduler.sequence(id).computed == [2, 0]
+    scheduler.cross_back(id, [])
+    assert spans(tick(scheduler, SMALL, B)) == {id: [1]}
+    assert scheduler.take_events()[-1] == (DECIDE, id, 0)
+
+
 def test_a_sequence_has_one_shadow(scheduler: Scheduler) -> None:
     id, plain = relayed(scheduler), scheduler.add([A], max_tokens=1)
     shadow = scheduler.add_shadow(id, prompt=[C])

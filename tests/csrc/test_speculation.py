@@ -79,7 +79,7 @@ def test_a_round(make_scheduler: Make) -> None:
     assert counts.pop("accepted_at")[:3] == [1, 0, 0]
     assert counts == {
         **{"passes": 1, "tokens": 2, "rounds": 1},
-        **{"drafted": 2, "compared": 2, "accepted": 1},
+        **{"drafted": 2, "looked_up": 0, "reused": 0, "compared": 2, "accepted": 1},
     }
 
 
@@ -318,5 +318,8 @@ def test_refused(make_scheduler: Make) -> None:
     for wrong in (-1, 16):
         with pytest.raises(ValueError, match="draft_tokens must be 0"):
             scheduler.add([A], max_tokens=2, draft_tokens=wrong)
-    with pytest.raises(ValueError, match="different tokens"):
-        scheduler.add([A], max_tokens=2, draft_tokens=1, relay=True)
+    for wrong in ("small", "both"):
+        with pytest.raises(ValueError, match="the small model's tokens are not the large model's"):
+            scheduler.add([A], max_tokens=2, draft_tokens=1, draft_source=wrong, relay=True)
+    with pytest.raises(ValueError, match="'no'; known: small, lookup, both"):
+        scheduler.add([A], max_tokens=2, draft_tokens=1, draft_source="no")

@@ -17,7 +17,7 @@ UNKNOWN = 10**6  # an id that no sequence has
 class WrongCalls(CheckedCore):
     """Rules that call the core in ways that it refuses."""
 
-    @rule(dice=dice(41))
+    @rule(dice=dice(42))
     def add_nonsense(self, dice: Dice) -> None:
         """One field of a good request is wrong; nothing is queued."""
         fields = dict(vars(draw_request(dice, self.shape)), max_repeats=0, trial_tokens=0)

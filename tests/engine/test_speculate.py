@@ -142,7 +142,7 @@ def test_answers_are_those_without_guesses(case: str, drafts: int) -> None:
     params, policy, settings = CASES[case]
     plain = answers(policy, params, settings)
     made = engine_of(()).policy(policy)
-    for source in ("small",):
+    for source in ("small", "both"):
         guessed = answers(Speculate(made, drafts, source), params, settings)
         for one, other in zip(plain, guessed, strict=True):
             assert what(other) == what(one)
