@@ -116,14 +116,15 @@ Scheduler make_scheduler(
     std::array<std::int32_t, kModels> background, const std::string& lane_policy,
     std::int32_t gather, std::int32_t hold_ticks, std::int32_t automatic_from,
     std::array<double, kModels> tick_cost, std::array<double, kModels> lane_weight,
-    std::int32_t host_blocks, bool eager_admission, const std::vector<std::string>& delimiters,
-    std::vector<std::string> token_bytes, std::vector<std::string> large_token_bytes) {
+    std::int32_t host_blocks, bool eager_admission, std::int32_t max_drawn_rows,
+    const std::vector<std::string>& delimiters, std::vector<std::string> token_bytes,
+    std::vector<std::string> large_token_bytes) {
   const auto policy = named<LanePolicy>(kLanePolicyNames, lane_policy, "lane policy");
   const LaneSettings lanes{policy, gather, hold_ticks, automatic_from, tick_cost, lane_weight};
-  return Scheduler(
-      {slabs, slots, block_tokens, max_context, max_sequences, max_waiting, max_tick_tokens,
-       recompute_cost, prefix_cache, background, lanes, host_blocks, eager_admission},
-      delimiters, std::move(token_bytes), std::move(large_token_bytes));
+  return Scheduler({slabs, slots, block_tokens, max_context, max_sequences, max_waiting,
+                    max_tick_tokens, recompute_cost, prefix_cache, background, lanes, host_blocks,
+                    eager_admission, max_drawn_rows},
+                   delimiters, std::move(token_bytes), std::move(large_token_bytes));
 }
 
 SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t max_tokens,
@@ -205,8 +206,9 @@ void bind_scheduler(py::module_& m) {
            py::arg("automatic_from") = 4,
            py::arg("tick_cost") = std::array<double, kModels>{1.0, 1.0},
            py::arg("lane_weight") = std::array<double, kModels>{1.0, 1.0},
-           py::arg("host_blocks") = 0, py::arg("eager_admission") = false, py::arg("delimiters"),
-           py::arg("token_bytes"), py::arg("large_token_bytes") = std::vector<std::string>{})
+           py::arg("host_blocks") = 0, py::arg("eager_admission") = false,
+           py::arg("max_drawn_rows") = 0, py::arg("delimiters"), py::arg("token_bytes"),
+           py::arg("large_token_bytes") = std::vector<std::string>{})
       .def("add", &add_request, py::arg("prompt"), py::kw_only(), py::arg("max_tokens"),
            py::arg("stop_ids") = std::vector<Token>{}, py::arg("reader") = kNobody,
            py::arg("priority") = 0, py::arg("settle_at_once") = true,

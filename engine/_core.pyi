@@ -243,6 +243,7 @@ class Scheduler:
         lane_weight: tuple[float, float] = ...,
         host_blocks: int = ...,
         eager_admission: bool = ...,
+        max_drawn_rows: int = ...,
         delimiters: list[bytes],
         token_bytes: list[bytes],
         large_token_bytes: list[bytes] = ...,

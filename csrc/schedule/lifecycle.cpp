@@ -23,6 +23,8 @@ SchedulerConfig checked(SchedulerConfig config) {
   // A tick serves every decoding sequence and still advances one prefill: nothing starves.
   require(config.max_tick_tokens > config.max_sequences,
           "max_tick_tokens must be greater than max_sequences");
+  require(config.max_drawn_rows == 0 || config.max_drawn_rows >= config.max_sequences,
+          "max_drawn_rows must be 0 (as many as rows) or at least max_sequences");
   require(config.host_blocks == 0 || config.prefix_cache,
           "host_blocks needs prefix_cache: what host memory keeps is found through it");
   check(config.lanes);

@@ -53,6 +53,9 @@ struct SchedulerConfig {
   std::int32_t host_blocks = 0;
   // Sequences are admitted as soon as the arena holds what they need now, without a forecast.
   bool eager_admission = false;
+  // Rows of a plan that are sampled from, at most: each sequence's last one, and those that verify
+  // guesses. 0: as many as rows.
+  std::int32_t max_drawn_rows = 0;
 };
 
 struct Counters : KvCounters {

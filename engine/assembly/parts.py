@@ -108,6 +108,7 @@ def build_scheduler(
         hold_ticks=config.hold_ticks,
         host_blocks=config.host_blocks,
         eager_admission=config.eager_admission,
+        max_drawn_rows=config.max_drawn_rows,
         tick_cost=row,  # a tick reads all weights, and a row multiplies by each
         delimiters=[d.encode() for d in config.delimiters],
         token_bytes=loaded.tokenizers[0].bytes,

@@ -36,6 +36,7 @@ class CheckedCore(RuleBasedStateMachine):
             max_sequences=shape.sequences,
             max_waiting=shape.queue,
             max_tick_tokens=shape.budget,
+            max_drawn_rows=shape.drawn,
             recompute_cost=dice.pick((1.0, 15.0), (1.0, 1.0), (1.0, 0.1)),
             prefix_cache=shape.prefix_cache,
             eager_admission=dice.pick(True, False),

@@ -42,6 +42,7 @@ def draw_shape(dice: Dice) -> Shape:
         sequences=sequences,
         queue=dice.pick(0, 0, 4),
         budget=sequences + dice.pick(57, 1, 9),
+        drawn=dice.pick(0, 0, sequences, sequences + 2),
         prefix_cache=dice.pick(False, True),
         background=dice.pick((0, 0), (1, 0), (0, 1), (2, 5), (1, 1)),
         lanes=Lanes(

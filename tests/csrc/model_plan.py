@@ -68,6 +68,8 @@ class Judge(AdoptedPlan):
         left = self.budget - list(spans.values()).count(1)
         left -= list(self.following.values()).count(1)
         kept = self.size if any(span != 1 for span in spans.values()) else 0  # not for guesses
+        drawn = self.model.shape.drawn
+        spare = drawn - len(self.running) if drawn else self.budget  # for guesses
         for s in self.running:
             if self.stopped_here(s):
                 assert self.view.rows(s) == self.took[s] - self.hits[s] == 0, "planned and stopped"
@@ -80,7 +82,8 @@ class Judge(AdoptedPlan):
                 continue
             self.have[s] -= self.lost[self.lane][s]
             rows, shared = self.view.rows(s), self.took[s] - self.hits[s]
-            span, guesses = s.text_end(self.lane) - self.have[s], self.guesses[s]
+            span = s.text_end(self.lane) - self.have[s]
+            guesses = max(0, min(self.guesses[s], spare))
             wanted = min(span + guesses, left)
             if span == 1:
                 wanted = 1 + min(max(left - kept, 0), guesses)
@@ -91,8 +94,9 @@ class Judge(AdoptedPlan):
             self.have[s] += shared
             text = min(wanted, s.text_end(self.lane) - self.have[s])
             self.check_rows(s, min(rows, text), text)
-            if guesses:
+            if self.guesses[s]:
                 self.check_guesses(s, rows - text, wanted - text)
+                spare -= max(0, rows - text)
             if rows:
                 left -= rows - (span == 1)
                 kept = kept if span == 1 else 0

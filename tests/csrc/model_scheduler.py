@@ -26,6 +26,7 @@ class Shape:
     sequences: int
     queue: int
     budget: int  # rows of a tick
+    drawn: int  # of them, most that are sampled from; 0: all
     prefix_cache: bool
     background: tuple[int, int]
     lanes: Lanes

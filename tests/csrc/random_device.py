@@ -64,6 +64,7 @@ class Device(Driver):
             ids = plan.ids[:count].tolist()
             assert len(set(ids)) == count
             assert plan.rows <= self.budget
+            assert not self.most_drawn or plan.samples[:count].sum() <= self.most_drawn
             before = flights[-1] if flights else None
             sequences = [self.scheduler.sequence(id) for id in ids]
             texts = [digest(known(sequence)) for sequence in sequences]

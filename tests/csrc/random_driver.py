@@ -55,6 +55,7 @@ class Driver(ArenaChecks):
         self.arena = Arena(slabs, slots, token, slab)
         self.host: dict[int, list[int]] = {}  # what the last save left in each slot
         self.budget = self.random.choice((8, 16, 64))
+        self.most_drawn = changes.get("max_drawn_rows", 10 * (seed % 2))
         settings = {
             "slabs": slabs,
             "slots": slots,
@@ -62,6 +63,7 @@ class Driver(ArenaChecks):
             "max_context": CONTEXT,
             "max_sequences": 7,
             "max_tick_tokens": self.budget,
+            "max_drawn_rows": self.most_drawn,
             "recompute_cost": (1.0, self.random.choice((0.3, 1.0, 15.0))),
             "prefix_cache": prefix_cache,
             "eager_admission": True,

@@ -28,7 +28,7 @@ from engine import (
     SteerError,
     Threshold,
 )
-from engine._core import LARGE, SMALL
+from engine._core import DRAFT_SOURCES, LARGE, SMALL
 from engine.routing.names import make_policy
 from engine.routing.policy import PolicyBase
 
@@ -142,7 +142,7 @@ def test_answers_are_those_without_guesses(case: str, drafts: int) -> None:
     params, policy, settings = CASES[case]
     plain = answers(policy, params, settings)
     made = engine_of(()).policy(policy)
-    for source in ("small", "both"):
+    for source in DRAFT_SOURCES:
         guessed = answers(Speculate(made, drafts, source), params, settings)
         for one, other in zip(plain, guessed, strict=True):
             assert what(other) == what(one)
