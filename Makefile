@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two threads on a busy small machine lose more to spinning than they gain.
 export OMP_WAIT_POLICY ?= passive
+# Tests start Python some hundred times; without bytecode on disk each would compile our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 CORE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 SOURCES := $(CORE) CMakeLists.txt setup.py pyproject.toml constraints.txt
@@ -49,8 +51,9 @@ QUICK := $(addprefix tests/, \
 quick: setup ## the tests that most mistakes break, within a minute; before make test
 	python -m pytest -n auto --dist loadgroup $(QUICK)
 
+# In one process: what each further one imports takes longer than what it would save.
 simulated-gpu: setup ## the engine's tests that need a GPU, on a simulated one
-	python -m pytest -n auto -p tests.card.plugin -m gpu tests/engine --ignore tests/engine/test_soak.py
+	python -m pytest -p tests.card.plugin -m gpu tests/engine --ignore tests/engine/test_soak.py
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out

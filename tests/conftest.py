@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -19,3 +20,10 @@ if find_spec("torch"):  # the core's tests run without
 
         skip_where_it_fails()
         patch_once()
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay until the end: the collector need not walk them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

@@ -6,7 +6,7 @@ are skipped there at the first kernel that they launch.
 Left alone it finds and replaces the language's functions at every call of a device function,
 `tl.sum` included, which was half of what the kernels' tests took (Triton 3.7.1). Made faster it
 does so once a launch: what a launch has replaced stays so until its end. NumPy's
-type of each type is found once, not at every operation.
+type of each type is found once, not at every operation; so is what Triton keeps of each shape.
 """
 
 from __future__ import annotations
@@ -91,6 +91,41 @@ def patch_once() -> None:
     interpreter.GridExecutor.__call__ = launch_anew
     if (numpy_type := vars(interpreter).get("_get_np_dtype")) is not None:
         interpreter._get_np_dtype = _remembered(numpy_type)
+    tl.block_type.__init__ = _once_a_shape(tl.block_type.__init__)
+    tl.tensor.__init__ = _once_a_shape_of(tl.tensor.__init__)
+
+
+def _once_a_shape(make: Callable[..., None]) -> Callable[..., None]:
+    """Of a block's type: a shape that was checked once is right."""
+    known: dict[tuple[int, ...], tuple[str, dict[str, Any]]] = {}
+
+    def init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = tuple([getattr(size, "value", size) for size in getattr(shape, "values", shape)])
+        if (kept := known.get(key)) is None:
+            make(self, element_ty, shape)
+            same = {k: v for k, v in vars(self).items() if k not in ("element_ty", "name")}
+            known[key] = str(self.shape), same
+        else:
+            vars(self).update(kept[1])
+            self.element_ty, self.name = element_ty, f"<{kept[0]}, {element_ty}>"
+
+    return init
+
+
+def _once_a_shape_of(make: Callable[..., None]) -> Callable[..., None]:
+    """Of a tensor, whose sizes are as many objects each time, all alike."""
+    known: dict[int, tuple[Any, dict[str, Any]]] = {}  # the shape too: its id is nothing else's
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        shape = type.shape if type.is_block() else ()
+        if (kept := known.get(id(shape))) is None:
+            make(self, handle, type)
+            known[id(shape)] = shape, {k: vars(self)[k] for k in ("shape", "numel")}
+        else:
+            vars(self).update(kept[1])
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+
+    return init
 
 
 def _remembered(numpy_type: Callable[[Any], Any]) -> Callable[[Any], Any]:

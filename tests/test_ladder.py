@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,15 @@ def room(name: str) -> str:
     return max(inside, key=len)
 
 
+@cache
+def import_nodes(text: str) -> list[ast.AST]:
+    """Each text is read once: the copies of the tests below are one file apart."""
+    kinds = (ast.Import, ast.ImportFrom)
+    return [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+
+
 def python_imports(path: Path, root: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_nodes(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
