@@ -21,7 +21,8 @@ STAGE ?= all
 OUT ?= out/gpu-quick
 FLAGS ?=
 
-.PHONY: help demo test quick smollm2 bench-kernels bench-commits bench-lanes simulated-gpu gpu gpu-quick gpu-triton \
+.PHONY: help demo test test-drafts test-all-drafts quick smollm2 bench-kernels bench-commits bench-lanes \
+  simulated-gpu gpu gpu-quick gpu-triton \
   gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair \
   real-pair clean
 
@@ -37,7 +38,7 @@ demo: setup ## the main job: every policy on 500 problems, a table, a plot and r
 
 test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core under sanitizers, then all tests
 	python -m pytest -n auto --dist loadgroup
-	$(MAKE) --no-print-directory simulated-gpu
+	$(MAKE) --no-print-directory simulated-gpu test-drafts
 
 # A few files of each part: what most mistakes break.
 QUICK := $(addprefix tests/, \
@@ -54,6 +55,21 @@ quick: setup ## the tests that most mistakes break, within a minute; before make
 # In one process: what each further one imports takes longer than what it would save.
 simulated-gpu: setup ## the engine's tests that need a GPU, on a simulated one
 	python -m pytest -p tests.card.plugin -m gpu tests/engine --ignore tests/engine/test_soak.py
+
+# Tests of texts. Those marked `costs` also count rows, which guesses change.
+TEXTS := $(addprefix tests/engine/test_, answers.py audit.py batches.py closing.py handoff.py limits.py logprobs.py \
+  penalties.py requests.py retokenize.py retokenize_pieces.py samples.py sampling.py step_texts.py \
+  stop_tokens.py thinking.py windows.py)
+DRAFTS ?= 4
+
+test-drafts: setup ## tests of texts with DRAFTS guesses a pass (4): the texts stay the same
+	python -m pytest -n auto -p tests.drafted --drafts $(DRAFTS) -m "not costs and not gpu and not slow" $(TEXTS)
+
+# 0 are the tests as they are.
+test-all-drafts: setup ## the same with 1 and 7, and what a request may ask for with 0, 1 and 7
+	$(MAKE) --no-print-directory test-drafts DRAFTS=1
+	$(MAKE) --no-print-directory test-drafts DRAFTS=7
+	STEER_DRAFTS=0,1,7 python -m pytest -n auto tests/engine/test_speculate.py
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out
@@ -178,7 +194,7 @@ sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 	build/address/cpu_kernels 30
 	build/thread/cpu_kernels 10
 
-soak: sanitize ## the same, 10 million operations, and 2 million of the state machine
+soak: sanitize test-all-drafts ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
 	STEER_MACHINE_EXAMPLES=10000 python -m pytest tests/csrc/test_machine.py
 

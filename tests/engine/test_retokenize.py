@@ -221,6 +221,7 @@ def test_the_command_takes_the_flag(other_ids: Path, capsys):
     assert "large" in capsys.readouterr().out
 
 
+@pytest.mark.costs
 def test_a_calibration_is_that_of_the_shared_pair(other_ids: Path, tmp_path: Path, capsys):
     """tau for an accuracy, both models at work; agreement asks for what cannot cross."""
     path = tmp_path / "prompts.jsonl"
