@@ -80,11 +80,15 @@ void Scheduler::keep_leftover(Sequence& sequence, std::int32_t length) {
   sequence.leftover.at = length;
 }
 
-// What was taken back at the end of the text, at most `wanted` tokens.
+// What was taken back at the end of the text, at most `wanted` tokens. Where the large model has
+// read the boundary, its first token stands there already: the rest counts if that one was right.
 std::vector<Token> Scheduler::left_over(Sequence& sequence, std::int32_t wanted) {
   std::vector<Token> left = std::exchange(sequence.leftover.tokens, {});
-  if (sequence.leftover.at != sequence.length()) left.clear();
-  if (static_cast<std::int32_t>(left.size()) > wanted) left.resize(wanted);
+  const std::int32_t at = sequence.leftover.at, written = sequence.length() - at;
+  if (left.empty() || written < 0 || written > std::ssize(left)) return {};
+  if (!std::equal(left.begin(), left.begin() + written, sequence.tokens.begin() + at)) return {};
+  left.erase(left.begin(), left.begin() + written);
+  if (std::ssize(left) > wanted) left.resize(wanted);
   return left;
 }
 

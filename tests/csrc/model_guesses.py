@@ -33,7 +33,9 @@ class GuessedSequence(SequenceRows):
         if most <= 0 or must_stop_thinking(self.request, [*self.written, NOBODY]):
             return
         (at, left), self.leftover = self.leftover, (-1, [])
-        if left and at == self.length:
+        written = self.tokens[at:] if left else []
+        if len(written) < len(left) and left[: len(written)] == written:
+            left = left[len(written) :]
             self.guessed["reused"] += self.verify_next(left[:most])
         elif self.guesses_from("lookup") and (like := self.look_up(most)):
             self.guessed["looked_up"] += self.verify_next(like)

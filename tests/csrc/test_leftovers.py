@@ -95,6 +95,27 @@ def test_a_rollback_is_the_first_draft(make_scheduler: Make) -> None:
     assert seen.attempt == 1
 
 
+@pytest.mark.parametrize("token", [B, C])
+def test_a_rollback_to_a_boundary_that_the_large_model_reads(
+    make_scheduler: Make, token: int
+) -> None:
+    """It has drawn its first token there: the rest is a draft if that one was right."""
+    scheduler = make_scheduler()
+    id = read(scheduler, 2, reader=LARGE, draft_tokens=3, settle_at_once=False)
+    tick(scheduler, LARGE, A)
+    scheduler.route(id, SMALL)
+    write(scheduler, SMALL, B, C, D, E)
+    scheduler.truncate(id, 2)
+    scheduler.plan(LARGE)
+    commit(scheduler, LARGE, token)
+    scheduler.route(id, LARGE)
+    if token == B:
+        assert planned_draft(scheduler, id) == [C, D]
+    else:  # the small model guesses anew
+        assert scheduler.plan(LARGE) == 0 and scheduler.sequence(id).drafting
+    scheduler.check_integrity()
+
+
 def test_a_rollback_of_large_steps_is_none(make_scheduler: Make) -> None:
     scheduler = make_scheduler()
     id = scheduler.add([A], max_tokens=16, settle_at_once=False, draft_tokens=3)

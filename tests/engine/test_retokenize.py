@@ -221,6 +221,23 @@ def test_the_command_takes_the_flag(other_ids: Path, capsys):
     assert "large" in capsys.readouterr().out
 
 
+def test_the_small_model_guesses_none_of_the_others_tokens(other_ids: Path):
+    """The reason is given; what stands in the large model's own text can be guessed."""
+    shared, apart = both(other_ids, check_every=1)
+    with pytest.raises(
+        SteerError, match=r"different tokens; use the source .lookup. .speculate:4:l"
+    ):
+        apart.generate(PROMPTS, SamplingParams(), "random:0.5+speculate")
+    with pytest.raises(SteerError, match="cannot guess the large one's tokens"):
+        both(other_ids, speculate=3)
+    params = SamplingParams(max_tokens=60)
+    guessed = same(shared, apart, params, "large+speculate:0")
+    looked = apart.generate(PROMPTS, params, "speculate:5:lookup")
+    assert [c.token_ids for c in looked] == [c.token_ids for c in guessed]
+    counts = sum((c.usage for c in looked), Usage()).speculated
+    assert counts.looked_up > 0 and counts.passes > 0 and counts.drafted == 0
+
+
 @pytest.mark.costs
 def test_a_calibration_is_that_of_the_shared_pair(other_ids: Path, tmp_path: Path, capsys):
     """tau for an accuracy, both models at work; agreement asks for what cannot cross."""

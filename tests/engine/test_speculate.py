@@ -211,6 +211,27 @@ def test_tokens_a_pass_are_not_counted_after_the_end(engine: Engine) -> None:
         assert counts.tokens == len(done.token_ids) <= counts.passes + counts.accepted
 
 
+@pytest.mark.parametrize(
+    "policy",
+    ["threshold:max_prob:0.999@probe:8", "cascade:max_prob:0.9999", "judge:-1", "audit:-1"],
+)
+def test_what_was_taken_back_is_the_first_guess(engine: Engine, policy: str) -> None:
+    """A probe, a whole answer, a step that an audit rolled back."""
+    counts = total(engine.generate(PROMPTS, GREEDY, f"{policy}+speculate")).speculated
+    assert counts.reused > 0 and counts.accepted > 0
+
+
+def test_guesses_that_are_looked_up(engine: Engine) -> None:
+    """A text that repeats itself needs no small model."""
+    params = replace(LONG, logit_bias={5: 60.0})
+    plain = engine.generate(PROMPTS, params, "large")
+    looked = engine.generate(PROMPTS, params, "speculate:7:lookup")
+    usage = total(looked)
+    assert [d.token_ids for d in looked] == [d.token_ids for d in plain]
+    assert usage.rows[SMALL].sum() == usage.speculated.drafted == 0
+    assert usage.speculated.looked_up > 0 and usage.speculated.tokens_per_pass > 3
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 16])
 def test_the_limit_falls_within_a_run(engine: Engine, tokens: int) -> None:
     params = replace(GREEDY, max_tokens=tokens, ignore_eos=True)

@@ -17,6 +17,7 @@ from bench.kernel_bench.card import card_lost
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "qwen2 tied yarn")
 _QUICK = ("qwen3",)
 _TYPES = ("float32", "bfloat16")
+_GUESSES = 3  # before each pass of the large model, which verifies them
 
 
 def piece_names(quick: bool) -> list[str]:
@@ -54,7 +55,8 @@ def _guarded(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """Rows of the engine against transformers; in fp32 also against itself without graphs."""
+    """Rows of the engine against transformers; in fp32 also against itself without graphs, and
+    with guesses."""
     from bench.gpu_quick.agreement import (
         STEADY,
         build,
@@ -80,6 +82,8 @@ def _rows(piece: str, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
             for graphs in ("on", "off")
         )
         yield _row(family, dtype, "graphs on = off", same_bits(recorded, eager))
+        guessed = write(build(oracle, dtype, speculate=_GUESSES), scale)
+        yield _row(family, dtype, "transformers, with guesses", first_wrong(guessed, oracle, dtype))
 
 
 def _row(family: str, dtype: str, check: str, wrong: object | None) -> dict[str, Any]:
