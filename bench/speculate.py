@@ -30,6 +30,7 @@ from bench.tasks.registry import TASKS
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError, Usage
 from engine.accounting.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 from engine.files import check_output
+from engine.routing.names import is_calibrated, make_policy
 
 POLICIES = "large,speculate:2,speculate:4,speculate:7"
 
@@ -203,6 +204,9 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All rows; each is written when its number at once is done."""
     tests, loads = _tests(options), _loads(options.at_once)
     policies = [name.strip() for name in options.policies.split(",")]
+    for name in policies:
+        if not is_calibrated(name):  # those that are need the engine first
+            make_policy(name)
     limit = options.max_tokens or tests.max_tokens
     params = SamplingParams(max_tokens=limit, temperature=options.temperature, seed=0)
     config = EngineConfig(prefix_cache=False, max_sequences=max(loads))
