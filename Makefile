@@ -69,7 +69,7 @@ test-drafts: setup ## tests of texts with DRAFTS guesses a pass (4): the texts s
 test-all-drafts: setup ## the same with 1 and 7, and what a request may ask for with 0, 1 and 7
 	$(MAKE) --no-print-directory test-drafts DRAFTS=1
 	$(MAKE) --no-print-directory test-drafts DRAFTS=7
-	STEER_DRAFTS=0,1,7 python -m pytest -n auto tests/engine/test_speculate.py
+	STEER_DRAFTS=0,1,7 python -m pytest -n auto tests/engine/test_speculate_cases.py
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out

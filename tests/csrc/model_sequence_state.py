@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from engine._core import RowKind, Sequence
+from engine._core import MOST_DRAFTS, RowKind, Sequence
 
 from .kinds import LARGE, NOBODY, NONE, RUNNING, SMALL, WAITING
 from .model_text import Request, Verdict, must_stop_thinking, thinks
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .model_scheduler import SchedulerModel, Span
 
 MOST_BEHIND = 64  # rows that the small model may lack and still guess
-MOST_DRAFTS = 15  # guesses of a round
 _GUESSED = (
     *("passes", "tokens", "rounds", "drafted", "looked_up", "reused", "compared", "accepted"),
 )

@@ -275,7 +275,7 @@ class Machine(WrongCalls):
     def drain(self) -> None:
         """Both lanes in turn. No bound here but a generous one: see test_progress.py."""
         luck = Dice(bytes(range(0, 250, 7)))
-        for _ in range(2000):
+        for _ in range(10_000):
             if not self.alive():
                 return
             for s in self.alive():
