@@ -36,7 +36,9 @@ class Speculated:
 
     @classmethod
     def of(cls, counts: Mapping[str, Any]) -> Speculated:
-        """From a mapping of these names. TypeError on another name."""
+        """From a mapping of these names. TypeError on another name, or on no mapping."""
+        if not isinstance(counts, Mapping):
+            raise TypeError(f"speculated must map names to counts, got {counts!r}")
         places = tuple(map(int, counts.get("accepted_at", ())))
         while places and not places[-1]:
             places = places[:-1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from engine import Calibration, Completion, Engine, SamplingParams, Steer, Usage
+from engine import Calibration, Completion, Engine, SamplingParams, Speculated, Steer, Usage
 from engine.config import TINY
 
 
@@ -37,8 +37,11 @@ def test_each_count_of_a_usage_matters():
     whole = Usage()
     for name, value in vars(whole).items():
         other = copy.deepcopy(whole)
-        changed = value + 1
-        if isinstance(value, np.ndarray):
+        if isinstance(value, Speculated):
+            changed = value + Speculated(accepted=1, accepted_at=(0, 1))
+        elif isinstance(value, int):
+            changed = value + 1
+        else:
             changed = value.copy()
             changed.flat[-1] += 1
         other = replace(other, **{name: changed})
@@ -49,6 +52,18 @@ def test_each_count_of_a_usage_matters():
 def test_a_usage_read_from_a_trace_is_equal(answers: list[Completion]):
     usage = answers[0].usage
     assert Usage.from_json(usage.to_json()) == usage == usage + Usage()
+
+
+def test_what_guessing_did_is_read_from_a_trace(engine: Engine):
+    guessed = engine.generate(["47+36*37-15?\n\n"], SamplingParams(max_tokens=32), "speculate:3")
+    usage = guessed[0].usage
+    written = json.loads(json.dumps(usage.to_json()))
+    assert usage.speculated.accepted > 0 and Usage.from_json(written) == usage
+    twice = (usage + usage).speculated
+    assert twice.accepted_at == tuple(2 * n for n in usage.speculated.accepted_at)
+    for wrong in ([1], {"guesses": 3}, {"passes": "many"}):
+        with pytest.raises((TypeError, ValueError)):
+            Usage.from_json(written | {"speculated": wrong})
 
 
 def test_parameters_and_policies_can_be_counted(engine: Engine):
