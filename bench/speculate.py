@@ -28,6 +28,7 @@ from bench.rows import RowWriter
 from bench.table import render
 from bench.tasks.registry import TASKS
 from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError, Usage
+from engine._core import MOST_DRAFTS
 from engine.accounting.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 from engine.files import check_output
 from engine.routing.names import is_calibrated, make_policy
@@ -209,7 +210,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             make_policy(name)
     limit = options.max_tokens or tests.max_tokens
     params = SamplingParams(max_tokens=limit, temperature=options.temperature, seed=0)
-    config = EngineConfig(prefix_cache=False, max_sequences=max(loads))
+    most = max(loads)
+    config = EngineConfig(
+        prefix_cache=False, max_sequences=most, max_drawn_rows=most * (MOST_DRAFTS + 1)
+    )
     pair = "custom" if options.small else "tiny"
     engine = Engine(
         pair, small=options.small, large=options.large, config=config, dtype=options.dtype

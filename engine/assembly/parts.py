@@ -108,7 +108,7 @@ def build_scheduler(
         hold_ticks=config.hold_ticks,
         host_blocks=config.host_blocks,
         eager_admission=config.eager_admission,
-        max_drawn_rows=config.max_drawn_rows,
+        max_drawn_rows=config.drawn_rows,
         tick_cost=row,  # a tick reads all weights, and a row multiplies by each
         delimiters=[d.encode() for d in config.delimiters],
         token_bytes=loaded.tokenizers[0].bytes,
@@ -132,11 +132,7 @@ def build_runner(
     sampler = Sampler(model, size, backend, config.fused_sampling, pinned=on_gpu)
     blocks = -(-loaded.max_context // config.block_tokens)
     limits = TickLimits(
-        config.max_sequences,
-        config.max_tick_tokens,
-        blocks,
-        config.graph_rows,
-        config.max_drawn_rows,
+        config.max_sequences, config.max_tick_tokens, blocks, config.graph_rows, config.drawn_rows
     )
     recorder: Recorder | None = None
     if {"on": True, "off": False, "auto": on_gpu}[config.graphs]:

@@ -12,8 +12,7 @@ PLAN_AHEAD = ("auto", "off", "small", "both")
 ARENA_TOKENS = 32768  # on a CPU at least, if memory allows
 # Rows penalised or sorted together in fp64: a row takes many times the bytes of its logits.
 ROWS_AT_ONCE = 16
-# Rows that may be sampled from in a tick, so that few requests can be guessed far ahead.
-LEAST_DRAWN = 64
+_LEAST_DRAWN = MOST_DRAFTS + 1  # rows that one request is sampled from in a tick, at most
 LOAD_FORMATS = ("safetensors", "dummy")
 DUMMY = "dummy:"  # the fingerprint of a pair with dummy weights begins with it
 _SWITCHES = (
@@ -88,6 +87,9 @@ class EngineConfig:
         policy does not say; 0: none. They change no text: see ``docs/library.md``.
     draft_source: where those guesses come from: "small", the small model; "lookup", what followed
         the latest tokens earlier in the text; "both", a look-up where it finds something.
+    max_drawn_rows: rows of a tick that are sampled from, at most: each sequence's last one, and one
+        for each guess that is verified. On a GPU memory for their logits is set aside. 0:
+        ``max_sequences``, or 16 if that is more.
     retokenize: accept pairs whose tokenizers differ: text crosses at step boundaries and is encoded
         again. Where they agree nothing changes.
     """
@@ -119,6 +121,7 @@ class EngineConfig:
     cpu_kernels: bool = True
     speculate: int = 0
     draft_source: str = "small"
+    max_drawn_rows: int = 0
     retokenize: bool = False
 
     def __post_init__(self) -> None:
@@ -142,6 +145,7 @@ class EngineConfig:
             "read_along",
             "graph_rows",
             "host_kv_tokens",
+            "max_drawn_rows",
         ):
             if getattr(self, name) < 0:
                 raise SteerError(f"{name} must be 0 or more, got {getattr(self, name)}")
@@ -150,11 +154,19 @@ class EngineConfig:
                 f"max_tick_tokens ({self.max_tick_tokens}) must be greater than "
                 f"max_sequences ({self.max_sequences})"
             )
+        self._check_guesses()
+        self._check_host()
+
+    def _check_guesses(self) -> None:
         if not 0 <= self.speculate <= MOST_DRAFTS:
             raise SteerError(
                 f"speculate must be from 0 (off) to {MOST_DRAFTS} guesses, got {self.speculate}"
             )
-        self._check_host()
+        if 0 < self.max_drawn_rows < self.max_sequences:
+            raise SteerError(
+                f"max_drawn_rows must be 0 or at least max_sequences ({self.max_sequences}), got "
+                f"{self.max_drawn_rows}"
+            )
 
     def _check_host(self) -> None:
         tokens, limit = self.host_kv_tokens, (2**31 - 1) * self.block_tokens
@@ -167,9 +179,9 @@ class EngineConfig:
             )
 
     @property
-    def max_drawn_rows(self) -> int:
-        """Most rows of a tick that are sampled from: each sequence's last one, and guesses."""
-        return max(self.max_sequences, LEAST_DRAWN)
+    def drawn_rows(self) -> int:
+        """``max_drawn_rows``, or what 0 stands for."""
+        return self.max_drawn_rows or max(self.max_sequences, _LEAST_DRAWN)
 
     @property
     def host_blocks(self) -> int:

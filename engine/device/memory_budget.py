@@ -41,7 +41,7 @@ def weight_bytes(shape: ModelConfig, element_bytes: int) -> int:
 def workspace_bytes(shape: ModelConfig, config: EngineConfig, element_bytes: int) -> int:
     """Bytes beside weights and arena that one lane needs: its largest tick and its graphs' pool.
 
-    These are activations of ``max_tick_tokens`` rows; logits of ``max_drawn_rows`` rows, computed
+    These are activations of ``max_tick_tokens`` rows; logits of ``drawn_rows`` rows, computed
     with and without graphs, kept for all graphs, and copied up to three times for sampling; partial
     results of split attention; and dequantised parts of packed weights. Ticks without a graph do
     not share the pool.
@@ -50,7 +50,7 @@ def workspace_bytes(shape: ModelConfig, config: EngineConfig, element_bytes: int
     recorded = 0 if config.graphs == "off" else max(sequences, min(rows, config.graph_rows))
     wide = 4 * shape.hidden_size + 3 * shape.intermediate_size
     wide += 3 * shape.query_width + 2 * shape.kv_width
-    drawn = config.max_drawn_rows
+    drawn = config.drawn_rows
     logits = (6 * 4 * drawn + _EDITED * ROWS_AT_ONCE) * shape.vocab_size
     if not config.fused_sampling:
         logits += _SORTED * drawn * shape.vocab_size

@@ -45,6 +45,7 @@ def copied(plan):
         "starts",
         "contexts",
         "samples",
+        "guesses",
         "attempts",
         "blocks",
         "ids",

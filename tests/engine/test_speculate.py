@@ -184,6 +184,16 @@ def test_off_unless_asked_for() -> None:
     assert plain.speculated.rounds == 0 and "speculated" not in plain.to_json()
 
 
+@pytest.mark.parametrize(("rows", "most"), [(2, 0), (5, 3)])
+def test_a_tick_draws_from_so_many_rows(engine: Engine, rows: int, most: int) -> None:
+    """Two requests that run leave the rest for guesses; the text is the same."""
+    few = Engine("tiny", config=EngineConfig(max_sequences=2, max_drawn_rows=rows, check_every=1))
+    plain, guessed = (e.generate(PROMPTS, LONG, "speculate:7") for e in (engine, few))
+    assert [d.token_ids for d in guessed] == [d.token_ids for d in plain]
+    # The last request runs alone for a while.
+    assert most <= len(total(guessed).speculated.accepted_at) <= most + 1
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -208,5 +218,7 @@ def test_names_of_policies() -> None:
     assert Speculation.parse("speculate:7:both") == Speculation(7, "both")
     with pytest.raises(SteerError, match="speculate must be from 0"):
         EngineConfig(speculate=99)
+    with pytest.raises(SteerError, match=r"max_drawn_rows must be 0 or at least max_sequences \(8"):
+        EngineConfig(max_sequences=8, max_drawn_rows=3)
     with pytest.raises(SteerError, match="draft_source must be one of small, lookup, both"):
         EngineConfig(draft_source="none")
