@@ -13,7 +13,7 @@ from bench.stats import paired_difference
 from bench.table import again_notes, policies_table, trace_lines
 from engine import Calibration, Engine, SteerError
 from engine.conversation import Conversation
-from engine.routing.names import is_calibrated, make_policy
+from engine.routing.names import is_calibrated, make_policy, split_name
 
 _NOTES = """\
 FLOPs are matrix products, relative to policy large in this run (lazy catch-up, no prefix cache):
@@ -27,6 +27,11 @@ _REMEDY = "raise --arena-tokens, or run fewer at once (--max-sequences)"
 def named(options: argparse.Namespace) -> list[str]:
     """The policies that --policies lists."""
     return [p.strip() for p in options.policies.split(",") if p.strip()]
+
+
+def needs_share(name: str) -> bool:
+    """Whether the policy is random without a share, with guesses or without."""
+    return split_name(name)[0] == "random"
 
 
 class Comparison:
@@ -53,7 +58,7 @@ class Comparison:
 
     def policy(self, name: str, tests: TestSet) -> None:
         """Run one policy and write its row."""
-        share = self.evaluations["steer"].large_step_share if name == "random" else 0.0
+        share = self.evaluations["steer"].large_step_share if needs_share(name) else 0.0
         price = self.engine.row_price
         policy = make_policy(name, self.calibration, share, price)
         folder = self.options.save_traces

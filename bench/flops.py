@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import alone, dataset
-from bench.comparison import Comparison, named
+from bench.comparison import Comparison, named, needs_share
 from bench.evaluate import TestSet, task_tests
 from bench.plot import accuracy_plot, check_plot
 from bench.pricing import price_trace, priced_notes, priced_table
@@ -152,11 +152,11 @@ def _check(options: argparse.Namespace) -> list[str]:
     for policy in policies:
         if not is_calibrated(policy):  # those that are need their calibration first
             make_policy(policy)
-    if "random" in policies and "steer" not in policies:
+    if any(map(needs_share, policies)) and "steer" not in policies:
         raise SteerError("policy random takes its share from steer: add steer, or use random:SHARE")
-    rest = [p for p in dict.fromkeys(policies) if p not in ("large", "random")]
+    rest = [p for p in dict.fromkeys(policies) if p != "large" and not needs_share(p)]
     fitted = [p for p in rest if is_calibrated(p)]
-    tail = [p for p in ("random",) if p in policies]
+    tail = [p for p in dict.fromkeys(policies) if needs_share(p)]
     return ["large", *(p for p in rest if p not in fitted), *fitted, *tail]
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import flops
-from bench.comparison import named
+from bench.comparison import named, needs_share
 from bench.plot import accuracy_plot, check_plot
 from bench.real_pair import problems
 from bench.real_pair.fetch import fetch
@@ -90,7 +90,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         check_plot(options.plot)
     rest = [name for name in dict.fromkeys(named(options)) if name not in ALONE]
     for name in rest:
-        if name == "random":
+        if needs_share(name):
             raise SteerError("policy random needs its share here: random:SHARE")
         if not is_calibrated(name):  # those that are need their calibration first
             make_policy(name)

@@ -270,7 +270,8 @@ class Scheduler {
 
   // speculation.cpp
   void open_rounds();
-  void open_round(Sequence& sequence);
+  std::int32_t most_guesses() const;
+  void open_round(Sequence& sequence, std::int32_t most);
   void keep_leftover(Sequence& sequence, std::int32_t length);
   std::vector<Token> left_over(Sequence& sequence, std::int32_t wanted);
   std::vector<Token> looked_up(Sequence& sequence, std::int32_t wanted);

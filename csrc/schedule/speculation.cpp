@@ -20,6 +20,7 @@
 // what the small model wrote just here before it was taken back, and with what followed when the
 // text's last tokens stood in it before. No row of the small model is in that draft.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "schedule/scheduler.h"
@@ -37,18 +38,31 @@ constexpr std::int32_t kShortestMatchBeforeSmall = 3;
 
 }  // namespace
 
-// Rounds begin before a lane plans: for each sequence that the large model is about to draw for.
+// Rounds begin before a lane plans: for each sequence that the large model is about to draw for. No
+// more is guessed than one of its passes can verify.
 void Scheduler::open_rounds() {
   if (speculating_ == 0) return;
-  for (Sequence* sequence : running_)
-    if (sequence->may_open_round()) open_round(*sequence);
+  std::int32_t left = most_guesses();
+  for (const Sequence* sequence : running_) left -= sequence->round.wanted;
+  for (Sequence* sequence : running_) {
+    if (left <= 0) return;
+    if (!sequence->may_open_round()) continue;
+    open_round(*sequence, left);
+    left -= sequence->round.wanted;
+  }
 }
 
-void Scheduler::open_round(Sequence& sequence) {
+// Guesses that a pass of the large model can verify beside a row of each sequence.
+std::int32_t Scheduler::most_guesses() const {
+  if (config_.max_drawn_rows == 0) return std::numeric_limits<std::int32_t>::max();
+  return config_.max_drawn_rows - static_cast<std::int32_t>(running_.size());
+}
+
+void Scheduler::open_round(Sequence& sequence, std::int32_t most) {
   const Request& request = sequence.request;
   // The pass that verifies draws one token more.
   const std::int32_t wanted =
-      std::min(request.draft_tokens, request.max_tokens - sequence.generated() - 1);
+      std::min({most, request.draft_tokens, request.max_tokens - sequence.generated() - 1});
   if (wanted <= 0 || sequence.must_stop_thinking(1)) return;
   SpeculationCounts& counts = sequence.usage.speculation;
   if (std::vector<Token> left = left_over(sequence, wanted); !left.empty()) {

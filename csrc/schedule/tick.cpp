@@ -42,10 +42,6 @@ void Scheduler::add_spans(int lane, bool ahead) {
   std::int32_t prefill = config_.max_tick_tokens;
   std::int32_t kept = 0;  // of these, not for guesses: a prefill goes on, whatever else does
   const bool drafts = speculating_ > 0;
-  const std::int32_t most_guesses =
-      config_.max_drawn_rows > 0
-          ? config_.max_drawn_rows - static_cast<std::int32_t>(running_.size())
-          : config_.max_tick_tokens;
   for (Sequence* sequence : running_) {
     if (drafts && sequence->drafts(lane)) continue;  // see add_drafts()
     if (sequence->runnable(lane)) {
@@ -67,7 +63,7 @@ void Scheduler::add_spans(int lane, bool ahead) {
     std::int32_t wanted = decodes ? 1 : std::min(span, prefill);
     if (drafts && !follows && !sequence->round.open) {
       const std::int32_t rows = decodes ? prefill - kept : prefill - wanted;
-      const std::int32_t left = std::min(rows, most_guesses - (plan.draws - plan.sequences));
+      const std::int32_t left = std::min(rows, most_guesses() - (plan.draws - plan.sequences));
       wanted += std::clamp(left, 0, sequence->guesses());
     }
     const std::int32_t before = plan.rows;

@@ -136,7 +136,7 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``;
-        ``speculated`` only if the large model was guessed."""
+        ``speculated`` only if tokens of the large model were guessed."""
         return {
             "rows": _kinds_to_json(self.rows),
             "spared": _kinds_to_json(self.spared),

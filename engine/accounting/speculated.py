@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Speculated:
-    """Counts of one request or of many whose large steps were guessed; all zero for others.
+    """Counts of one request, or of many, for which tokens were guessed; all zero for others.
 
     passes: forward passes in which the large model drew text, with guesses or without.
     tokens: tokens of the text that these passes wrote.

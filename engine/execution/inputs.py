@@ -79,9 +79,11 @@ class Extent:
             return None
         most = max(_LEAST_ROWS, 1 << (rows - 1).bit_length())
         most = min(most, limits.filled, limits.rows)
+        if all_rows:
+            if rows > limits.drawn:
+                return None
+            most = min(most, limits.drawn)
         full = min(1 << (bits + bits % 2), limits.sequences, most)
-        if all_rows and most > limits.drawn:
-            return None
         heads = most if all_rows else full
         return cls(full, most, heads, limits.width, padded=True, spans=True, all_rows=all_rows)
 

@@ -74,8 +74,8 @@ def check_drafts(speculation: Speculation) -> None:
     if speculation.by_small_model:
         raise SteerError(
             "the small model cannot guess the large one's tokens: the models of this pair have "
-            f'different tokens; use the source "lookup" (speculate:{speculation.tokens}:lookup), '
-            "or guess none"
+            f'different tokens; use the source "lookup" (speculate:{speculation.tokens}:lookup, or '
+            'draft_source="lookup" of EngineConfig), or guess none'
         )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from engine._core import DRAFT_SOURCES
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import SCORES
@@ -36,7 +37,9 @@ _FORMS = {
     NAME: f"{NAME}, {NAME}:K or {NAME}:K:SOURCE",
 }
 POLICIES = tuple(_FORMS)
-HELP = ", ".join(_FORMS.values()) + f"; any of them with +{FORM}"
+HELP = ", ".join(_FORMS.values()) + (
+    f"; any other with +{FORM}, where SOURCE is {' or '.join(DRAFT_SOURCES)}"
+)
 _CALIBRATED = ("steer", "steer-cost")
 
 

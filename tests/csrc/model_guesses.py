@@ -21,15 +21,16 @@ class GuessedSequence(SequenceRows):
     def take_effect(self) -> None:
         raise NotImplementedError
 
-    def open_round(self) -> None:
-        """The large model is about to draw: what is there for it to verify, or shall be?"""
+    def open_round(self, verified: int) -> None:
+        """The large model is about to draw: what is there for it to verify, or shall be?
+        ``verified``: guesses that its pass still has room for."""
         there = self.computed[LARGE] + self.flying[LARGE]
         if not (self.speculates and self.draws_on) or self.wanted or self.suspended:
             return
         if there >= self.length or (self.samples > 1 and there < self.prompt - 1):
             return
         most = self.request.max_tokens - len(self.written) - 1
-        most = min(self.request.draft_tokens, most)
+        most = min(self.request.draft_tokens, most, verified)
         if most <= 0 or must_stop_thinking(self.request, [*self.written, NOBODY]):
             return
         (at, left), self.leftover = self.leftover, (-1, [])

@@ -68,8 +68,7 @@ class Judge(AdoptedPlan):
         left = self.budget - list(spans.values()).count(1)
         left -= list(self.following.values()).count(1)
         kept = self.size if any(span != 1 for span in spans.values()) else 0  # not for guesses
-        drawn = self.model.shape.drawn
-        spare = drawn - len(self.running) if drawn else self.budget  # for guesses
+        spare = self.model.guesses_left()
         for s in self.running:
             if self.stopped_here(s):
                 assert self.view.rows(s) == self.took[s] - self.hits[s] == 0, "planned and stopped"

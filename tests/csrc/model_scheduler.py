@@ -205,7 +205,11 @@ class SchedulerModel:
 
     def open_rounds(self) -> None:
         for s in self.running:
-            s.open_round()
+            s.open_round(self.guesses_left() - sum(o.wanted for o in self.running))
+
+    def guesses_left(self) -> int:
+        """Guesses that one pass has room for, beside a row of each sequence."""
+        return self.shape.drawn - len(self.running) if self.shape.drawn else 10**6
 
     def ready(self, ahead: int = NOBODY) -> list[int]:
         """Sequences with work on each lane; on lane ``ahead`` also after what is in flight."""

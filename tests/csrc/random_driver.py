@@ -55,7 +55,7 @@ class Driver(ArenaChecks):
         self.arena = Arena(slabs, slots, token, slab)
         self.host: dict[int, list[int]] = {}  # what the last save left in each slot
         self.budget = self.random.choice((8, 16, 64))
-        self.most_drawn = changes.get("max_drawn_rows", 10 * (seed % 2))
+        self.most_drawn = changes.get("max_drawn_rows", 30 * (seed % 2))
         settings = {
             "slabs": slabs,
             "slots": slots,

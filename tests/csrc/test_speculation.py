@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from engine._core import Scheduler
@@ -225,6 +226,23 @@ def test_guesses_leave_prefills_their_rows(make_scheduler: Make) -> None:
     seen = scheduler.sequence(id)
     assert seen.speculation["compared"] == seen.speculation["accepted"] == 4
     assert kinds(seen, SMALL)[REJECTED][0] == 3
+
+
+def test_no_more_is_guessed_than_a_pass_verifies(make_scheduler: Make) -> None:
+    """Two rows are for the sequences, the first gets what is left; the other writes on."""
+    scheduler = make_scheduler(max_sequences=2, max_drawn_rows=4)
+    first, second = (start(scheduler, 2, LARGE, draft_tokens=3) for _ in range(2))
+    assert scheduler.plan(LARGE) == 2
+    scheduler.commit(LARGE, np.array([A, A], np.int32))
+    assert [scheduler.sequence(id).drafting for id in (first, second)] == [True, False]
+    write(scheduler, SMALL, B, C)
+    assert not scheduler.sequence(first).drafting and scheduler.plan(SMALL) == 0
+    assert scheduler.plan(LARGE) == 2
+    plan = scheduler.buffers(LARGE)
+    assert dict(zip(plan.ids[:2].tolist(), plan.samples[:2].tolist(), strict=True)) == {
+        first: 3,
+        second: 1,
+    }
 
 
 def test_unusable_guesses_end_guessing_and_nothing_else(make_scheduler: Make) -> None:

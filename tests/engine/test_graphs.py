@@ -135,3 +135,15 @@ def test_what_is_filled_up_holds_the_tick(limits):
         assert n <= size.sequences <= min(limits.sequences, max(size.rows, n))
         assert rows <= size.rows < max(2 * rows, 17) and size.sampled == size.sequences
         assert size.spans == (rows > n)
+
+
+@pytest.mark.parametrize("drawn", [5, 100, 256])
+def test_guesses_are_verified_in_sizes_of_their_own(drawn):
+    """Of all rows, and of no more than memory for logits is planned for."""
+    limits = TickLimits(sequences=256, rows=2048, width=8, filled=256, drawn=drawn)
+    for n in range(1, drawn):
+        for rows in range(n + 1, drawn + 1):
+            size = Extent.filled(n, rows, limits, all_rows=True)
+            assert size.all_rows and rows <= size.rows == size.sampled <= drawn
+            assert n <= size.sequences <= size.rows
+    assert Extent.filled(1, drawn + 1, limits, all_rows=True) is None

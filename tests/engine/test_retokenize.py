@@ -229,7 +229,7 @@ def test_the_small_model_guesses_none_of_the_others_tokens(other_ids: Path):
     ):
         apart.generate(PROMPTS, SamplingParams(), "random:0.5+speculate")
     with pytest.raises(SteerError, match="cannot guess the large one's tokens"):
-        both(other_ids, speculate=3)
+        both(other_ids, speculate=3, draft_source="small")
     params = SamplingParams(max_tokens=60)
     guessed = same(shared, apart, params, "large+speculate:0")
     looked = apart.generate(PROMPTS, params, "speculate:5:lookup")
