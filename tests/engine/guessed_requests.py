@@ -23,7 +23,15 @@ def engine_of(settings: tuple[tuple[str, Any], ...]) -> Engine:
 
 
 def what(done: Completion) -> Any:
-    """All of an answer but its number and its costs."""
-    steps = [replace(s, audit=()) if not s.audit else s for s in done.steps]
-    parts = (done.text, done.token_ids, done.finish_reason, steps, done.sample, done.retracted)
+    """All of an answer but its number, its costs and its audit's scores."""
+    steps = [replace(step, audit=()) for step in done.steps]
+    retracted = [replace(step, score=0.0) for step in done.retracted]
+    parts = (done.text, done.token_ids, done.finish_reason, steps, done.sample, retracted)
     return *parts, done.logprobs, done.token_signals, done.error
+
+
+def scores(done: Completion) -> list[float]:
+    """What an audit found. Rows may be read in other spans than without guesses, where the last
+    bits of a sum differ."""
+    found = [score for step in done.steps for pair in step.audit for score in pair]
+    return found + [step.score for step in done.retracted]

@@ -25,7 +25,7 @@ from engine._core import DRAFT_SOURCES
 from engine.routing.names import make_policy
 from engine.routing.policy import PolicyBase
 
-from .guessed_requests import DRAWN, GREEDY, LONG, PROMPTS, engine_of, what
+from .guessed_requests import DRAWN, GREEDY, LONG, PROMPTS, engine_of, scores, what
 
 DRAFTS = [int(n) for n in os.environ.get("STEER_DRAFTS", "4").split(",")]
 
@@ -122,6 +122,7 @@ def test_answers_are_those_without_guesses(case: str, drafts: int) -> None:
         guessed = answers(Speculate(made, drafts, source), params, settings)
         for one, other in zip(plain, guessed, strict=True):
             assert what(other) == what(one)
+            assert scores(other) == pytest.approx(scores(one), rel=1e-4, abs=1e-6)
             assert other.usage.count("large", "sampled") == one.usage.count("large", "sampled")
         if drafts:
             check_counts(guessed, drafts)
