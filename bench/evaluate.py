@@ -133,6 +133,13 @@ class Evaluation:
         }
 
 
+def ticks_of(engine: Engine) -> list[int]:
+    """Ticks of each lane so far, the small model's first."""
+    ticks = engine.scheduler.counters()["ticks"]
+    assert isinstance(ticks, list)
+    return ticks
+
+
 def evaluate(
     engine: Engine,
     policy: Policy,
@@ -149,7 +156,7 @@ def evaluate(
     With ``count_spared`` costs are as if the engine's prefix cache had never had a hit.
     """
     asked = tests.prompts(engine)
-    before = engine.scheduler.counters()["ticks"]
+    before = ticks_of(engine)
     started = time.perf_counter()
     completions = engine.generate(
         asked,
@@ -161,8 +168,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     if count_spared:
         completions = [replace(c, usage=c.usage.unspared()) for c in completions]
-    after = engine.scheduler.counters()["ticks"]
-    assert isinstance(before, list) and isinstance(after, list)
+    after = ticks_of(engine)
     usage = sum((c.usage for c in completions), Usage())
     ticks = (after[0] - before[0], after[1] - before[1])
     return Evaluation(

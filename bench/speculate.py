@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -22,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.evaluate import TestSet, task_tests
+from bench.evaluate import TestSet, task_tests, ticks_of
 from bench.real_pair import problems as word_problems
 from bench.rows import RowWriter
 from bench.table import render
@@ -59,7 +58,7 @@ class Way:
 def turn(engine: Engine, tests: TestSet, params: SamplingParams, way: Way) -> None:
     """Answer all problems once."""
     asked, policy = tests.prompts(engine), engine.policy(way.policy)
-    before = _ticks(engine)
+    before = ticks_of(engine)
     started = time.perf_counter(), time.process_time()
     done: list[Completion] = []
     for first in range(0, len(asked), way.at_once):
@@ -67,14 +66,8 @@ def turn(engine: Engine, tests: TestSet, params: SamplingParams, way: Way) -> No
     tokens = sum(len(each.token_ids) for each in done)
     way.seconds.append((time.perf_counter() - started[0]) / tokens)
     way.cpu.append((time.process_time() - started[1]) / tokens)
-    after = _ticks(engine)
+    after = ticks_of(engine)
     way.done, way.ticks = done, (after[0] - before[0], after[1] - before[1])
-
-
-def _ticks(engine: Engine) -> Sequence[int]:
-    ticks = engine.scheduler.counters()["ticks"]
-    assert isinstance(ticks, list)
-    return ticks
 
 
 def row_of(engine: Engine, way: Way, base: Way) -> dict[str, Any]:
@@ -167,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--small", type=Path, metavar="PATH", help="this small model instead of the embedded one")
     add("--large", type=Path, metavar="PATH", help="this large model; goes with --small")
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
-    add("--task", choices=TASKS, default="arithmetic", help="of the embedded pair (%(default)s)")
+    add("--task", choices=TASKS, help="of the embedded pair (default: arithmetic)")
     add(
         "--policies",
         default=POLICIES,
@@ -189,10 +182,12 @@ def _tests(options: argparse.Namespace) -> TestSet:
             raise SteerError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if (options.small is None) != (options.large is None):
         raise SteerError("--small and --large go together: pass both, or neither")
+    if options.small and options.task:
+        raise SteerError("--task is of the embedded pair; with --small there are word problems")
     check_output(options.json, "--json")
     if options.small:
         return word_problems.as_chat(word_problems.draw(options.problems, 0)[0])
-    return task_tests("test", options.problems, task=options.task)
+    return task_tests("test", options.problems, task=options.task or "arithmetic")
 
 
 def _loads(text: str) -> list[int]:
@@ -201,14 +196,14 @@ def _loads(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows; each is written when its number at once is done."""
+def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Append the rows to ``rows``; each is written, too, when its number at once is done."""
     tests, loads = _tests(options), _loads(options.at_once)
     policies = [name.strip() for name in options.policies.split(",")]
     for name in policies:
         if not is_calibrated(name):  # those that are need the engine first
             make_policy(name)
-    limit = options.max_tokens or tests.max_tokens
+    limit = tests.max_tokens if options.max_tokens is None else options.max_tokens
     params = SamplingParams(max_tokens=limit, temperature=options.temperature, seed=0)
     most = max(loads)
     config = EngineConfig(
@@ -218,7 +213,6 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     engine = Engine(
         pair, small=options.small, large=options.large, config=config, dtype=options.dtype
     )
-    rows = []
     with RowWriter(options.json, temperature=options.temperature) as writer:
         for at_once in loads:
             ways = [Way(policy, at_once) for policy in policies]
@@ -228,21 +222,24 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             for way in ways:
                 rows.append(row_of(engine, way, ways[0]))
                 writer.write(rows[-1])
-    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    code = 0
     try:
-        print(show(run(options)))
+        run(options, rows)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        code = 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        print("interrupted: what is shown was finished", file=sys.stderr)
+        code = 130
+    if rows:
+        print(show(rows))
+    return code
 
 
 if __name__ == "__main__":

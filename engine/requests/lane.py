@@ -225,6 +225,8 @@ class Lane:
 
 def _verified(plan: _core.Plan, row: int, draws: list[Drawn]) -> list[Drawn]:
     """The draws of a sequence that have read text: those up to the first that is not as guessed."""
+    if len(draws) < 2:
+        return draws
     guesses, end = int(plan.samples[row]) - 1, int(plan.starts[row + 1])
     first = int(plan.contexts[row]) - guesses
     for i, draw in enumerate(draws):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -79,19 +80,17 @@ class Threshold(SignalPolicy):
         return Decision(chosen, f"{self.signal} {signal:.4g} {sign} {self.value:.4g}")
 
 
-@dataclass(frozen=True)
-class Query(PolicyBase):
-    """One decision a request, at the prompt's end: that of another policy, for the whole answer."""
+class _Asks(PolicyBase):
+    """A policy that asks another one, and looks where that looks."""
 
-    at_prompt: Policy
-    name: str = "query"
-
-    def __post_init__(self) -> None:
-        complete(self.at_prompt)
+    @property
+    @abstractmethod
+    def asked(self) -> Policy:
+        """The other policy."""
 
     @cached_property
     def _other(self) -> PolicyBase:
-        return complete(self.at_prompt)
+        return complete(self.asked)
 
     @property
     def window(self) -> Window:
@@ -107,6 +106,22 @@ class Query(PolicyBase):
     def speculation(self) -> Speculation | None:
         """The other policy's."""
         return self._other.speculation
+
+
+@dataclass(frozen=True)
+class Query(_Asks):
+    """One decision a request, at the prompt's end: that of another policy, for the whole answer."""
+
+    at_prompt: Policy
+    name: str = "query"
+
+    def __post_init__(self) -> None:
+        complete(self.at_prompt)
+
+    @property
+    def asked(self) -> Policy:
+        """The policy that decides at the prompt's end."""
+        return self.at_prompt
 
     def decide(self, boundary: Boundary) -> Decision:
         """The other policy's decision, for the rest."""
@@ -131,7 +146,7 @@ class Cascade(Threshold):
 
 
 @dataclass(frozen=True)
-class Speculate(PolicyBase):
+class Speculate(_Asks):
     """A policy whose large steps are guessed ahead and verified; by default large for all of them.
 
     policy: decides which model writes each step, as it would without.
@@ -146,9 +161,10 @@ class Speculate(PolicyBase):
         complete(self.policy)
         _ = self.speculation  # checks tokens and source
 
-    @cached_property
-    def _other(self) -> PolicyBase:
-        return complete(self.policy)
+    @property
+    def asked(self) -> Policy:
+        """The policy that decides."""
+        return self.policy
 
     @property
     def speculation(self) -> Speculation:
@@ -159,16 +175,6 @@ class Speculate(PolicyBase):
     def name(self) -> str:
         """``speculate``; after another policy's name and a plus, if that is not large."""
         return NAME if self.policy == Always("large") else f"{self._other.name}+{NAME}"
-
-    @property
-    def window(self) -> Window:
-        """The other policy's window."""
-        return self._other.window
-
-    @property
-    def reads(self) -> bool:
-        """Whether the other policy reads."""
-        return self._other.reads
 
     @property
     def reader(self) -> str:

@@ -36,6 +36,8 @@ def test_rows_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--turns", "-1"], "--turns must be at least 1, got -1"),
         (["--at-once", "1,x"], "--at-once takes numbers from 1, as in 1,8; got '1,x'"),
         (["--small", "x"], "--small and --large go together"),
+        (["--small", "x", "--large", "y", "--task", "hops"], "--task is of the embedded pair"),
+        (["--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["--policies", "large,guess"], "unknown policy 'guess'"),
     ],
 )
