@@ -47,6 +47,11 @@ struct Request {
   // text stays the same, see schedule/speculation.cpp. 0: none.
   std::int32_t draft_tokens = 0;
   DraftSource draft_source = DraftSource::small;  // of the guesses
+  // The small model guesses every token that the large one would write, and what is drawn after the
+  // text is, where the caller lets the guess stand, the guess: see schedule/speculation.cpp.
+  bool verified = false;
+  // After a guess that did not stand only the large model's own tokens do, up to the step's end.
+  bool finishes_step = false;
 
   // Whether the text begins with a thinking part.
   bool thinks() const { return !think_end.empty() && !think_closed; }

@@ -65,6 +65,8 @@ void bind_facts(py::class_<T>& bound) {
   fact("ahead",
        [](const Sequence& s) { return std::array{s.ahead[kSmall].rows, s.ahead[kLarge].rows}; });
   fact("draft", &Sequence::draft);
+  fact("replaced", &Sequence::replaced);
+  fact("finishing_step", [](const Sequence& s) { return s.is_finishing_step(); });
   fact("drafting", [](const Sequence& s) { return s.round.open; });
   fact("speculation", [](const Sequence& s) { return speculation_dict(s.usage.speculation); });
   fact("active", &Sequence::active);

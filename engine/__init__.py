@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from engine.requests.stream import StreamEvent
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
+    from engine.routing.guessed import Speculate, Verify
     from engine.routing.judges import AuditOnly, Judge
-    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Speculate, Threshold
+    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Threshold
     from engine.routing.policy import Boundary, Decision, Policy
     from engine.routing.signals import Signals
     from engine.routing.speculation import Speculation
@@ -44,14 +45,8 @@ else:
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),
-        "routing.policies": (
-            "AfterThinking",
-            "Cascade",
-            "Query",
-            "Random",
-            "Speculate",
-            "Threshold",
-        ),
+        "routing.guessed": ("Speculate", "Verify"),
+        "routing.policies": ("AfterThinking", "Cascade", "Query", "Random", "Threshold"),
         "routing.policy": ("Boundary", "Decision", "Policy"),
         "routing.signals": ("Signals",),
         "routing.speculation": ("Speculation",),
@@ -106,5 +101,6 @@ __all__ = [
     "TokenLogprobs",
     "Tokenizer",
     "Usage",
+    "Verify",
     "Window",
 ]

@@ -52,6 +52,9 @@ class Step:
     tried: tokens on trial at the decision.
     audit: log p_small and log p_large of each token; empty if the large model did not read the
         step, or wrote it.
+    replaced: of a step that the small model wrote and the large one verified: indexes in
+        ``token_ids`` of the large model's tokens. None for other steps. Such a step's ``model`` is
+        large: it was the large model's to write.
     """
 
     index: int
@@ -64,6 +67,14 @@ class Step:
     posterior: float | None = None
     tried: int = 0
     audit: tuple[tuple[float, float], ...] = ()
+    replaced: tuple[int, ...] | None = None
+
+    @property
+    def large_tokens(self) -> int:
+        """Tokens that the large model wrote."""
+        if self.replaced is not None:
+            return len(self.replaced)
+        return len(self.token_ids) if self.model == "large" else 0
 
 
 @dataclass(frozen=True)
@@ -116,3 +127,8 @@ class Completion:
     def large_step_share(self) -> float:
         """Share of steps that the large model wrote."""
         return sum(s.model == "large" for s in self.steps) / max(1, len(self.steps))
+
+    @property
+    def large_token_share(self) -> float:
+        """Share of tokens that the large model wrote."""
+        return sum(s.large_tokens for s in self.steps) / max(1, len(self.token_ids))

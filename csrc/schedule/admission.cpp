@@ -93,7 +93,7 @@ Scheduler::Holding Scheduler::holding(const Sequence& s, int model, double token
     return blocks / config_.slots[model];
   };
   const double most = slabs(s.length() + tokens);
-  if (s.active == model) return {most, most, most};
+  if (s.active == model || s.is_verified()) return {most, most, most};
   const double least = slabs(s.computed[model]);
   const double enters = -std::expm1(-forecast_.entry_rate(model) * tokens);
   return {least, least + enters * (most - least), most};

@@ -48,7 +48,7 @@ void Scheduler::add_ahead(Plan& plan, int lane, Sequence& sequence, std::int32_t
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   const std::int32_t rows = kv_.extend(sequence, lane, first, wanted, [&] {
     const auto block = kv_.take_block(lane, plan);
-    plan.short_of_memory = !block && !sequence.drafts(lane);  // guesses are not missed
+    plan.short_of_memory = !block && !sequence.drafts_aside(lane);  // guesses are not missed
     return block;
   });
   if (rows <= 0) return;

@@ -34,7 +34,8 @@ void check_counts(const Sequence& s) {
          "a trial was settled");
   expect(s.candidate < 0 || s.awaits_route, s, "a candidate without a question");
   if (s.phase == Phase::running && !s.awaits_route && !s.pending())
-    expect(s.computed[s.active] < s.length(), s, "no row to sample from");
+    expect(s.computed[s.active] < (s.active == kSmall ? s.known() : s.length()), s,
+           "no row to sample from");
   expect(!s.away || (s.request.relay && !s.awaits_route && !s.busy()), s, "away, and yet it moves");
   for (std::size_t i = 1; i < s.steps.size(); ++i)
     expect(s.steps[i - 1].start < s.steps[i].start, s, "steps out of order");
@@ -48,10 +49,12 @@ void check_round(const Sequence& s) {
   if (round.wanted == 0) return expect(!round.open, s, "guesses for nothing");
   expect(s.has_guesser() || !round.open, s, "guesses that were given up");
   expect(!round.open || round.drawn, s, "guesses that are there are written");
-  expect(s.phase == Phase::running && s.active == kLarge && !s.awaits_route && !s.reading &&
+  const int writer = s.request.verified && round.open ? kSmall : kLarge;
+  expect(s.phase == Phase::running && s.active == writer && !s.awaits_route && !s.reading &&
              s.trial_from < 0,
          s, "guesses at what the large model does not write");
-  expect(s.known() < s.prompt_length() + s.request.max_tokens, s, "guesses past the longest text");
+  expect(s.known() < s.prompt_length() + s.request.max_tokens + s.request.verified, s,
+         "guesses past the longest text");
   expect(s.ahead[kLarge].rows == 0, s, "a bet after guesses");
   const bool draws = s.computed[kLarge] + s.in_flight[kLarge] >= s.length();
   expect(!round.open || !draws, s, "the large model draws while guesses are written");

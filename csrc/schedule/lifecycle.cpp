@@ -72,6 +72,10 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
       request.draft_tokens == 0 || !request.relay || request.draft_source == DraftSource::lookup,
       "the small model's tokens are not the large model's: it cannot guess these in a relayed "
       "request; set draft_source to lookup, or draft_tokens to 0");
+  require(!request.verified || (request.draft_tokens > 0 && !request.relay &&
+                                request.draft_source == DraftSource::small),
+          "what the large model verifies is guessed by the small model: set draft_tokens to 1 or "
+          "more, draft_source to small, and relay to false");
   require(config_.max_waiting == 0 || samples <= config_.max_waiting,
           number(samples) + " samples can never be queued at once: the queue holds " +
               number(config_.max_waiting));

@@ -45,7 +45,7 @@ void Scheduler::fail(int lane) {
     const std::int32_t keep = std::exchange(sequence->keep_pending[lane], -1);
     // The other lane may still be reading it.
     kv_.keep_rows(*sequence, lane, sequence->computed[lane]);
-    if (!sequence->round.open || lane != kSmall) {
+    if (!sequence->round.open || sequence->request.verified || lane != kSmall) {
       end(*sequence, Finish::error);
       continue;
     }
@@ -86,8 +86,8 @@ void Scheduler::retire(Sequence& sequence, int lane, std::int32_t row,
   const std::int32_t keep = std::exchange(sequence.keep_pending[lane], -1);
   if (keep >= 0) take_rows(sequence, lane, keep);
 
-  // A model that is not to write the next token has guessed it.
-  if (sampled && sequence.active != lane) {
+  // A model that does not write the text has guessed at it.
+  if (sampled && (sequence.active != lane || sequence.round.open)) {
     guess(sequence, last, token);
     return take_effect(sequence);
   }

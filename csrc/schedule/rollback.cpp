@@ -76,6 +76,7 @@ Step Scheduler::take_back(Sequence& sequence, std::int32_t length,
   if (sequence.rest_from >= length) sequence.rest_from = -1;
   if (sequence.trial_from >= length) sequence.trial_from = -1;
   if (sequence.unlike >= length) sequence.unlike = -1;
+  std::erase_if(sequence.replaced, [length](std::int32_t at) { return at >= length; });
   sequence.trial = Outcome{};
   sequence.closing = Finish::none;
   sequence.reading = sequence.awaits_route = false;

@@ -272,6 +272,8 @@ class Scheduler {
   void open_rounds();
   std::int32_t most_guesses() const;
   void open_round(Sequence& sequence, std::int32_t most);
+  void open_verified(Sequence& sequence, std::int32_t most);
+  void start_guessing(Sequence& sequence, std::int32_t wanted);
   void keep_leftover(Sequence& sequence, std::int32_t length);
   std::vector<Token> left_over(Sequence& sequence, std::int32_t wanted);
   std::vector<Token> looked_up(Sequence& sequence, std::int32_t wanted);

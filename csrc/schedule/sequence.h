@@ -108,6 +108,12 @@ struct Sequence : LaneState, KvState, TextState {
   std::int32_t guesses() const {
     return round.wanted == 0 ? 0 : static_cast<std::int32_t>(draft.size());
   }
+  // Does the small model write what the large one verifies? Until its guesses are there it is the
+  // active one.
+  bool is_verified() const { return request.verified && (round.open || active == kLarge); }
+  // Of the guesses those after which the large model draws: what follows the last one is guessed
+  // first where all tokens are.
+  std::int32_t verifying_rows() const { return std::max(0, guesses() - request.verified); }
   // May its large steps be drafted?
   bool speculates() const { return guesses_from(DraftSource::lookup) || has_guesser(); }
   // With this source, or with both?
@@ -126,8 +132,12 @@ struct Sequence : LaneState, KvState, TextState {
   bool has_prompt() const { return computed[kLarge] + in_flight[kLarge] >= prompt_length() - 1; }
   bool may_open_round() const {
     return speculates() && round.wanted == 0 && draws_on() && !suspended && !away &&
-           computed[kLarge] + in_flight[kLarge] < length() && (samples == 1 || has_prompt());
+           computed[kLarge] + in_flight[kLarge] < length() &&
+           (samples == 1 || request.verified || has_prompt());
   }
+  // Does something else than the next token follow a boundary? A decision, or other rules for what
+  // stands.
+  bool pauses_at_boundary() const { return rest_from < 0 || is_finishing_step(); }
   // There is no round, and no guess.
   void drop_round() {
     round.wanted = 0;
@@ -138,14 +148,21 @@ struct Sequence : LaneState, KvState, TextState {
   bool drafts(int lane) const {
     return round.open && lane == kSmall && phase == Phase::running && !suspended && !pending();
   }
+  // The same, and the text goes on without them if need be.
+  bool drafts_aside(int lane) const { return active != lane && drafts(lane); }
   // Rows of the text that lane `model` would have to compute now. While guesses are being written
   // its last row is left for the pass that verifies them.
   std::int32_t text_span(int model) const {
-    return length() - (round.open && model == active) - computed[model];
+    return length() - (round.open && model == kLarge) - computed[model];
   }
   // The same with the guesses that come after them.
   std::int32_t span(int model) const {
-    return round.open && model == active ? text_span(model) : known() - computed[model];
+    if (model == kSmall) return known() - computed[model];
+    return text_span(model) + (round.open ? 0 : verifying_rows());
+  }
+  // Rows that the lane needs to write on, the large one without those that verify.
+  std::int32_t writing_span(int lane) const {
+    return lane == kSmall ? span(lane) : text_span(lane);
   }
   bool runnable(int lane) const {
     if (phase != Phase::running || awaits_route || away || suspended || in_flight[lane] > 0 ||
@@ -161,7 +178,7 @@ struct Sequence : LaneState, KvState, TextState {
   // are needed, and so are those of an audited text from the prompt's last row on.
   std::int32_t findable(int model) const {
     const std::int32_t end = request.audited && model == kLarge ? prompt_length() : length();
-    return end - 1 - (round.open && model == active);  // one row besides the last, which waits
+    return end - 1 - (round.open && model == kLarge);  // one row besides the last, which waits
   }
   // The rows [first, last) by the kind that they would have if they were computed now and none
   // were sampled from.
@@ -179,7 +196,7 @@ struct Sequence : LaneState, KvState, TextState {
   // By the decisions so far it will not go to `model` any more.
   bool is_done_with(int model) const {
     const bool asks = closing != Finish::none || (request.ask_at_end && request.reader == model);
-    return rest_from >= 0 && active != model && !asks;
+    return rest_from >= 0 && active != model && !asks && !is_verified();
   }
 };
 

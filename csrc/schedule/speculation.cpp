@@ -16,6 +16,15 @@
 //
 // A draft takes no KV from any sequence, and rows of the small lane only if others leave them.
 //
+// A *verified* sequence is one whose text is the small model's where the large one lets it stand.
+// The rounds are the same; what differs is that no token is written without a guess:
+//
+//   - its guesses are planned as a text is, in the order of all sequences and with the same claim
+//     to memory: while a round is open the small model is the active one
+//   - the large model does not draw after the last guess: what follows is guessed first
+//   - it is the caller that puts a guess in the place of the large model's draw, see
+//     engine/execution/sampler.py; here a guess stands if it comes back as the draw
+//
 // Guesses that are there already are not drawn: the round is closed as it begins. So it is with
 // what the small model wrote just here before it was taken back, and with what followed when the
 // text's last tokens stood in it before. No row of the small model is in that draft.
@@ -43,13 +52,35 @@ constexpr std::int32_t kShortestMatchBeforeSmall = 3;
 void Scheduler::open_rounds() {
   if (speculating_ == 0) return;
   std::int32_t left = most_guesses();
-  for (const Sequence* sequence : running_) left -= sequence->round.wanted;
+  const auto rows = [](const Sequence& sequence) {
+    return std::max(0, sequence.round.wanted - sequence.request.verified);
+  };
+  for (const Sequence* sequence : running_) left -= rows(*sequence);
   for (Sequence* sequence : running_) {
-    if (left <= 0) return;
     if (!sequence->may_open_round()) continue;
-    open_round(*sequence, left);
-    left -= sequence->round.wanted;
+    if (sequence->request.verified)
+      open_verified(*sequence, std::max(left, 0) + 1);
+    else if (left > 0)
+      open_round(*sequence, left);
+    left -= rows(*sequence);
   }
+}
+
+// The small model writes at most `most` tokens: all that the large model may let stand.
+void Scheduler::open_verified(Sequence& sequence, std::int32_t most) {
+  const Request& request = sequence.request;
+  sequence.active = kSmall;
+  start_guessing(sequence,
+                 std::min({most, request.draft_tokens, request.max_tokens - sequence.generated()}));
+}
+
+void Scheduler::start_guessing(Sequence& sequence, std::int32_t wanted) {
+  sequence.round.wanted = wanted;
+  sequence.round.open = sequence.round.drawn = true;
+  turns_.changed();
+  // The last row's logits are gone, if it is computed: a reader did so at a boundary.
+  if (sequence.computed[kSmall] == sequence.length())
+    kv_.keep_rows(sequence, kSmall, sequence.length() - 1);
 }
 
 // Guesses that a pass of the large model can verify beside a row of each sequence.
@@ -71,11 +102,7 @@ void Scheduler::open_round(Sequence& sequence, std::int32_t most) {
     counts.looked_up += verify_next(sequence, std::move(like));
   } else if (sequence.has_guesser() &&
              sequence.length() - sequence.computed[kSmall] <= kMostBehind) {
-    sequence.round.wanted = wanted;
-    sequence.round.open = sequence.round.drawn = true;
-    // A reader has computed the boundary's last row, whose logits are gone: it is computed again.
-    if (sequence.computed[kSmall] == sequence.length())
-      kv_.keep_rows(sequence, kSmall, sequence.length() - 1);
+    start_guessing(sequence, wanted);
   }
 }
 
@@ -119,7 +146,7 @@ std::vector<Token> Scheduler::looked_up(Sequence& sequence, std::int32_t wanted)
 
 // A round of guesses that are there, up to where the text would pause. Returns their number.
 std::int32_t Scheduler::verify_next(Sequence& sequence, std::vector<Token> guesses) {
-  if (const auto pause = text_.first_pause(sequence, guesses, sequence.rest_from < 0))
+  if (const auto pause = text_.first_pause(sequence, guesses, sequence.pauses_at_boundary()))
     guesses.resize(*pause);
   sequence.draft = std::move(guesses);
   return sequence.round.wanted = static_cast<std::int32_t>(sequence.draft.size());
@@ -130,7 +157,7 @@ std::int32_t Scheduler::verify_next(Sequence& sequence, std::vector<Token> guess
 void Scheduler::add_drafts(bool ahead) {
   Plan& plan = filling(kSmall);
   for (Sequence* sequence : running_) {
-    if (!sequence->drafts(kSmall)) continue;
+    if (!sequence->drafts_aside(kSmall)) continue;
     if (sequence->in_flight[kSmall] > 0) {
       if (ahead && goes_ahead(*sequence, kSmall))
         add_ahead(plan, kSmall, *sequence, sequence->span_ahead(kSmall));
@@ -144,7 +171,8 @@ void Scheduler::add_drafts(bool ahead) {
     if (rows > 0) plan.add(*sequence, kSmall, rows, config_.block_tokens);
   }
   for (Sequence* sequence : running_)
-    if (sequence->round.open && sequence->in_flight[kSmall] == 0) close_round(*sequence);
+    if (sequence->round.open && !sequence->request.verified && sequence->in_flight[kSmall] == 0)
+      close_round(*sequence);
 }
 
 // Blocks for `rows` rows from `first` on, none of which another sequence holds; returns the rows
@@ -160,12 +188,12 @@ std::int32_t Scheduler::take_draft_blocks(Sequence& sequence, int lane, std::int
 }
 
 // Blocks for at most `rows` guesses after the last token of the text, which is in this plan; the
-// draft is cut to those. Returns their number.
+// draft is cut to what these verify. Returns their number.
 std::int32_t Scheduler::reserve_draft(Sequence& sequence, std::int32_t rows) {
-  const std::int32_t guesses = sequence.guesses();
-  rows = take_draft_blocks(sequence, kLarge, sequence.length(), std::min(rows, guesses));
-  if (rows == guesses) return rows;
-  sequence.draft.resize(rows);
+  const std::int32_t wanted = sequence.verifying_rows();
+  rows = take_draft_blocks(sequence, kLarge, sequence.length(), std::min(rows, wanted));
+  if (rows == wanted) return rows;
+  sequence.draft.resize(rows + sequence.request.verified);
   for (int model = 0; model < kModels; ++model) cut_rows(sequence, model, sequence.known());
   return rows;
 }
@@ -178,6 +206,7 @@ void Scheduler::cut_rows(Sequence& sequence, int model, std::int32_t rows) {
 
 void Scheduler::close_round(Sequence& sequence) {
   sequence.round.open = false;
+  sequence.active = kLarge;
   turns_.changed();  // the large lane may go on
 }
 
@@ -189,13 +218,14 @@ void Scheduler::guess(Sequence& sequence, std::int64_t keys, Token token) {
   if (token < 0) {
     kv_.forget_blocks(sequence, kSmall);  // do not share KV that gave unusable logits
     round.off = true;
+    if (sequence.request.verified && !sequence.pending()) sequence.end_pending = Finish::error;
     return close_round(sequence);
   }
   if (sequence.pending()) return;
   ++sequence.usage.speculation.drafted;
   sequence.draft.push_back(token);
   if (sequence.guesses() >= round.wanted ||
-      text_.first_pause(sequence, sequence.draft, sequence.rest_from < 0))
+      text_.first_pause(sequence, sequence.draft, sequence.pauses_at_boundary()))
     close_round(sequence);
 }
 
@@ -209,6 +239,8 @@ void Scheduler::verify(Sequence& sequence, std::span<const Token> draws) {
   const bool has_rows = sequence.round.drawn;
   sequence.drop_round();
   const std::int32_t length = sequence.length(), drawn = static_cast<std::int32_t>(draws.size());
+  const auto guesses = static_cast<std::int32_t>(draft.size());
+  const bool verified = sequence.request.verified;
   const auto had = sequence.computed;
   ++sequence.usage.speculation.passes;
   sequence.usage.speculation.rounds += !draft.empty();
@@ -220,15 +252,18 @@ void Scheduler::verify(Sequence& sequence, std::span<const Token> draws) {
       sequence.end_pending = Finish::error;
       break;
     }
-    const bool right = kept < drawn - 1 && compare(sequence, draft[kept], token, kept);
+    const bool right = kept < guesses && compare(sequence, draft[kept], token, kept);
     if (right && has_rows) promote_guess(sequence);
+    if (verified && (!right || sequence.is_finishing_step()))
+      sequence.replaced.push_back(length + kept);
     count_sampled(sequence, kLarge, RowKind::sampled, length + kept);
     ++sequence.usage.speculation.tokens;
     // What is computed of the text as it is now: it may reach a boundary, or end.
     for (int model = 0; model < kModels; ++model)
       sequence.computed[model] = std::min(had[model], length + kept);
     append(sequence, token);
-    goes_on = right && sequence.length() == length + kept + 1 && sequence.draws_on();
+    goes_on =
+        right && kept + 1 < drawn && sequence.length() == length + kept + 1 && sequence.draws_on();
   }
   for (std::int32_t i = kept; i < drawn; ++i)
     count_sampled(sequence, kLarge, RowKind::discarded, length + i);

@@ -43,10 +43,10 @@ void Scheduler::add_spans(int lane, bool ahead) {
   std::int32_t kept = 0;  // of these, not for guesses: a prefill goes on, whatever else does
   const bool drafts = speculating_ > 0;
   for (Sequence* sequence : running_) {
-    if (drafts && sequence->drafts(lane)) continue;  // see add_drafts()
+    if (drafts && sequence->drafts_aside(lane)) continue;  // see add_drafts()
     if (sequence->runnable(lane)) {
       reuse_prefix(*sequence, lane, sequence->findable(lane));
-      if (sequence->text_span(lane) == 1)
+      if (sequence->writing_span(lane) == 1)
         --prefill;
       else
         kept = config_.block_tokens;
@@ -55,16 +55,16 @@ void Scheduler::add_spans(int lane, bool ahead) {
     }
   }
   for (Sequence* sequence : running_) {
-    if (drafts && sequence->drafts(lane)) continue;
+    if (drafts && sequence->drafts_aside(lane)) continue;
     const bool follows = ahead && goes_ahead(*sequence, lane);
     if (!follows && (!sequence->runnable(lane) || follows_sample(*sequence, lane))) continue;
-    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->text_span(lane);
+    const std::int32_t span = follows ? sequence->span_ahead(lane) : sequence->writing_span(lane);
     const bool decodes = span == 1;
     std::int32_t wanted = decodes ? 1 : std::min(span, prefill);
     if (drafts && !follows && !sequence->round.open) {
       const std::int32_t rows = decodes ? prefill - kept : prefill - wanted;
       const std::int32_t left = std::min(rows, most_guesses() - (plan.draws - plan.sequences));
-      wanted += std::clamp(left, 0, sequence->guesses());
+      wanted += std::clamp(left, 0, sequence->verifying_rows());
     }
     const std::int32_t before = plan.rows;
     if (wanted > 0)
@@ -103,12 +103,12 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
   wanted = std::min(wanted, config_.max_tick_tokens - plan.rows);
   if (wanted <= 0) return;
   // While a first token is being guessed there is no row after the prompt to plan.
-  if (sequence.samples > 1 && !(sequence.round.open && sequence.generated() == 0))
+  if (sequence.samples > 1 && !(lane == kLarge && sequence.round.open && sequence.generated() == 0))
     share_prompt(sequence, lane);
   if (lane == kLarge && config_.host_blocks > 0) restore(sequence);
-  const std::int32_t text = sequence.text_span(lane);
-  std::int32_t rows = reserve(sequence, lane, std::min(wanted, text));
-  if (rows == text && !sequence.round.open && sequence.guesses() > 0)
+  const std::int32_t span = sequence.writing_span(lane);
+  std::int32_t rows = reserve(sequence, lane, std::min(wanted, span));
+  if (rows == span && !sequence.round.open && sequence.guesses() > 0)
     rows += reserve_draft(sequence, wanted - rows);
   if (rows > 0) plan.add(sequence, lane, rows, config_.block_tokens);
 }
@@ -119,7 +119,8 @@ void Scheduler::add_span(Plan& plan, int lane, Sequence& sequence, std::int32_t 
 void Scheduler::read_along(int lane, Sequence& sequence) {
   Plan& plan = filling(lane);
   if (sequence.request.relay || sequence.suspended || sequence.active == lane ||
-      sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 || sequence.pending())
+      sequence.is_verified() || sequence.in_flight[lane] > 0 || sequence.ahead[lane].rows > 0 ||
+      sequence.pending())
     return;
   // A model that could guess, but lacks too much.
   const bool lags = lane == kSmall && sequence.has_guesser() && sequence.span(lane) > kMostBehind;

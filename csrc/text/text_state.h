@@ -44,7 +44,8 @@ struct TextState : ReadingState {
   std::shared_ptr<const Automaton> stops;  // of the stop strings, if any
   std::int32_t cut_bytes = 0;              // of the text's end, from where a stop string began
   std::shared_ptr<const Automaton> think_marker;  // of its text; none: it is found by its ids
-  std::vector<std::int32_t> forced;  // positions of tokens that no model drew, ascending
+  std::vector<std::int32_t> forced;    // positions of tokens that no model drew, ascending
+  std::vector<std::int32_t> replaced;  // positions where no guess stood, ascending
   LoopGuard loops;
 
   std::int32_t length() const { return static_cast<std::int32_t>(tokens.size()); }
@@ -60,6 +61,10 @@ struct TextState : ReadingState {
   void open_step(int model) {
     cursor = StepDetector::open_step(cursor);
     steps.push_back({length(), model, *this});
+  }
+  // Does the large model write on to the step's end, as a guess in it did not stand?
+  bool is_finishing_step() const {
+    return request.finishes_step && !replaced.empty() && replaced.back() >= steps.back().start;
   }
   // The open step has no token and goes: the one before it was the last.
   void drop_empty_step() {

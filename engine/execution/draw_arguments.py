@@ -16,18 +16,26 @@ from engine.params import SamplingParams
 from kernels import ops
 
 _NO_HISTORY = History(np.empty(0, np.int32), np.empty(0, np.int32), unread=False)
-COLUMN_WORDS = 2 * 9  # of a row in the columns below: 8 bytes for each of 9 numbers at most
-COLUMNS = 7  # at most
+COLUMN_WORDS = 2 * 12  # of a row in the columns below: 8 bytes for each of 12 numbers at most
+COLUMNS = 10  # at most
 
 Chunk = dict[str, Array]
 
 
 def draw_columns(rows: SampledRows, model: int) -> Chunk:
     """The columns of ``ops.DrawRows``; and ``asked``: int64, the rows whose log-probabilities are
-    needed. None that no row needs."""
+    needed; ``verified`` and ``guess``: int64, the rows with guesses that may stand, and these;
+    ``least``: fp64, how far a guess's logit may lie from the highest, below 0. None that no row
+    needs."""
     columns: Chunk = {} if rows.likeliest else _keyed(rows, model)
     if rows.asked:
         columns["asked"] = np.array([*rows.asked], np.int64)
+    if rows.verified:
+        marks = np.array([rows.draws[i].mark for i in rows.verified])
+        columns["verified"] = np.array([*rows.verified], np.int64)
+        columns["guess"] = np.array([*rows.verified.values()], np.int64)
+        with np.errstate(divide="ignore"):  # at mark 0 every guess stands
+            columns["least"] = np.log(marks)
     return columns
 
 

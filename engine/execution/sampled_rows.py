@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -24,6 +25,7 @@ class SamplingSpec(Protocol):
     asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
     history: its tokens, followed for penalties.
     audited: whether the large model scores the small model's steps.
+    mark: which guesses of the small model stand, see ``engine.routing.speculation``.
     """
 
     params: SamplingParams
@@ -33,6 +35,7 @@ class SamplingSpec(Protocol):
     sample: int
     asks: int | None
     history: TokenHistory
+    mark: float
 
     @property
     def audited(self) -> bool: ...
@@ -97,6 +100,29 @@ def history_of(draw: SamplingSpec, core: _core.Scheduler, request: int, context:
     return History(known[: draw.prompt_tokens], known[draw.prompt_tokens :], unread)
 
 
+def guesses_of(
+    draws: Sequence[SamplingSpec],
+    ids: npt.NDArray[np.int64],
+    contexts: Int32,
+    core: _core.Scheduler,
+) -> dict[int, int]:
+    """By row of the large model: the guess at what it draws, if a mark says whether it stands."""
+    found: dict[int, int] = {}
+    drafts: dict[int, tuple[int, list[int]]] = {}  # by sequence: length of its text, guesses
+    for i, draw in enumerate(draws):
+        if draw.mark >= 1:
+            continue
+        request = int(ids[i])
+        if request not in drafts:
+            view = core.view(request)
+            drafts[request] = view.length, [] if view.finishing_step else view.draft
+        length, guesses = drafts[request]
+        place = int(contexts[i]) - length
+        if 0 <= place < len(guesses):
+            found[i] = guesses[place]
+    return found
+
+
 @dataclass(frozen=True)
 class SampledRows:
     """The sampled rows of a plan, in the order of their logits; copies of the plan's numbers.
@@ -107,6 +133,7 @@ class SampledRows:
     draws: how each row samples.
     guesses: bool [rows], rows of the small model that guess what the large one will draw, with its
         key. A guess is not text: it has no log-probabilities.
+    verified: by row of the large model, the small model's guess at what it draws, which may stand.
     """
 
     ids: npt.NDArray[np.int64]
@@ -114,6 +141,7 @@ class SampledRows:
     attempts: Int32
     draws: list[SamplingSpec]
     guesses: npt.NDArray[np.bool_]
+    verified: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def asked(self) -> dict[int, int]:
@@ -143,5 +171,5 @@ class SampledRows:
 
     @property
     def plain(self) -> bool:
-        """Whether no row needs more than that: no log-probabilities either."""
-        return self.likeliest and not self.asked
+        """Whether no row needs more than that: neither log-probabilities nor a look at a guess."""
+        return self.likeliest and not self.asked and not self.verified

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine import _core
+from engine._core import LARGE
 from engine.config import ROWS_AT_ONCE
 from engine.execution.draw_arguments import (
     Chunk,
@@ -20,7 +21,14 @@ from engine.execution.draw_arguments import (
 )
 from engine.execution.logprobs import Drawn
 from engine.execution.regions import Array, Region, words_for, write_regions
-from engine.execution.sampled_rows import DrawnRows, History, SampledRows, SamplingSpec, history_of
+from engine.execution.sampled_rows import (
+    DrawnRows,
+    History,
+    SampledRows,
+    SamplingSpec,
+    guesses_of,
+    history_of,
+)
 from engine.request import TokenLogprobs
 from kernels import ops
 
@@ -104,7 +112,8 @@ class Sampler:
         of = drawn.sequences
         ids, guesses = plan.ids[of], plan.guesses[of].astype(bool)
         draws = [requests[i] for i in ids.tolist()]
-        rows = SampledRows(ids, drawn.contexts, plan.attempts[of], draws, guesses)
+        verified = guesses_of(draws, ids, drawn.contexts, core) if self._model == LARGE else {}
+        rows = SampledRows(ids, drawn.contexts, plan.attempts[of], draws, guesses, verified)
         histories = {
             i: history_of(draw, core, int(ids[i]), int(rows.contexts[i]))
             for i, draw in enumerate(draws)
@@ -158,6 +167,8 @@ class Sampler:
                 usable = self._backend.editable(usable, self.vocabulary)
                 self._edit(usable, draws.edits.on(logits.device), last)
             chosen = self._backend.sample(usable, self.vocabulary, draws_of(columns), self._fused)
+        if draws.rows.verified:
+            chosen = _standing(logits, confidence, columns, chosen)
         chosen = torch.where(confidence.valid, chosen, -1)
         return chosen, self._logprobs(logits, chosen, draws.rows, columns)
 
@@ -210,3 +221,14 @@ class Sampler:
     def _chunks(self, rows: list[int]) -> list[list[int]]:
         size = self._rows_at_once
         return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _standing(
+    logits: Tensor, confidence: ops.Confidence, columns: Mapping[str, Tensor], chosen: Tensor
+) -> Tensor:
+    """The draws, but for rows whose guess stands the guess; see ``Speculation.mark``."""
+    at, guess = columns["verified"], columns["guess"]
+    own = logits[at, guess].float()
+    stands = own - confidence.max_logit.index_select(0, at) >= columns["least"].float()
+    drawn = chosen.index_select(0, at)
+    return chosen.index_copy(0, at, torch.where(stands, guess, drawn))

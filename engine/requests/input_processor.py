@@ -215,6 +215,8 @@ class InputProcessor:
                 audited=audit.on,
                 draft_tokens=drafts.tokens,
                 draft_source=drafts.source,
+                verified=drafts.verifies,
+                finishes_step=drafts.verifies and drafts.finishes_step,
                 samples=params.n,
             )
         except OverflowError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +42,7 @@ class RequestState:
     window, audit: of the policy; the audit may also be the parameters'. None: no audit.
     asks: likely tokens for which log-probabilities are computed; None: no log-probabilities.
     collects: whether the signals of all of the small model's tokens are kept.
+    mark: which guesses of the small model stand; at 1, those that the large model draws.
     """
 
     params: SamplingParams
@@ -60,6 +62,7 @@ class RequestState:
 
     def __post_init__(self) -> None:
         self.window = self.policy.window
+        self.mark = self.policy.speculation.mark if self.policy.speculation else 1.0
         rule = self.policy.audit or Audit.parse(self.params.audit)
         self.audit = AuditLog(rule) if rule.on else None
         # An audit needs log-probabilities of both models.
@@ -116,7 +119,11 @@ class RequestState:
             catch_up=self.lag(sequence, position)[1],
             signals=read,
             tried=length - position,
-            large_tokens=self.steps.large_tokens(step, position),
+            large_tokens=(
+                bisect_left(sequence.replaced, position)
+                if self.mark < 1
+                else self.steps.large_tokens(step, position)
+            ),
             thinking=sequence.thinking,
             risk=self.decisions.risk(position),
         )
@@ -188,7 +195,10 @@ class RequestState:
             if end > start
         ]
         texts = tokenizer.texts_of([ids for _, _, ids, _ in written])
-        steps = tuple(self._step(*each, text) for each, text in zip(written, texts, strict=True))
+        steps = tuple(
+            self._step(*each, text, sequence.replaced)
+            for each, text in zip(written, texts, strict=True)
+        )
         generated = tokens[sequence.prompt_length :]
         reason = FINISH_REASONS[sequence.finish]
         return Completion(
@@ -224,7 +234,9 @@ class RequestState:
             for position in range(step.position, step.position + len(step.token_ids))
         )
 
-    def _step(self, index: int, position: int, ids: list[int], model: str, text: str) -> Step:
+    def _step(
+        self, index: int, position: int, ids: list[int], model: str, text: str, replaced: list[int]
+    ) -> Step:
         # After a decision for the rest, or on a whole answer, later steps follow that decision.
         boundary, decision = self.decisions.of(position) or (None, None)
         here = boundary is not None and boundary.position == position
@@ -239,4 +251,9 @@ class RequestState:
             posterior=decision.posterior if decision and here else None,
             tried=boundary.tried if boundary and here else 0,
             audit=self._pairs(position, position + len(ids), model),
+            replaced=(
+                tuple(at - position for at in replaced if 0 <= at - position < len(ids))
+                if self.mark < 1 and model == ROLES[_LARGE]
+                else None
+            ),
         )

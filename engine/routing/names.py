@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,12 @@ from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import SCORES
 from engine.routing.calibration import Calibration
+from engine.routing.guessed import Speculate, Verify
 from engine.routing.judges import AuditOnly, Judge
-from engine.routing.policies import Always, Call, Cascade, Query, Random, Speculate, Threshold
+from engine.routing.policies import Always, Call, Cascade, Query, Random, Threshold
 from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.signals import SIGNAL_RANGES
-from engine.routing.speculation import FORM, NAME, Speculation
+from engine.routing.speculation import FORM, NAME, VERIFY, VERIFY_FORM, Speculation
 from engine.routing.steer import CostAware, Steer
 from engine.routing.windows import Window
 
@@ -35,11 +37,13 @@ _FORMS = {
     "judge": "judge:MARK or judge:SCORE:MARK",
     "audit": "audit:MARK or audit:SCORE:MARK",
     NAME: f"{NAME}, {NAME}:K or {NAME}:K:SOURCE",
+    VERIFY: f"{VERIFY}, {VERIFY}:MARK, {VERIFY}:MARK:K or {VERIFY}:MARK:K:step",
 }
 POLICIES = tuple(_FORMS)
 HELP = ", ".join(_FORMS.values()) + (
-    f"; any other with +{FORM}, where SOURCE is {' or '.join(DRAFT_SOURCES)}"
+    f"; any other with +{FORM} or +{VERIFY_FORM}, where SOURCE is {' or '.join(DRAFT_SOURCES)}"
 )
+_PLUS = re.compile(rf"\+(?={NAME}|{VERIFY})")
 _CALIBRATED = ("steer", "steer-cost")
 
 
@@ -49,9 +53,9 @@ def is_calibrated(policy: object) -> bool:
 
 
 def split_name(policy: str) -> tuple[str, str]:
-    """A policy's name, and what follows its plus (``speculate...``) or an empty string."""
-    name, plus, drafts = policy.partition(f"+{NAME}")
-    return name, NAME + drafts if plus else ""
+    """A policy's name, and what follows its plus (``speculate...`` or ``verify...``), if any."""
+    name, *guessed = _PLUS.split(policy, maxsplit=1)
+    return name, guessed[0] if guessed else ""
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,12 @@ def _steer(wanted: _Wanted) -> Policy:
     return Steer(wanted.fitted(), tau)
 
 
-def _speculate(text: str) -> Policy:
-    guessed = Speculation.parse(text)
-    return Speculate(tokens=guessed.tokens, source=guessed.source)
+def _guessed(text: str, policy: Policy) -> Policy:
+    """A policy whose large steps are guessed as the text says."""
+    wanted = Speculation.parse(text)
+    if text.startswith(VERIFY):
+        return Verify(policy, wanted.mark, wanted.tokens, wanted.finishes_step)
+    return Speculate(policy, wanted.tokens, wanted.source)
 
 
 _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
@@ -173,7 +180,8 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "judge": lambda w: _judged(w, Judge),
     "audit": lambda w: _judged(w, AuditOnly),
     "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
-    NAME: lambda w: _speculate(w.text),
+    NAME: lambda w: _guessed(w.text, Always("large")),
+    VERIFY: lambda w: _guessed(w.text, Always("large")),
 }
 _WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade")
 
@@ -196,9 +204,12 @@ def make_policy(
     * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
     * judge, audit: the lowest log-probability of a step that the large model accepts.
     * speculate: large, with ``:K`` guesses before each of its passes, from a ``:SOURCE``.
+    * verify: the small model, and where one of its tokens is less than MARK times as likely to the
+      large model as its likeliest one, the large model, which reads ``:K`` tokens at a time. With
+      ``:step`` it then writes the rest of the step.
 
-    ``@WINDOW`` after a name takes the signals from that window. ``+speculate``, last and with the
-    same arguments, has the large model's steps guessed under any policy.
+    ``@WINDOW`` after a name takes the signals from that window. ``+speculate`` or ``+verify``, last
+    and with the same arguments, has the large model's steps written so under any policy.
 
     Args:
         price: cost of a row of the small model in rows of the large one, for steer-cost.
@@ -212,11 +223,10 @@ def make_policy(
         return policy if isinstance(policy, Policy) else Call(policy)
     base, drafts = split_name(policy)
     if drafts:
-        guessed = Speculation.parse(drafts)
         other = make_policy(base, calibration, share, price)
         if complete(other).speculation:
             raise SteerError(f"policy {policy!r} says twice how many tokens are guessed")
-        return Speculate(other, guessed.tokens, guessed.source)
+        return _guessed(drafts, other)
     wanted, at, window = policy.partition("@")
     name, *arguments = wanted.split(":")
     if name not in POLICIES or (arguments and name in ROLES):

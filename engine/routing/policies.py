@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.errors import SteerError
-from engine.routing.audit import Audit
 from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, SignalPolicy, complete
 from engine.routing.signals import Signals, check_signal, is_number
-from engine.routing.speculation import DRAFT_TOKENS, NAME, Speculation
+from engine.routing.speculation import Speculation
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
 
 
@@ -80,7 +79,7 @@ class Threshold(SignalPolicy):
         return Decision(chosen, f"{self.signal} {signal:.4g} {sign} {self.value:.4g}")
 
 
-class _Asks(PolicyBase):
+class Asking(PolicyBase):
     """A policy that asks another one, and looks where that looks."""
 
     @property
@@ -109,7 +108,7 @@ class _Asks(PolicyBase):
 
 
 @dataclass(frozen=True)
-class Query(_Asks):
+class Query(Asking):
     """One decision a request, at the prompt's end: that of another policy, for the whole answer."""
 
     at_prompt: Policy
@@ -143,62 +142,6 @@ class Cascade(Threshold):
     def decide(self, boundary: Boundary) -> Decision:
         """One decision, on the small model's whole answer."""
         return replace(super().decide(boundary), rest=True)
-
-
-@dataclass(frozen=True)
-class Speculate(_Asks):
-    """A policy whose large steps are guessed ahead and verified; by default large for all of them.
-
-    policy: decides which model writes each step, as it would without.
-    tokens, source: see :class:`Speculation`.
-    """
-
-    policy: Policy = Always("large")
-    tokens: int = DRAFT_TOKENS
-    source: str = "small"
-
-    def __post_init__(self) -> None:
-        complete(self.policy)
-        _ = self.speculation  # checks tokens and source
-
-    @property
-    def asked(self) -> Policy:
-        """The policy that decides."""
-        return self.policy
-
-    @property
-    def speculation(self) -> Speculation:
-        """How the large model's tokens are guessed."""
-        return Speculation(self.tokens, self.source)
-
-    @property
-    def name(self) -> str:
-        """``speculate``; after another policy's name and a plus, if that is not large."""
-        return NAME if self.policy == Always("large") else f"{self._other.name}+{NAME}"
-
-    @property
-    def reader(self) -> str:
-        """The other policy's reader."""
-        return self._other.reader
-
-    @property
-    def audit(self) -> Audit | None:
-        """The other policy's audit."""
-        return self._other.audit
-
-    @property
-    def uses_window(self) -> bool:
-        """Whether the other policy's decisions depend on the window."""
-        return self._other.uses_window
-
-    @property
-    def needs_think_end(self) -> bool:
-        """Whether the other policy needs it."""
-        return self._other.needs_think_end
-
-    def decide(self, boundary: Boundary) -> Decision:
-        """The other policy's decision."""
-        return self._other.decide(boundary)
 
 
 @dataclass(frozen=True)
