@@ -74,8 +74,10 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
       "request; set draft_source to lookup, or draft_tokens to 0");
   require(!request.verified || (request.draft_tokens > 0 && !request.relay &&
                                 request.draft_source == DraftSource::small),
-          "what the large model verifies is guessed by the small model: set draft_tokens to 1 or "
-          "more, draft_source to small, and relay to false");
+          "the small model guesses what the large one verifies: set draft_tokens to 1 or more, "
+          "draft_source to small, and relay to false");
+  require(!request.verified || request.reader != kLarge,
+          "the large model verifies what it reads here: it cannot be the reader as well");
   require(config_.max_waiting == 0 || samples <= config_.max_waiting,
           number(samples) + " samples can never be queued at once: the queue holds " +
               number(config_.max_waiting));

@@ -59,19 +59,20 @@ void Scheduler::open_rounds() {
   for (Sequence* sequence : running_) {
     if (!sequence->may_open_round()) continue;
     if (sequence->request.verified)
-      open_verified(*sequence, std::max(left, 0) + 1);
+      open_verified(*sequence, std::max(left, 0));
     else if (left > 0)
       open_round(*sequence, left);
     left -= rows(*sequence);
   }
 }
 
-// The small model writes at most `most` tokens: all that the large model may let stand.
+// The small model writes what the large one may let stand. The last of its guesses needs no row of
+// the pass that verifies them.
 void Scheduler::open_verified(Sequence& sequence, std::int32_t most) {
   const Request& request = sequence.request;
   sequence.active = kSmall;
-  start_guessing(sequence,
-                 std::min({most, request.draft_tokens, request.max_tokens - sequence.generated()}));
+  const std::int32_t left = request.max_tokens - sequence.generated();
+  start_guessing(sequence, 1 + std::min({most, request.draft_tokens - 1, left - 1}));
 }
 
 void Scheduler::start_guessing(Sequence& sequence, std::int32_t wanted) {

@@ -148,7 +148,7 @@ class Device(Driver):
         for stretch in range(OPERATIONS // 100):
             quick = stretch % 3
             self.eager = (0.6, 0.9, 0.0)[stretch // 3 % 3]
-            self.more = {"ahead": stretch % 4 > 0}
+            self.more |= {"ahead": stretch % 4 > 0}
             weights = [6, 14, (6, 24, 24)[quick], (24, 6, 24)[quick], 2, 1, 0.3, 0.15]
             operations = [self.add, self.route, *lanes, *others]
             for operation in self.random.choices(operations, weights, k=100):

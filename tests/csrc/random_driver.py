@@ -83,6 +83,7 @@ class Driver(ArenaChecks):
         self.more: dict[str, int] = {}  # arguments of every request
         self.drafts: tuple[int, ...] = (0,)  # draft_tokens of requests
         self.sources: tuple[str, ...] = ("small",)  # draft_source of requests
+        self.readers: tuple[int, ...] = (NOBODY, SMALL, SMALL, LARGE)
         self.speculation: Counter[str] = Counter()
         self.alive: list[int] = []
         self.undecided: list[int] = []
@@ -103,7 +104,7 @@ class Driver(ArenaChecks):
         if self.prefix_cache:  # three families of prompts that share beginnings
             family = Random(random.randrange(3))
             prompt = [family.randrange(7) for _ in range(12)][: random.randint(1, 12)] + prompt[:2]
-        reader = random.choice((NOBODY, SMALL, SMALL, LARGE))
+        reader = random.choice(self.readers)
         max_tokens = random.randint(1, CONTEXT - len(prompt))
         trials = (0, 0, WHOLE, 1, 2, min(5, max_tokens)) if reader != NOBODY else (0,)
         samples = min(random.choice((1, 1, 1, 2, 3)), self.most_samples)
@@ -261,17 +262,19 @@ class Driver(ArenaChecks):
         self.seen["forced"] += len(forced)
         steps = [*sequence.steps, (len(tokens), NOBODY)]
         for (start, model), (end, _) in pairwise(steps):
-            written = [
-                tokens[i] if i in forced else virtual_model(model, hashes[i])
-                for i in range(start, end)
-            ]
-            assert tokens[start:end] == written
+            self.written(sequence, start, end, model, hashes)
         assert sequence.finish in (STOP, LENGTH, ABORT, REPETITION)
         if sequence.finish == STOP:
             assert tokens.index(STOP_ID) == len(tokens) - 1
         else:  # a trial that has stopped may be aborted before the answer
             assert STOP_ID not in tokens[: -1 if sequence.finish == ABORT else None]
         self.seen[f"finish {sequence.finish}"] += 1
+
+    def written(self, s: Sequence, start: int, end: int, model: int, hashes: list[int]) -> None:
+        """The step in [start, end) is what its model writes."""
+        tokens = s.tokens.tolist()
+        for i in range(start, end):
+            assert tokens[i] == virtual_model(model, hashes[i]) or i in s.forced
 
     def check_speculation(self, sequence: Sequence) -> None:
         """What it counts is what its rows say."""

@@ -124,6 +124,9 @@ class Workload {
     request.draft_source = static_cast<DraftSource>(below(3));
     int samples = below(4) == 0 ? 1 + below(3) : 1;
     if (below(5) == 0) samples = 1, relay(request);
+    if (request.draft_tokens > 0 && request.draft_source == DraftSource::small &&
+        request.reader != kLarge)
+      request.verified = below(2) == 0, request.finishes_step = below(2) == 0;
     const SequenceId first = scheduler_.add(request, samples);
     for (int sample = 0; sample < samples; ++sample) alive_.push_back(first + sample);
   }
@@ -155,7 +158,10 @@ class Workload {
     for (std::int32_t i = 0; i < plan.sequences; ++i) {
       const std::int32_t draws = plan.samples[i];
       const Sequence* sequence = plan.members[i];
-      for (std::int32_t place = 0; sequence != nullptr && place < draws - 1; ++place)
+      const std::int32_t guesses = sequence == nullptr || plan.guesses[i]
+                                       ? 0
+                                       : static_cast<std::int32_t>(sequence->draft.size());
+      for (std::int32_t place = 0; place < std::min(draws, guesses); ++place)
         if (below(4) > 0) tokens[at + place] = sequence->draft.at(place);
       verified_ += draws > 1;
       at += std::max(1, draws);

@@ -15,6 +15,7 @@ from engine._core import DRAFT_SOURCES, Sequence
 from .kinds import CATCHUP, DISCARDED, DRAFTED, LARGE, PROMPT, RECOMPUTE, REJECTED, SAMPLED, SMALL
 from .random_device import Device
 from .test_random import TIERS
+from .verified_text import Verifying
 
 
 @pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
@@ -70,7 +71,7 @@ class Story(Device):
         while requests or self.alive:
             if requests and len(self.alive) < 8 and timing.random() < 0.2:
                 self.random = requests.pop(0)
-                self.more = {"ahead": self.random.random() < 0.9}
+                self.more |= {"ahead": self.random.random() < 0.9}
                 self.add()
             self.random = timing
             for lane in (SMALL, LARGE):
@@ -167,6 +168,41 @@ def test_the_answers_are_those_without_guesses(seed: int, eager: float) -> None:
         assert counts["rounds"] > 20 and counts["accepted"] > (0 if lookup else 20)
         assert (counts["looked_up"] > 0) == (drafts[1] != "small")
         assert (counts["drafted"] > 0) == (counts["reused"] > 0) == (not lookup)
+
+
+class VerifiedStory(Verifying, Story):
+    """A story of which most requests are verified."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_verified_answers_depend_on_the_text_alone(seed: int) -> None:
+    """Not on how many tokens a pass verifies, the memory that is free, or the time: whatever lane
+    runs when, the large model writes no token without a guess."""
+    host = 12 * (seed % 2)
+    plain: VerifiedStory | None = None
+    for most, eager in ((1, 0.0), (3, 0.9), (15, 0.0), (15, 0.9)):
+        story = VerifiedStory(seed, eager, seed % 4 < 2, host_blocks=host * (seed % 4 < 2))
+        story.most = most
+        story.run()
+        assert np.array_equal(story.planned, story.booked)
+        plain = plain or story
+        assert story.ends == plain.ends
+        assert story.seen["replaced"] > 20 and story.seen["stood"] > 20
+
+
+@pytest.mark.parametrize(("prefix_cache", "host_blocks"), TIERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_random_operations_with_verified_requests(
+    seed: int, prefix_cache: bool, host_blocks: int
+) -> None:
+    device = VerifyingDevice(seed, prefix_cache, host_blocks=host_blocks)
+    device.run()
+    assert np.array_equal(device.planned, device.booked)
+    assert device.seen["replaced"] > 10 and device.seen["stood"] > 10
+
+
+class VerifyingDevice(Verifying, Device):
+    """Random operations on requests that are verified and others."""
 
 
 @pytest.mark.parametrize("seed", range(8))
