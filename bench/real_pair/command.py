@@ -33,6 +33,7 @@ from bench.real_pair.sources import Source, pair_sources
 from bench.rows import RowWriter
 from bench.tasks.gym import GymProblem
 from engine import Engine, EngineConfig, SteerError
+from engine._core import MOST_DRAFTS
 from engine.files import check_output
 from engine.routing.names import HELP, is_calibrated, make_policy
 
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--small", type=Path, metavar="PATH", help="this small model instead; nothing is fetched")
     add("--large", type=Path, metavar="PATH", help="this large model instead; goes with --small")
     add("--problems", type=int, default=40, metavar="N", help="to answer (default: %(default)s)")
+    add("--seed", type=int, default=problems.SEED, help="of the problems (default: %(default)s)")
     add(
         "--policies",
         default="small,large,threshold:max_prob:0.9,steer",
@@ -102,7 +104,7 @@ def _flops_options(options: argparse.Namespace, paths: Sequence[Path]) -> argpar
     small, large = map(str, paths)
     said = ["--model-pair=custom", f"--small={small}", f"--large={large}", "--dtype=bfloat16"]
     said += [f"--policies={options.policies}", f"--max-tokens={problems.MAX_TOKENS}"]
-    said += [f"--dataset={problems.SOURCE}, seed {problems.SEED}", "--chat"]
+    said += [f"--dataset={problems.SOURCE}, seed {options.seed}", "--chat"]
     said.append(f"--instruction={problems.INSTRUCTION}")
     for name in ("calibration", "save_calibration"):
         if value := getattr(options, name):
@@ -117,8 +119,12 @@ def _report(
     drawn: tuple[list[GymProblem], list[GymProblem]],
 ) -> int:
     # No prefix cache, so that no policy reuses what another one has computed.
+    most = min(options.problems, 256)
     config = EngineConfig(
-        prefix_cache=False, max_context=_CONTEXT, max_sequences=min(options.problems, 256)
+        prefix_cache=False,
+        max_context=_CONTEXT,
+        max_sequences=most,
+        max_drawn_rows=most * (MOST_DRAFTS + 1),  # so that all requests may be guessed for at once
     )
     small, large = paths
     engine = Engine(
@@ -153,7 +159,7 @@ def _run(options: argparse.Namespace, sources: Sequence[Source]) -> int:
         print(*fetch(sources, options.folder, progress=True), sep="\n")
         return 0
     calibration = max(options.problems, _LEAST_CALIBRATION)
-    drawn = problems.draw(options.problems, calibration)
+    drawn = problems.draw(options.problems, calibration, options.seed)
     given = [options.small, options.large]
     paths = given if options.small else fetch(sources, options.folder, progress=True)
     started = time.perf_counter()

@@ -15,12 +15,14 @@ INSTRUCTION = "Separate steps by blank lines."  # a boundary is where a step end
 MAX_TOKENS = 320
 
 
-def draw(tests: int, calibration: int) -> tuple[list[GymProblem], list[GymProblem]]:
-    """Test problems and other ones to calibrate on, the same for the same two numbers.
+def draw(
+    tests: int, calibration: int, seed: int = SEED
+) -> tuple[list[GymProblem], list[GymProblem]]:
+    """Test problems and other ones to calibrate on, the same for the same three numbers.
 
     SteerError without the ``reasoning-gym`` package.
     """
-    drawn = gym.read_problems(SOURCE, tests + calibration, SEED)
+    drawn = gym.read_problems(SOURCE, tests + calibration, seed)
     return drawn[:tests], drawn[tests:]
 
 
