@@ -16,7 +16,7 @@ from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
 from engine.replay import command as replaying
-from engine.request import Completion
+from engine.request import Completion, Step
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP
 from engine.routing.policies import AfterThinking
@@ -120,7 +120,9 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def show(completion: Completion) -> str:
     """A completion as text: one line for each step, then its row counts."""
-    lines = [f"{s.model:5}  {s.text.strip() or '(empty)':32}  {s.reason}" for s in completion.steps]
+    lines = [
+        f"{_author(s):5}  {s.text.strip() or '(empty)':32}  {s.reason}" for s in completion.steps
+    ]
     counts = ", ".join(
         f"{role} {completion.usage.count(role, 'sampled')} sampled"
         f" of {completion.usage.rows[i, :, 0].sum()} computed"
@@ -135,6 +137,14 @@ def show(completion: Completion) -> str:
             f"{guessed.tokens_per_pass:.1f} tokens a pass of the large model"
         )
     return "\n".join([*lines, f"-- {completion.finish_reason}; rows: {counts}"])
+
+
+def _author(step: Step) -> str:
+    """The model that wrote a step, or that both did."""
+    if step.replaced is None:
+        return step.model
+    by_one = {0: "small", len(step.token_ids): "large"}
+    return by_one.get(step.large_tokens, "both")
 
 
 def run_generate(options: argparse.Namespace) -> int:

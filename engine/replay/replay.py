@@ -48,7 +48,7 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
     if policy.speculation and policy.speculation.tokens:
         raise SteerError(
             f"policy {name or policy.name} guesses tokens, and a trace cannot tell which guesses "
-            "would have been right: replay it without speculate"
+            "would have stood: replay it without speculate or verify"
         )
     window, looks = policy.window, policy.uses_window
     if looks and str(window) != trace.window:

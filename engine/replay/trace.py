@@ -45,6 +45,7 @@ class TraceWriter(JsonLines):
                     "posterior": step.posterior,
                     "reason": step.reason,
                     **({"audit": step.audit} if step.audit else {}),
+                    **({} if step.replaced is None else {"replaced": step.replaced}),
                 }
             )
         self.write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.routing.audit import Audit
 from engine.routing.policies import Always, Asking
@@ -106,6 +106,15 @@ class Verify(_Guessed):
     tokens: int = VERIFIED_TOKENS
     finishes_step: bool = False
     _own_name = VERIFY
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """The other policy's decision; the reason says that a step of the large model's is verified
+        instead."""
+        decision = super().decide(boundary)
+        if decision.model != _LARGE.model or not self.speculation.verifies:
+            return decision
+        where = "" if self.policy == _LARGE else f" ({decision.reason})"
+        return replace(decision, reason=f"verified, mark {self.mark:g}{where}")
 
     @property
     def speculation(self) -> Speculation:
