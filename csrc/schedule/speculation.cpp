@@ -71,6 +71,7 @@ void Scheduler::open_rounds() {
 void Scheduler::open_verified(Sequence& sequence, std::int32_t most) {
   const Request& request = sequence.request;
   sequence.active = kSmall;
+  turns_.changed();
   const std::int32_t left = request.max_tokens - sequence.generated();
   start_guessing(sequence, 1 + std::min({most, request.draft_tokens - 1, left - 1}));
 }
@@ -78,7 +79,6 @@ void Scheduler::open_verified(Sequence& sequence, std::int32_t most) {
 void Scheduler::start_guessing(Sequence& sequence, std::int32_t wanted) {
   sequence.round.wanted = wanted;
   sequence.round.open = sequence.round.drawn = true;
-  turns_.changed();
   // The last row's logits are gone, if it is computed: a reader did so at a boundary.
   if (sequence.computed[kSmall] == sequence.length())
     kv_.keep_rows(sequence, kSmall, sequence.length() - 1);

@@ -66,6 +66,8 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
     reader = dice.pick(NOBODY, SMALL, SMALL, LARGE)
     trial = min(dice.pick(0, 0, 1, 2, 5, WHOLE), max_tokens) if reader != NOBODY else 0
     think_end = dice.pick([], [], [0, 1], [0, 0], [4], [2, 3, 7])
+    drafts, source = dice.pick(0, 0, 3, 1, 7), dice.pick("small", "small", "both", "lookup")
+    verified = drafts > 0 and source == "small" and reader != LARGE
     return Request(
         prompt=prompt,
         max_tokens=max_tokens,
@@ -82,8 +84,10 @@ def draw_request(dice: Dice, shape: Shape) -> Request:
         max_think_tokens=dice.pick(0, 1, 3, 9) if think_end else 0,
         max_repeats=dice.pick(0, 0, 2, 9),
         ahead=dice.pick(True, True, True, False),
-        draft_tokens=dice.pick(0, 0, 3, 1, 7),
-        draft_source=dice.pick("small", "both", "lookup"),
+        draft_tokens=drafts,
+        draft_source=source,
+        verified=verified and dice.pick(False, True),
+        finishes_step=dice.pick(False, True),
     )
 
 
@@ -110,6 +114,12 @@ def nonsense(shape: Shape, prompt: int) -> list[tuple[dict, str]]:
         ({"samples": 0}, "samples must be"),
         ({"draft_tokens": -1}, "draft_tokens must be 0"),
         ({"draft_tokens": 16}, "draft_tokens must be 0"),
+        ({"verified": True, "draft_tokens": 0}, "guesses what the large one verifies"),
+        ({"verified": True, "draft_tokens": 2, "draft_source": "both"}, "guesses what the large"),
+        (
+            {"verified": True, "draft_tokens": 2, "draft_source": "small", "reader": LARGE},
+            "cannot be the reader as well",
+        ),
         ({"draft_source": "text"}, "unknown draft source 'text'; known: small, lookup, both"),
         ({"stop_strings": [b"a", b""]}, "must not be empty"),
         *never,

@@ -27,8 +27,22 @@ class GuessedSequence(SequenceRows):
         there = self.computed[LARGE] + self.flying[LARGE]
         if not (self.speculates and self.draws_on) or self.wanted or self.suspended:
             return
-        if there >= self.length or (self.samples > 1 and there < self.prompt - 1):
+        if there >= self.length:
             return
+        if self.request.verified:
+            self.open_verified(max(0, verified))
+        elif verified > 0 and (self.samples == 1 or there >= self.prompt - 1):
+            self.open_guessed(verified)
+
+    def open_verified(self, verified: int) -> None:
+        """The small model writes; the last of its guesses needs no row of the pass."""
+        left = self.request.max_tokens - len(self.written) - 1
+        self.active = SMALL
+        self.core.turns.changed()
+        self.guess_on(1 + min(verified, self.request.draft_tokens - 1, left))
+
+    def open_guessed(self, verified: int) -> None:
+        """From a source that has guesses, else the small model writes them."""
         most = self.request.max_tokens - len(self.written) - 1
         most = min(self.request.draft_tokens, most, verified)
         if most <= 0 or must_stop_thinking(self.request, [*self.written, NOBODY]):
@@ -41,9 +55,12 @@ class GuessedSequence(SequenceRows):
         elif self.guesses_from("lookup") and (like := self.look_up(most)):
             self.guessed["looked_up"] += self.verify_next(like)
         elif self.has_guesser and self.length - self.computed[SMALL] <= MOST_BEHIND:
-            self.wanted, self.open, self.has_rows = most, True, True
-            if self.computed[SMALL] == self.length:  # a row is left to draw from
-                self.keep(SMALL, self.length - 1)
+            self.guess_on(most)
+
+    def guess_on(self, most: int) -> None:
+        self.wanted, self.open, self.has_rows = most, True, True
+        if self.computed[SMALL] == self.length:  # a row is left to draw from
+            self.keep(SMALL, self.length - 1)
 
     def look_up(self, count: int) -> list[int]:
         return look_up(self.tokens, 3 if self.has_guesser else 2, count)
@@ -71,7 +88,7 @@ class GuessedSequence(SequenceRows):
         return [model for start, model in self.steps if start <= position][-1]
 
     def close_round(self) -> None:
-        self.open = False
+        self.open, self.active = False, LARGE
         self.core.turns.changed()
 
     def drop_round(self) -> None:
@@ -83,6 +100,8 @@ class GuessedSequence(SequenceRows):
         if token < 0:
             self.core.distrust()
             self.off = True
+            if self.request.verified and not self.pending:
+                self.end_pending = ERROR
             self.close_round()
         elif not self.pending:
             self.guessed["drafted"] += 1
@@ -94,7 +113,7 @@ class GuessedSequence(SequenceRows):
         """Would the text end after the draft, go on with forced tokens, or ask?"""
         written = self.written + self.draft
         said = verdict(self.request, written, self.steps[-1][0] - self.prompt)
-        asked = said.boundary and self.rest_from < 0
+        asked = said.boundary and (self.rest_from < 0 or self.finishes)
         return said.end != NONE or asked or must_stop_thinking(self.request, written)
 
     def verify(self, draws: list[int], found: int | None) -> None:
@@ -116,11 +135,14 @@ class GuessedSequence(SequenceRows):
                 self.book(SMALL, REJECTED, self.length - 1, self.length, -1)
                 self.book(SMALL, DRAFTED, self.length - 1, self.length)
             self.book_sample(LARGE, SAMPLED, length + kept)
+            if self.request.verified and (not right or self.finishes):
+                self.replaced.append(length + kept)
             self.guessed["tokens"] += 1
             self.computed = [min(rows, length + kept) for rows in had]
             self.append(draws[kept], LARGE)
             kept += 1
             goes_on = right and self.length == length + kept and self.draws_on
+            goes_on = goes_on and kept < len(draws)
         for more in range(kept, len(draws)):
             self.book_sample(LARGE, DISCARDED, length + more)
         if self.phase != OVER:

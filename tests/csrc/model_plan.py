@@ -82,7 +82,7 @@ class Judge(AdoptedPlan):
             self.have[s] -= self.lost[self.lane][s]
             rows, shared = self.view.rows(s), self.took[s] - self.hits[s]
             span = s.text_end(self.lane) - self.have[s]
-            guesses = max(0, min(self.guesses[s], spare))
+            guesses = max(0, min(self.verifying[s], spare))
             wanted = min(span + guesses, left)
             if span == 1:
                 wanted = 1 + min(max(left - kept, 0), guesses)
@@ -93,7 +93,7 @@ class Judge(AdoptedPlan):
             self.have[s] += shared
             text = min(wanted, s.text_end(self.lane) - self.have[s])
             self.check_rows(s, min(rows, text), text)
-            if self.guesses[s]:
+            if self.guesses[s] and not s.open:
                 self.check_guesses(s, rows - text, wanted - text)
                 spare -= max(0, rows - text)
             if rows:
@@ -107,9 +107,9 @@ class Judge(AdoptedPlan):
         if self.have[s] + self.view.rows(s) < s.length:
             assert len(s.draft) == self.guesses[s], "guesses were dropped before their turn"
             return
-        wanted, blocks = min(wanted, self.guesses[s]), self.model.blocks_for
+        wanted, blocks = min(wanted, self.verifying[s]), self.model.blocks_for
         got = blocks(s.length + rows) - blocks(s.length)
-        assert len(s.draft) == rows <= wanted
+        assert len(s.draft) - s.request.verified == rows <= wanted
         assert not (self.starved and got), "a block for a guess though memory is short"
         self.need += got
         if rows < wanted:
@@ -147,7 +147,8 @@ class Judge(AdoptedPlan):
             if rows:
                 self.planned.append(s)
         for s in self.running:
-            if s.open and self.lane == SMALL and not s.flying[SMALL] and s not in self.planned:
+            waits = s.open and not s.request.verified and s not in self.planned
+            if waits and self.lane == SMALL and not s.flying[SMALL]:
                 s.close_round()
 
     def find_late(self, s: SequenceModel, limit: int) -> None:
@@ -198,7 +199,7 @@ class Judge(AdoptedPlan):
 
     def check_shared(self, s: SequenceModel, shared: int) -> None:
         assert not (self.starved and shared % self.size), "a block after somebody got none"
-        full, part = (0, 0) if s.open and not s.written else self.to_share(s)
+        full, part = (0, 0) if s.text_end(self.lane) < s.prompt else self.to_share(s)
         if self.lossy or self.leaving:  # which rows the others had then is not known
             full, part = shared - shared % self.size, shared % self.size
         self.need += part > 0
@@ -236,7 +237,14 @@ class Judge(AdoptedPlan):
         unread = s.rest_from >= 0 or (lane == SMALL and s.request.reader != SMALL) or not wants
         lags = lane == SMALL and s.has_guesser and s.reach - s.computed[lane] > MOST_BEHIND
         wants, unread = (1, False) if lags else (wants, unread)
-        busy = s.active == lane or s.flying[lane] or s.bets[lane] or s.pending or s.suspended
+        busy = (
+            s.active == lane
+            or s.is_verified
+            or s.flying[lane]
+            or s.bets[lane]
+            or s.pending
+            or s.suspended
+        )
         tried = s in self.drafting  # it has found already what it could
         if busy or unread or lag < wants:
             assert (took == 0 or tried) and rows == 0, "read along without need"

@@ -45,7 +45,7 @@ class Plan:
         self.free, self.empty = free
         self.size, self.budget = model.size, model.shape.budget
         self.running, self.leader = list(model.running), model.leader()
-        self.drafting = [s for s in self.running if s.drafts(lane)]
+        self.drafting = [s for s in self.running if s.drafts_aside(lane)]
         others = [s for s in self.running if s not in self.drafting]
         self.runnable = [s for s in others if s.runnable(lane)]
         self.following = {s: rows for s in others if (rows := s.follows(lane))}
@@ -72,6 +72,7 @@ class Plan:
     def cut_drafts(self, view: View) -> None:
         """Guesses that are gone after it; ``guesses`` has their number before."""
         self.guesses = {s: len(s.draft) for s in self.running}
+        self.verifying = {s: s.verifying(self.lane) for s in self.running}
         for s in self.running:
             left = len(view.after[s.id].draft)
             assert left == len(s.draft) or (left < len(s.draft) and s in self.runnable)
@@ -87,7 +88,7 @@ class Plan:
         for s in self.runnable:
             assert self.model.cache is not None or s.samples == 1, "see Machine.let_go()"
             known = self.model.cache is not None and not self.leaving
-            self.hits[s] = self.known_rows(s, s.text_end(self.lane) - 1) if known else self.took[s]
+            self.hits[s] = self.known_rows(s, self.findable(s)) if known else self.took[s]
         held, _ = self.model.live(self.lane)
         for s in self.runnable:
             first = s.computed[self.lane]
@@ -95,6 +96,9 @@ class Plan:
                 block = self.cached_block(s, end // self.size)
                 self.need += block is None or block not in held  # no longer to be had by others
                 held.add(-1 if block is None else block)
+
+    def findable(self, s: SequenceModel) -> int:
+        return min(s.length, s.text_end(self.lane)) - 1
 
     def cached_block(self, s: SequenceModel, index: int) -> int | None:
         cache = self.model.cache

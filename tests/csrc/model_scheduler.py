@@ -205,7 +205,8 @@ class SchedulerModel:
 
     def open_rounds(self) -> None:
         for s in self.running:
-            s.open_round(self.guesses_left() - sum(o.wanted for o in self.running))
+            rows = (max(0, o.wanted - o.request.verified) for o in self.running)
+            s.open_round(self.guesses_left() - sum(rows))
 
     def guesses_left(self) -> int:
         """Guesses that one pass has room for, beside a row of each sequence."""
@@ -327,7 +328,7 @@ class SchedulerModel:
             lossy, gives_up = s.may_lose[lane], s.gives_up[lane]
             s.gives_up[lane] = s.may_lose[lane] = False
             s.keep(lane, first)  # the rows that came to nothing
-            if not s.open or lane != SMALL:
+            if not s.open or s.request.verified or lane != SMALL:
                 s.end(ERROR)
                 continue
             # It can do without guesses.

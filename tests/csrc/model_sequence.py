@@ -190,6 +190,7 @@ class SequenceModel(GuessedSequence):
         self.attempt += 1
         self.steps = [step for step in self.steps if step[0] < length]
         self.cut_bytes, self.trial_end = 0, Verdict()
+        self.replaced = [at for at in self.replaced if at < length]
         if self.cut_pending >= length:
             self.cut_pending = -1
         self.rest_from = -1 if self.rest_from >= length else self.rest_from
@@ -231,7 +232,7 @@ class SequenceModel(GuessedSequence):
         elif lossy and found < last and found % self.core.size == 0 and not verifies:
             self.core.lose(self, lane, found)
         self.gives_up[lane] = self.may_lose[lane] = False
-        if draws and self.active != lane:
+        if draws and (self.active != lane or self.open):
             self.guess(draws[0], last)
             self.take_effect()
         elif not draws or self.pending or draws[0] < 0:

@@ -53,6 +53,7 @@ class SequenceState:
         self.draft: list[int] = []
         self.wanted, self.open, self.off = 0, False, False
         self.has_rows = False  # the small model has drawn the guesses
+        self.replaced: list[int] = []  # places of verified steps where no guess stood
         self.leftover: tuple[int, list[int]] = -1, []  # what it had written here, and where
         self.guessed = dict.fromkeys(_GUESSED, 0)
         self.accepted_at = [0] * MOST_DRAFTS
@@ -87,7 +88,18 @@ class SequenceState:
 
     def done_with(self, model: int) -> bool:
         """It will not go to that model any more, as far as is decided."""
-        return self.rest_from >= 0 and self.active != model
+        return self.rest_from >= 0 and self.active != model and not self.is_verified
+
+    @property
+    def is_verified(self) -> bool:
+        """Does the small model write what the large one verifies?"""
+        return self.request.verified and (self.open or self.active == LARGE)
+
+    @property
+    def finishes(self) -> bool:
+        """Does the large model write on to the step's end?"""
+        wanted = self.request.finishes_step and self.replaced
+        return bool(wanted) and self.replaced[-1] >= self.steps[-1][0]
 
     @property
     def with_draft(self) -> list[int]:
@@ -114,15 +126,28 @@ class SequenceState:
         here = self.phase == RUNNING and not self.suspended and not self.pending
         return self.open and lane == SMALL and here
 
+    def drafts_aside(self, lane: int) -> bool:
+        """The same, and the text goes on without them if need be."""
+        return self.drafts(lane) and self.active != lane
+
     def text_end(self, lane: int) -> int:
-        """Rows of the text that may be computed: its last one waits for the guesses."""
-        return self.length - (self.open and lane == self.active)
+        """Rows that may be computed to write on: those of guesses if it writes these; the large
+        model's last one waits for them."""
+        return self.reach if lane == SMALL else self.length - self.open
+
+    def verifying(self, lane: int) -> int:
+        """Guesses after which the large model draws: not the last one, if every token is guessed
+        first."""
+        rows = len(self.draft) - self.request.verified
+        return max(0, rows) if lane == LARGE and not self.open else 0
 
     def runnable(self, lane: int) -> bool:
         free = not (self.awaits_route or self.suspended or self.pending or self.flying[lane])
         if self.phase != RUNNING or not free:
             return False
-        return self.text_end(lane) > self.computed[lane] if self.active == lane else self.open
+        return (
+            self.text_end(lane) > self.computed[lane] if self.active == lane else self.drafts(lane)
+        )
 
     @property
     def draws_on(self) -> bool:
@@ -170,7 +195,7 @@ class SequenceState:
             [self.prompt + i for i, lane in enumerate(self.drawn) if lane == FORCED],
             *(self.computed, self.flying, [bet.rows if bet else 0 for bet in self.bets]),
             *(self.rows, self.entries, self.cached, self.decision_wait, self.id - self.group),
-            *(self.length, self.prompt, self.draft, self.open),
+            *(self.length, self.prompt, self.draft, self.open, self.replaced),
             self.guessed | {"accepted_at": self.accepted_at},
         )
 
@@ -180,7 +205,7 @@ _FACTS = (
     *("active", "awaits_route", "reading", "suspended", "candidate"),
     *("attempt", "trial_from", "thinking", "forced", "computed", "in_flight", "ahead"),
     *("rows", "entries", "cached", "decision_wait", "sample", "length", "prompt_length"),
-    *("draft", "drafting", "speculation"),
+    *("draft", "drafting", "replaced", "speculation"),
 )
 _read = attrgetter(*_FACTS)
 _ARRAYS = [_FACTS.index(name) for name in ("tokens", "rows", "entries")]

@@ -40,6 +40,8 @@ class Request:
     ahead: bool = True
     draft_tokens: int = 0
     draft_source: str = "small"
+    verified: bool = False
+    finishes_step: bool = False
 
 
 class Verdict(NamedTuple):

@@ -123,7 +123,7 @@ class Machine(WrongCalls):
         if samples and s.active != lane and dice.below(16) == 0:
             return [-1]
         drawn = [self.draw(s, samples > 0, dice) for _ in range(max(1, samples))]
-        for i in range(samples - 1):
+        for i in range(min(samples, len(s.draft)) if lane == LARGE else 0):
             if dice.below(8) > 1:
                 drawn[i] = s.draft[i]
         self.seen["verified"] += samples > 1
@@ -233,6 +233,8 @@ class Machine(WrongCalls):
             self.seen["forced"] += -1 in s.drawn
             self.seen.update({name: n for name, n in s.guessed.items() if n})
             self.seen["given up"] += s.off
+            self.seen["replaced"] += len(s.replaced)
+            self.seen["stood"] += s.guessed["accepted"] * s.request.verified
             for lane in (SMALL, LARGE):
                 for i in range(2):
                     self.booked[lane][i] += sum(kind[i] for kind in s.rows[lane])
@@ -344,5 +346,7 @@ def check_the_machine_went_everywhere() -> None:
         "looked_up",
         "reused",
         "given up",
+        "replaced",
+        "stood",
     )
     assert {name: n for name in events if (n := Machine.seen[name]) < EXAMPLES // 10} == {}
