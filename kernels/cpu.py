@@ -203,6 +203,17 @@ class ForwardPass:
         )
         return logits, hidden
 
+    def head_logits(self, hidden: Tensor) -> Tensor:
+        """Logits, fp32 [rows, head_rows], of what ``split`` gave instead of them.
+
+        hidden: [rows, hidden] in the weights' type.
+        """
+        check_tensor("hidden", hidden, (None, self._hidden), (self._dtype,), self._turns)
+        logits = torch.empty(len(hidden), self._head_rows)
+        if len(hidden):
+            self._decoder.head(hidden.data_ptr(), len(hidden), logits.data_ptr())
+        return logits
+
     def attended(self, plan: Tick) -> int:
         """Pairs of query and key that attention works on: spans are taken in stretches of rows."""
         spans = (plan.starts[1:] - plan.starts[:-1]).long()

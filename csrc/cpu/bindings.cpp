@@ -53,6 +53,10 @@ void forward(Decoder& self, const std::array<Address, 7>& batch,
                at<float>(logits), at<void>(hidden));
 }
 
+void head(Decoder& self, Address hidden, std::int64_t rows, Address logits) {
+  self.head(at<const void>(hidden), rows, at<float>(logits));
+}
+
 // Statistics of rows of logits: floats [kStatistics, rows], ids int64 [rows], valid uint8 [rows].
 void confidence(const std::string& instruction_set, Address logits, std::int64_t rows,
                 std::int64_t stride, std::int64_t vocabulary, Address floats, Address ids,
@@ -124,5 +128,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("draw", &draw_rows, py::call_guard<py::gil_scoped_release>());
   py::class_<Decoder>(m, "Decoder")
       .def(py::init(&decoder))
-      .def("forward", &forward, py::call_guard<py::gil_scoped_release>());
+      .def("forward", &forward, py::call_guard<py::gil_scoped_release>())
+      .def("head", &head, py::call_guard<py::gil_scoped_release>());
 }

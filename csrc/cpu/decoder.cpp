@@ -86,6 +86,12 @@ class TypedDecoder final : public Decoder {
     team_.run([this](Team::Member& member) { pass(member); });
   }
 
+  void head(const void* hidden, std::int64_t rows, float* logits) override {
+    std::lock_guard turn(turn_);
+    const auto* input = static_cast<const T*>(hidden);
+    team_.run([&](Team::Member& member) { multiply_head(member, input, rows, logits); });
+  }
+
  private:
   std::int64_t query_width() const { return s_.heads * s_.head_dim; }
   std::int64_t qkv_width() const { return query_width() + 2 * s_.kv_heads * s_.head_dim; }
@@ -145,10 +151,13 @@ class TypedDecoder final : public Decoder {
       k_.rms_norm(x_ + b_.sampled[i] * s_.hidden, weight(w_.norm), s_.eps, s_.hidden,
                   i < headed ? input_ + i * s_.hidden : hidden_ + (i - headed) * s_.hidden);
     });
-    if (!headed) return;
+    if (headed) multiply_head(m, input_, headed, logits_);
+  }
+
+  void multiply_head(Team::Member& m, const T* input, std::int64_t count, float* logits) {
     each_rows(m, s_.vocabulary, s_.hidden, [&](std::int64_t first, std::int64_t rows, int) {
-      k_.linear(weight(w_.head) + first * s_.hidden, rows, input_, s_.hidden, headed, s_.hidden,
-                logits_ + first, s_.vocabulary);
+      k_.linear(weight(w_.head) + first * s_.hidden, rows, input, s_.hidden, count, s_.hidden,
+                logits + first, s_.vocabulary);
     });
   }
 

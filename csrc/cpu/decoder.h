@@ -61,6 +61,8 @@ class Decoder {
   // of range.
   virtual void forward(const Batch& batch, const Layout& layout, void* arena, float* logits,
                        void* hidden) = 0;
+  // Logits, [rows, vocabulary], of what forward() wrote to `hidden` for them.
+  virtual void head(const void* hidden, std::int64_t rows, float* logits) = 0;
 };
 
 // `half`: weights, arena and products in bf16, else in fp32.

@@ -128,7 +128,7 @@ class Decoder:
         for rows, tokens in zip(
             hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
         ):
-            logits = self._backend.head_logits(rows, self.head, vocabulary)
+            logits = self._pass.head_logits(rows, vocabulary)
             scores.append(self._backend.score(logits, vocabulary, tokens.long()))
         return torch.cat(scores)
 

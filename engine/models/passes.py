@@ -80,8 +80,11 @@ class Pass(Protocol):
     ) -> tuple[ops.Confidence, Tensor, Tensor]:
         """As ``signals`` with logits; the last ``headless`` sampled rows stop before the head.
 
-        Of those it gives what the head is to be multiplied with, [headless, hidden_size].
+        Of those it gives what ``head_logits`` takes, [headless, hidden_size].
         """
+
+    def head_logits(self, hidden: Tensor, vocabulary: int) -> Tensor:
+        """fp32 [rows, vocab_size] of rows that stopped before the head; see ``Backend``."""
 
     def attended(self, batch: Batch, attention_pairs: int) -> int:
         """Pairs of query and key that it works on; ``attention_pairs``: queries times keys."""
@@ -111,6 +114,9 @@ class OpByOp:
         )
         assert logits is not None
         return confidence, logits, hidden[drawing:]
+
+    def head_logits(self, hidden: Tensor, vocabulary: int) -> Tensor:
+        return self._backend.head_logits(hidden, self._weights.head, vocabulary)
 
     def attended(self, batch: Batch, attention_pairs: int) -> int:
         return self._backend.attended(batch.attention, attention_pairs)
@@ -173,6 +179,9 @@ class WholePass:
     ) -> tuple[ops.Confidence, Tensor, Tensor]:
         logits, hidden = self._compiled.split(*_numbers(batch), batch.attention, arena, headless)
         return self._backend.confidence(logits, vocabulary), logits, hidden
+
+    def head_logits(self, hidden: Tensor, vocabulary: int) -> Tensor:
+        return self._compiled.head_logits(hidden)
 
     def attended(self, batch: Batch, attention_pairs: int) -> int:
         return self._compiled.attended(batch.attention)

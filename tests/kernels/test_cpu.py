@@ -87,7 +87,7 @@ def test_writes_its_rows_and_nothing_else(instruction_set: str):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_rows_that_stop_before_the_head(dtype: torch.dtype):
-    """What the head would have been multiplied with; the other rows' logits keep their bits."""
+    """What the head would have been multiplied with; all rows' logits keep their bits."""
     model = Model(ODD, dtype)
     texts = Texts(model, [9, 6])
     fast = model.fast(threads=2)
@@ -97,8 +97,11 @@ def test_rows_that_stop_before_the_head(dtype: torch.dtype):
         logits, hidden = fast.split(*batch, plan, texts.arena, headless)
         assert torch.equal(logits, expected[: 15 - headless])
         assert hidden.dtype == dtype and len(hidden) == headless
+        assert torch.equal(fast.head_logits(hidden), expected[15 - headless :])
         product = hidden.double() @ model.head.double().T
         assert_close(product, expected[15 - headless :].double(), dtype) if headless else None
+    with pytest.raises(ValueError, match="hidden"):
+        fast.head_logits(hidden[:, :-1])
     for headless in (-1, 16):
         with pytest.raises(ValueError, match="headless must be in 0"):
             fast.split(*batch, plan, texts.arena, headless)
