@@ -24,6 +24,7 @@ from engine.routing.windows import Window
 from engine.tuning import target as targets
 from engine.tuning.agreement import read_steps, tau_for_agreement
 from engine.tuning.fitting import fitted
+from engine.tuning.marks import check_mark_target, choose_mark
 from engine.tuning.pictures import can_draw, histogram, reliability_plot
 from engine.tuning.prompts import IsRight, Prompts, read_prompts
 from engine.tuning.samples import Sample, observe
@@ -94,6 +95,11 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
         "with the large model without answers (default: the Bayes split, without a run of the "
         "large model)",
     )
+    add(
+        "--mark",
+        action="store_true",
+        help="choose the mark of the policy verify for the target instead; writes no file",
+    )
     add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
     add("--no-plots", action="store_true", help="write no pictures beside the output")
 
@@ -106,12 +112,21 @@ def run(options: argparse.Namespace) -> int:
             "--target agreement cannot go with --retokenize: the large model would have to read "
             "the small one's own tokens; aim at accuracy, loss, share or flops"
         )
+    if options.mark:
+        check_mark_target(aim)
+        if options.retokenize:
+            raise SteerError(
+                "--mark cannot go with --retokenize: no verification across tokenizers"
+            )
     _check(options)
     talk = conversation.Conversation.of(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
     engine = _engine(options)
     asked = talk.prompts(engine, prompts.texts)
     params = SamplingParams(max_tokens=_tokens(options.max_tokens, engine, asked))
+    if options.mark and aim:
+        print(choose_mark(aim, Bench(engine, asked, params, prompts.is_right)).text)
+        return 0
     samples = observe(engine, asked, params, progress=sys.stderr.isatty())
     chosen, findings = _choose(options, samples)
     calibration = fitted(engine, samples, chosen, prompts.texts)

@@ -106,13 +106,18 @@ class Bench:
         aims = [c.text for c in alone]
         self.is_right: IsRight = is_right or (lambda i, text: agree(text, aims[i]))
         self.reference = "the answers" if is_right else "the large model's answers"
-        self.large = self._judge(alone)
+        self.large = self.judge(alone)
 
     def run(self, policy: Policy) -> Run:
         """Run one policy."""
-        return self._judge(self._engine.generate(self._prompts, self._params, policy))
+        return self.judge(self.answers(policy))
 
-    def _judge(self, done: Sequence[Completion]) -> Run:
+    def answers(self, policy: Policy) -> list[Completion]:
+        """A policy's answers to the prompts."""
+        return self._engine.generate(self._prompts, self._params, policy)
+
+    def judge(self, done: Sequence[Completion]) -> Run:
+        """The results of answers to the prompts."""
         usage = sum((c.usage for c in done), Usage())
         steps = [s.model == "large" for c in done for s in c.steps]
         return Run(
