@@ -113,12 +113,13 @@ class Misses:
         self.done: dict[str, Evaluation] = {}
 
     @cached_property
-    def _steer(self) -> Steer:
+    def steer(self) -> Steer:
+        """With the tau of the calibration problems."""
         return Steer(calibrate(self._engine, self._domain.calibration))
 
     def run(self) -> None:
         """Large alone, STEER, and STEER mended in each way."""
-        knowing, steer = Knowing(self._domain), self._steer
+        knowing, steer = Knowing(self._domain), self.steer
         policies: dict[str, Any] = {"large": self._engine.policy("large"), "steer": steer}
         for name, mend in MENDED.items():
             policies[name] = Mended(steer, self._engine, knowing, mend)
@@ -152,7 +153,7 @@ class Misses:
 
     @property
     def _tau(self) -> float:
-        return self._steer.calibration.tau
+        return self.steer.calibration.tau
 
     def _causes(self) -> list[dict[str, Any]]:
         steer, whole = self.done["steer"], self.done["no misses"]
