@@ -11,7 +11,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from engine import Engine, EngineConfig, SamplingParams
+from engine import Engine, EngineConfig, SamplingParams, Verify
 from engine.config import LANE_POLICIES
 from engine.routing.policies import Call
 from engine.routing.windows import Window
@@ -144,6 +144,27 @@ def test_requests_end_as_on_a_cpu(kit, way, seed, prompts, delimiters, ties):
     assert (guessed > 0) == way.startswith("guesses")
     assert way != "host memory" or counters["restored"] > 0
     assert way != "tight" or counters["preemptions"] > 0
+
+
+@pytest.mark.parametrize(("seed", "ahead"), [(0, "both"), (1, "off"), (2, "small")])
+def test_verified_requests_end_as_on_a_cpu(kit, prompts, delimiters, seed, ahead):
+    """Which guesses stand is decided on the card: the host waits for nothing but ends of ticks."""
+    batch = prompts(8, seed=seed + 70, longest=30)
+    asked = [
+        SamplingParams(max_tokens=24, seed=n, **ASKED[n % len(ASKED)]) for n in range(len(batch))
+    ]
+    policies = [Verify(mark=(0.1, 0.6)[n % 2], tokens=1 + n) for n in range(len(batch))]
+    with simulated_card(seed, 0.4) as card, references():
+        engine = build(kit, True, delimiters, plan_ahead=ahead)
+        card.waits.clear()
+        found = engine.generate(batch, asked, policies)
+        assert card.waits == []
+    expected = build(kit, False, delimiters).generate(batch, asked, policies)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
+        assert [s.replaced for s in ours.steps] == [s.replaced for s in theirs.steps]
+    by_large = [done.large_token_share for done in found]
+    assert min(by_large) < 1 and max(by_large) > 0
 
 
 def test_kernels_too(kit, prompts, delimiters, ties):
