@@ -170,7 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     print(setting_lines(rows[0]))
-    print(f"\n{score_table(rows)}")
+    if 0 < rows[0]["wrong"] < rows[0]["judged"]:
+        print(f"\n{score_table(rows)}")
+    else:
+        print("no AUROC: the steps that can be judged are all right, all wrong, or none")
     return 0
 
 

@@ -31,15 +31,17 @@ def auroc_interval(
     wrong: Sequence[float],
     groups: Sequence[int],
     resamples: int = _RESAMPLES,
-    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """:func:`auroc` with a 95% interval: percentiles of a bootstrap that draws whole groups.
+    """:func:`auroc` with an interval: percentiles of a bootstrap that draws whole groups.
 
     Items of one group are not independent (the steps of one answer), so groups are drawn. Draws in
     which all are right or all are wrong are left out.
 
     Args:
         groups: the group of each item, from 0.
+        resamples: draws, always the same ones.
+        level: chance that the interval is meant to cover.
 
     Returns:
         The area, and the interval's ends; NaN where the area is not defined.
@@ -51,7 +53,7 @@ def auroc_interval(
     order = np.argsort(x, kind="stable")
     bad, of = bad[order], np.asarray(groups, np.int64)[order]
     _, starts = np.unique(x[order], return_index=True)
-    rng, count = np.random.default_rng(seed), int(of.max()) + 1
+    rng, count = np.random.default_rng(0), int(of.max()) + 1
     areas = []
     for _ in range(resamples):
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[of]
@@ -61,5 +63,6 @@ def auroc_interval(
         if pairs > 0:
             higher = goods.sum() - np.cumsum(goods)
             areas.append((bads * (higher + goods / 2)).sum() / pairs)
-    low, high = np.quantile(areas, (0.025, 0.975)) if areas else (area, area)
+    ends = (1 - level) / 2, (1 + level) / 2
+    low, high = np.quantile(areas, ends) if areas else (area, area)
     return area, float(low), float(high)
