@@ -37,7 +37,7 @@ from bench.step_signals.picture import areas_plot
 from bench.step_signals.rows import Labelled, score_table, setting_lines
 from bench.step_signals.scores import maths_tokens
 from bench.tasks.problem import STYLES
-from bench.tasks.registry import TASKS
+from bench.tasks.registry import EVERY
 from engine import Engine, EngineConfig, SamplingParams, SteerError
 from engine._core import MOST_DRAFTS
 from engine.files import check_output
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", help="of weights and KV: float32 (default) or bfloat16")
     add(
         "--task",
-        choices=TASKS,
+        choices=EVERY,
         help="an embedded task (default: arithmetic; with --small and no --style: word problems)",
     )
     add("--mix", default="mixed", help="of the embedded task: light, mixed (default) or hard")
@@ -91,7 +91,7 @@ def _check(options: argparse.Namespace) -> None:
             raise SteerError(f"--{flag} must be at least 1, got {getattr(options, name)}")
     if (options.small is None) != (options.large is None):
         raise SteerError("--small and --large go together: pass both, or neither")
-    mixes = TASKS[_task(options)].mixes
+    mixes = EVERY[_task(options)].mixes
     if options.mix not in mixes:
         raise SteerError(f"--mix must be one of {', '.join(mixes)}, got {options.mix!r}")
     check_output(options.json, "--json")
@@ -115,12 +115,13 @@ def _tests(options: argparse.Namespace) -> TestSet:
     return task_tests("test", options.problems, options.seed, options.mix, style, _task(options))
 
 
-def _engine(options: argparse.Namespace) -> Engine:
+def _engine(options: argparse.Namespace, tests: TestSet) -> Engine:
     config = EngineConfig(
         max_sequences=options.at_once,
         max_waiting=0,
         max_drawn_rows=options.at_once * (MOST_DRAFTS + 1),
         max_context=_CONTEXT if _words(options) else 0,
+        delimiters=tests.delimiters,
     )
     pair = "custom" if options.small else "tiny"
     return Engine(
@@ -134,7 +135,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     tests = _tests(options)
     limit = tests.max_tokens if options.max_tokens is None else options.max_tokens
     params = SamplingParams(max_tokens=limit)
-    engine, shown = _engine(options), sys.stderr.isatty()
+    engine, shown = _engine(options, tests), sys.stderr.isatty()
     started = time.perf_counter()
     answers = observe_answers(engine, tests, params, shown)
     answered = time.perf_counter()
