@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bench.plot import check_plot
 from bench.real_pair import problems as word_problems
 from bench.rows import RowWriter
 from bench.step_signals.answers import observe_answers
-from bench.step_signals.continuations import continue_answers
+from bench.step_signals.continuations import Outcomes, continue_answers
 from bench.step_signals.picture import areas_plot
 from bench.step_signals.rows import Labelled, score_table, setting_lines
 from bench.step_signals.scores import maths_tokens
@@ -62,14 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
         choices=EVERY,
         help="an embedded task (default: arithmetic; with --small and no --style: word problems)",
     )
-    add("--mix", default="mixed", help="of the embedded task: light, mixed (default) or hard")
+    add("--mix", help="of the embedded task: light, mixed (default) or hard")
     add(
         "--style",
         choices=STYLES,
         help="how the steps of the embedded task are written (default: open); rigid needs a pair "
         "that was trained on it",
     )
-    add("--seed", type=int, default=0, help="of the embedded problems (default: 0)")
+    add("--seed", type=int, help="of the embedded problems (default: 0)")
     add("--problems", type=int, default=300, metavar="N", help="to answer (default: %(default)s)")
     add("--max-tokens", type=int, metavar="N", help="per answer (default: the task's)")
     add(
@@ -91,8 +92,10 @@ def _check(options: argparse.Namespace) -> None:
             raise SteerError(f"--{flag} must be at least 1, got {getattr(options, name)}")
     if (options.small is None) != (options.large is None):
         raise SteerError("--small and --large go together: pass both, or neither")
+    if _words(options) and not (options.mix is None and options.seed is None):
+        raise SteerError("--mix and --seed draw embedded problems: they go with --task")
     mixes = EVERY[_task(options)].mixes
-    if options.mix not in mixes:
+    if _mix(options) not in mixes:
         raise SteerError(f"--mix must be one of {', '.join(mixes)}, got {options.mix!r}")
     check_output(options.json, "--json")
     if options.plot:
@@ -101,6 +104,10 @@ def _check(options: argparse.Namespace) -> None:
 
 def _task(options: argparse.Namespace) -> str:
     return str(options.task or "arithmetic")
+
+
+def _mix(options: argparse.Namespace) -> str:
+    return str(options.mix or "mixed")
 
 
 def _words(options: argparse.Namespace) -> bool:
@@ -112,7 +119,9 @@ def _tests(options: argparse.Namespace) -> TestSet:
     if _words(options):
         return word_problems.as_chat(word_problems.draw(options.problems, 0)[0])
     style = options.style or "open"
-    return task_tests("test", options.problems, options.seed, options.mix, style, _task(options))
+    return task_tests(
+        "test", options.problems, options.seed or 0, _mix(options), style, _task(options)
+    )
 
 
 def _engine(options: argparse.Namespace, tests: TestSet) -> Engine:
@@ -129,8 +138,11 @@ def _engine(options: argparse.Namespace, tests: TestSet) -> Engine:
     )
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Label and score; the rows, which are written, too."""
+def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
+    """Label and score: the rows, which are written, too, and whether all answers are in them.
+
+    After an interrupt the rows are of the answers that were finished.
+    """
     _check(options)
     tests = _tests(options)
     limit = tests.max_tokens if options.max_tokens is None else options.max_tokens
@@ -139,22 +151,33 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     started = time.perf_counter()
     answers = observe_answers(engine, tests, params, shown)
     answered = time.perf_counter()
-    outcomes = continue_answers(engine, tests, answers, params, shown)
-    continued = time.perf_counter()
-    labelled = Labelled(answers, outcomes, maths_tokens(engine))
-    seconds = {"answers": answered - started, "continuations": continued - answered}
+    outcomes = [Outcomes() for _ in answers]
+    with suppress(KeyboardInterrupt):
+        continue_answers(engine, tests, answers, outcomes, params, shown)
+    seconds = {"answers": answered - started, "continuations": time.perf_counter() - answered}
+    done = [i for i, each in enumerate(outcomes) if each.whole(answers[i])]
+    if not done:
+        raise KeyboardInterrupt
+    known = [answers[i] for i in done], [outcomes[i] for i in done]
+    labelled = Labelled(*known, maths_tokens(engine))
     rows = [labelled.setting() | {"seconds": seconds}, *labelled.rows()]
     _write(options, engine, rows)
-    return rows
+    return rows, len(done) == len(answers)
 
 
 def _write(options: argparse.Namespace, engine: Engine, rows: list[dict[str, Any]]) -> None:
     """The files that are asked for."""
     task = "word problems" if _words(options) else f"{_task(options)}-{options.style or 'open'}"
-    common = {"bench": "signals", "pair": engine.fingerprint, "task": task}
+    common = {
+        "bench": "signals",
+        "pair": engine.fingerprint,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "task": task,
+        **({} if _words(options) else {"mix": _mix(options), "seed": options.seed or 0}),
+    }
     with RowWriter(options.json) as writer:
         for row in rows:
-            writer.write(common | {"dtype": str(engine.dtype).removeprefix("torch.")} | row)
+            writer.write(common | row)
     if options.plot:
         areas_plot(rows, options.plot, f"{task}, {rows[0]['n']} problems")
 
@@ -163,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 on bad input, 130 when interrupted."""
     options = build_parser().parse_args(arguments)
     try:
-        rows = run(options)
+        rows, whole = run(options)
     except (SteerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -175,6 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{score_table(rows)}")
     else:
         print("no AUROC: the steps that can be judged are all right, all wrong, or none")
+    if not whole:
+        print("interrupted: what is shown is of the answers that were finished", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -39,6 +39,10 @@ class Outcomes:
         """Whether a step is wrong; None if it cannot be judged."""
         return not self.right[step + 1] if self.right[step] else None
 
+    def whole(self, answer: Answer) -> bool:
+        """Whether all of an answer's outcomes are known."""
+        return len(self.right) == answer.steps + 1
+
     @property
     def first_wrong(self) -> int | None:
         """The first wrong step, if any step is wrong."""
@@ -50,14 +54,15 @@ def continue_answers(
     engine: Engine,
     tests: TestSet,
     answers: Sequence[Answer],
+    outcomes: Sequence[Outcomes],
     params: SamplingParams,
     progress: bool = False,
-) -> list[Outcomes]:
-    """The outcomes of each answer; all of them are continued at once.
+) -> None:
+    """Fill in the outcomes of each answer; all of them are continued at once.
 
-    SteerError if the large model's logits are unusable.
+    After an exception those of finished answers are whole. SteerError if the large model's logits
+    are unusable.
     """
-    outcomes = [Outcomes() for _ in answers]
     running: dict[int, int] = {}  # answer by request
 
     def go_on(index: int) -> None:
@@ -81,7 +86,6 @@ def continue_answers(
                     raise SteerError("a continuation of the large model ended in an error")
                 bar.update(_take(tests, index, answers[index], outcomes[index], done))
                 go_on(index)
-    return outcomes
 
 
 def _take(tests: TestSet, index: int, answer: Answer, outcomes: Outcomes, done: Completion) -> int:

@@ -11,12 +11,12 @@ import pytest
 from bench import signals
 from bench.evaluate import TestSet, task_tests
 from bench.step_signals.answers import autocorrelation, observe_answers
-from bench.step_signals.continuations import continue_answers
+from bench.step_signals.continuations import Outcomes, continue_answers
 from bench.step_signals.rows import Labelled
 from bench.step_signals.scores import maths_tokens
 from bench.step_signals.takeover import by_oracle, caught_at, takeover_curve
 from bench.tasks.registry import TASKS
-from engine import AuditOnly, Boundary, Decision, Engine, EngineConfig, SamplingParams
+from engine import AuditOnly, Boundary, Completion, Decision, Engine, EngineConfig, SamplingParams
 from engine.routing.audit import step_score
 from engine.tuning.ranking import auroc, auroc_interval
 
@@ -33,7 +33,8 @@ def tests() -> TestSet:
 def labelled(tests: TestSet) -> Labelled:
     engine = Engine("tiny")
     answers = observe_answers(engine, tests, PARAMS)
-    outcomes = continue_answers(engine, tests, answers, PARAMS)
+    outcomes = [Outcomes() for _ in answers]
+    continue_answers(engine, tests, answers, outcomes, PARAMS)
     return Labelled(answers, outcomes, maths_tokens(engine))
 
 
@@ -176,6 +177,26 @@ def test_rows_the_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixt
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_finished_answers_survive_an_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    steps, real = iter(range(60)), Engine.step
+
+    def step(engine: Engine) -> list[Completion]:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return real(engine)
+
+    monkeypatch.setattr(Engine, "step", step)
+    file = tmp_path / "rows.jsonl"
+    assert signals.main(["--problems=40", "--at-once=8", f"--json={file}"]) == 130
+    setting, *rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert 0 < setting["n"] < 40 and rows
+    said = capsys.readouterr()
+    assert said.err == "interrupted: what is shown is of the answers that were finished\n"
+    assert f"{setting['n']} answers of the small model" in said.out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -183,6 +204,7 @@ def test_rows_the_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--at-once=0"], "--at-once must be at least 1, got 0"),
         (["--small=x"], "--small and --large go together"),
         (["--mix=heavy"], "--mix must be one of light, mixed, hard, got 'heavy'"),
+        (["--small=x", "--large=y", "--seed=1"], "--mix and --seed draw embedded problems"),
         (["--max-tokens=0"], "max_tokens must be at least 1, got 0"),
         (["--plot=a.gif"], "expected a file name that ends in .png, .svg, .pdf"),
         (["--json=no/such/folder/f"], "--json"),
