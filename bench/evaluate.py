@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from bench.stats import paired_difference, wilson
 from bench.tasks import registry
-from engine import Completion, Engine, Policy, SamplingParams
+from engine import Completion, Engine, EngineConfig, Policy, SamplingParams
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 from engine.conversation import Asked, Conversation
@@ -27,12 +27,15 @@ class HasPrompt(Protocol):
 
 @dataclass(frozen=True)
 class TestSet:
-    """Problems, their checker, how long an answer may be, and the template of each prompt."""
+    """Problems, their checker, how long an answer may be, the template of a prompt, and the texts
+    that end a step.
+    """
 
     problems: Sequence[Any]
     is_correct: Callable[[Any, str], bool]
     max_tokens: int
     conversation: Conversation = field(default_factory=Conversation)
+    delimiters: tuple[str, ...] = EngineConfig.delimiters
 
     __test__ = False  # not a test class
 
@@ -51,8 +54,9 @@ def task_tests(
 ) -> TestSet:
     """Problems of the embedded tasks; no right answer is as long as the limit."""
     problems = registry.problems(task, split, count, seed, mix, style)
-    longest = max(registry.TASKS[p.task].max_tokens[style] for p in problems)
-    return TestSet(problems, registry.is_correct, longest)
+    tasks = [registry.EVERY[p.task] for p in problems]
+    longest = max(each.max_tokens[style] for each in tasks)
+    return TestSet(problems, registry.is_correct, longest, delimiters=tasks[0].delimiters)
 
 
 @dataclass(frozen=True)

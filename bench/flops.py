@@ -22,7 +22,7 @@ from bench.pricing import price_trace, priced_notes, priced_table
 from bench.report import run as report
 from bench.rows import RowWriter
 from bench.tasks import arithmetic, gym
-from bench.tasks.registry import ALL, TASKS
+from bench.tasks.registry import ALL, EVERY
 from engine import Engine, EngineConfig, SteerError, conversation
 from engine.config.pairs import NAMED_PAIRS, Pair
 from engine.conversation import Conversation, length
@@ -66,8 +66,10 @@ def _add_problems(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--task",
-        choices=[*TASKS, ALL],
-        help="of the embedded pair; all takes the tasks in turn (default: arithmetic)",
+        choices=[*EVERY, ALL],
+        help="of the embedded pair; all takes those that it was trained on in turn; stretches and "
+        "quiet are arithmetic with hard steps in stretches, and with other cuts between steps "
+        "(default: arithmetic)",
     )
     add(
         "--mix",
@@ -231,7 +233,10 @@ def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     calibration, tests = _tests(options)
     # No prefix cache, so that no policy reuses what another one has computed.
     config = EngineConfig(
-        prefix_cache=False, arena_tokens=options.arena_tokens, max_sequences=options.max_sequences
+        prefix_cache=False,
+        arena_tokens=options.arena_tokens,
+        max_sequences=options.max_sequences,
+        delimiters=tests.delimiters,
     )
     engine = Engine(pair, config=config, dtype=options.dtype)
     if options.dataset:

@@ -86,6 +86,6 @@ def trace_lines(completion: Completion, colour: bool) -> str:
     lines = []
     for step in completion.steps:
         start, end = (_COLOURS[step.model], _RESET) if colour else ("", "")
-        text = step.text.strip() or "(empty)"
+        text = step.text.strip().replace("\n\n", " / ") or "(empty)"
         lines.append(f"  {start}{step.model:5}  {text:24}{end}  {step.reason}")
     return "\n".join(lines)

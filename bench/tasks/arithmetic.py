@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.tasks.problem import (
     DELIMITER,
@@ -64,9 +64,17 @@ def _apply(value: int, sign: str, operand: int) -> int:
 
 def make_problem(rng: random.Random, operations: int, mix: Mix, style: str = "open") -> Problem:
     """Draw one problem with ``operations`` operations of the kinds that ``mix`` weighs."""
-    value = rng.randrange(MODULUS)
+    first = rng.randrange(MODULUS)
+    return _problem(rng, first, rng.choices(KINDS, weights=mix, k=operations), style)
+
+
+def problem_of_kinds(rng: random.Random, kinds: Sequence[str], style: str = "open") -> Problem:
+    """Draw one problem with an operation of each of these kinds, in this order."""
+    return _problem(rng, rng.randrange(MODULUS), kinds, style)
+
+
+def _problem(rng: random.Random, value: int, kinds: Sequence[str], style: str) -> Problem:
     prompt, steps = f"{value:02d}", []
-    kinds = rng.choices(KINDS, weights=mix, k=operations)
     for kind in kinds:
         sign, operand = _operation(kind, rng)
         prompt += f"{sign}{operand}"
@@ -76,8 +84,8 @@ def make_problem(rng: random.Random, operations: int, mix: Mix, style: str = "op
         value = result
     if style == "open":
         steps.append(f"{value:02d}")
-        kinds = ["copy", *kinds]
-    return Problem(f"{prompt}?{DELIMITER}", tuple(steps), tuple(kinds), f"{value:02d}")
+    copied = ("copy",) if style == "open" else ()
+    return Problem(f"{prompt}?{DELIMITER}", tuple(steps), (*copied, *kinds), f"{value:02d}")
 
 
 def solve(prompt: str, style: str = "open") -> list[str]:

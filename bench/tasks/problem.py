@@ -57,7 +57,8 @@ class Task:
 
     ``is_correct`` asks for the right answer, ``first_error`` for the first wrong step of a trace
     (None if all are right and none is missing), reading nothing but the prompt. ``step_keys`` names
-    each step by everything that its result depends on: equal keys, equal results.
+    each step by everything that its result depends on: equal keys, equal results. ``max_tokens``,
+    by style, is more than every right trace has. ``delimiters`` are what ends a step to the engine.
     """
 
     name: str
@@ -66,8 +67,9 @@ class Task:
     is_correct: Callable[[Problem, str], bool]
     first_error: Callable[[Problem, str], int | None]
     step_keys: Callable[[Problem], list[str]]
-    max_tokens: dict[str, int]  # by style; every right trace is shorter
+    max_tokens: dict[str, int]
     kinds: tuple[str, ...] = ("easy", "medium", "hard")
+    delimiters: tuple[str, ...] = (DELIMITER,)
 
     def stream(
         self, split: str, seed: int, mix: Mix, steps: tuple[int, int] = (4, 8), style: str = "open"

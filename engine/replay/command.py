@@ -17,6 +17,8 @@ from engine.replay.trace import Trace
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP, is_calibrated, make_policy
 
+NEVER = "Decisions and their costs are replayed, accuracy never: no model runs."
+
 Shapes = tuple[ModelConfig, ModelConfig]
 
 
@@ -25,6 +27,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "replay",
         help="say what other policies would have decided on a trace, without a model",
+        description=f"Asks other policies at the boundaries of a recorded run. {NEVER} To see a "
+        "policy's accuracy, run it.",
         epilog="example: steer replay trace.jsonl --policy steer:0.9 --policy entropy:0.5",
     )
     add = parser.add_argument
@@ -50,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     replayed = [replay(trace, make_policy("small"), "small"), replay(trace, make_policy("large"))]
     for name in dict.fromkeys(options.policy):
         replayed.append(replay(trace, make_policy(name, calibration, price=price), name))
-    print(f"{len(trace.requests)} requests of policy {trace.policy} on {trace.pair}\n")
+    print(f"{len(trace.requests)} requests of policy {trace.policy} on {trace.pair}")
+    print(f"{NEVER}\n")
     print(_table(trace, replayed, shapes))
     print(f"\n{LIMITS}")
     return 0

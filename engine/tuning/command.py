@@ -23,6 +23,7 @@ from engine.routing.windows import FORMS as WINDOWS
 from engine.routing.windows import Window
 from engine.tuning import target as targets
 from engine.tuning.agreement import read_steps, tau_for_agreement
+from engine.tuning.chance import chance_lines, remedy
 from engine.tuning.fitting import fitted
 from engine.tuning.marks import check_mark_target, choose_mark
 from engine.tuning.pictures import can_draw, histogram, reliability_plot
@@ -47,7 +48,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "calibrate",
         help="fit a calibration to a pair on your prompts, and say what it is worth",
         description="Runs the small model on the prompts, says which signal over which window "
-        "predicts its doubts, fits the mixture, and picks tau.",
+        "predicts its doubts, fits the mixture, and picks tau. With answers it also says whether "
+        "that signal is better than chance at telling wrong answers from right ones.",
         epilog="example: steer calibrate prompts.jsonl --target loss:0.01 --output mine.json",
     )
     _add_run_flags(parser)
@@ -143,6 +145,8 @@ def run(options: argparse.Namespace) -> int:
     for line in warnings(findings):
         print(f"warning: {line}")
     print(_verdict(calibration, chosen))
+    for line in chance_lines(samples, right, chosen, findings, options.retokenize):
+        print(line)
     _write(options, calibration, samples, right)
     return 0
 
@@ -203,6 +207,7 @@ def _choose(
     raise SteerError(
         "nothing is worth calibrating on, no file was written: "
         + "; ".join(f"{reason} ({count} of {len(findings)})" for reason, count in common)
+        + f"; {remedy(options.retokenize)}"
     )
 
 

@@ -101,3 +101,13 @@ def test_a_trace_of_another_version(tmp_path: Path, capsys):
 def test_a_name_is_resolved_without_an_engine():
     trace = Trace.read(TINY / "trace.jsonl")
     assert replay(trace, make_policy("large")).large_step_share == 1
+
+
+def test_it_says_that_accuracy_is_not_replayed(capsys):
+    """In one line of its output, and in its help."""
+    assert main(["replay", str(TINY / "trace.jsonl"), "--policy", "small"]) == 0
+    line = "Decisions and their costs are replayed, accuracy never: no model runs."
+    assert line in capsys.readouterr().out.splitlines()
+    with pytest.raises(SystemExit):
+        main(["replay", "--help"])
+    assert line in " ".join(capsys.readouterr().out.split())
