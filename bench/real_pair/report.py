@@ -23,7 +23,7 @@ LATENCY_PROBLEMS = 3
 
 def large_tokens(done: Evaluation) -> int:
     """Tokens of all answers that the large model wrote."""
-    return sum(len(s.token_ids) for c in done.completions for s in c.steps if s.model == "large")
+    return done.large_tokens
 
 
 class RealPairRun(Comparison):
