@@ -10,6 +10,7 @@ import numpy as np
 
 from bench.alone import Alone
 from bench.prices.card_time import CardTime, Floats
+from bench.prices.fields import MONEY, time_field
 from bench.prices.money import WAYS, Tariff, small_price
 from bench.prices.options import PriceFlags
 from bench.simulation.cards import CARDS
@@ -20,12 +21,6 @@ from engine.config import ModelConfig
 
 _WEIGHTS = "bf16"
 _ROOFLINE = EFFICIENCY, OVERHEAD_US / 1e6
-MONEY = {"computed": "money", "stateless": "money_stateless"}  # fields, by way
-
-
-def time_field(load: int) -> str:
-    """The field of a row with the time at this load."""
-    return f"time_{load}"
 
 
 @dataclass(frozen=True)

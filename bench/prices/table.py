@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.prices.price_list import MONEY, time_field
+from bench.prices.fields import MONEY, time_field
 from bench.table import render
 
 Row = dict[str, Any]
@@ -53,8 +53,12 @@ def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1e3 * seconds:.3g}"
 
 
-def prices_notes(rows: Sequence[Row], toy: bool = False) -> str:
-    """What the columns mean; ``toy``: the shapes are those of the embedded pair."""
+def prices_notes(rows: Sequence[Row], toy: bool = False, base: str = "large") -> str:
+    """What the columns mean.
+
+    ``toy``: the shapes are those of the embedded pair. ``base``: the policy that all are compared
+    with.
+    """
     p = rows[0]["prices"]
     where = (
         f"the tick times of {p['tick_times']}"
@@ -63,10 +67,11 @@ def prices_notes(rows: Sequence[Row], toy: bool = False) -> str:
         "bf16"
     )
     lines = [
-        f"Time and money are modelled, not measured, relative to policy large: {where}.",
+        f"Time and money are modelled, not measured, relative to policy {base}: {where}.",
         "  time at load N  seconds of the card for an answer with N requests at once",
         f"  money           tokens billed: generated 1 (small model {p['small_price']:.3g}), read "
-        f"{p['prompt_price']:g} of that",
+        f"{p['prompt_price']:g} of that,",
+        "                  also guesses that are verified",
         "  stateless       the same where a server keeps no KV: prefixes are read again at "
         f"{p['cached_price']:g}",
         "  price of an answer  in generated tokens of the large model",
