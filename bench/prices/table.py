@@ -50,7 +50,9 @@ def _measured(rows: Sequence[Row]) -> bool:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.3g}"
+    if seconds is None:
+        return "-"
+    return f"{1e3 * seconds:.{0 if seconds >= 1 else 3}{'f' if seconds >= 1 else 'g'}}"
 
 
 def prices_notes(rows: Sequence[Row], toy: bool = False, base: str = "large") -> str:
