@@ -220,6 +220,7 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
         "mix",
         "seed",
         "style",
+        "priced_as",
     )
     refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
     _check(options)

@@ -7,8 +7,8 @@ sequences, so each pays for its part of the tick.
 
 A tick's time is that of :class:`bench.simulation.ticktimes.TickTimes`: of a card's roofline, or
 measured. Its sequences have the mean context. Rows that are only read come in portions, one for
-each time that a model begins to draw after a prompt or after the other model; how many portions a
-tick has is Poisson distributed.
+each time that a model begins to draw after a prompt or after the other model: so some sequences of
+a tick read a portion, by chance, and the others draw only.
 
 Both models share the card: time of one is not time of the other. Not counted: queues, sequences
 that wait for the tick in flight, memory that is short, lane policies that hold a lane. At equal
@@ -31,16 +31,31 @@ from engine.config import ROLES
 
 Floats = npt.NDArray[np.float64]
 _HALVINGS = 50
-_TAIL = 1e-9  # of the Poisson distribution's mass that may be left out
+_TAIL = 1e-12  # what is rarer is left out
 
 
-def poisson(mean: float) -> list[float]:
-    """Probabilities of 0, 1, 2, ...: all but the last 1e-9, scaled to sum to 1."""
-    logs, most = [-mean], mean + 6 * math.sqrt(mean) + 10
-    while len(logs) < most or math.exp(logs[-1]) > _TAIL:
-        logs.append(logs[-1] + math.log(mean / len(logs)) if mean else -math.inf)
-    chances = [math.exp(value) for value in logs]
-    return [chance / sum(chances) for chance in chances]
+def binomial(count: int, chance: float) -> Floats:
+    """Probabilities of 0 to ``count`` of so many, each with this chance: float64 [count + 1]."""
+    if chance in (0, 1):
+        return np.eye(1, count + 1, count * int(chance)).ravel()
+    steps = np.arange(1, count + 1)
+    ratios = np.log((count + 1 - steps) / steps) + math.log(chance) - math.log1p(-chance)
+    logs = count * math.log1p(-chance) + np.concatenate(([0.0], np.cumsum(ratios)))
+    return np.array(np.exp(logs))
+
+
+def readers(batch: float, chance: float) -> dict[int, float]:
+    """How many of ``batch`` sequences read in a tick, if each does with this chance, and how often.
+
+    Between two whole numbers of sequences lies their mixture, so that the mean is exact.
+    """
+    low = math.floor(batch)
+    found: dict[int, float] = {}
+    for size, share in ((low, 1 - (batch - low)), (low + 1, batch - low)):
+        for number, often in enumerate(share * binomial(size, chance) if share else ()):
+            if often > _TAIL:
+                found[number] = found.get(number, 0.0) + float(often)
+    return found
 
 
 def tick_size(load: int, share: float) -> float:
@@ -77,11 +92,11 @@ class _Model:
         portion, drawn = work.read / entries, work.drawn / work.passes
         met = work.entered / entries + 1 if work.entered else self._context
         seconds = 0.0
-        for count, chance in enumerate(poisson(batch * entries / work.passes)):
+        for count, often in readers(batch, entries / work.passes).items():
             entering = min(count, batch)
             context = ((batch - entering) * self._context + entering * met) / batch
             span = drawn + count * portion / batch
-            seconds += chance * self.times.seconds(self.model, batch, context, span)
+            seconds += often * self.times.seconds(self.model, batch, context, span)
         return seconds
 
 
