@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows and traces of three policies on 60 problems."""
     folder = tmp_path_factory.mktemp("prices")
     files = [f"--json={folder / 'rows.jsonl'}", f"--save-traces={folder / 'traces'}"]
-    assert main(["--problems=60", "--policies=small,speculate,steer", *files]) == 0
+    assert main(["--problems=60", "--policies=small,speculate,verify,steer", *files]) == 0
     return folder
 
 
@@ -74,13 +74,15 @@ def test_a_priced_trace_has_speculate_where_a_trace_says_so(run: Path, tmp_path:
     assert rows["small"]["time_1"] < rows["steer"]["time_1"] < 0.5 and rows["large"]["money"] == 1
     assert rows["speculate"]["time_1"] < 0.5 < 0.9 < rows["speculate"]["time_64"]
     assert "follows from no other policy's trace" not in capsys.readouterr().out
-    traces = [f"--trace={run / 'traces' / f'{name}.jsonl'}" for name in ("steer", "speculate")]
+    traces = [f"--trace={run / 'traces' / f'{name}.jsonl'}" for name in ("steer", "verify")]
     assert main([*priced, traces[0]]) == 0
     assert "follows from no other policy's trace" in capsys.readouterr().out
     assert main([*priced, *traces, f"--json={path}"]) == 0
     rows, done = read(path), read(run / "rows.jsonl")
-    for name in ("steer", "speculate"):
-        assert rows[name]["large_token_share"] == pytest.approx(done[name]["large_token_share"])
+    assert list(rows) == ["small", "large", "steer", "verify"]
+    for name in ("steer", "verify"):
+        share = done[name]["large_token_share"]
+        assert rows[name]["large_token_share"] == pytest.approx(share) and 0 < share < 0.5
 
 
 @pytest.mark.parametrize(
