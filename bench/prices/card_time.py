@@ -11,8 +11,9 @@ each time that a model begins to draw after a prompt or after the other model: s
 a tick read a portion, by chance, and the others draw only.
 
 Both models share the card: time of one is not time of the other. Not counted: queues, sequences
-that wait for the tick in flight, memory that is short, lane policies that hold a lane. At equal
-loads :mod:`bench.simulate`, which has all of these, is within 15% for long runs.
+that wait for the tick in flight, memory that is short, lane policies that hold a lane. The same
+counts from long runs of :mod:`bench.simulate` under the lane policy ``latency``, which has queues
+and waits, are priced within 15% of the time that they took there.
 """
 
 from __future__ import annotations
