@@ -1,4 +1,4 @@
-"""What does routing save? Accuracy and FLOPs of every policy on the same problems.
+"""What does routing save? Accuracy, FLOPs, time and money of each policy on the same problems.
 
 python -m bench.flops                                    the embedded pair, 500 problems
 python -m bench.flops --model-pair qwen-1.5b/qwen-32b    prices a stored trace, runs nothing

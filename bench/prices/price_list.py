@@ -13,7 +13,7 @@ from bench.prices.card_time import CardTime, Floats
 from bench.prices.fields import MONEY, time_field
 from bench.prices.money import WAYS, Tariff, small_price
 from bench.prices.options import PriceFlags
-from bench.simulation.cards import CARDS
+from bench.simulation.cards import CARDS, free_gib, resident_bytes
 from bench.simulation.options import EFFICIENCY, OVERHEAD_US
 from bench.simulation.ticktimes import AloneRoofline, Roofline, TickTimes
 from engine.accounting.ledger import Usage
@@ -30,6 +30,7 @@ class PriceList:
     flags: PriceFlags
     tariff: Tariff
     times: TickTimes
+    fits: bool  # do the weights of both models fit on the card?
 
     @classmethod
     def of(cls, flags: PriceFlags, own: tuple[ModelConfig, ModelConfig]) -> PriceList:
@@ -37,7 +38,8 @@ class PriceList:
         shapes = flags.shapes(own)
         small = small_price(shapes) if flags.small is None else flags.small
         times = flags.table or Roofline(shapes, CARDS[flags.card], _WEIGHTS, *_ROOFLINE)
-        return cls(flags, Tariff(small, flags.prompt, flags.cached), times)
+        fits = free_gib(flags.card, resident_bytes(shapes, _WEIGHTS)) > 0
+        return cls(flags, Tariff(small, flags.prompt, flags.cached), times, fits)
 
     def costs(self, usages: Sequence[Usage]) -> dict[str, Floats]:
         """Seconds by load and bills by way, by field: float64 [requests] each."""
@@ -84,6 +86,7 @@ class PriceList:
         flags, measured = self.flags, self.flags.table is not None
         return {
             "card": None if measured else flags.card,
+            "fits_card": None if measured else self.fits,
             "tick_times": flags.table_name,
             "efficiency": None if measured else EFFICIENCY,
             "overhead_us": None if measured else OVERHEAD_US,

@@ -78,6 +78,11 @@ def prices_notes(rows: Sequence[Row], toy: bool = False, base: str = "large") ->
         f"{p['cached_price']:g}",
         "  price of an answer  in generated tokens of the large model",
     ]
+    if p["fits_card"] is False:
+        lines.append(
+            f"The weights of both models do not fit on one {p['card']}: the time is that of a card "
+            "as fast, with more memory."
+        )
     if p["priced_as"]:
         lines.append(f"Time and money are those of the shapes of {p['priced_as']}.")
     elif toy:

@@ -104,6 +104,12 @@ def test_bad_prices_get_one_line(arguments: list[str], message: str, capsys):
         assert len(errors) == 1 and message in errors[0]
 
 
+def test_a_pair_that_does_not_fit_is_noted(capsys):
+    for pair, noted in (("qwen-7b/qwen-72b", True), ("qwen-1.5b/qwen-32b", False)):
+        assert main([f"--model-pair={pair}", "--problems=2"]) == 0
+        assert ("do not fit on one h100" in capsys.readouterr().out) == noted
+
+
 def test_shapes_of_another_pair(capsys):
     """They must be known; a pair that is only priced has its own."""
     assert main(["--priced-as=qwen-99b"]) == 2
