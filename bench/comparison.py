@@ -8,6 +8,9 @@ from typing import Any
 
 from bench.calibrate import calibrate
 from bench.evaluate import Evaluation, TestSet, evaluate
+from bench.prices.options import PriceFlags
+from bench.prices.price_list import PriceList
+from bench.prices.table import against, prices_notes, prices_table
 from bench.rows import RowWriter
 from bench.stats import paired_difference
 from bench.table import again_notes, policies_table, trace_lines
@@ -42,6 +45,7 @@ class Comparison:
         self.engine = engine
         self.calibration: Calibration | None = None
         self.evaluations: dict[str, Evaluation] = {}
+        self.prices = PriceList.of(PriceFlags.of(options), engine.shapes)
         self._rows = rows
         self._limit = 0  # tokens of an answer
 
@@ -75,7 +79,8 @@ class Comparison:
 
     def row(self, name: str) -> dict[str, Any]:
         """The result row of a policy that is done."""
-        row = self.evaluations[name].row(self.evaluations["large"])
+        done, large = self.evaluations[name], self.evaluations["large"]
+        row = done.row(large) | self.prices.fields(done.usages, large.usages)
         if is_calibrated(name) and self.calibration:
             calibration = self.calibration
             row |= {
@@ -105,6 +110,8 @@ class Comparison:
         rows = [self.row(name) for name in self._ordered()]
         again = again_notes(rows, _REMEDY)
         parts = [policies_table(rows), *self._troubles(), *again, "", _NOTES]
+        toy = self.options.model_pair == "tiny"
+        parts += ["", prices_table(rows), "", prices_notes(rows, toy)]
         if "steer" in self.evaluations:
             parts += ["", self._verdict()]
         return "\n".join(parts)
@@ -136,11 +143,14 @@ class Comparison:
         points = [100 * d for d in paired_difference(steer.correct, large.correct)]
         saved = {a: _saved(steer.flops[a] / large.flops[a]) for a in steer.flops}
         tau = self.calibration.tau if self.calibration else float("nan")
+        others = [name for name in ("large", "speculate") if name in self.evaluations]
+        costs = against(self.row("steer"), [self.row(name) for name in others])
         return (
             f"STEER minus large, paired: {points[0]:+.2f} points, 95% interval "
             f"{points[1]:+.2f} to {points[2]:+.2f} (n={len(steer.correct)}, tau {tau:g})\n"
             f"STEER's FLOPs against large: {saved['decode']} decode-only, "
-            f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill"
+            f"{saved['catchup']} with catch-up, {saved['reprefill']} with full re-prefill\n"
+            f"{costs}"
         )
 
     def example(self) -> str:

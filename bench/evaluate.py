@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from bench.stats import paired_difference, wilson
 from bench.tasks import registry
 from engine import Completion, Engine, EngineConfig, Policy, SamplingParams
+from engine._core import MOST_DRAFTS
 from engine.accounting.ledger import Usage
 from engine.accounting.pricing import ACCOUNTINGS, bytes_moved, pair_flops
 from engine.conversation import Asked, Conversation
+from engine.routing.speculation import NAME, VERIFY
 
 
 class HasPrompt(Protocol):
@@ -83,6 +85,21 @@ class Evaluation:
         return sum(steps) / max(1, len(steps))
 
     @property
+    def large_tokens(self) -> int:
+        """Tokens of all answers that the large model wrote."""
+        return sum(s.large_tokens for c in self.completions for s in c.steps)
+
+    @property
+    def large_token_share(self) -> float:
+        """Share of all tokens that the large model wrote."""
+        return self.large_tokens / max(1, self.tokens)
+
+    @property
+    def usages(self) -> list[Usage]:
+        """The counts of each answer."""
+        return [c.usage for c in self.completions]
+
+    @property
     def tokens(self) -> int:
         """Tokens of all answers."""
         return sum(len(c.token_ids) for c in self.completions)
@@ -113,6 +130,7 @@ class Evaluation:
             "errors": self.ended("error"),
             "cut_off": self.cut_off,
             "large_step_share": self.large_step_share,
+            "large_token_share": self.large_token_share,
             "recomputed_share": self.usage.recomputed_share,
             **relative,
             "seconds": round(self.seconds, 3),
@@ -135,6 +153,16 @@ class Evaluation:
             "weights_read": self.moved["weights"] / baseline.moved["weights"],
             "speculated": counts.to_json(),
         }
+
+
+def drawn_rows(policies: Sequence[str], max_sequences: int) -> int:
+    """``max_drawn_rows`` of an engine for these policies: room for all guesses of all answers.
+
+    So what is guessed does not depend on how many answers are written at once. 0, the engine's own
+    choice, if none of the policies guesses.
+    """
+    guesses = any(word in name for name in policies for word in (NAME, VERIFY))
+    return max_sequences * (MOST_DRAFTS + 1) if guesses else 0
 
 
 def ticks_of(engine: Engine) -> list[int]:

@@ -1,4 +1,4 @@
-"""What does routing save? Accuracy and FLOPs of every policy on the same problems.
+"""What does routing save? Accuracy, FLOPs, time and money of each policy on the same problems.
 
 python -m bench.flops                                    the embedded pair, 500 problems
 python -m bench.flops --model-pair qwen-1.5b/qwen-32b    prices a stored trace, runs nothing
@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench import alone, dataset
+from bench import alone
+from bench.chosen_tests import check_lengths, chosen_tests, refuse
 from bench.comparison import Comparison, named, needs_share
-from bench.evaluate import TestSet, task_tests
+from bench.evaluate import drawn_rows
 from bench.plot import accuracy_plot, check_plot
-from bench.pricing import price_trace, priced_notes, priced_table
+from bench.prices import options as prices
+from bench.prices.price_list import PriceList
+from bench.pricing import price_traces, priced_report
 from bench.report import run as report
 from bench.rows import RowWriter
-from bench.tasks import arithmetic, gym
+from bench.tasks import arithmetic
 from bench.tasks.registry import ALL, EVERY
 from engine import Engine, EngineConfig, SteerError, conversation
 from engine.config.pairs import NAMED_PAIRS, Pair
-from engine.conversation import Conversation, length
 from engine.files import check_output
 from engine.routing.names import HELP, POLICIES, is_calibrated, make_policy
 from engine.routing.windows import FORMS, Window
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_problems(parser.add_argument_group("what is answered, and by what"))
     _add_checkpoints(parser.add_argument_group("checkpoints and their memory"))
     conversation.add_flags(parser.add_argument_group("how a prompt is written"))
+    prices.add_flags(parser.add_argument_group("time and money"))
     _add_outputs(parser.add_argument_group("traces, calibrations, output"))
     report.add_flags(parser.add_argument_group("the whole report"))
     return parser
@@ -59,7 +60,7 @@ def _add_problems(group: argparse._ArgumentGroup) -> None:
     add("--problems", type=int, metavar="N", help="problems to use (default: 500, or all given)")
     add(
         "--policies",
-        default="small,large,random,threshold,steer",
+        default="small,large,speculate,random,threshold,steer",
         metavar="LIST",
         help="comma-separated: " + ", ".join(POLICIES) + f"; in full {HELP}; large always "
         "runs, as the baseline; random takes its share from steer (default: %(default)s)",
@@ -129,14 +130,20 @@ def _add_outputs(group: argparse._ArgumentGroup) -> None:
     )
     add("--save-calibration", type=Path, metavar="FILE", help="write the calibration used")
     add("--save-traces", type=Path, metavar="DIR", help="write each policy's trace, JSON lines")
-    add("--trace", type=Path, metavar="FILE", help="price this trace (pairs without weights)")
+    add(
+        "--trace",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="price this trace (pairs without weights); may be given several times",
+    )
     add(
         "--beside",
         metavar="LIST",
         help=f"price these models alone as well (pairs without weights): {alone.HELP}",
     )
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
-    add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
+    add("--plot", type=Path, metavar="FILE", help="write accuracy against costs as a picture")
 
 
 def _check(options: argparse.Namespace) -> list[str]:
@@ -144,6 +151,7 @@ def _check(options: argparse.Namespace) -> list[str]:
     if options.problems is not None and options.problems < 1:
         raise SteerError(f"--problems must be at least 1, got {options.problems}")
     Window.parse(options.window)
+    prices.PriceFlags.of(options)
     check_output(options.json, "--json")
     check_output(options.save_calibration, "--save-calibration")
     if options.plot:
@@ -162,86 +170,22 @@ def _check(options: argparse.Namespace) -> list[str]:
     return ["large", *(p for p in rest if p not in fitted), *fitted, *tail]
 
 
-def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
-    for name in names:
-        if getattr(options, name) is not None:
-            raise SteerError(f"--{name.replace('_', '-')} {why}")
-
-
-def _tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
-    """The calibration and the test problems, disjoint."""
-    if options.dataset:
-        return _dataset_tests(options)
-    _refuse(options, ("max_tokens",), "goes with --dataset")
-    count = options.problems or 500
-    drawn = options.seed or 0, options.mix or "mixed", options.style or "open"
-    return (
-        task_tests("calibration", min(400, max(50, count)), *drawn, options.task or "arithmetic"),
-        task_tests("test", count, *drawn, options.task or "arithmetic"),
-    )
-
-
-def _dataset_tests(options: argparse.Namespace) -> tuple[TestSet, TestSet]:
-    """The first fifth of a data set calibrates, the rest tests."""
-    own = ("task", "mix", "style")
-    _refuse(options, own, "is about the embedded tasks; --dataset has its own problems")
-    limit = 1024 if options.max_tokens is None else options.max_tokens
-    if options.dataset.startswith(gym.PREFIX):
-        count, pair = options.problems or 500, options.model_pair == "tiny"
-        drawn = gym.read_problems(options.dataset, count, options.seed or 0, pair)
-        return _cut(options, drawn, gym.is_correct, limit)
-    _refuse(options, ("seed",), "draws problems; a dataset file has its own")
-    problems = dataset.read_problems(Path(options.dataset))[: options.problems]
-    return _cut(options, problems, dataset.is_correct, limit)
-
-
-def _cut(
-    options: argparse.Namespace,
-    problems: Sequence[Any],
-    check: Callable[[Any, str], bool],
-    limit: int,
-) -> tuple[TestSet, TestSet]:
-    if len(problems) < 2:
-        raise SteerError(f"{options.dataset}: needs at least 2 problems, one to calibrate")
-    cut = max(1, len(problems) // 5)
-    dataset.check_disjoint(problems[:cut], problems[cut:])
-    talk = Conversation.of(options)
-    calibration, tests = (
-        TestSet(part, check, limit, talk) for part in (problems[:cut], problems[cut:])
-    )
-    return calibration, tests
-
-
-def _check_lengths(engine: Engine, tests: TestSet) -> None:
-    """SteerError for the first problem that can never run, before any of them does."""
-    tests.conversation.check(engine)
-    for problem in tests.problems:
-        try:
-            tokens = length(engine, tests.conversation.prompt(engine, problem.prompt))
-        except SteerError as error:
-            raise SteerError(f"{problem.where}: {error}") from None
-        if tokens + tests.max_tokens > engine.max_context:
-            raise SteerError(
-                f"{problem.where}: the prompt's {tokens} tokens and --max-tokens "
-                f"{tests.max_tokens} exceed the context of {engine.max_context}"
-            )
-
-
 def run_pair(options: argparse.Namespace, pair: Pair) -> int:
     """Run the policies on a pair whose weights are here."""
     order = _check(options)
-    calibration, tests = _tests(options)
+    calibration, tests = chosen_tests(options)
     # No prefix cache, so that no policy reuses what another one has computed.
     config = EngineConfig(
         prefix_cache=False,
         arena_tokens=options.arena_tokens,
         max_sequences=options.max_sequences,
         delimiters=tests.delimiters,
+        max_drawn_rows=drawn_rows(order, options.max_sequences),
     )
     engine = Engine(pair, config=config, dtype=options.dtype)
     if options.dataset:
-        _check_lengths(engine, calibration)
-        _check_lengths(engine, tests)
+        check_lengths(engine, calibration)
+        check_lengths(engine, tests)
     if options.save_traces:
         options.save_traces.mkdir(parents=True, exist_ok=True)
     code = 0
@@ -279,20 +223,16 @@ def price_pair(options: argparse.Namespace, pair: Pair) -> int:
         "mix",
         "seed",
         "style",
+        "priced_as",
     )
-    _refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
+    refuse(options, needy, "needs weights: pass --small PATH and --large PATH")
     _check(options)
-    rows = price_trace(pair, options.trace, options.problems, alone.read_names(options.beside))
-    what = options.trace or "a stored trace of the embedded pair"
-    print(f"Nothing was run and accuracy is not measured: {pair.name} is priced from {what}.")
-    print(f"{rows[0]['n']} requests, {rows[0]['trace']}.\n\n{priced_table(rows)}")
-    tokens, steps = rows[0]["tokens"], max(1, rows[0]["steps"])
-    print(
-        "\nFLOPs relative to large alone, writing as many tokens. The trace's lengths count: it\n"
-        f"has {tokens / rows[0]['n']:.1f} tokens a request and {tokens / steps:.1f} a step."
+    flags = prices.PriceFlags.of(options)
+    beside = alone.read_names(options.beside)
+    rows = price_traces(
+        pair, options.trace, options.problems, beside, PriceList.of(flags, pair.shapes)
     )
-    for note in priced_notes(rows):
-        print(note)
+    print(priced_report(pair, rows))
     with RowWriter(options.json) as writer:
         for row in rows:
             writer.write(row)
@@ -304,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         if not options.dataset:
-            _refuse(options, ("chat", "system", "instruction"), "goes with --dataset")
+            refuse(options, ("chat", "system", "instruction"), "goes with --dataset")
         if options.all or options.report:
             return report.write_report(options)
         pair = Pair.named(options.model_pair, options.small, options.large)

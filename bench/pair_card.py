@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.calibrate import calibrate
-from bench.evaluate import evaluate, task_tests
+from bench.evaluate import drawn_rows, evaluate, task_tests
 from bench.pair_training.spec import ROLES
 from bench.rows import provenance
 from bench.table import render
 from bench.tasks.registry import ALL, TASKS
-from engine import Engine, EngineConfig, Steer
+from engine import Calibration, Engine, EngineConfig, Speculate, Steer
 
 CALIBRATION_PROBLEMS = 600
 TRACE_PROBLEMS = 120
@@ -90,8 +90,8 @@ the surest easy steps is kept. All that were tried with this recipe, worst task 
 
 `calibration.json`: STEER's mixture and tau ({tau}), fitted on {calibration} calibration problems, a
 third of each task. `trace.jsonl`: the decisions of policy steer on the first {trace} test problems
-(all tasks in turn, mix "mixed", seed 0), to price other pairs with. `*-training.json`: the full
-training record.
+(all tasks in turn, mix "mixed", seed 0), to price other pairs with. `speculate-trace.jsonl`: the
+same of policy speculate. `*-training.json`: the full training record.
 
 Seconds of `large, graphs` are without those of the small half that it grew out of.
 
@@ -101,14 +101,14 @@ Trained on {machine}, torch {torch}, {date}.
 
 def finish(output: Path, gates: dict[str, float]) -> None:
     """Write calibration, trace and card for the pair in ``output``."""
-    off = EngineConfig(prefix_cache=False)
+    room = drawn_rows(["speculate"], EngineConfig.max_sequences)
+    off = EngineConfig(prefix_cache=False, max_drawn_rows=room)
     engine = Engine("tiny", small=output / "small", large=output / "large", config=off)
     calibration = calibrate(
         engine, task_tests("calibration", CALIBRATION_PROBLEMS, task=ALL), progress=True
     )
     calibration.save(output / "calibration.json")
-    trace = output / "trace.jsonl"
-    evaluate(engine, Steer(calibration), task_tests("test", TRACE_PROBLEMS, task=ALL), trace=trace)
+    write_traces(engine, calibration, output)
     records = [json.loads((output / f"{r}-training.json").read_text()) for r in ROLES]
     where = provenance()
     card = _CARD.format(
@@ -130,6 +130,13 @@ def finish(output: Path, gates: dict[str, float]) -> None:
         date=where["date"][:10],
     )
     (output / "MODEL_CARD.md").write_text(card)
+
+
+def write_traces(engine: Engine, calibration: Calibration, output: Path) -> None:
+    """The traces that other pairs are priced from."""
+    tests = task_tests("test", TRACE_PROBLEMS, task=ALL)
+    for name, policy in (("trace", Steer(calibration)), ("speculate-trace", Speculate())):
+        evaluate(engine, policy, tests, trace=output / f"{name}.jsonl")
 
 
 def _indent(table: str) -> str:

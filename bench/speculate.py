@@ -7,6 +7,8 @@
 The policies take turns on the same problems, some problems at once. Times are those of a token:
 medians over the turns, and the ratio to the first policy within each turn. Texts that differ from
 the first policy's are counted: with compiled kernels on a CPU there must be none.
+
+A second table has what time on a card and money follow from the same counts (modelled).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.evaluate import TestSet, task_tests, ticks_of
+from bench.prices.options import PriceFlags, add_flags
+from bench.prices.price_list import PriceList
+from bench.prices.table import prices_notes, prices_table
 from bench.real_pair import problems as word_problems
 from bench.rows import RowWriter
 from bench.table import render
@@ -50,9 +55,14 @@ class Way:
     ticks: tuple[int, int] = (0, 0)
 
     @property
+    def usages(self) -> list[Usage]:
+        """Of each answer of one turn."""
+        return [each.usage for each in self.done]
+
+    @property
     def usage(self) -> Usage:
         """Of one turn."""
-        return sum((each.usage for each in self.done), Usage())
+        return sum(self.usages, Usage())
 
 
 def turn(engine: Engine, tests: TestSet, params: SamplingParams, way: Way) -> None:
@@ -70,7 +80,7 @@ def turn(engine: Engine, tests: TestSet, params: SamplingParams, way: Way) -> No
     way.done, way.ticks = done, (after[0] - before[0], after[1] - before[1])
 
 
-def row_of(engine: Engine, way: Way, base: Way) -> dict[str, Any]:
+def row_of(engine: Engine, way: Way, base: Way, prices: PriceList) -> dict[str, Any]:
     """The result row; ratios to ``base``, the first policy with as many problems at once."""
     usage, other, guessed = way.usage, base.usage, way.usage.speculated
     shapes, element = engine.shapes, engine.dtype.itemsize
@@ -80,6 +90,8 @@ def row_of(engine: Engine, way: Way, base: Way) -> dict[str, Any]:
         for name in ("seconds", "cpu")
     }
     different = sum(a.token_ids != b.token_ids for a, b in zip(way.done, base.done, strict=True))
+    tokens = sum(len(each.token_ids) for each in way.done)
+    written = sum(step.large_tokens for each in way.done for step in each.steps)
     return {
         "bench": "speculate",
         "pair": engine.fingerprint,
@@ -89,7 +101,9 @@ def row_of(engine: Engine, way: Way, base: Way) -> dict[str, Any]:
         "at_once": way.at_once,
         "n": len(way.done),
         "turns": len(way.seconds),
-        "tokens": sum(len(each.token_ids) for each in way.done),
+        "tokens": tokens,
+        "large_token_share": written / max(1, tokens),
+        "accuracy": None,
         "different": different,
         "ms_a_token": 1000 * median(way.seconds),
         "cpu_ms_a_token": 1000 * median(way.cpu),
@@ -105,6 +119,7 @@ def row_of(engine: Engine, way: Way, base: Way) -> dict[str, Any]:
         "tokens_a_pass": guessed.tokens_per_pass or 1.0,
         "acceptance": guessed.acceptance,
         "speculated": guessed.to_json(),
+        **prices.fields(way.usages, base.usages),
     }
 
 
@@ -149,6 +164,12 @@ def show(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def show_prices(rows: list[dict[str, Any]], toy: bool) -> str:
+    """The table of time and money, with its notes."""
+    named = [r | {"policy": f"{r['policy']}, {r['at_once']} at once"} for r in rows]
+    return f"{prices_table(named)}\n\n{prices_notes(rows, toy, rows[0]['against'])}"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -173,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     add("--max-tokens", type=int, metavar="N", help="per answer (default: the task's)")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
+    add_flags(parser.add_argument_group("time and money"))
     return parser
 
 
@@ -198,6 +220,7 @@ def _loads(text: str) -> list[int]:
 
 def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Append the rows to ``rows``; each is written, too, when its number at once is done."""
+    flags = PriceFlags.of(options)
     tests, loads = _tests(options), _loads(options.at_once)
     policies = [name.strip() for name in options.policies.split(",")]
     for name in policies:
@@ -213,6 +236,7 @@ def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     engine = Engine(
         pair, small=options.small, large=options.large, config=config, dtype=options.dtype
     )
+    prices = PriceList.of(flags, engine.shapes)
     with RowWriter(options.json, temperature=options.temperature) as writer:
         for at_once in loads:
             ways = [Way(policy, at_once) for policy in policies]
@@ -220,7 +244,7 @@ def run(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
             for way in tqdm(turns, f"bench.speculate, {at_once} at once", unit="turn"):
                 turn(engine, tests, params, way)
             for way in ways:
-                rows.append(row_of(engine, way, ways[0]))
+                rows.append(row_of(engine, way, ways[0], prices))
                 writer.write(rows[-1])
 
 
@@ -238,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: what is shown was finished", file=sys.stderr)
         code = 130
     if rows:
-        print(show(rows))
+        print(f"{show(rows)}\n\n{show_prices(rows, toy=options.small is None)}")
     return code
 
 

@@ -36,6 +36,7 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
         "95% interval",
         *["cut off"] * cut,
         "large steps",
+        "large tokens",
         "FLOPs decode",
         "with catch-up",
         "re-prefill",
@@ -53,6 +54,7 @@ def policies_table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{r['ci_low']:.3f} - {r['ci_high']:.3f}",
                 *[f"{r.get('cut_off', 0) / r['n']:.1%}"] * cut,
                 f"{r['large_step_share']:.1%}",
+                f"{r['large_token_share']:.1%}" if "large_token_share" in r else "-",
                 *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
                 f"{r['recomputed_share']:.1%}",
                 *[

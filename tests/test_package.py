@@ -115,6 +115,7 @@ def test_the_source_archive_is_complete():
         "csrc/schedule/scheduler.h",
         "CMakeLists.txt",
         "engine/tiny/trace.jsonl",
+        "engine/tiny/speculate-trace.jsonl",
         "engine/tiny/large/model.safetensors",
     ):
         assert wanted in names, wanted

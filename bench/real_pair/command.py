@@ -25,7 +25,9 @@ from pathlib import Path
 
 from bench import flops
 from bench.comparison import named, needs_share
+from bench.evaluate import drawn_rows
 from bench.plot import accuracy_plot, check_plot
+from bench.prices import options as prices
 from bench.real_pair import problems
 from bench.real_pair.fetch import fetch
 from bench.real_pair.report import ALONE, RealPairRun
@@ -33,7 +35,6 @@ from bench.real_pair.sources import Source, pair_sources
 from bench.rows import RowWriter
 from bench.tasks.gym import GymProblem
 from engine import Engine, EngineConfig, SteerError
-from engine._core import MOST_DRAFTS
 from engine.files import check_output
 from engine.routing.names import HELP, is_calibrated, make_policy
 
@@ -74,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--calibration", type=Path, metavar="FILE", help="use this one instead of fitting one")
     add("--save-calibration", type=Path, metavar="FILE", help="write the one that was fitted")
     add("--json", type=Path, metavar="FILE", help="write a result row a line")
-    add("--plot", type=Path, metavar="FILE", help="write accuracy against FLOPs as a picture")
+    add("--plot", type=Path, metavar="FILE", help="write accuracy against costs as a picture")
+    prices.add_flags(parser.add_argument_group("time and money"))
     return parser
 
 
@@ -86,6 +88,7 @@ def _check(options: argparse.Namespace) -> list[str]:
         raise SteerError("--small and --large go together: pass both, or neither for the pair")
     if options.fetch_only and options.small:
         raise SteerError("--fetch-only fetches the pair: it does not go with --small and --large")
+    prices.PriceFlags.of(options)
     check_output(options.json, "--json")
     check_output(options.save_calibration, "--save-calibration")
     if options.plot:
@@ -106,7 +109,7 @@ def _flops_options(options: argparse.Namespace, paths: Sequence[Path]) -> argpar
     said += [f"--policies={options.policies}", f"--max-tokens={problems.MAX_TOKENS}"]
     said += [f"--dataset={problems.SOURCE}, seed {options.seed}", "--chat"]
     said.append(f"--instruction={problems.INSTRUCTION}")
-    for name in ("calibration", "save_calibration"):
+    for name in ("calibration", "save_calibration", *prices.NAMES):
         if value := getattr(options, name):
             said.append(f"--{name.replace('_', '-')}={value}")
     return flops.build_parser().parse_args(said)
@@ -124,7 +127,7 @@ def _report(
         prefix_cache=False,
         max_context=_CONTEXT,
         max_sequences=most,
-        max_drawn_rows=most * (MOST_DRAFTS + 1),  # so that all requests may be guessed for at once
+        max_drawn_rows=drawn_rows(policies, most),
     )
     small, large = paths
     engine = Engine(

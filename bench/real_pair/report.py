@@ -13,17 +13,12 @@ from bench.evaluate import Evaluation, TestSet, evaluate
 from bench.real_pair import tables
 from bench.rows import RowWriter
 from bench.stats import wilson
-from engine import Calibration, Engine, SamplingParams
+from engine import Calibration, Engine, SamplingParams, Usage
 from engine.progress import progress_bar
 from engine.routing.names import is_calibrated, make_policy
 
 ALONE = ("large", "small")
 LATENCY_PROBLEMS = 3
-
-
-def large_tokens(done: Evaluation) -> int:
-    """Tokens of all answers that the large model wrote."""
-    return sum(step.large_tokens for c in done.completions for step in c.steps)
 
 
 class RealPairRun(Comparison):
@@ -81,8 +76,7 @@ class RealPairRun(Comparison):
 
     @staticmethod
     def _counts(done: Evaluation) -> dict[str, Any]:
-        written = large_tokens(done)
-        return {"large_tokens": written, "large_token_share": written / max(1, done.tokens)}
+        return {"large_tokens": done.large_tokens, "large_token_share": done.large_token_share}
 
     def _alone(self, role: str) -> dict[str, Any]:
         done = self.evaluations[role]
@@ -91,6 +85,7 @@ class RealPairRun(Comparison):
     def _one_by_one(self, tests: TestSet, policies: Sequence[str]) -> None:
         problems = tests.problems[:LATENCY_PROBLEMS]
         _say(f"one at a time: {len(problems)} problems")
+        large: list[Usage] = []  # of the first policy
         with progress_bar(len(policies) * len(problems), True) as bar:
             for name in policies:
                 policy = make_policy(name, self.calibration, price=self.engine.row_price)
@@ -99,13 +94,16 @@ class RealPairRun(Comparison):
                     alone = TestSet([problem], tests.is_correct, tests.max_tokens)
                     done.append(evaluate(self.engine, policy, alone, name))
                     bar.update()
-                self._latency.append(self._latency_row(name, done))
+                usages = [usage for each in done for usage in each.usages]
+                large = usages if name == "large" else large
+                prices = self.prices.fields(usages, large)
+                self._latency.append(self._latency_row(name, done) | prices)
                 self._rows.write(self._latency[-1])
 
     def _latency_row(self, name: str, done: Sequence[Evaluation]) -> dict[str, Any]:
         right = sum(sum(each.correct) for each in done)
         low, high = wilson(right, len(done))
-        tokens, written = (sum(count(d) for d in done) for count in (_tokens, large_tokens))
+        tokens, written = (sum(count(d) for d in done) for count in (_tokens, _large_tokens))
         return {
             "bench": "real_pair",
             "part": "one at a time",
@@ -129,6 +127,10 @@ class RealPairRun(Comparison):
 
 def _tokens(done: Evaluation) -> int:
     return done.tokens
+
+
+def _large_tokens(done: Evaluation) -> int:
+    return done.large_tokens
 
 
 def _say(line: str) -> None:

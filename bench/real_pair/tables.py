@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.prices.table import prices_notes, prices_table
 from bench.table import again_notes, render
 
 Row = dict[str, Any]
@@ -106,6 +107,8 @@ def report(policies: Sequence[Row], latency: Sequence[Row]) -> str:
             parts.append(f"{row['policy']}: {failed} ended in an error (unusable logits)")
     again = again_notes(policies, "free some memory, or ask for fewer problems (--problems)")
     parts += [*again, NOTES] if policies else []
+    if policies and all("prices" in row for row in policies):  # older rows have none
+        parts += ["", prices_table(policies), "", prices_notes(policies)]
     if latency:
         parts += ["", latency_table(latency)]
     return "\n".join(parts)

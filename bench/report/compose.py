@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.evaluate import Evaluation
-from bench.report.point import Floats, Point, flops_of
+from bench.report.point import Costing, Floats, Point
 from engine._core import SMALL, RowKind
-from engine.accounting.ledger import Usage, span_counts
-from engine.config import ModelConfig
+from engine.accounting.ledger import Counts, Usage, span_counts
 from engine.routing.windows import Window
 from engine.tuning.samples import Sample
 
@@ -41,19 +40,22 @@ def _read(prompt: int) -> Usage:
     return usage
 
 
+def _share(handed: npt.NDArray[np.bool_], small: Counts, large: Counts) -> float:
+    """Share of the handed problems in what both models have written, counted by problem."""
+    parts = np.where(handed, large, small)
+    return float((parts * handed).sum() / parts.sum())
+
+
 class Composer:
     """All settings of the policies about whole answers."""
 
     def __init__(
-        self,
-        small: Evaluation,
-        large: Evaluation,
-        samples: Sequence[Sample],
-        shapes: tuple[ModelConfig, ModelConfig],
+        self, small: Evaluation, large: Evaluation, samples: Sequence[Sample], costing: Costing
     ) -> None:
         """``small`` and ``large``: runs of each model alone; ``samples``: of the small one."""
-        self.small, self.large, self.samples, self.shapes = small, large, samples, shapes
+        self.small, self.large, self.samples, self.costing = small, large, samples, costing
         self._steps = [np.array([len(c.steps) for c in e.completions]) for e in (small, large)]
+        self._tokens = [np.array([len(c.token_ids) for c in e.completions]) for e in (small, large)]
 
     def cascade(self) -> list[Point]:
         """Settings that decide by the least sure token of the small model's answer."""
@@ -88,13 +90,12 @@ class Composer:
         both = zip(self.small.completions, self.large.completions, usages, handed, strict=True)
         books = [lost + b.usage if over else a.usage for a, b, lost, over in both]
         right = np.array(self.small.correct), np.array(self.large.correct)
-        small, large = self._steps
-        steps = np.where(handed, large, small)
         return Point(
             family,
             float(value),
             np.where(handed, right[1], right[0]).astype(np.float64),
-            flops_of(books, self.shapes),
-            float((steps * handed).sum() / steps.sum()),
+            self.costing.costs(books),
+            _share(handed, *self._steps),
+            _share(handed, *self._tokens),
             composed=True,
         )

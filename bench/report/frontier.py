@@ -49,9 +49,9 @@ class Difference:
 
 
 class Frontiers:
-    """The families of one domain under one accounting, on the same resampled problems."""
+    """The families of one domain at one kind of cost, on the same resampled problems."""
 
-    def __init__(self, points: Sequence[Point], accounting: str, seed: int = 0) -> None:
+    def __init__(self, points: Sequence[Point], cost: str, seed: int = 0) -> None:
         ends = {p.family: i for i, p in enumerate(points) if p.family in ("small", "large")}
         self._members = {
             family: sorted(
@@ -63,7 +63,7 @@ class Frontiers:
         draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
         # The sample itself comes first, then its resamples.
         weights = np.concatenate([np.ones((1, count)), draws])
-        spent = weights @ np.stack([p.flops[accounting] for p in points]).T
+        spent = weights @ np.stack([p.costs[cost] for p in points]).T
         self.costs = spent / spent[:, [ends["large"]]]
         self.accuracies = weights @ np.stack([p.correct for p in points]).T / count
 

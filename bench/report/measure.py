@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from bench.calibrate import AUTO, calibrate, samples_of
-from bench.evaluate import Evaluation, evaluate
+from bench.evaluate import Evaluation, drawn_rows, evaluate
+from bench.prices.options import PriceFlags
+from bench.prices.price_list import PriceList
 from bench.report.audits import audit_rows, rollback_counts
 from bench.report.compose import Composer
 from bench.report.domain import Domain, domain
 from bench.report.oracle import Oracle
-from bench.report.point import Point, point_of
+from bench.report.point import Costing, Point, point_of
 from bench.report.rivals import Setting, settings
 from bench.report.signals import SignalRow, signal_rows, step_labels
 from engine import (
@@ -48,12 +50,14 @@ _ROOM = 256
 class Measured:
     """One domain: its calibration, its points and the quality of its signals.
 
-    ``seconds``: by part of the work. ``right``: which answers of the small model are right.
+    ``prices``: what time and money assume. ``seconds``: by part of the work. ``right``: which
+    answers of the small model are right.
     """
 
     name: str
     problems: int
     calibration: Calibration
+    prices: dict[str, Any]
     points: list[Point] = field(default_factory=list)
     signals: list[SignalRow] = field(default_factory=list)
     audits: list[dict[str, Any]] = field(default_factory=list)
@@ -76,19 +80,23 @@ class Measured:
         return next(p for p in self.of("steer") if p.chosen)
 
 
-def measure(name: str, problems: int, say: Say) -> Measured:
+def measure(name: str, problems: int, say: Say, prices: PriceFlags) -> Measured:
     """All policies on one domain; runs in a process of its own, on one thread."""
     torch.set_num_threads(1)
-    return _Measurement(domain(name, problems), say).run()
+    return _Measurement(domain(name, problems), say, prices).run()
 
 
 class _Measurement:
-    def __init__(self, where: Domain, say: Say) -> None:
+    def __init__(self, where: Domain, say: Say, prices: PriceFlags) -> None:
         self.domain, self.say = where, say
         self.seconds: dict[str, float] = {}
         with self.timed("loading"):
             room = max(ARENA_TOKENS, _ROOM * len(where.test.problems))
-            self.engine = Engine(where.pair, config=EngineConfig(arena_tokens=room))
+            drawn = drawn_rows(["speculate"], EngineConfig.max_sequences)
+            config = EngineConfig(arena_tokens=room, max_drawn_rows=drawn)
+            self.engine = Engine(where.pair, config=config)
+        shapes = self.engine.shapes
+        self.costing = Costing(shapes, PriceList.of(prices, shapes))
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -102,16 +110,17 @@ class _Measurement:
             calibration = calibrate(self.engine, self.domain.calibration, window=AUTO)
             fitted_on = samples_of(self.engine, self.domain.calibration)
         self.say(f"calibrated on {calibration.window}, tau {calibration.tau:.4g}")
-        measured = Measured(self.domain.name, len(self.domain.test.problems), calibration)
+        settings_of = self.costing.prices.settings
+        problems = len(self.domain.test.problems)
+        measured = Measured(self.domain.name, problems, calibration, settings_of)
         with self.timed("models alone"):
             large = self._evaluate(self.engine.policy("large"))
             small = self._small(measured)
         if large.ended("error"):
             raise SteerError(f"{self.domain.name}: the large model's logits are unusable")
-        shapes = self.engine.shapes
         measured.points += [
-            point_of("small", None, small, shapes),
-            point_of("large", None, large, shapes),
+            point_of("small", None, small, self.costing),
+            point_of("large", None, large, self.costing),
         ]
         for setting in settings(calibration, fitted_on, self.engine.row_price):
             self._run(setting, measured)
@@ -120,7 +129,7 @@ class _Measurement:
         self._run(Setting("oracle", None, Oracle(self.engine, self.domain)), measured)
         self._agreement(calibration, fitted_on, measured)
         with self.timed("composing"):
-            composer = Composer(small, large, measured.samples, shapes)
+            composer = Composer(small, large, measured.samples, self.costing)
             measured.points += composer.cascade() + composer.query() + composer.query_random()
         with self.timed("signals"):
             labels = step_labels(self.domain, small, measured.samples)
@@ -162,7 +171,7 @@ class _Measurement:
             done = self._evaluate(setting.policy, setting.family, audit=setting.audit)
             extra = rollback_counts(self.engine, self.domain, done)
             point = point_of(
-                setting.family, setting.parameter, done, self.engine.shapes, setting.chosen, extra
+                setting.family, setting.parameter, done, self.costing, setting.chosen, extra
             )
         measured.points.append(point)
         cost = point.cost(measured.large, "catchup")

@@ -1,4 +1,4 @@
-"""Frontiers of a domain in two accountings, and its calibration."""
+"""Frontiers of a domain by FLOPs, time and money, and its calibration."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import numpy as np
 
 from bench.report.frontier import hull
 from bench.report.measure import Measured
-from bench.report.rows import COUNTED
+from bench.report.point import counted
 from engine.tuning.pictures import histogram, reliability_plot
 
-_TITLES = {"decode": "decode only", "catchup": "with catch-up"}
 _MARKERS = "osD^vPX<>*hd"
 
 
 def frontier_plot(measured: Measured, path: Path) -> None:
-    """Accuracy against FLOPs: every setting as a mark, each family's hull as a line."""
+    """Accuracy against costs: every setting as a mark, each family's hull as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(14, 6), sharey=True)
+    figure, axes = plt.subplots(2, 2, figsize=(14, 12), sharey=True)
     families = dict.fromkeys(p.family for p in measured.points)
     ends = measured.of("small") + measured.of("large")
-    for axis, accounting in zip(axes, COUNTED, strict=True):
+    for axis, (accounting, title) in zip(axes.flat, counted(measured.prices).items(), strict=True):
         for family, marker in zip(families, cycle(_MARKERS)):
             points = measured.of(family)
             colour = axis.scatter(
@@ -44,10 +43,11 @@ def frontier_plot(measured: Measured, path: Path) -> None:
             )
             wide = 2.2 if family.startswith("steer") else 0.9
             axis.plot(*line, color=colour[0], linewidth=wide, alpha=0.7)
-        axis.set(xlabel=f"FLOPs relative to large alone, {_TITLES[accounting]}", xlim=(0, 1.1))
+        axis.set(xlabel=f"{title}, relative to large alone", xlim=(0, 1.2))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("accuracy")
-    axes[1].legend(loc="lower right", fontsize=8)
+    for line in axes:
+        line[0].set_ylabel("accuracy")
+    axes[0][1].legend(loc="lower right", fontsize=8)
     figure.suptitle(f"{measured.name}, {measured.problems} problems")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

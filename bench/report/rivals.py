@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine import AuditOnly, Calibration, CostAware, Judge, Policy, Random, Steer, Threshold
+from engine import (
+    AuditOnly,
+    Calibration,
+    CostAware,
+    Judge,
+    Policy,
+    Random,
+    Speculate,
+    Steer,
+    Threshold,
+    Verify,
+)
 from engine.routing.signals import Signals
 from engine.routing.windows import BOUNDARY, Window
 from engine.tuning.samples import Sample
@@ -19,6 +30,7 @@ _SHARES = (0.1, 0.25, 0.5)
 _HANDED = (0.4, 0.8, 1.0, 1.3)
 _TAUS = 5
 _MARKS = (-2.0, -5.0, -9.0)  # log p of a step's least likely token
+_BELIEFS = (0.1, 0.3, 0.7)  # marks of a verification
 _ROLLBACK = "rollback:min:-5"
 
 
@@ -54,6 +66,9 @@ def settings(
         yield Setting(
             "steer-cost+audit", worth, CostAware(calibration, worth, price), audit=_ROLLBACK
         )
+    yield Setting("speculate", None, Speculate(), chosen=True)
+    for mark in _BELIEFS:
+        yield Setting("verify", mark, Verify(mark=mark))
     window = Window.parse(calibration.window)
     own = [calibration.posterior(seen) < calibration.tau for seen in _seen(samples, window)]
     shares = [min(1.0, times * sum(own) / len(own)) for times in _HANDED]

@@ -9,12 +9,11 @@ import numpy as np
 
 from bench.report.frontier import Difference, Frontiers, difference
 from bench.report.measure import Measured
-from bench.report.point import Point
+from bench.report.point import Point, counted
 from bench.stats import paired_difference, wilson
 from engine.accounting.pricing import ACCOUNTINGS
 
 OURS = ("steer", "steer-cost")
-COUNTED = ("decode", "catchup")  # the two accountings of plots and frontiers
 
 
 def point_rows(measured: Measured) -> Iterator[dict[str, Any]]:
@@ -33,8 +32,10 @@ def point_rows(measured: Measured) -> Iterator[dict[str, Any]]:
             "ci_low": low,
             "ci_high": high,
             "large_step_share": point.large_step_share,
+            "large_token_share": point.large_token_share,
             "recomputed_share": point.recomputed_share,
-            **{f"flops_{a}": point.cost(measured.large, a) for a in ACCOUNTINGS},
+            **_costs(point, measured.large),
+            "prices": measured.prices,
             "seconds": round(point.seconds, 3),
             **point.extra,
         }
@@ -66,12 +67,16 @@ def paired_rows(measured: Measured) -> Iterator[dict[str, Any]]:
             "n": steer.correct.size,
             **_interval(Difference(value, low, high)),
             "interval": "Newcombe",
-            **{f"flops_{a}": _ratio(steer, other, a) for a in ACCOUNTINGS},
+            **_costs(steer, other),
         }
 
 
-def _ratio(first: Point, second: Point, accounting: str) -> float:
-    return float(first.flops[accounting].sum() / second.flops[accounting].sum())
+def _costs(first: Point, second: Point) -> dict[str, float]:
+    """All costs of one point over those of another, by field."""
+    return {
+        f"flops_{name}" if name in ACCOUNTINGS else name: first.cost(second, name)
+        for name in first.costs
+    }
 
 
 def frontier_rows(measured: Measured) -> Iterator[dict[str, Any]]:
@@ -82,7 +87,7 @@ def frontier_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     """
     small, steer = measured.of("small")[0], measured.steer
     families = [f for f in dict.fromkeys(p.family for p in measured.points) if f not in _ALONE]
-    for accounting in COUNTED:
+    for accounting in counted(measured.prices):
         fronts = Frontiers(measured.points, accounting)
         cost = [p.cost(measured.large, accounting) for p in (small, steer)]
         for name, at in (("steer's", cost[1]), ("half of steer's", sum(cost) / 2)):

@@ -13,10 +13,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from bench.prices.options import PriceFlags
+from bench.prices.table import prices_notes
 from bench.report import tables
 from bench.report.domain import available, domain
 from bench.report.measure import measure
-from bench.report.rows import COUNTED, OURS, all_rows
+from bench.report.rows import OURS, all_rows
 from bench.report.summary import summary, title
 from bench.rows import RowWriter, provenance
 from engine.errors import SteerError
@@ -50,13 +52,13 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
 
 def write_report(options: argparse.Namespace) -> int:
     """The folder is put in place when all of it is written."""
-    names = _check(options)
+    names, prices = _check(options), PriceFlags.of(options)
     problems = options.problems or PROBLEMS
     parent = options.report.resolve().parent
     draft = Path(tempfile.mkdtemp(prefix=".report-", dir=parent))
     try:
         started = time.perf_counter()
-        rows = _measure_all(names, problems, draft, options.jobs)
+        rows = _measure_all(names, problems, draft, options.jobs, prices)
         seconds = time.perf_counter() - started
         with RowWriter(draft / _ROWS) as writer:
             for row in rows:
@@ -102,14 +104,14 @@ def _check(options: argparse.Namespace) -> list[str]:
 
 
 def _measure_all(
-    names: list[str], problems: int, folder: Path, jobs: int | None
+    names: list[str], problems: int, folder: Path, jobs: int | None, prices: PriceFlags
 ) -> list[dict[str, Any]]:
     """Rows of all domains, in their order; each domain in a process of its own."""
     processes = min(jobs or os.cpu_count() or 1, len(names))
     context = multiprocessing.get_context("spawn")
     by_name: dict[str, list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {pool.submit(_work, name, problems, folder): name for name in names}
+        waiting = {pool.submit(_work, name, problems, folder, prices): name for name in names}
         try:
             for done in as_completed(waiting):
                 by_name[waiting[done]] = done.result()
@@ -119,13 +121,13 @@ def _measure_all(
     return [row for name in names for row in by_name[name]]
 
 
-def _work(name: str, problems: int, folder: Path) -> list[dict[str, Any]]:
+def _work(name: str, problems: int, folder: Path, prices: PriceFlags) -> list[dict[str, Any]]:
     from bench.report.pictures import draw
 
     def say(line: str) -> None:
         print(f"{name}: {line}", file=sys.stderr, flush=True)
 
-    measured = measure(name, problems, say)
+    measured = measure(name, problems, say, prices)
     started = time.perf_counter()
     rows = all_rows(measured)
     draw(measured, folder)
@@ -143,14 +145,14 @@ def _page(rows: list[dict[str, Any]], names: list[str], seconds: float) -> str:
         summary(rows, names),
         "## How to read it",
         _NOTES,
+        f"```text\n{prices_notes(tables.of(rows, 'setting'), toy=True)}\n```",
     ]
     for name in names:
         parts += [f"## {name}", f"![frontier]({name}-frontier.png)"]
         parts += ["### STEER against others, paired", tables.paired_table(rows, name)]
-        for accounting in COUNTED:
-            words = "decode only" if accounting == "decode" else "with catch-up"
+        for cost, words in tables.costs(rows, name).items():
             parts.append(f"### Frontiers, {words}")
-            parts += [tables.frontier_table(rows, name, accounting, first) for first in OURS]
+            parts += [tables.frontier_table(rows, name, cost, first) for first in OURS]
         parts += [
             "### AUROC for the small model's errors, by window and signal",
             "With the checker's labels / without labels; the chosen one is bold.",

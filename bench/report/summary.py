@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bench.report.tables import Row, of, points
+from bench.report.tables import Row, costs, of, points
 
 MARGIN = -0.02  # the lower bound that "not worse than the large model" allows
 
@@ -27,6 +27,7 @@ def _domain(rows: list[Row], domain: str) -> Iterator[str]:
         f"within 2 points. It takes {_saved(steer['flops_decode'])} decode-only and "
         f"{_saved(steer['flops_catchup'])} with catch-up."
     )
+    yield from _prices(rows, domain, pairs)
     random = pairs["random"]
     above = "above" if random["low"] > 0 else "NOT shown to be above"
     yield f"It is {above} random steps at the same share: {points(random)} points."
@@ -42,15 +43,25 @@ def _domain(rows: list[Row], domain: str) -> Iterator[str]:
     yield from _audit(rows, domain)
 
 
+def _prices(rows: list[Row], domain: str, pairs: dict[str, Row]) -> Iterator[str]:
+    time, words = list(costs(rows, domain).items())[2]
+    for name in ("large", "speculate"):
+        row = pairs[name]
+        yield (
+            f"Against {name} it takes {row[time]:.3f} of the {words} "
+            f"and {row['money']:.3f} of the money."
+        )
+
+
 def _saved(relative: float) -> str:
     return f"{abs(1 - relative):.1%} {'fewer' if relative <= 1 else 'MORE'} FLOPs"
 
 
 def _rivals(rows: list[Row], domain: str) -> Iterator[str]:
-    for accounting, words in (("decode", "decode-only"), ("catchup", "with catch-up")):
+    for cost, words in costs(rows, domain).items():
         found = [
             r
-            for r in of(rows, "frontier", domain=domain, accounting=accounting, first="steer")
+            for r in of(rows, "frontier", domain=domain, accounting=cost, first="steer")
             if r["equal"] == "steer's cost" and r["second"] != "oracle"
         ]
         sides: dict[str, list[str]] = {"above": [], "below": [], "level with": []}
@@ -58,7 +69,7 @@ def _rivals(rows: list[Row], domain: str) -> Iterator[str]:
             side = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "level with"
             sides[side].append(row["second"])
         said = [f"{side} {', '.join(names)}" for side, names in sides.items() if names]
-        yield f"At its own cost {words}, its frontier is {'; '.join(said)}."
+        yield f"At its own {words}, its frontier is {'; '.join(said)}."
         cascade = next(r for r in found if r["second"] == "cascade")
         if cascade["low"] <= 0:
             yield f"It does not beat the cascade there: {points(cascade)} points."

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.prices.fields import MONEY, time_field
+from bench.report.point import counted
+
 Row = dict[str, Any]
 
 
@@ -27,13 +30,19 @@ def name_of(row: Row) -> str:
 
 def settings_table(rows: Iterable[Row], domain: str) -> str:
     """Every setting of every policy."""
+    selected = of(rows, "setting", domain=domain)
+    loads = {f"time at {load}": time_field(load) for load in selected[0]["prices"]["loads"]}
     header = (
         "policy",
         "accuracy (95% interval)",
         "large steps",
+        "large tokens",
         "decode",
         "with catch-up",
         "re-prefill",
+        *loads,
+        "money",
+        "stateless",
         "seconds",
     )
     return markdown(
@@ -43,10 +52,12 @@ def settings_table(rows: Iterable[Row], domain: str) -> str:
                 name_of(r),
                 f"{r['accuracy']:.3f} ({r['ci_low']:.3f} - {r['ci_high']:.3f})",
                 f"{r['large_step_share']:.1%}",
+                f"{r['large_token_share']:.1%}",
                 *(f"{r[f'flops_{a}']:.3f}" for a in ("decode", "catchup", "reprefill")),
+                *(f"{r[name]:.3f}" for name in (*loads.values(), *MONEY.values())),
                 "composed" if r["composed"] else f"{r['seconds']:.1f}",
             )
-            for r in of(rows, "setting", domain=domain)
+            for r in selected
         ],
     )
 
@@ -102,19 +113,25 @@ def rollback_table(rows: Iterable[Row], domain: str) -> str:
     )
 
 
-def paired_table(rows: Iterable[Row], domain: str) -> str:
+def paired_table(rows: Sequence[Row], domain: str) -> str:
     """STEER at its tau against others."""
+    words = costs(rows, domain)
     return markdown(
-        ("STEER minus", "points (95% interval)", "FLOPs: decode", "with catch-up"),
+        ("STEER minus", "points (95% interval)", *words.values()),
         [
             (
                 f"`{r['second']}`",
                 points(r),
-                *(f"{r[f'flops_{a}']:.3f} times" for a in ("decode", "catchup")),
+                *(f"{r[name if name in r else f'flops_{name}']:.3f} times" for name in words),
             )
             for r in of(rows, "paired", domain=domain)
         ],
     )
+
+
+def costs(rows: Iterable[Row], domain: str) -> dict[str, str]:
+    """The costs of frontiers, as rows name them, with words for them."""
+    return counted(of(rows, "setting", domain=domain)[0]["prices"])
 
 
 def points(row: Row) -> str:
@@ -137,7 +154,7 @@ def frontier_table(rows: Iterable[Row], domain: str, accounting: str, first: str
         return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
     header = [
-        f"{equal} ({at:.3f})" + (": FLOPs" if "accuracy" in equal else ": points")
+        f"{equal} ({at:.3f})" + (": cost" if "accuracy" in equal else ": points")
         for equal, at in places
     ]
     families = dict.fromkeys(r["second"] for r in selected)

@@ -73,6 +73,7 @@ class TracedStep:
     model: the role of the model that wrote it.
     signals: those that the decision saw, if any.
     tried: tokens on trial at the decision.
+    large_tokens: tokens that the large model wrote.
     """
 
     position: int
@@ -80,6 +81,7 @@ class TracedStep:
     model: str
     signals: Signals | None
     tried: int
+    large_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def _step(path: Path, number: int, row: dict[str, Any]) -> TracedStep:
         raw = row["signals"]
         signals = None if raw is None else Signals(**{k: float(raw[k]) for k in SIGNAL_NAMES})
         place, tokens, tried = (int(row.get(k, 0)) for k in ("position", "tokens", "tried"))
-        return TracedStep(place, tokens, str(row["model"]), signals, tried)
+        model = str(row["model"])
+        written = len(row["replaced"]) if "replaced" in row else tokens * (model == "large")
+        return TracedStep(place, tokens, model, signals, tried, written)
     except (KeyError, TypeError, ValueError) as error:
         raise SteerError(f"{path}:{number}: not a step of a trace: {error}") from None
 

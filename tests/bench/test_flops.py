@@ -58,7 +58,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_have_their_fields(tiny: Path):
     rows = read(tiny / "rows.jsonl")
-    assert set(rows) == {"small", "large", "random", "threshold", "steer"}
+    assert set(rows) == {"small", "large", "speculate", "random", "threshold", "steer"}
     for row in rows.values():
         assert row.keys() >= FIELDS
         assert row["n"] == 60 and row["ci_low"] <= row["accuracy"] <= row["ci_high"]
@@ -79,7 +79,7 @@ def test_rows_make_sense(tiny: Path):
 def test_plot_and_traces_are_written(tiny: Path):
     assert (tiny / "plot.png").read_bytes().startswith(b"\x89PNG")
     names = {p.stem for p in (tiny / "traces").iterdir()}
-    assert names == {"small", "large", "random", "threshold", "steer"}
+    assert names == {"small", "large", "speculate", "random", "threshold", "steer"}
 
 
 def test_a_saved_calibration_gives_the_same_rows(tiny: Path, tmp_path: Path):

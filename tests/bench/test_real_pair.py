@@ -141,11 +141,13 @@ def test_the_report_from_one_end_to_the_other(tmp_path: Path, capsys):
         assert each["models"] == {"small": "small", "large": "large"}
         assert each.keys() >= {"machine", "versions", "commit", "date", "fingerprint"}
         assert "gsm_symbolic, seed 11" in each["problems"]
+        assert each["prices"]["loads"] == [1, 64] and each["an_answer"]["time_1"] > 0
+        assert (each["money"] == 1) == (each["policy"] == "large")
     alone, together = found[6], by_policy["random:0.5"]
     assert alone["tokens"] == together["tokens"] and len(alone["each_seconds"]) == 3
     assert by_policy["steer"]["tau"] == 0.5 and "fitted on 10 other problems" in out
     assert fitted.is_file() and (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert "seconds an answer" in out and "The report took" in out
+    assert "time at load 64" in out and "seconds an answer" in out and "The report took" in out
 
 
 def test_a_pair_without_a_chat_template(tmp_path: Path, capsys):

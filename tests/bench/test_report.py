@@ -67,6 +67,24 @@ def test_all_rivals_stand_in_one_run(rows: list[dict]):
     assert oracle["accuracy"] >= large["accuracy"] - 0.05 and oracle["flops_catchup"] < 1
 
 
+def test_equal_time_and_equal_money(folder: Path, rows: list[dict]):
+    """STEER stands against every family, speculate too, at its own time and its own money."""
+    (steer,) = [r for r in settings(rows, "steer") if r["chosen"]]
+    for cost in ("time_1", "money"):
+        found = [r for r in rows if r["kind"] == "frontier" and r["accounting"] == cost]
+        at_its_own = [r for r in found if r["first"] == "steer" and r["equal"] == "steer's cost"]
+        assert {r["second"] for r in at_its_own} >= {"speculate", "verify", "cascade", "random"}
+        assert {r["at"] for r in at_its_own} == {steer[cost]}
+    (speculate,) = settings(rows, "speculate")
+    (pair,) = [r for r in rows if r["kind"] == "paired" and r["second"] == "speculate"]
+    for cost in ("time_1", "time_64", "money", "flops_catchup"):
+        assert pair[cost] == pytest.approx(steer[cost] / speculate[cost])
+    page = (folder / "README.md").read_text()
+    assert "### Frontiers, time at load 1" in page and "### Frontiers, money" in page
+    assert f"Against speculate it takes {pair['time_1']:.3f} of the time at load 1" in page
+    assert "The embedded pair on such a card is a toy" in page
+
+
 def test_rivals_are_tried_at_steers_own_share(rows: list[dict]):
     """No rival is judged by points that lie far from where STEER works."""
     (steer,) = [r for r in settings(rows, "steer") if r["chosen"]]

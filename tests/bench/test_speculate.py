@@ -25,8 +25,11 @@ def test_rows_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len({r["tokens"] for r in rows}) == 1 and large["times_faster"] == 1
     assert guessed["tokens_a_pass"] > 2 and guessed["acceptance"] > 0.5
     assert guessed["flops_decode"] > 1 > guessed["weights_read"] > 0
+    assert large["time_1"] == large["money"] == large["large_token_share"] == 1 > guessed["money"]
+    assert guessed["prices"]["loads"] == [1, 64] and guessed["an_answer"]["time_64"] > 0
     assert looked["speculated"]["drafted"] == 0 and looked["temperature"] == 1
-    assert "tokens a pass" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "tokens a pass" in out and "time at load 64" in out and "speculate:3, 3 at once" in out
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,7 @@ def test_rows_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--at-once", "1,x"], "--at-once takes numbers from 1, as in 1,8; got '1,x'"),
         (["--small", "x"], "--small and --large go together"),
         (["--small", "x", "--large", "y", "--task", "hops"], "--task is of the embedded pair"),
+        (["--load", "many"], "--load: expected a whole number from 1 up to 4096, got 'many'"),
         (["--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["--policies", "large,guess"], "unknown policy 'guess'"),
     ],

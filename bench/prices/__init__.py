@@ -1,0 +1,1 @@
+"""What an answer costs in time on a named card, and in money."""
