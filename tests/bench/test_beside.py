@@ -98,7 +98,7 @@ def test_priced_beside_a_pair(tmp_path: Path, capsys):
     path = tmp_path / "rows.jsonl"
     beside = "--beside=qwen-32b,qwen3-30b-a3b,qwen3-235b-a22b"
     assert flops(["--model-pair=qwen-1.5b/qwen-32b", beside, f"--json={path}"]) == 0
-    small, large, _, same, little, big = read(path)
+    small, large, _, _, same, little, big = read(path)
     assert [r["policy"] for r in (same, little, big)] == [
         "qwen-32b alone",
         "qwen3-30b-a3b alone",
