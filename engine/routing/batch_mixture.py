@@ -1,14 +1,15 @@
 """STEER's rule as a port of its authors' code shows it: a mixture of two normals over a batch.
 
 At each step index, over the problems that still run: one mixture is fitted to the last steps that
-the small model wrote, another to those that the large model wrote. The component with the lower mean
-is the doubtful one. Which model writes a problem's next step follows from P(low), the probability
-that its last step belongs to that component.
+the small model wrote, another to those that the large model wrote. The component with the lower
+mean is the doubtful one. Which model writes a problem's next step follows from P(low), the
+probability that its last step belongs to that component.
 
-Where the fit differs from that code, which uses scikit-learn: EM starts once, from the best split in
-two groups (there: the best of 10 starts by k-means); it stops later (there: at 1e-4, or after 100
-rounds); a component is no narrower than 1% of the values' deviation; P(low) does not turn around
-beyond the two means. Values that nothing tells apart have no mixture: the large model writes.
+Where the fit differs from that code, which uses scikit-learn: EM starts once, from the best split
+in two groups (there: the best of 10 starts by k-means); it stops later (there: at 1e-4, or after
+100 rounds); a component is no narrower than 1% of the values' deviation; P(low) does not turn
+around beyond the two means. Values that nothing tells apart have no mixture: the large model
+writes.
 """
 
 from __future__ import annotations
