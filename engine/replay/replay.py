@@ -50,6 +50,10 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
             f"policy {name or policy.name} guesses tokens, and a trace cannot tell which guesses "
             "would have been right: replay it without speculate"
         )
+    if policy.needs_large_signals:
+        raise SteerError(
+            f"policy {name or policy.name} needs the large model's own signals: no trace holds them"
+        )
     window, looks = policy.window, policy.uses_window
     if looks and str(window) != trace.window:
         raise SteerError(

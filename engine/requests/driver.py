@@ -251,8 +251,8 @@ class Driver:
             return self._scheduler.route(request, LARGE)
         read = row >= 0 and live.policy.reader == ROLES[SMALL]
         signals = self._lanes[SMALL].signals(row) if read else None
-        boundary = live.boundary(self._scheduler, sequence, signals)
         try:
+            boundary = live.boundary(self._scheduler, sequence, signals, self._tokenizer)
             decision, unread = live.decide(
                 boundary, lambda: self._flops(sequence, boundary.position)
             )

@@ -88,7 +88,8 @@ def decide_batch(
         members = [i for i, step in enumerate(steps) if step.writer == writer]
         scores = _filled([steps[i].score for i in members])
         mixture = fit_steps(scores)
-        for i, score in zip(members, scores or [None] * len(members), strict=True):
+        for place, i in enumerate(members):
+            score = scores[place] if scores else None
             decisions[i] = judge(writer, score, mixture, marks)
     return [decisions[i] for i in range(len(steps))]
 
