@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,24 @@ class Mixture:
         return (self.means[1] - self.means[0]) / math.sqrt(
             (self.deviations[0] ** 2 + self.deviations[1] ** 2) / 2
         )
+
+    def to_json(self) -> dict[str, tuple[float, float]]:
+        """The fields as JSON values."""
+        return {"weights": self.weights, "means": self.means, "deviations": self.deviations}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Sequence[float]]) -> Mixture:
+        """Inverse of :meth:`to_json`; what is none raises KeyError, TypeError or ValueError."""
+        weights, means, deviations = (_two(raw[name]) for name in _PARTS)
+        return cls(weights, means, deviations)
+
+
+_PARTS = ("weights", "means", "deviations")
+
+
+def _two(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
 
 
 def fit_mixture(

@@ -11,6 +11,7 @@ from engine._core import DRAFT_SOURCES
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import SCORES
+from engine.routing.batch_mixture import MARKS, Marks
 from engine.routing.calibration import Calibration
 from engine.routing.guessed import Speculate, Verify
 from engine.routing.judges import AuditOnly, Judge
@@ -19,6 +20,7 @@ from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.signals import SIGNAL_RANGES
 from engine.routing.speculation import FORM, NAME, VERIFY, VERIFY_FORM, Speculation
 from engine.routing.steer import CostAware, Steer
+from engine.routing.steer_served import SteerServed
 from engine.routing.two_way import STICKY, TWO_WAY, Sticky, TwoWay
 from engine.routing.windows import Window
 
@@ -36,6 +38,7 @@ _FORMS = {
     "early": "early:STEPS:SIGNAL:VALUE or early:STEPS:SIGNAL:VALUE@so-far:least",
     "steer": "steer or steer:TAU",
     "steer-cost": "steer-cost or steer-cost:WORTH",
+    "steer-served": "steer-served or steer-served:DOUBTFUL:HOPELESS",
     "judge": "judge:MARK or judge:SCORE:MARK",
     "audit": "audit:MARK or audit:SCORE:MARK",
     NAME: f"{NAME}, {NAME}:K or {NAME}:K:SOURCE",
@@ -47,7 +50,7 @@ HELP = ", ".join(_FORMS.values()) + (
     f"where SOURCE is {' or '.join(DRAFT_SOURCES)} and P in [0, 1]"
 )
 _PLUS = re.compile(rf"\+(?={NAME}|{VERIFY}|{TWO_WAY}|{STICKY})")
-_CALIBRATED = ("steer", "steer-cost")
+_CALIBRATED = ("steer", "steer-cost", "steer-served")
 
 
 def is_calibrated(policy: object) -> bool:
@@ -160,6 +163,17 @@ def _steer(wanted: _Wanted) -> Policy:
     return Steer(wanted.fitted(), tau)
 
 
+def _marks(wanted: _Wanted) -> Marks:
+    """Two thresholds on P(low); by default the rule's own."""
+    if not wanted.arguments:
+        return MARKS
+    try:
+        doubtful, hopeless = map(float, wanted.arguments)
+    except ValueError:
+        raise wanted.fail() from None
+    return Marks(doubtful, hopeless)
+
+
 def _early(wanted: _Wanted) -> Policy:
     count, *arguments = wanted.arguments or ("",)
     if not count.isdecimal() or len(arguments) != 2:
@@ -203,6 +217,7 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "cascade": _cascade,
     "early": _early,
     "steer": _steer,
+    "steer-served": lambda w: SteerServed(w.fitted(), _marks(w)),
     "judge": lambda w: _judged(w, Judge),
     "audit": lambda w: _judged(w, AuditOnly),
     "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
@@ -229,6 +244,7 @@ def make_policy(
       decision, on its first steps): before them the number of steps.
     * entropy, max-logit: a value, for the step's first token.
     * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
+    * steer-served: two marks, optional; needs a ``calibration`` with mixtures by step.
     * judge, audit: the lowest log-probability of a step that the large model accepts.
     * speculate: large, with ``:K`` guesses before each of its passes, from a ``:SOURCE``.
     * verify: the small model, and where one of its tokens is less than MARK times as likely to the

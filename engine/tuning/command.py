@@ -35,6 +35,7 @@ from engine.tuning.separability import (
     warnings,
     windows_for,
 )
+from engine.tuning.step_mixtures import with_step_mixtures
 from engine.tuning.target import Bench, Target, choose_tau, ladder
 
 MOST_TOKENS = 1024  # default length limit of an answer
@@ -94,6 +95,11 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
         "with the large model without answers (default: the Bayes split, without a run of the "
         "large model)",
     )
+    add(
+        "--step-mixtures",
+        action="store_true",
+        help="fit what the policy steer-served needs as well: one more run, of both models",
+    )
     add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
     add("--no-plots", action="store_true", help="write no pictures beside the output")
 
@@ -105,6 +111,11 @@ def run(options: argparse.Namespace) -> int:
         raise SteerError(
             "--target agreement cannot go with --retokenize: the large model would have to read "
             "the small one's own tokens; aim at accuracy, loss, share or flops"
+        )
+    if options.retokenize and options.step_mixtures:
+        raise SteerError(
+            "--step-mixtures cannot go with --retokenize: the signals of the large model's own "
+            "tokens are kept for models with the same tokens only"
         )
     _check(options)
     talk = conversation.Conversation.of(options)
@@ -124,6 +135,8 @@ def run(options: argparse.Namespace) -> int:
         bench = Bench(engine, asked, params, prompts.is_right)
         calibration = choose_tau(calibration, samples, aim, bench)
         right = _right(samples, bench.is_right)
+    if options.step_mixtures:
+        calibration = with_step_mixtures(calibration, engine, asked, params)
     print(_table(findings, chosen))
     for line in warnings(findings):
         print(f"warning: {line}")
