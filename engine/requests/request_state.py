@@ -26,6 +26,7 @@ from engine.routing.budget import Budget
 from engine.routing.policies import Always
 from engine.routing.policy import Boundary, Decision, PolicyBase
 from engine.routing.signals import Signals
+from engine.routing.together import Together
 from engine.routing.windows import LAST_STEP
 from engine.text.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ class RequestState:
     signals: dict[int, Signals] = field(default_factory=dict)
     large_signals: dict[int, Signals] = field(default_factory=dict)
     _rest: tuple[Boundary, Decision] | None = None
+    _again: tuple[int, str] | None = None  # position of a step to be written again, and the reason
     drawn: DrawLog = field(default_factory=DrawLog)
 
     def __post_init__(self) -> None:
@@ -152,10 +154,31 @@ class RequestState:
         models = self.steps.models[first:step]
         return [span for span, writer in zip(places, models, strict=True) if writer == model]
 
-    def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
+    @property
+    def given_up(self) -> bool:
+        """Whether a decision for the rest holds."""
+        return self._rest is not None
+
+    def asks_batch(self, boundary: Boundary) -> bool:
+        """Whether a decision depends on the other requests of a batch."""
+        return isinstance(self.policy, Together) and self._known(boundary) is None
+
+    def write_again(self, step: int, reason: str) -> int:
+        """Have the large model write a step again; its position, to which the text must be cut."""
+        position = self.steps.starts[step]
+        self._again = position, reason
+        return position
+
+    def decide(
+        self, boundary: Boundary, flops: Callable[[], int], answer: Decision | None = None
+    ) -> tuple[Decision, bool]:
         """Ask the policy, unless an audit or an earlier decision for the rest has the answer.
 
         Decisions at later positions, which a truncation undid, are dropped.
+
+        Args:
+            flops: of the request so far and the large model's catch-up.
+            answer: the decision, if a batch has been decided together.
 
         Returns:
             The decision, whose ``rest`` says that no later boundary needs a decision, and whether
@@ -164,8 +187,7 @@ class RequestState:
             cross may overrule it at each step.
         """
         self.decisions.cut(boundary.position)
-        decision = self._redo(boundary) or self._standing(boundary)
-        decision = decision or self.policy.decide(boundary)
+        decision = answer or self._known(boundary) or self.policy.decide(boundary)
         if not isinstance(decision, Decision) or decision.model not in ROLES:
             raise SteerError(
                 f"a policy must answer 'small', 'large' or a Decision, got {decision!r}"
@@ -187,8 +209,14 @@ class RequestState:
             return decision
         return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
 
+    def _known(self, boundary: Boundary) -> Decision | None:
+        """The decision, if it does not depend on the policy any more."""
+        return self._redo(boundary) or self._standing(boundary)
+
     def _redo(self, boundary: Boundary) -> Decision | None:
-        """The large model, if an audit rolled back the step here."""
+        """The large model, if the step here was rolled back by an audit, or is written again."""
+        if self._again and self._again[0] == boundary.position:
+            return Decision(ROLES[_LARGE], self._again[1])
         if self.audit is None:
             return None
         self.audit.forget(boundary.position)

@@ -20,7 +20,9 @@ from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.signals import SIGNAL_RANGES
 from engine.routing.speculation import FORM, NAME, VERIFY, VERIFY_FORM, Speculation
 from engine.routing.steer import CostAware, Steer
+from engine.routing.steer_paper import SteerPaper
 from engine.routing.steer_served import SteerServed
+from engine.routing.together import Together
 from engine.routing.two_way import STICKY, TWO_WAY, Sticky, TwoWay
 from engine.routing.windows import Window
 
@@ -38,6 +40,7 @@ _FORMS = {
     "early": "early:STEPS:SIGNAL:VALUE or early:STEPS:SIGNAL:VALUE@so-far:least",
     "steer": "steer or steer:TAU",
     "steer-cost": "steer-cost or steer-cost:WORTH",
+    "steer-paper": "steer-paper or steer-paper:DOUBTFUL:HOPELESS",
     "steer-served": "steer-served or steer-served:DOUBTFUL:HOPELESS",
     "judge": "judge:MARK or judge:SCORE:MARK",
     "audit": "audit:MARK or audit:SCORE:MARK",
@@ -185,6 +188,8 @@ def _early(wanted: _Wanted) -> Policy:
 def _suffixed(text: str, suffix: str, policy: Policy) -> Policy:
     """A policy changed by one suffix of its name; ``text``: the whole name."""
     kind, *arguments = suffix.split(":")
+    if isinstance(policy, Together):
+        raise SteerError(f"policy {text!r}: {policy.name} decides for a batch and takes no suffix")
     if kind not in (TWO_WAY, STICKY):
         if complete(policy).speculation:
             raise SteerError(f"policy {text!r} says twice how many tokens are guessed")
@@ -217,6 +222,7 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "cascade": _cascade,
     "early": _early,
     "steer": _steer,
+    "steer-paper": lambda w: SteerPaper(_marks(w)),
     "steer-served": lambda w: SteerServed(w.fitted(), _marks(w)),
     "judge": lambda w: _judged(w, Judge),
     "audit": lambda w: _judged(w, AuditOnly),
@@ -244,7 +250,8 @@ def make_policy(
       decision, on its first steps): before them the number of steps.
     * entropy, max-logit: a value, for the step's first token.
     * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
-    * steer-served: two marks, optional; needs a ``calibration`` with mixtures by step.
+    * steer-served, steer-paper: two marks, optional; steer-served needs a ``calibration`` with
+      mixtures by step, steer-paper a batch of requests that share the policy.
     * judge, audit: the lowest log-probability of a step that the large model accepts.
     * speculate: large, with ``:K`` guesses before each of its passes, from a ``:SOURCE``.
     * verify: the small model, and where one of its tokens is less than MARK times as likely to the
