@@ -100,7 +100,8 @@ class _Request:
     def _model(self, index: int, step: TracedStep) -> str:
         if self.standing:
             return self.standing.model
-        if self.policy.reads and step.signals is None:
+        looks_back = self.window.kind == "so-far" and self.policy.uses_window and index > 0
+        if (self.policy.reads or looks_back) and step.signals is None:
             raise SteerError(
                 f"request {self.traced.request}, step {index}: the trace has no signals there; "
                 "record one with a policy that reads every boundary"

@@ -7,10 +7,13 @@ import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
+from types import SimpleNamespace
 
 import pytest
 
 from engine import Boundary, Completion, Decision, Engine, Random, SamplingParams, SteerError, Step
+from engine.replay.replay import replay
+from engine.replay.trace import Trace
 from engine.routing.names import make_policy
 from engine.routing.policies import Early, Query, Threshold
 from engine.routing.policy import PolicyBase
@@ -240,10 +243,37 @@ def test_a_mask_chooses_the_tokens(engine: Engine):
         engine.generate(PROMPTS[:1], PARAMS, Short())
 
 
-def test_what_a_replay_lacks(engine: Engine, tmp_path):
-    from engine.replay.replay import replay
-    from engine.replay.trace import Trace
+def test_a_users_object_may_ask(engine: Engine):
+    """Of no class of the library: the two names are enough."""
+    seen: list[Boundary] = []
+    asking = SimpleNamespace(
+        name="mine",
+        reads=False,
+        decide=lambda b: seen.append(b) or Random(0.5).decide(b),
+        needs_large_signals=True,
+    )
+    noting = Noting()
+    for policy in (asking, noting):
+        engine.generate(PROMPTS[:3], PARAMS, policy)
+    assert any(b.large_signals for b in seen)
+    assert {type(b.large_signals) for b in seen} == {Signals, type(None)}
+    asking.mask = "digits"
+    with pytest.raises(SteerError, match="a policy's mask must be a function or None"):
+        engine.generate(PROMPTS[:1], PARAMS, asking)
 
+
+def test_early_is_replayed_where_the_trace_has_its_signals(engine: Engine, tmp_path):
+    path = tmp_path / "trace.jsonl"
+    engine.generate(PROMPTS, PARAMS, "early:3:max_prob:0.99", trace=path)
+    trace = Trace.read(path)
+    assert trace.window == "so-far"
+    assert replay(trace, make_policy("early:3:max_prob:0.99")).changed == 0
+    assert replay(trace, make_policy("early:1:max_prob:1")).large_step_share > 0.5
+    with pytest.raises(SteerError, match="step 4: the trace has no signals there"):
+        replay(trace, make_policy("early:5:max_prob:0.99"))
+
+
+def test_what_a_replay_lacks(engine: Engine, tmp_path):
     path = tmp_path / "trace.jsonl"
     engine.generate(PROMPTS[:2], PARAMS, "threshold+two-way:0.9", trace=path)
     trace = Trace.read(path)
