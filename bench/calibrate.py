@@ -8,6 +8,7 @@ from engine.routing.windows import Window
 from engine.tuning.fitting import fitted
 from engine.tuning.samples import Sample, observe
 from engine.tuning.separability import judge_windows, recommend, windows_for
+from engine.tuning.step_mixtures import with_step_mixtures
 from engine.tuning.target import Bench, Target, choose_tau
 
 SIGNAL = "max_prob"
@@ -35,6 +36,12 @@ def fit(
     else:
         (separability,) = judge_windows(samples, [Window.parse(window)], [SIGNAL])
     return fitted(engine, samples, separability, [p.prompt for p in tests.problems])
+
+
+def step_mixtures(engine: Engine, tests: TestSet, calibration: Calibration) -> Calibration:
+    """The calibration with what steer-served needs: mixtures by step, from a run of both models."""
+    params = SamplingParams(max_tokens=tests.max_tokens)
+    return with_step_mixtures(calibration, engine, tests.prompts(engine), params)
 
 
 def calibrate(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from bench.calibrate import calibrate
+from bench.calibrate import calibrate, step_mixtures
 from bench.evaluate import Evaluation, TestSet, evaluate
 from bench.prices.options import PriceFlags
 from bench.prices.price_list import PriceList
@@ -57,6 +57,8 @@ class Comparison:
         else:
             window = self.options.window
             self.calibration = calibrate(self.engine, tests, progress=True, window=window)
+            if any(split_name(name)[0].startswith("steer-served") for name in named(self.options)):
+                self.calibration = step_mixtures(self.engine, tests, self.calibration)
         if self.options.save_calibration:
             self.calibration.save(self.options.save_calibration)
 

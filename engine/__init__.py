@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from engine.routing.calibration import Calibration
     from engine.routing.guessed import Speculate, Verify
     from engine.routing.judges import AuditOnly, Judge
-    from engine.routing.policies import AfterThinking, Cascade, Query, Random, Threshold
+    from engine.routing.policies import AfterThinking, Cascade, Early, Query, Random, Threshold
     from engine.routing.policy import Boundary, Decision, Policy
     from engine.routing.signals import Signals
     from engine.routing.speculation import Speculation
     from engine.routing.steer import CostAware, Steer
+    from engine.routing.steer_paper import SteerPaper
+    from engine.routing.steer_served import SteerServed
+    from engine.routing.two_way import Sticky, TwoWay
     from engine.routing.windows import Window
     from engine.text.tokenizer import Tokenizer
 else:
@@ -46,11 +49,14 @@ else:
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),
         "routing.guessed": ("Speculate", "Verify"),
-        "routing.policies": ("AfterThinking", "Cascade", "Query", "Random", "Threshold"),
+        "routing.policies": ("AfterThinking", "Cascade", "Early", "Query", "Random", "Threshold"),
         "routing.policy": ("Boundary", "Decision", "Policy"),
         "routing.signals": ("Signals",),
         "routing.speculation": ("Speculation",),
         "routing.steer": ("CostAware", "Steer"),
+        "routing.steer_paper": ("SteerPaper",),
+        "routing.steer_served": ("SteerServed",),
+        "routing.two_way": ("Sticky", "TwoWay"),
         "routing.windows": ("Window",),
         "requests.stream": ("StreamEvent",),
         "text.tokenizer": ("Tokenizer",),
@@ -78,6 +84,7 @@ __all__ = [
     "Completion",
     "CostAware",
     "Decision",
+    "Early",
     "Engine",
     "EngineConfig",
     "Judge",
@@ -95,11 +102,15 @@ __all__ = [
     "Speculation",
     "Steer",
     "SteerError",
+    "SteerPaper",
+    "SteerServed",
     "Step",
+    "Sticky",
     "StreamEvent",
     "Threshold",
     "TokenLogprobs",
     "Tokenizer",
+    "TwoWay",
     "Usage",
     "Verify",
     "Window",

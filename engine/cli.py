@@ -88,7 +88,12 @@ def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
         help="hand no step over while the large model has written more than this share "
         "(default: 1)",
     )
-    add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and steer-cost")
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="of this pair, for steer, steer-cost and steer-served",
+    )
     add("--trace", type=Path, metavar="FILE", help="write the decision trace, JSON lines")
 
 

@@ -34,7 +34,9 @@ settings come from calibration problems, disjoint from these. *Composed* ones ar
 from the two models alone. A frontier is a family's upper concave hull, the two models alone being
 its ends: between two settings lies their mixture at random. Its intervals are over 1,000
 resamples of the problems; a paired difference of two settings has Newcombe's interval. Frontiers
-take the settings that look best on these very problems, for rivals as for ours."""
+take the settings that look best on these very problems, for rivals as for ours. **STEER** is the
+policy `steer`, a calibrated rule on a step's first token or a probe, in the style of the paper; the
+paper's own rule, on finished steps of a batch, is `steer-paper` and has no row here."""
 
 
 def add_flags(parser: argparse._ActionsContainer) -> None:

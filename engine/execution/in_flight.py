@@ -75,9 +75,9 @@ class TickResult:
         """The sampled plan rows."""
         return list(self._order)
 
-    def signals(self, row: int) -> Signals:
-        """The signals of one plan row that was sampled."""
-        values = self.signal_table[:, self._order[row]].tolist()
+    def signals(self, row: int, draw: int = 0) -> Signals:
+        """The signals of one plan row that was sampled; ``draw``: of which of its draws."""
+        values = self.signal_table[:, self._order[row] + draw].tolist()
         return Signals(**dict(zip(SIGNAL_NAMES, values, strict=True)))
 
 

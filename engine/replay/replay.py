@@ -50,6 +50,10 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
             f"policy {name or policy.name} guesses tokens, and a trace cannot tell which guesses "
             "would have stood: replay it without speculate or verify"
         )
+    if policy.needs_large_signals:
+        raise SteerError(
+            f"policy {name or policy.name} needs the large model's own signals: no trace holds them"
+        )
     window, looks = policy.window, policy.uses_window
     if looks and str(window) != trace.window:
         raise SteerError(
@@ -96,7 +100,8 @@ class _Request:
     def _model(self, index: int, step: TracedStep) -> str:
         if self.standing:
             return self.standing.model
-        if self.policy.reads and step.signals is None:
+        looks_back = self.window.kind == "so-far" and self.policy.uses_window and index > 0
+        if (self.policy.reads or looks_back) and step.signals is None:
             raise SteerError(
                 f"request {self.traced.request}, step {index}: the trace has no signals there; "
                 "record one with a policy that reads every boundary"

@@ -16,7 +16,7 @@ from engine.replay.trace import TraceWriter
 from engine.request import Completion, Prompt
 from engine.requests.driver import Driver
 from engine.requests.input_processor import CheckedRequest, InputProcessor, check_timing
-from engine.routing.policy import Policy, complete
+from engine.routing.policy import Policy, PolicyBase, complete
 
 _NO_REQUEST = -1
 ERRORS = ("raise", "return")
@@ -61,7 +61,7 @@ def trace_writer(
     path: str | Path | None, fingerprint: str, policies: Sequence[Policy]
 ) -> TraceWriter | None:
     """The writer of a trace; None without a path. SteerError on several policies."""
-    kinds = {(policy.name, str(policy.window)) for policy in map(complete, policies)}
+    kinds = {(policy.name, _window(policy)) for policy in map(complete, policies)}
     if path is None or not kinds:
         return None
     if len(kinds) > 1:
@@ -70,6 +70,11 @@ def trace_writer(
         )
     ((name, window),) = kinds
     return TraceWriter(Path(path), fingerprint, name, window)
+
+
+def _window(policy: PolicyBase) -> str:
+    """The window of a policy's signals; with a mask they are no other policy's."""
+    return f"{policy.window}{', masked' if policy.mask else ''}"
 
 
 class Batch:

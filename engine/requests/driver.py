@@ -18,12 +18,16 @@ from engine.params import SamplingParams
 from engine.request import Completion
 from engine.requests.guard_log import GuardLog
 from engine.requests.lane import Lane
+from engine.requests.lock_step import LockStep, ask
 from engine.requests.one_thread import OneThread
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Always
+from engine.routing.policy import Boundary, Decision
+from engine.routing.together import Rewrite
 from engine.text.tokenizer import Tokenizer
 
 CLOSED = "the engine is closed; make a new one"
+_PATIENCE = 2  # rounds without progress that may be followed by one with progress
 _POLL = 2e-5  # seconds between looks at two lanes that run
 
 
@@ -66,6 +70,7 @@ class Driver:
         self._shapes = shapes
         self._check = check
         self._overlap = overlap
+        self._lock_step = LockStep()
         self._guard = GuardLog(scheduler.limit)
         self._ticks = 0
         self._idle = 0
@@ -110,9 +115,11 @@ class Driver:
         progressed |= len(self.finished) > before
         if not progressed:
             progressed = self._wait()
+        if not progressed and self._idle == _PATIENCE:  # a batch of which not all can run at once
+            progressed = self._decide_together(all_wait=False)
         self._idle = 0 if progressed or not self.live else self._idle + 1
         # A round without progress may have returned a reservation, or passed the turn to a lane.
-        if self._idle > 2:
+        if self._idle > _PATIENCE:
             raise RuntimeError(f"no lane can move while {len(self.live)} requests wait")
         self._ticks += 1
         self._guard.look(self._scheduler.limit)
@@ -200,6 +207,8 @@ class Driver:
         while True:
             self._events.extend(self._scheduler.take_events())
             if not self._events:
+                if self._decide_together():
+                    continue
                 return
             event = self._events.popleft()
             if event.shadow:
@@ -251,24 +260,57 @@ class Driver:
             return self._scheduler.route(request, LARGE)
         read = row >= 0 and live.policy.reader == ROLES[SMALL]
         signals = self._lanes[SMALL].signals(row) if read else None
-        boundary = live.boundary(self._scheduler, sequence, signals)
         try:
-            decision, unread = live.decide(
-                boundary, lambda: self._flops(sequence, boundary.position)
-            )
-            if sequence.awaits_route:  # the policy may have aborted it
-                model = ROLES.index(decision.model)
-                if live.retokenizer and model == LARGE:
-                    shadow = live.retokenizer.open_shadow(request)
-                    if shadow not in self.live:
-                        self.live[shadow] = live.shadow()
-                    live.retokenizer.cross(request, boundary.position, unread)
-                else:
-                    self._scheduler.route(request, model, decision.rest, unread)
+            boundary = live.boundary(self._scheduler, sequence, signals, self._tokenizer)
+            if live.asks_batch(boundary):
+                self._lock_step.hold(boundary)
+            else:
+                self._decide(boundary)
         except BaseException:
             self._scheduler.abort(request)
             raise
         return None
+
+    def _decide(self, boundary: Boundary, answer: Decision | None = None) -> None:
+        """Follow the decision at a boundary; ``answer``: of a batch's policy."""
+        request = boundary.request
+        live, sequence = self.live[request], self._scheduler.view(request)
+        decision, unread = live.decide(
+            boundary, lambda: self._flops(sequence, boundary.position), answer
+        )
+        if not sequence.awaits_route:  # the policy has aborted it
+            return
+        model = ROLES.index(decision.model)
+        if live.retokenizer and model == LARGE:
+            shadow = live.retokenizer.open_shadow(request)
+            if shadow not in self.live:
+                self.live[shadow] = live.shadow()
+            live.retokenizer.cross(request, boundary.position, unread)
+        else:
+            self._scheduler.route(request, model, decision.rest, unread)
+
+    def _decide_together(self, all_wait: bool = True) -> bool:
+        """Decide for a batch whose requests wait, see ``LockStep.due``. False if there is none."""
+        batch = self._lock_step.due(self._scheduler, self.live, all_wait)
+        if batch is None:
+            return False
+        open_ = {boundary.request for boundary in batch[1]}
+        try:
+            for boundary, answer in zip(batch[1], ask(*batch), strict=True):
+                if isinstance(answer, Rewrite):
+                    cut = self.live[boundary.request].write_again(boundary.step - 1, answer.reason)
+                    self._scheduler.truncate(boundary.request, cut)
+                elif answer is not None:
+                    self._decide(boundary, answer)
+                open_.discard(boundary.request)
+                if answer is not None:
+                    self._lock_step.release(boundary.request)
+        except BaseException:
+            for request in open_:  # they share the policy that failed
+                self._lock_step.release(request)
+                self._scheduler.abort(request)
+            raise
+        return True
 
     def _flops(self, sequence: _core.SequenceView, position: int) -> int:
         """FLOPs of a request so far, plus those of the large model's catch-up to ``position``."""

@@ -22,6 +22,7 @@ from engine.requests.stops import Stops, find_stops
 from engine.routing.audit import Audit
 from engine.routing.policy import Policy, PolicyBase, complete
 from engine.routing.speculation import Speculation
+from engine.routing.together import Together
 from engine.text.thinking import closes_thinking
 from engine.text.tokenizer import Tokenizer
 
@@ -194,6 +195,7 @@ class InputProcessor:
         window, marker = policy.window, think_marker(params, policy)
         audit = policy.audit or Audit.parse(params.audit)
         drafts = policy.speculation or self._speculation
+        revised = audit.rolls_back or isinstance(policy, Together)
         try:
             return self._scheduler.add(
                 ids,
@@ -201,7 +203,7 @@ class InputProcessor:
                 stop_ids=list(request.stops.ids),
                 reader=ROLES.index(policy.reader) if policy.reads else _NOBODY,
                 priority=request.priority,
-                settle_at_once=request.settle_at_once and not audit.rolls_back,
+                settle_at_once=request.settle_at_once and not revised,
                 stop_strings=[s.encode() for s in params.stop],
                 min_tokens=params.min_tokens,
                 max_step_tokens=params.max_step_tokens,

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from engine import _core
-from engine._core import SMALL
+from engine._core import LARGE, SMALL
 from engine.execution.in_flight import InFlightTick, TickResult
 from engine.execution.logprobs import Drawn
 from engine.execution.runner import ModelRunner
@@ -208,19 +208,35 @@ class Lane:
             draw, drawn = requests[request], _verified(plan, row, result.drawn.get(request, []))
             for each in drawn:
                 draw.drawn.add(each)
-            if self.runner.model == SMALL:
-                if draw.collects and row in sampled:
-                    draw.signals[int(plan.contexts[row])] = result.signals(row)
-            elif draw.audit is not None:
+            if row in sampled:
+                self._keep_signals(plan, row, result, draw)
+            if self.runner.model == LARGE and draw.audit is not None:
                 for each in drawn:
                     draw.audit.foresee(each)
                 self._audit(request, result.audited.get(row, []), draw)
+
+    def _keep_signals(
+        self, plan: _core.Plan, row: int, result: TickResult, draw: RequestState
+    ) -> None:
+        """Those that decisions will need; of a row that verifies guesses, of each of its draws."""
+        if self.runner.model == SMALL:
+            if draw.collects:
+                draw.signals[int(plan.contexts[row])] = result.signals(row)
+        elif draw.policy.needs_large_signals:
+            for place, position in enumerate(_positions(plan, row)):
+                draw.large_signals[position] = result.signals(row, place)
 
     def signals(self, row: int) -> Signals:
         """Signals of a plan row of the tick that was committed last."""
         if self._result is None:
             raise RuntimeError("no tick was committed on this lane")
         return self._result.signals(row)
+
+
+def _positions(plan: _core.Plan, row: int) -> range:
+    """The positions of the tokens that a plan row draws: several where it verifies guesses."""
+    last = int(plan.contexts[row])
+    return range(last - int(plan.samples[row]) + 1, last + 1)
 
 
 def _verified(plan: _core.Plan, row: int, draws: list[Drawn]) -> list[Drawn]:

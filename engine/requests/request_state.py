@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from engine import _core
 from engine.accounting.ledger import Usage
@@ -18,12 +19,15 @@ from engine.request import FINISH_REASONS, Completion, Step
 from engine.requests.audit_log import FORESEEN, AuditLog
 from engine.requests.decision_log import DecisionLog
 from engine.requests.retokenize import Retokenizer
+from engine.requests.signal_window import SignalWindow
 from engine.requests.step_log import StepLog
 from engine.routing.audit import Audit
 from engine.routing.budget import Budget
 from engine.routing.policies import Always
 from engine.routing.policy import Boundary, Decision, PolicyBase
 from engine.routing.signals import Signals
+from engine.routing.together import Together
+from engine.routing.windows import LAST_STEP
 from engine.text.tokenizer import Tokenizer
 
 _SMALL, _LARGE = _core.SMALL, _core.LARGE
@@ -37,11 +41,12 @@ class RequestState:
     draw_key: of its draws; see ``engine.execution.draw_key``.
     retokenizer: set if the models have different tokens.
     decisions, steps, history: its decisions, steps and tokens, followed as they come.
-    signals: of the small model's tokens, by position.
+    signals, large_signals: of the small model's tokens and of the large one's, by position.
     drawn: the last draw of each position, if log-probabilities are kept.
     window, audit: of the policy; the audit may also be the parameters'. None: no audit.
     asks: likely tokens for which log-probabilities are computed; None: no log-probabilities.
-    collects: whether the signals of all of the small model's tokens are kept.
+    collects: whether the signals of all of the small model's tokens are kept; those of the large
+        one's are if the policy needs them.
     mark: which guesses of the small model stand; at 1, those that the large model draws.
     """
 
@@ -57,7 +62,9 @@ class RequestState:
     steps: StepLog = field(default_factory=StepLog)
     history: TokenHistory = field(default_factory=TokenHistory)
     signals: dict[int, Signals] = field(default_factory=dict)
+    large_signals: dict[int, Signals] = field(default_factory=dict)
     _rest: tuple[Boundary, Decision] | None = None
+    _again: tuple[int, str] | None = None  # position of a step to be written again, and the reason
     drawn: DrawLog = field(default_factory=DrawLog)
 
     def __post_init__(self) -> None:
@@ -95,21 +102,29 @@ class RequestState:
         return sequence.computed[_LARGE], position - sequence.computed[_LARGE]
 
     def boundary(
-        self, core: _core.Scheduler, sequence: _core.SequenceView, read: Signals | None
+        self,
+        core: _core.Scheduler,
+        sequence: _core.SequenceView,
+        read: Signals | None,
+        tokenizer: Tokenizer,
     ) -> Boundary:
         """The boundary at which ``sequence`` waits; ``read``: the signals of its first token.
 
-        The work does not grow with the number of steps before it.
+        The work does not grow with the number of steps before it, unless the window does.
         """
         self.steps.follow(core, sequence)
         trial, length = sequence.trial_from >= 0, sequence.length
         position = sequence.trial_from if trial else length
         step = self.steps.before(position)
         previous = self.steps.models[step - 1] if step else None
+        window = SignalWindow(core, sequence.id, tokenizer, self.policy.mask)
         if self.window.kind != "boundary":
-            first = position if trial or not step else self.steps.starts[step - 1]
-            tokens = [self.signals[i] for i in range(first, length) if i in self.signals]
-            read = self.window.summary(tokens) if trial or previous == _SMALL else None
+            spans = [(position, length)] if trial else self._spans(step, position, _SMALL)
+            read = self.window.summary(window.seen(self.signals, spans))
+        own = None
+        if self.policy.needs_large_signals and previous == _LARGE:
+            span = (self.steps.starts[step - 1], position)
+            own = LAST_STEP.summary(window.seen(self.large_signals, [span]))
         return Boundary(
             request=sequence.id,
             step=step,
@@ -126,12 +141,44 @@ class RequestState:
             ),
             thinking=sequence.thinking,
             risk=self.decisions.risk(position),
+            large_signals=own,
         )
 
-    def decide(self, boundary: Boundary, flops: Callable[[], int]) -> tuple[Decision, bool]:
+    def _spans(self, step: int, position: int, model: int) -> list[tuple[int, int]]:
+        """Positions from and to, of those of a model's steps before ``step`` that the window holds.
+
+        ``position``: where that step begins.
+        """
+        first = 0 if self.window.kind == "so-far" else max(0, step - 1)
+        places = pairwise([*self.steps.starts[first:step], position])
+        models = self.steps.models[first:step]
+        return [span for span, writer in zip(places, models, strict=True) if writer == model]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether a decision for the rest holds."""
+        return self._rest is not None
+
+    def asks_batch(self, boundary: Boundary) -> bool:
+        """Whether a decision depends on the other requests of a batch."""
+        return isinstance(self.policy, Together) and self._known(boundary) is None
+
+    def write_again(self, step: int, reason: str) -> int:
+        """Have the large model write a step again; its position, to which the text must be cut."""
+        position = self.steps.starts[step]
+        self._again = position, reason
+        return position
+
+    def decide(
+        self, boundary: Boundary, flops: Callable[[], int], answer: Decision | None = None
+    ) -> tuple[Decision, bool]:
         """Ask the policy, unless an audit or an earlier decision for the rest has the answer.
 
         Decisions at later positions, which a truncation undid, are dropped.
+
+        Args:
+            flops: of the request so far and the large model's catch-up.
+            answer: the decision, if a batch has been decided together.
 
         Returns:
             The decision, whose ``rest`` says that no later boundary needs a decision, and whether
@@ -140,8 +187,7 @@ class RequestState:
             cross may overrule it at each step.
         """
         self.decisions.cut(boundary.position)
-        decision = self._redo(boundary) or self._standing(boundary)
-        decision = decision or self.policy.decide(boundary)
+        decision = answer or self._known(boundary) or self.policy.decide(boundary)
         if not isinstance(decision, Decision) or decision.model not in ROLES:
             raise SteerError(
                 f"a policy must answer 'small', 'large' or a Decision, got {decision!r}"
@@ -163,8 +209,14 @@ class RequestState:
             return decision
         return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
 
+    def _known(self, boundary: Boundary) -> Decision | None:
+        """The decision, if it does not depend on the policy any more."""
+        return self._redo(boundary) or self._standing(boundary)
+
     def _redo(self, boundary: Boundary) -> Decision | None:
-        """The large model, if an audit rolled back the step here."""
+        """The large model, if the step here was rolled back by an audit, or is written again."""
+        if self._again and self._again[0] == boundary.position:
+            return Decision(ROLES[_LARGE], self._again[1])
         if self.audit is None:
             return None
         self.audit.forget(boundary.position)

@@ -57,6 +57,7 @@ def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bo
     for wrong, what in (
         (audit.on, "an audit"),
         (policy.reads and policy.reader == "large", "a policy that the large model reads for"),
+        (policy.needs_large_signals, "a policy that needs the large model's signals"),
         (params.n > 1, "n above 1"),
         (params.logit_bias, "logit_bias"),
         (params.stop_token_ids, "stop_token_ids"),

@@ -14,6 +14,7 @@ from engine.files import parse_json, path_of, read_text
 from engine.routing.answer_shape import AnswerShape
 from engine.routing.mixture import Mixture, fit_mixture
 from engine.routing.signals import Signals, check_signal, confidence_scale, is_number
+from engine.routing.step_mixtures import PairMixtures
 from engine.routing.windows import Window
 
 SCHEMA = "steer-calibration/1"
@@ -27,6 +28,8 @@ class Calibration:
         nothing for another pair.
     errors: for the unsure and the sure component, chance that the small model errs in a step.
     shape: lengths of answers; None where they were not counted.
+    step_mixtures: of both models' scores by step index, for steer-served; None where they were not
+        fitted.
     """
 
     pair: str
@@ -37,6 +40,7 @@ class Calibration:
     provenance: dict[str, Any] = field(default_factory=dict, hash=False)
     errors: tuple[float, float] = (1.0, 0.0)
     shape: AnswerShape | None = None
+    step_mixtures: PairMixtures | None = None
 
     def __post_init__(self) -> None:
         check_signal(self.signal)
@@ -78,20 +82,17 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write the file."""
-        mixture = self.mixture
+        steps = self.step_mixtures
         content = {
             "schema": SCHEMA,
             "pair": self.pair,
             "signal": self.signal,
             "window": self.window,
             "tau": self.tau,
-            "mixture": {
-                "weights": mixture.weights,
-                "means": mixture.means,
-                "deviations": mixture.deviations,
-            },
+            "mixture": self.mixture.to_json(),
             "errors": self.errors,
             "shape": self.shape and self.shape.to_json(),
+            **({"step_mixtures": steps.to_json()} if steps else {}),
             "provenance": self.provenance,
         }
         path_of(path, "a calibration's path").write_text(json.dumps(content, indent=1) + "\n")
@@ -106,16 +107,17 @@ class Calibration:
             schema = raw.get("schema")
             if schema != SCHEMA:
                 raise SteerError(f"{path}: schema is {schema!r}, expected {SCHEMA!r}")
-            weights, means, deviations = (_two(raw["mixture"][name]) for name in _PARTS)
+            steps = raw.get("step_mixtures")
             calibration = cls(
                 pair=raw["pair"],
                 signal=raw["signal"],
-                mixture=Mixture(weights, means, deviations),
+                mixture=Mixture.from_json(raw["mixture"]),
                 tau=float(raw["tau"]),
                 window=raw["window"],
                 provenance=raw["provenance"],
-                errors=_two(raw.get("errors", (1.0, 0.0))),  # older files have neither
+                errors=_errors(raw.get("errors", (1.0, 0.0))),  # older files lack these
                 shape=AnswerShape.from_json(raw["shape"]) if raw.get("shape") else None,
+                step_mixtures=PairMixtures.from_json(steps) if steps is not None else None,
             )
         except SteerError as error:
             raise SteerError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from None
@@ -128,9 +130,6 @@ class Calibration:
         return calibration
 
 
-_PARTS = ("weights", "means", "deviations")
-
-
-def _two(values: Sequence[float]) -> tuple[float, float]:
+def _errors(values: Sequence[float]) -> tuple[float, float]:
     low, high = values
     return float(low), float(high)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from engine.routing.audit import Audit
-from engine.routing.policies import Always, Asking
+from engine.routing.asking import Suffixed
+from engine.routing.policies import Always
 from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.speculation import (
     DRAFT_TOKENS,
@@ -20,11 +20,10 @@ from engine.routing.speculation import (
 _LARGE = Always("large")
 
 
-class _Guessed(Asking):
+class _Guessed(Suffixed):
     """Another policy's decisions, and a speculation of its own."""
 
     policy: Policy
-    _own_name: str
 
     def __post_init__(self) -> None:
         complete(self.policy)
@@ -43,32 +42,7 @@ class _Guessed(Asking):
     @property
     def name(self) -> str:
         """Its own name; after another policy's name and a plus, if that is not large."""
-        own = self._own_name
-        return own if self.policy == _LARGE else f"{self._other.name}+{own}"
-
-    @property
-    def reader(self) -> str:
-        """The other policy's reader."""
-        return self._other.reader
-
-    @property
-    def audit(self) -> Audit | None:
-        """The other policy's audit."""
-        return self._other.audit
-
-    @property
-    def uses_window(self) -> bool:
-        """Whether the other policy's decisions depend on the window."""
-        return self._other.uses_window
-
-    @property
-    def needs_think_end(self) -> bool:
-        """Whether the other policy needs it."""
-        return self._other.needs_think_end
-
-    def decide(self, boundary: Boundary) -> Decision:
-        """The other policy's decision."""
-        return self._other.decide(boundary)
+        return self.suffix if self.policy == _LARGE else super().name
 
 
 @dataclass(frozen=True)
@@ -82,7 +56,7 @@ class Speculate(_Guessed):
     policy: Policy = _LARGE
     tokens: int = DRAFT_TOKENS
     source: str = "small"
-    _own_name = NAME
+    suffix = NAME
 
     @property
     def speculation(self) -> Speculation:
@@ -105,7 +79,7 @@ class Verify(_Guessed):
     mark: float = MARK
     tokens: int = VERIFIED_TOKENS
     finishes_step: bool = False
-    _own_name = VERIFY
+    suffix = VERIFY
 
     def decide(self, boundary: Boundary) -> Decision:
         """The other policy's decision; the reason says that a step of the large model's is verified

@@ -46,6 +46,7 @@ class AuditOnly(PolicyBase):
     name: str = "audit"
     reads: bool = True
     reader: str = "large"
+    decides_once = True
 
     def __post_init__(self) -> None:
         _ = self.audit  # checks mark and score

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,23 +52,53 @@ class Mixture:
             (self.deviations[0] ** 2 + self.deviations[1] ** 2) / 2
         )
 
+    def to_json(self) -> dict[str, tuple[float, float]]:
+        """The fields as JSON values."""
+        return {"weights": self.weights, "means": self.means, "deviations": self.deviations}
 
-def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1e-9) -> Mixture:
-    """Fit by EM from a split at the 25th percentile.
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Sequence[float]]) -> Mixture:
+        """Inverse of :meth:`to_json`; what is none raises KeyError, TypeError or ValueError."""
+        weights, means, deviations = (_two(raw[name]) for name in _PARTS)
+        return cls(weights, means, deviations)
+
+
+_PARTS = ("weights", "means", "deviations")
+
+
+def _two(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
+
+
+def fit_mixture(
+    values: Sequence[float],
+    rounds: int = 500,
+    tolerance: float = 1e-9,
+    least: int = 8,
+    kept: float = 2.0,
+    split: float | None = None,
+) -> Mixture:
+    """Fit by EM from a first guess: the values above a split are the confident ones.
 
     Deviations are kept above 1% of the data's, so that no component collapses to a point.
 
+    Args:
+        least: values that are needed, 2 or more.
+        kept: values that each component must keep.
+        split: the split; None: the 25th percentile.
+
     Raises:
-        SteerError: on fewer than 8 or infinite values, and where the values are all equal, a
-            component keeps less than two of them, or both components have the same mean.
+        SteerError: on fewer than ``least`` or infinite values, and where the values are all equal,
+            a component keeps less than ``kept`` of them, or both components have the same mean.
     """
     x = np.asarray(values, np.float64)
-    if x.size < 8 or not np.isfinite(x).all():
-        raise SteerError(f"a mixture needs at least 8 finite values, got {x.size}")
+    if x.size < least or not np.isfinite(x).all():
+        raise SteerError(f"a mixture needs at least {least} finite values, got {x.size}")
     spread = float(x.std())
     if spread == 0:
         raise SteerError("all values are equal: this signal tells nothing here")
-    high = (x > np.quantile(x, 0.25)).astype(np.float64)
+    high = (x > (np.quantile(x, 0.25) if split is None else split)).astype(np.float64)
     previous = -math.inf
     for _ in range(rounds):
         weights, means, deviations = _maximise(x, high, floor=0.01 * spread)
@@ -76,7 +106,7 @@ def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1
         if likelihood - previous < tolerance * x.size:
             break
         previous = likelihood
-    if min(weights) * x.size < 2 or abs(means[1] - means[0]) < 1e-6 * spread:
+    if min(weights) * x.size < kept or abs(means[1] - means[0]) < 1e-6 * spread:
         raise SteerError(
             f"the mixture collapsed: all {x.size} values are of one kind, this signal tells "
             "nothing here"
@@ -85,6 +115,20 @@ def fit_mixture(values: Sequence[float], rounds: int = 500, tolerance: float = 1
     lower, upper = (tuple(float(v[i]) for v in (weights, means, deviations)) for i in order)
     weight, mean, deviation = zip(lower, upper, strict=True)
     return Mixture(weight, mean, deviation)
+
+
+def two_means(values: Sequence[float]) -> float:
+    """The highest value of the lower one of two groups that differ least within: 2-means.
+
+    SteerError if all values are equal, or there are none.
+    """
+    x = np.sort(np.asarray(values, np.float64))
+    ends = np.flatnonzero(np.diff(x) > 0) + 1  # sizes that the lower group can have
+    if not len(ends):
+        raise SteerError("all values are equal: there are no two groups")
+    below = np.cumsum(x - x.mean())[ends - 1]
+    between = below**2 / (ends * (x.size - ends))  # what the two means explain, up to a factor
+    return float(x[ends[np.argmax(between)] - 1])
 
 
 def _maximise(

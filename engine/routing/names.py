@@ -11,14 +11,19 @@ from engine._core import DRAFT_SOURCES
 from engine.config import ROLES
 from engine.errors import SteerError
 from engine.routing.audit import SCORES
+from engine.routing.batch_mixture import MARKS, Marks
 from engine.routing.calibration import Calibration
 from engine.routing.guessed import Speculate, Verify
 from engine.routing.judges import AuditOnly, Judge
-from engine.routing.policies import Always, Call, Cascade, Query, Random, Threshold
+from engine.routing.policies import Always, Call, Cascade, Early, Query, Random, Threshold
 from engine.routing.policy import Boundary, Decision, Policy, complete
 from engine.routing.signals import SIGNAL_RANGES
 from engine.routing.speculation import FORM, NAME, VERIFY, VERIFY_FORM, Speculation
 from engine.routing.steer import CostAware, Steer
+from engine.routing.steer_paper import SteerPaper
+from engine.routing.steer_served import SteerServed
+from engine.routing.together import Together
+from engine.routing.two_way import STICKY, TWO_WAY, Sticky, TwoWay
 from engine.routing.windows import Window
 
 _FORMS = {
@@ -32,8 +37,11 @@ _FORMS = {
     "query": "query:SIGNAL:VALUE or query:SIGNAL:VALUE@WINDOW",
     "query-random": "query-random:SHARE",
     "cascade": "cascade:SIGNAL:VALUE or cascade:SIGNAL:VALUE@WINDOW",
+    "early": "early:STEPS:SIGNAL:VALUE or early:STEPS:SIGNAL:VALUE@so-far:least",
     "steer": "steer or steer:TAU",
     "steer-cost": "steer-cost or steer-cost:WORTH",
+    "steer-paper": "steer-paper or steer-paper:DOUBTFUL:HOPELESS",
+    "steer-served": "steer-served or steer-served:DOUBTFUL:HOPELESS",
     "judge": "judge:MARK or judge:SCORE:MARK",
     "audit": "audit:MARK or audit:SCORE:MARK",
     NAME: f"{NAME}, {NAME}:K or {NAME}:K:SOURCE",
@@ -41,10 +49,11 @@ _FORMS = {
 }
 POLICIES = tuple(_FORMS)
 HELP = ", ".join(_FORMS.values()) + (
-    f"; any other with +{FORM} or +{VERIFY_FORM}, where SOURCE is {' or '.join(DRAFT_SOURCES)}"
+    f"; any of these with one or more of +{FORM}, +{VERIFY_FORM}, +{TWO_WAY}:P and +{STICKY}:P, "
+    f"where SOURCE is {' or '.join(DRAFT_SOURCES)} and P in [0, 1]"
 )
-_PLUS = re.compile(rf"\+(?={NAME}|{VERIFY})")
-_CALIBRATED = ("steer", "steer-cost")
+_PLUS = re.compile(rf"\+(?={NAME}|{VERIFY}|{TWO_WAY}|{STICKY})")
+_CALIBRATED = ("steer", "steer-cost", "steer-served")
 
 
 def is_calibrated(policy: object) -> bool:
@@ -52,10 +61,10 @@ def is_calibrated(policy: object) -> bool:
     return isinstance(policy, str) and split_name(policy)[0].partition(":")[0] in _CALIBRATED
 
 
-def split_name(policy: str) -> tuple[str, str]:
-    """A policy's name, and what follows its plus (``speculate...`` or ``verify...``), if any."""
-    name, *guessed = _PLUS.split(policy, maxsplit=1)
-    return name, guessed[0] if guessed else ""
+def split_name(policy: str) -> tuple[str, tuple[str, ...]]:
+    """A policy's name, and what follows each plus (``speculate...``, ``two-way...``), in order."""
+    name, *suffixes = _PLUS.split(policy)
+    return name, tuple(suffixes)
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,41 @@ def _steer(wanted: _Wanted) -> Policy:
     return Steer(wanted.fitted(), tau)
 
 
+def _marks(wanted: _Wanted) -> Marks:
+    """Two thresholds on P(low); by default the rule's own."""
+    if not wanted.arguments:
+        return MARKS
+    try:
+        doubtful, hopeless = map(float, wanted.arguments)
+    except ValueError:
+        raise wanted.fail() from None
+    return Marks(doubtful, hopeless)
+
+
+def _early(wanted: _Wanted) -> Policy:
+    count, *arguments = wanted.arguments or ("",)
+    if not count.isdecimal() or len(arguments) != 2:
+        raise wanted.fail()
+    threshold = replace(wanted, arguments=tuple(arguments)).threshold(("so-far",))
+    return Early(threshold.signal, threshold.value, window=threshold.window, steps=int(count))
+
+
+def _suffixed(text: str, suffix: str, policy: Policy) -> Policy:
+    """A policy changed by one suffix of its name; ``text``: the whole name."""
+    kind, *arguments = suffix.split(":")
+    if isinstance(policy, Together):
+        raise SteerError(f"policy {text!r}: {policy.name} decides for a batch and takes no suffix")
+    if kind not in (TWO_WAY, STICKY):
+        if complete(policy).speculation:
+            raise SteerError(f"policy {text!r} says twice how many tokens are guessed")
+        return _guessed(suffix, policy)
+    try:
+        (least,) = map(float, arguments)
+    except ValueError:
+        raise SteerError(f"policy {text!r}: expected +{kind}:P with a probability P") from None
+    return (TwoWay if kind == TWO_WAY else Sticky)(policy, least)
+
+
 def _guessed(text: str, policy: Policy) -> Policy:
     """A policy whose large steps are guessed as the text says."""
     wanted = Speculation.parse(text)
@@ -176,14 +220,17 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
     "query": lambda w: Query(w.threshold(("boundary", "probe"))),
     "query-random": lambda w: Query(Random(w.number(w.share)), name="query-random"),
     "cascade": _cascade,
+    "early": _early,
     "steer": _steer,
+    "steer-paper": lambda w: SteerPaper(_marks(w)),
+    "steer-served": lambda w: SteerServed(w.fitted(), _marks(w)),
     "judge": lambda w: _judged(w, Judge),
     "audit": lambda w: _judged(w, AuditOnly),
     "steer-cost": lambda w: CostAware(w.fitted(), w.number(CostAware.worth), w.price),
     NAME: lambda w: _guessed(w.text, Always("large")),
     VERIFY: lambda w: _guessed(w.text, Always("large")),
 }
-_WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade")
+_WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade", "early")
 
 
 def make_policy(
@@ -199,17 +246,25 @@ def make_policy(
     * small, large: one model writes everything.
     * random, query-random: ``:SHARE``, by default ``share``.
     * threshold, previous (on the step just finished), query (one decision, at the prompt's end),
-      cascade (one decision, on the small model's whole answer): a signal and a value.
+      cascade (one decision, on the small model's whole answer): a signal and a value; early (one
+      decision, on its first steps): before them the number of steps.
     * entropy, max-logit: a value, for the step's first token.
     * steer, steer-cost: TAU or WORTH, optional; both need ``calibration``.
+    * steer-served, steer-paper: two marks, optional; steer-served needs a ``calibration`` with
+      mixtures by step, steer-paper a batch of requests that share the policy.
     * judge, audit: the lowest log-probability of a step that the large model accepts.
     * speculate: large, with ``:K`` guesses before each of its passes, from a ``:SOURCE``.
     * verify: the small model, and where one of its tokens is less than MARK times as likely to the
       large model as its likeliest one, the large model, which reads ``:K`` tokens at a time. With
       ``:step`` it then writes the rest of the step.
 
-    ``@WINDOW`` after a name takes the signals from that window. ``+speculate`` or ``+verify``, last
-    and with the same arguments, has the large model's steps written so under any policy.
+    ``@WINDOW`` after a name takes the signals from that window. Suffixes change any policy; of
+    several, the last one is asked first:
+
+    * ``+speculate``, ``+verify``: the large model's steps are written so; arguments as above.
+    * ``+two-way:P``: after a step of the large model whose own highest probabilities have a mean
+      below P the small model writes the next one.
+    * ``+sticky:P``: after such a step the large model writes the next one, too.
 
     Args:
         price: cost of a row of the small model in rows of the large one, for steer-cost.
@@ -221,12 +276,12 @@ def make_policy(
         if isinstance(policy, type) or not (isinstance(policy, Policy) or callable(policy)):
             raise SteerError(f"a policy must be a name, a Policy or a function, got {policy!r}")
         return policy if isinstance(policy, Policy) else Call(policy)
-    base, drafts = split_name(policy)
-    if drafts:
-        other = make_policy(base, calibration, share, price)
-        if complete(other).speculation:
-            raise SteerError(f"policy {policy!r} says twice how many tokens are guessed")
-        return _guessed(drafts, other)
+    base, suffixes = split_name(policy)
+    if suffixes:
+        made = make_policy(base, calibration, share, price)
+        for suffix in suffixes:
+            made = _suffixed(policy, suffix, made)
+        return made
     wanted, at, window = policy.partition("@")
     name, *arguments = wanted.split(":")
     if name not in POLICIES or (arguments and name in ROLES):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.errors import SteerError
+from engine.routing.asking import Asking
 from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, SignalPolicy, complete
 from engine.routing.signals import Signals, check_signal, is_number
 from engine.routing.speculation import Speculation
-from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, Window
+from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, SO_FAR, Window
+from engine.text.maths import TokenMask
 
 
 @dataclass(frozen=True)
@@ -79,40 +80,14 @@ class Threshold(SignalPolicy):
         return Decision(chosen, f"{self.signal} {signal:.4g} {sign} {self.value:.4g}")
 
 
-class Asking(PolicyBase):
-    """A policy that asks another one, and looks where that looks."""
-
-    @property
-    @abstractmethod
-    def asked(self) -> Policy:
-        """The other policy."""
-
-    @cached_property
-    def _other(self) -> PolicyBase:
-        return complete(self.asked)
-
-    @property
-    def window(self) -> Window:
-        """The other policy's window."""
-        return self._other.window
-
-    @property
-    def reads(self) -> bool:
-        """Whether the other policy reads."""
-        return self._other.reads
-
-    @property
-    def speculation(self) -> Speculation | None:
-        """The other policy's."""
-        return self._other.speculation
-
-
 @dataclass(frozen=True)
 class Query(Asking):
     """One decision a request, at the prompt's end: that of another policy, for the whole answer."""
 
     at_prompt: Policy
     name: str = "query"
+
+    decides_once = True
 
     def __post_init__(self) -> None:
         complete(self.at_prompt)
@@ -138,9 +113,33 @@ class Cascade(Threshold):
     name: str = "cascade"
     window: Window = LEAST_OF_ANSWER
     reads: bool = True
+    decides_once = True
 
     def decide(self, boundary: Boundary) -> Decision:
         """One decision, on the small model's whole answer."""
+        return replace(super().decide(boundary), rest=True)
+
+
+@dataclass(frozen=True)
+class Early(Threshold):
+    """The small model writes the first ``steps`` steps; then one decision for the rest, on its
+    signals over them: their mean, or each at its least sure token.
+    """
+
+    name: str = "early"
+    window: Window = SO_FAR
+    steps: int = 1
+    decides_once = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise SteerError(f"early needs a whole number of steps, 1 or more; got {self.steps!r}")
+
+    def decide(self, boundary: Boundary) -> Decision:
+        """The small model at first, then by the signals."""
+        if boundary.step < self.steps:
+            return Decision("small", f"one of the first {self.steps} steps")
         return replace(super().decide(boundary), rest=True)
 
 
@@ -157,6 +156,8 @@ class AfterThinking(PolicyBase):
             raise SteerError(f"both policies must look at one window, got {' and '.join(windows)}")
         if windows and windows[0].startswith("answer"):
             raise SteerError("the window answer spans the whole text: it cannot end with thinking")
+        if len({part.mask for part in self._parts if part.uses_window}) > 1:
+            raise SteerError("both policies must count the same tokens: their masks differ")
 
     def _windows(self) -> list[Window]:
         """The windows of those of the two policies that use one."""
@@ -185,6 +186,16 @@ class AfterThinking(PolicyBase):
     def speculation(self) -> Speculation | None:
         """That of the first policy which has one; it holds for the whole answer."""
         return next((part.speculation for part in self._parts if part.speculation), None)
+
+    @property
+    def needs_large_signals(self) -> bool:
+        """Whether one of the two needs them."""
+        return any(part.needs_large_signals for part in self._parts)
+
+    @property
+    def mask(self) -> TokenMask | None:
+        """That of the policies which use the window."""
+        return next((part.mask for part in self._parts if part.uses_window), None)
 
     @property
     def reads(self) -> bool:

@@ -13,6 +13,7 @@ from engine.routing.audit import Audit
 from engine.routing.signals import Signals
 from engine.routing.speculation import Speculation
 from engine.routing.windows import BOUNDARY, Window
+from engine.text.maths import TokenMask
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Boundary:
     large_tokens: tokens of the answer so far that the large model wrote.
     thinking: whether the text that ends the thinking part is still to come.
     risk: chance that some step so far is wrong, from the ``risk`` of earlier decisions.
+    large_signals: the large model's own, the mean over the last step; None if it did not write that
+        step, or the policy does not ask for them.
     """
 
     request: int
@@ -41,6 +44,7 @@ class Boundary:
     large_tokens: int = 0
     thinking: bool = False
     risk: float = 0.0
+    large_signals: Signals | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,9 @@ class Policy(Protocol):
     row is computed for it, and it gets no signals unless its window's tokens were computed anyway.
 
     Optional attributes: ``window`` (a :class:`Window`), ``reader`` (a model's role), ``audit`` (an
-    :class:`engine.routing.audit.Audit`) and ``speculation`` (an
-    :class:`engine.routing.speculation.Speculation`). :class:`PolicyBase` has their defaults.
+    :class:`engine.routing.audit.Audit`), ``speculation`` (an
+    :class:`engine.routing.speculation.Speculation`), ``needs_large_signals`` and ``mask`` (which
+    tokens count). :class:`PolicyBase` has their defaults.
     """
 
     @property
@@ -135,6 +140,21 @@ class PolicyBase(ABC):
         """How the large model's tokens are guessed, instead of as the engine's settings say."""
         return None
 
+    @property
+    def needs_large_signals(self) -> bool:
+        """Whether boundaries carry the large model's signals of a step that it wrote."""
+        return False
+
+    @property
+    def mask(self) -> TokenMask | None:
+        """Which tokens of a step count in its signals; None: all."""
+        return None
+
+    @property
+    def decides_once(self) -> bool:
+        """Whether one decision holds for the rest of the answer."""
+        return False
+
     @abstractmethod
     def decide(self, boundary: Boundary) -> Decision:
         """Choose the model that writes the step that opens here."""
@@ -175,6 +195,14 @@ class _Completed(PolicyBase):
     def speculation(self) -> Speculation | None:
         return getattr(self.policy, "speculation", None)
 
+    @property
+    def needs_large_signals(self) -> bool:
+        return bool(getattr(self.policy, "needs_large_signals", False))
+
+    @property
+    def mask(self) -> TokenMask | None:
+        return getattr(self.policy, "mask", None)
+
     def decide(self, boundary: Boundary) -> Decision:
         return self.policy.decide(boundary)
 
@@ -193,6 +221,8 @@ def complete(policy: object) -> PolicyBase:
         raise SteerError(
             f"a policy's speculation must be a Speculation or None, got {completed.speculation!r}"
         )
+    if not (completed.mask is None or callable(completed.mask)):
+        raise SteerError(f"a policy's mask must be a function or None, got {completed.mask!r}")
     return completed
 
 

@@ -1,4 +1,9 @@
-"""STEER: the posterior of a calibrated mixture decides, alone or against the cost of a handoff."""
+"""The policy steer, a calibrated first-token rule, and steer-cost, the same against the cost.
+
+In the style of STEER (Lee et al., arXiv 2511.06190), not the paper's rule: one mixture, fitted
+once, on how sure the small model is of the step that opens. The paper's mixtures are of steps that
+have ended, and refitted over a batch: :mod:`engine.routing.steer_paper`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,11 @@ class _Calibrated(SignalPolicy):
 
 @dataclass(frozen=True)
 class Steer(_Calibrated):
-    """The large model writes where the posterior of the confident component is below tau."""
+    """The large model writes where the posterior of the confident component is below tau.
+
+    The posterior is that of the calibration's window: the step's first token, unless it was fitted
+    on another.
+    """
 
     tau: float | None = None  # None: the calibration's
     name: str = "steer"

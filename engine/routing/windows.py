@@ -10,8 +10,8 @@ from engine._core import WHOLE_ANSWER
 from engine.errors import SteerError
 from engine.routing.signals import Signals
 
-_FORM = re.compile(r"(boundary|step|answer|probe:([0-9]+))(:least)?")
-FORMS = "boundary, step, step:least, probe:K, probe:K:least, answer or answer:least"
+_FORM = re.compile(r"(boundary|step|so-far|answer|probe:([0-9]+))(:least)?")
+FORMS = "boundary, step, so-far, probe:K or answer; all but boundary also with :least"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Window:
     """The tokens whose signals a decision uses.
 
     kind: ``boundary``, the distribution of the step's first token; ``step``, the tokens of the step
-        just finished, if the small model wrote it; ``probe``, up to ``tokens`` tokens of the next
+        just finished, if the small model wrote it; ``so-far``, those of all its steps so far;
+        ``probe``, up to ``tokens`` tokens of the next
         step that the small model writes on trial, kept or dropped by the decision; ``answer``, its
         whole answer on trial.
     least: summarise several tokens by each signal at its least sure token, instead of the mean.
@@ -30,7 +31,7 @@ class Window:
     least: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("boundary", "step", "probe", "answer"):
+        if self.kind not in ("boundary", "step", "so-far", "probe", "answer"):
             raise SteerError(f"unknown window {self.kind!r}; known: {FORMS}")
         whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
         if not whole or (self.kind == "probe") != (self.tokens > 0):
@@ -53,7 +54,7 @@ class Window:
     @property
     def reads(self) -> bool:
         """Whether it needs the boundary computed before the decision."""
-        return self.kind != "step"
+        return self.kind not in ("step", "so-far")
 
     @property
     def trial_tokens(self) -> int:
@@ -68,4 +69,6 @@ class Window:
 
 
 BOUNDARY = Window()
+SO_FAR = Window("so-far")
+LAST_STEP = Window("step")
 LEAST_OF_ANSWER = Window("answer", least=True)

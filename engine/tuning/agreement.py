@@ -50,14 +50,16 @@ def _read(completion: Completion, window: Window) -> list[ReadStep]:
     first, signals = len(completion.prompt_token_ids), completion.token_signals or ()
     steps = []
     before: list[Signals] = []
+    so_far: list[Signals] = []
     for step in completion.steps:
         start = step.position - first
         own = [s for s in signals[start : start + len(step.token_ids)] if s is not None]
-        looked = before if window.kind == "step" else own[: window.tokens or 1]
+        looked = {"step": before, "so-far": so_far}.get(window.kind, own[: window.tokens or 1])
         seen = window.summary(looked)
         if step.audit and seen is not None:
             steps.append(ReadStep(seen, step_score("min", step.audit) >= MARK))
         before = own
+        so_far = so_far + own
     return steps
 
 

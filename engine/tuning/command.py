@@ -37,6 +37,7 @@ from engine.tuning.separability import (
     warnings,
     windows_for,
 )
+from engine.tuning.step_mixtures import with_step_mixtures
 from engine.tuning.target import Bench, Target, choose_tau, ladder
 
 MOST_TOKENS = 1024  # default length limit of an answer
@@ -102,6 +103,11 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose the mark of the policy verify for the target instead; writes no file",
     )
+    add(
+        "--step-mixtures",
+        action="store_true",
+        help="fit what the policy steer-served needs as well: one more run, of both models",
+    )
     add("--output", type=Path, default=Path("calibration.json"), metavar="FILE")
     add("--no-plots", action="store_true", help="write no pictures beside the output")
 
@@ -109,17 +115,7 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Fit, choose tau and print the result; files are written at the end, after all checks."""
     aim = Target.parse(options.target) if options.target else None
-    if options.retokenize and aim and aim.kind == "agreement":
-        raise SteerError(
-            "--target agreement cannot go with --retokenize: the large model would have to read "
-            "the small one's own tokens; aim at accuracy, loss, share or flops"
-        )
-    if options.mark:
-        check_mark_target(aim)
-        if options.retokenize:
-            raise SteerError(
-                "--mark cannot go with --retokenize: no verification across tokenizers"
-            )
+    _check_combination(options, aim)
     _check(options)
     talk = conversation.Conversation.of(options)
     prompts = _limited(read_prompts(options.prompts), options.limit)
@@ -141,6 +137,8 @@ def run(options: argparse.Namespace) -> int:
         bench = Bench(engine, asked, params, prompts.is_right)
         calibration = choose_tau(calibration, samples, aim, bench)
         right = _right(samples, bench.is_right)
+    if options.step_mixtures:
+        calibration = with_step_mixtures(calibration, engine, asked, params)
     print(_table(findings, chosen))
     for line in warnings(findings):
         print(f"warning: {line}")
@@ -149,6 +147,26 @@ def run(options: argparse.Namespace) -> int:
         print(line)
     _write(options, calibration, samples, right)
     return 0
+
+
+def _check_combination(options: argparse.Namespace, aim: Target | None) -> None:
+    """SteerError for flags that do not go together."""
+    if options.retokenize and aim and aim.kind == "agreement":
+        raise SteerError(
+            "--target agreement cannot go with --retokenize: the large model would have to read "
+            "the small one's own tokens; aim at accuracy, loss, share or flops"
+        )
+    if options.mark:
+        check_mark_target(aim)
+        if options.retokenize:
+            raise SteerError(
+                "--mark cannot go with --retokenize: no verification across tokenizers"
+            )
+    if options.retokenize and options.step_mixtures:
+        raise SteerError(
+            "--step-mixtures cannot go with --retokenize: the signals of the large model's own "
+            "tokens are kept for models with the same tokens only"
+        )
 
 
 def _engine(options: argparse.Namespace) -> Engine:

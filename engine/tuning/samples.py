@@ -38,11 +38,13 @@ class Sample:
     def seen(self, window: Window, step: int) -> Signals | None:
         """The signals that a decision at the boundary before a step would get from a window.
 
-        None before the first step for the window ``step``. A kept trial becomes the text, so a
-        probe's tokens are those of the step.
+        None before the first step for the windows ``step`` and ``so-far``. A kept trial becomes the
+        text, so a probe's tokens are those of the step.
         """
         if window.kind == "step":
             return window.summary(self.steps[step - 1]) if step else None
+        if window.kind == "so-far":
+            return window.summary([s for tokens in self.steps[:step] for s in tokens])
         if window.kind == "answer":
             return window.summary([s for tokens in self.steps for s in tokens])
         return window.summary(self.steps[step][: window.tokens or 1])

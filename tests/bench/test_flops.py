@@ -91,6 +91,17 @@ def test_a_saved_calibration_gives_the_same_rows(tiny: Path, tmp_path: Path):
         assert before[field] == after[field], field
 
 
+def test_the_papers_rule_beside_ours(tmp_path: Path):
+    """In lock-step, and with mixtures that are fitted because the policy is named."""
+    rows = tmp_path / "rows.jsonl"
+    names = "small,large,steer-paper,steer-served,steer-served:0.3:0.8+two-way:0.9"
+    assert main(["--problems=60", f"--policies={names}", f"--json={rows}"]) == 0
+    found = {row["policy"]: row for row in map(json.loads, rows.read_text().splitlines())}
+    assert set(found) == set(names.split(","))
+    for name in names.split(",")[2:]:
+        assert 0 < found[name]["large_step_share"] < 1, name
+
+
 def test_pricing_a_pair_without_weights(tiny: Path, tmp_path: Path, capsys):
     rows, trace = tmp_path / "rows.jsonl", tiny / "traces" / "steer.jsonl"
     arguments = ["--model-pair=qwen-1.5b/qwen-32b", f"--trace={trace}", f"--json={rows}"]

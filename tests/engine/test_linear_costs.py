@@ -11,13 +11,16 @@ import pytest
 
 from engine import SamplingParams, _core
 from engine._core import LARGE, SMALL, Phase
+from engine.config import TINY
 from engine.requests.audit_log import AuditLog
 from engine.requests.request_state import RequestState
 from engine.routing.policies import Call
 from engine.routing.policy import Boundary, Decision
+from engine.text.tokenizer import Tokenizer
 from tests.engine.ways import schedule
 
 LENGTHS = (40, 80, 160)
+TOKENIZER = Tokenizer(TINY / "small")
 
 
 @pytest.fixture
@@ -203,7 +206,7 @@ def test_facts_are_the_old_ones_after_truncations(seed):
             if not sequence.awaits_route:
                 continue
             assert event.row >= 0
-            boundary: Boundary = state.boundary(text.core, sequence, None)
+            boundary: Boundary = state.boundary(text.core, sequence, None, TOKENIZER)
             for name, value in old_facts(text.core.sequence(text.id), decisions).items():
                 assert getattr(boundary, name) == value, name
                 assert name != "risk" or bits(boundary.risk) == bits(value)

@@ -227,6 +227,8 @@ def test_a_policy_that_raises_ends_its_request_alone(other_pieces: OtherPieces):
         ({"min_tokens": 2}, "small", "min_tokens"),
         ({"audit": "score"}, "small", "an audit"),
         ({}, "judge", "an audit|large model reads"),
+        ({}, "small+two-way:0.5", "a policy that needs the large model's signals"),
+        ({}, "steer-paper", "a policy that needs the large model's signals"),
     ],
 )
 def test_requests_that_cannot_cross_are_refused(
