@@ -13,7 +13,7 @@ a tick read a portion, by chance, and the others draw only.
 Both models share the card: time of one is not time of the other. Not counted: queues, sequences
 that wait for the tick in flight, memory that is short, lane policies that hold a lane. The same
 counts from long runs of :mod:`bench.simulate` under the lane policy ``latency``, which has queues
-and waits, are priced within 15% of the time that they took there.
+and waits, are priced within 2% at load 1, 10% at 8 and 16% at 64.
 """
 
 from __future__ import annotations

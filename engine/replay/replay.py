@@ -55,6 +55,10 @@ def replay(trace: Trace, policy: Policy, name: str | None = None) -> Replayed:
             f"policy {name or policy.name} needs the large model's own signals: no trace holds them"
         )
     window, looks = policy.window, policy.uses_window
+    if looks and policy.mask:
+        raise SteerError(
+            f"policy {name or policy.name} counts some tokens of a step only: it cannot be replayed"
+        )
     if looks and str(window) != trace.window:
         raise SteerError(
             f"policy {name or policy.name} looks at {window}, the trace holds {trace.window} "
@@ -104,7 +108,11 @@ class _Request:
         if (self.policy.reads or looks_back) and step.signals is None:
             raise SteerError(
                 f"request {self.traced.request}, step {index}: the trace has no signals there; "
-                "record one with a policy that reads every boundary"
+                + (
+                    "record one with early and as many steps"
+                    if looks_back
+                    else "record one with a policy that reads every boundary"
+                )
             )
         if self.policy.reads and index:
             self.books.wait(step.position)

@@ -8,7 +8,7 @@ from engine import _core
 from engine.errors import SteerError
 from engine.requests.request_state import RequestState
 from engine.routing.policy import Boundary
-from engine.routing.together import Answer, Together
+from engine.routing.together import Answer, Rewrite, Together
 
 Meeting = tuple[Together, list[Boundary]]  # a policy and the boundaries that it decides together
 
@@ -53,9 +53,15 @@ class LockStep:
 def ask(policy: Together, boundaries: Sequence[Boundary]) -> Sequence[Answer]:
     """The answers of a policy to the boundaries of a batch. SteerError if they lead nowhere."""
     answers = policy.decide_together(boundaries)
-    if len(answers) != len(boundaries) or all(answer is None for answer in answers):
+    whole = len(answers) == len(boundaries) and any(answer is not None for answer in answers)
+    if not whole or not all(isinstance(answer, Answer | None) for answer in answers):
         raise SteerError(
-            f"policy {policy.name} must answer each of {len(boundaries)} boundaries, at least one "
-            f"with a decision; got {answers!r}"
+            f"policy {policy.name} must answer each of {len(boundaries)} boundaries with a "
+            f"Decision, a Rewrite or None, and not all with None; got {answers!r}"
         )
+    for boundary, answer in zip(boundaries, answers, strict=True):
+        if isinstance(answer, Rewrite) and boundary.step == 0:
+            raise SteerError(
+                f"policy {policy.name}: there is no step before the prompt's end to be rewritten"
+            )
     return answers

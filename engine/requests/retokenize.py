@@ -72,6 +72,11 @@ def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bo
 
 def check_drafts(speculation: Speculation) -> None:
     """SteerError if the small model would guess tokens of a model that has others."""
+    if speculation.verifies:
+        raise SteerError(
+            "verify needs models with the same tokens: the large model cannot verify the small "
+            "one's; the models of this pair have different ones"
+        )
     if speculation.by_small_model:
         raise SteerError(
             "the small model cannot guess the large one's tokens: the models of this pair have "

@@ -58,7 +58,7 @@ class Marks:
     def __post_init__(self) -> None:
         marks = (self.doubtful, self.hopeless)
         if not all(is_number(mark, 0, 1) for mark in marks) or marks[0] > marks[1]:
-            raise SteerError(f"marks must be in [0, 1], doubtful below hopeless; got {marks}")
+            raise SteerError(f"marks must be in [0, 1], the first at most the second; got {marks}")
         if not is_number(self.most_weight, 0.5, 1):
             raise SteerError(f"most_weight must be in [0.5, 1], got {self.most_weight!r}")
 
@@ -81,7 +81,7 @@ def decide_batch(
         The decisions in the same order; one for the rest gives a problem up.
     """
     if len(steps) < least_running:
-        few = f"{len(steps)} problems run, fewer than {least_running}"
+        few = f"fewer than {least_running} requests at this step: {len(steps)}"
         return [Decision(_LARGE, few) for _ in steps]
     decisions: dict[int, Decision] = {}
     for writer in ROLES:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from engine.routing.asking import Suffixed
 from engine.routing.policies import Always
-from engine.routing.policy import Boundary, Decision, Policy, complete
+from engine.routing.policy import Boundary, Decision, Policy
 from engine.routing.speculation import (
     DRAFT_TOKENS,
     MARK,
@@ -16,6 +16,7 @@ from engine.routing.speculation import (
     VERIFY,
     Speculation,
 )
+from engine.routing.together import part_of
 
 _LARGE = Always("large")
 
@@ -26,7 +27,7 @@ class _Guessed(Suffixed):
     policy: Policy
 
     def __post_init__(self) -> None:
-        complete(self.policy)
+        part_of(self.policy)
         _ = self.speculation  # checks the fields
 
     @property

@@ -49,10 +49,10 @@ _FORMS = {
 }
 POLICIES = tuple(_FORMS)
 HELP = ", ".join(_FORMS.values()) + (
-    f"; any of these with one or more of +{FORM}, +{VERIFY_FORM}, +{TWO_WAY}:P and +{STICKY}:P, "
+    f"; most of these with one or more of +{FORM}, +{VERIFY_FORM}, +{TWO_WAY}:P and +{STICKY}:P, "
     f"where SOURCE is {' or '.join(DRAFT_SOURCES)} and P in [0, 1]"
 )
-_PLUS = re.compile(rf"\+(?={NAME}|{VERIFY}|{TWO_WAY}|{STICKY})")
+_PLUS = re.compile(rf"\+(?=(?:{NAME}|{VERIFY}|{TWO_WAY}|{STICKY})(?:[:+]|$))")
 _CALIBRATED = ("steer", "steer-cost", "steer-served")
 
 
@@ -190,6 +190,8 @@ def _suffixed(text: str, suffix: str, policy: Policy) -> Policy:
     kind, *arguments = suffix.split(":")
     if isinstance(policy, Together):
         raise SteerError(f"policy {text!r}: {policy.name} decides for a batch and takes no suffix")
+    if policy == Always("small") and kind == VERIFY:
+        raise SteerError(f"policy {text!r}: nothing is verified where small writes all; use verify")
     if kind not in (TWO_WAY, STICKY):
         if complete(policy).speculation:
             raise SteerError(f"policy {text!r} says twice how many tokens are guessed")
@@ -258,8 +260,9 @@ def make_policy(
       large model as its likeliest one, the large model, which reads ``:K`` tokens at a time. With
       ``:step`` it then writes the rest of the step.
 
-    ``@WINDOW`` after a name takes the signals from that window. Suffixes change any policy; of
-    several, the last one is asked first:
+    ``@WINDOW`` after a name takes the signals from that window. Suffixes change a policy; of
+    several, the last one is asked first. steer-paper takes none; those that decide once (query,
+    cascade, early) neither two-way nor sticky; judge and audit no verify:
 
     * ``+speculate``, ``+verify``: the large model's steps are written so; arguments as above.
     * ``+two-way:P``: after a step of the large model whose own highest probabilities have a mean

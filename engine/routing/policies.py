@@ -9,9 +9,10 @@ from functools import cached_property
 
 from engine.errors import SteerError
 from engine.routing.asking import Asking
-from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, SignalPolicy, complete
+from engine.routing.policy import Boundary, Decision, Policy, PolicyBase, SignalPolicy
 from engine.routing.signals import Signals, check_signal, is_number
 from engine.routing.speculation import Speculation
+from engine.routing.together import part_of
 from engine.routing.windows import BOUNDARY, LEAST_OF_ANSWER, SO_FAR, Window
 from engine.text.maths import TokenMask
 
@@ -90,7 +91,7 @@ class Query(Asking):
     decides_once = True
 
     def __post_init__(self) -> None:
-        complete(self.at_prompt)
+        part_of(self.at_prompt)
 
     @property
     def asked(self) -> Policy:
@@ -158,6 +159,12 @@ class AfterThinking(PolicyBase):
             raise SteerError("the window answer spans the whole text: it cannot end with thinking")
         if len({part.mask for part in self._parts if part.uses_window}) > 1:
             raise SteerError("both policies must count the same tokens: their masks differ")
+        ways = {part.speculation for part in self._parts if part != Always("small")}
+        if len(ways) > 1 and any(way and way.verifies for way in ways):
+            raise SteerError(
+                "both policies must be verified, with the same mark and number of tokens, or "
+                "neither: a request is verified as a whole"
+            )
 
     def _windows(self) -> list[Window]:
         """The windows of those of the two policies that use one."""
@@ -165,7 +172,7 @@ class AfterThinking(PolicyBase):
 
     @cached_property
     def _parts(self) -> tuple[PolicyBase, PolicyBase]:
-        return complete(self.thinking), complete(self.answer)
+        return part_of(self.thinking), part_of(self.answer)
 
     @property
     def name(self) -> str:

@@ -47,10 +47,11 @@ class Speculation:
     def __post_init__(self) -> None:
         whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
         if not whole or not 0 <= self.tokens <= MOST_DRAFTS:
-            raise SteerError(
-                f"speculate must be a whole number of guesses, from 0 (off) to {MOST_DRAFTS}; got "
-                f"{self.tokens!r}"
-            )
+            range_ = f"from 0 (off) to {MOST_DRAFTS}"
+            what = f"speculate must be a whole number of guesses, {range_}"
+            if self.verifies:
+                what = f"verify reads a whole number of tokens at a time, from 1 to {MOST_DRAFTS}"
+            raise SteerError(f"{what}; got {self.tokens!r}")
         if self.source not in DRAFT_SOURCES:
             raise SteerError(
                 f"drafts come from one of {', '.join(DRAFT_SOURCES)}; got {self.source!r}"
@@ -94,7 +95,7 @@ class Speculation:
     @property
     def verifies(self) -> bool:
         """Whether guesses may stand that are not the large model's own draws."""
-        return self.mark < 1
+        return bool(self.mark < 1)
 
 
 def _whole(tokens: str, text: str, form: str) -> int:

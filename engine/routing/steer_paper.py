@@ -44,6 +44,8 @@ class SteerPaper(Together):
         indexes: dict[int, list[Boundary]] = defaultdict(list)
         for boundary in boundaries:
             indexes[boundary.step].append(boundary)
+            if boundary.step > 1:
+                self._judged.discard(boundary.request)
         answers: dict[int, Answer] = {}
         for step, group in indexes.items():
             answers |= self._opening(group) if step == 0 else self._next(step, group)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from engine.errors import SteerError
 from engine.routing.asking import Suffixed
-from engine.routing.policy import Boundary, Decision, Policy, complete
+from engine.routing.policy import Boundary, Decision, Policy
 from engine.routing.signals import is_number
+from engine.routing.together import part_of
 
 TWO_WAY, STICKY = "two-way", "sticky"
 
@@ -18,7 +19,7 @@ class _LargeDoubt(Suffixed):
 
     policy: decides everywhere else.
     least: the large model is unsure of a step if the mean of its highest probabilities over the
-        step's tokens is below this.
+        step's tokens, of those that a policy with a mask counts, is below this.
 
     SteerError if the other policy decides once: later boundaries would not be asked about.
     """
@@ -29,7 +30,7 @@ class _LargeDoubt(Suffixed):
     def __post_init__(self) -> None:
         if not is_number(self.least, 0, 1):
             raise SteerError(f"{self.suffix}: a mean probability is in [0, 1], got {self.least!r}")
-        if complete(self.policy).decides_once:
+        if part_of(self.policy).decides_once:
             raise SteerError(
                 f"{self.suffix} cannot go with {self.policy.name}, which decides once: there is no "
                 "later boundary to decide"

@@ -20,9 +20,8 @@ class Window:
 
     kind: ``boundary``, the distribution of the step's first token; ``step``, the tokens of the step
         just finished, if the small model wrote it; ``so-far``, those of all its steps so far;
-        ``probe``, up to ``tokens`` tokens of the next
-        step that the small model writes on trial, kept or dropped by the decision; ``answer``, its
-        whole answer on trial.
+        ``probe``, up to ``tokens`` tokens of the next step that the small model writes on trial,
+        kept or dropped by the decision; ``answer``, its whole answer on trial.
     least: summarise several tokens by each signal at its least sure token, instead of the mean.
     """
 

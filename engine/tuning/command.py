@@ -101,7 +101,8 @@ def _add_fit_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--mark",
         action="store_true",
-        help="choose the mark of the policy verify for the target instead; writes no file",
+        help="choose the mark of the policy verify for the target instead: fits and writes "
+        "nothing; a share is that of the tokens",
     )
     add(
         "--step-mixtures",
@@ -158,6 +159,10 @@ def _check_combination(options: argparse.Namespace, aim: Target | None) -> None:
         )
     if options.mark:
         check_mark_target(aim)
+        for name in ("step_mixtures", "signal", "window", "no_plots"):
+            if getattr(options, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise SteerError(f"{flag} is about a calibration, --mark fits none: drop one")
         if options.retokenize:
             raise SteerError(
                 "--mark cannot go with --retokenize: no verification across tokenizers"

@@ -157,7 +157,7 @@ def test_ten_are_enough():
     assert first.model == L and S in {answer.model for answer in others}
     nine = decide_batch(steps[:9])
     assert {answer.model for answer in nine} == {L}
-    assert nine[0].reason == "9 problems run, fewer than 10"
+    assert nine[0].reason == "fewer than 10 requests at this step: 9"
     assert decide_batch([]) == []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
@@ -11,11 +11,14 @@ import pytest
 
 from bench.tasks import arithmetic
 from engine import Boundary, Completion, Decision, Engine, EngineConfig, SamplingParams, SteerError
+from engine.requests.lock_step import ask
 from engine.routing.batch_mixture import LastStep, Marks, decide_batch
+from engine.routing.guessed import Verify
 from engine.routing.names import make_policy
-from engine.routing.policies import Query
+from engine.routing.policies import AfterThinking, Query
 from engine.routing.steer_paper import SteerPaper
 from engine.routing.together import Answer, Rewrite, Together
+from engine.routing.two_way import TwoWay
 from engine.text.maths import maths_tokens
 
 PARAMS = SamplingParams(max_tokens=80, token_signals=True)
@@ -127,7 +130,7 @@ def test_fewer_than_ten_go_to_the_large_model(engine: Engine):
     large = engine.generate(PROMPTS[:9], PARAMS, "large")
     answers = engine.generate(PROMPTS[:9], PARAMS, "steer-paper")
     assert writers(answers) == writers(large)
-    assert answers[0].steps[0].reason == "9 problems run, fewer than 10: written again"
+    assert answers[0].steps[0].reason == "fewer than 10 requests at this step: 9: written again"
     assert all(answer.usage.count("small", "discarded") > 0 for answer in answers)
     ten = engine.generate(PROMPTS[:10], PARAMS, "steer-paper")
     assert {step.model for answer in ten for step in answer.steps} == {"small", "large"}
@@ -148,7 +151,7 @@ def test_samples_are_a_batch(engine: Engine):
     answers = engine.generate(PROMPTS[:1], params, "steer-paper")
     reasons = {step.reason for answer in answers for step in answer.steps}
     assert any("P(low)" in reason or "of one kind" in reason for reason in reasons)
-    assert not any("12 problems run" in reason for reason in reasons)
+    assert not any("requests at this step: 12" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("when", [1, 6, 20])
@@ -259,7 +262,7 @@ class Broken(Together):
 @pytest.mark.parametrize(
     ("answer", "error", "expected"),
     [
-        (None, SteerError, "policy broken must answer each of 3 boundaries, at least one with a"),
+        (None, SteerError, "policy broken must answer each of 3 boundaries with a Decision"),
         ("too few", SteerError, "policy broken must answer each of 3 boundaries"),
         ("raise", ZeroDivisionError, None),
     ],
@@ -293,3 +296,31 @@ def test_where_it_cannot_be_used(engine: Engine):
     with pytest.raises(SteerError, match="it cannot be a part of another policy"):
         engine.generate(PROMPTS[:1], PARAMS, Query(SteerPaper()))
     assert make_policy("steer-paper:0.3:0.8") == SteerPaper(Marks(0.3, 0.8))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda policy: Verify(policy),
+        lambda policy: Query(policy),
+        lambda policy: TwoWay(policy, 0.5),
+        lambda policy: AfterThinking(policy, make_policy("small")),
+    ],
+)
+def test_a_batchs_policy_is_no_part_of_another(build: Callable[[SteerPaper], object]):
+    """Said when it is made, not after the first boundary."""
+    with pytest.raises(SteerError, match="it cannot be a part of another policy"):
+        build(SteerPaper())
+
+
+def test_nothing_stands_before_the_prompts_end_to_be_rewritten() -> None:
+    boundary = Boundary(0, 0, 3, 3, None, 0, None)
+
+    class Early(SteerPaper):
+        """Wrong from the beginning."""
+
+        def decide_together(self, boundaries: Sequence[Boundary]) -> list[Answer]:
+            return [Rewrite("again") for _ in boundaries]
+
+    with pytest.raises(SteerError, match="no step before the prompt's end"):
+        ask(Early(), [boundary])

@@ -220,7 +220,7 @@ def test_a_wrong_file_is_refused_in_one_line(
     [
         ("steer-served:0.4", "expected steer-served or steer-served:DOUBTFUL:HOPELESS"),
         ("steer-served:a:b", "expected steer-served or steer-served:DOUBTFUL:HOPELESS"),
-        ("steer-served:0.9:0.4", "marks must be in [0, 1], doubtful below hopeless"),
+        ("steer-served:0.9:0.4", "marks must be in [0, 1], the first at most the second"),
     ],
 )
 def test_bad_names(name: str, expected: str, calibration: Calibration):

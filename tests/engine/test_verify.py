@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from engine import Completion, Engine, EngineConfig, SamplingParams, SteerError, Verify
+from engine import (
+    AfterThinking,
+    Completion,
+    Engine,
+    EngineConfig,
+    SamplingParams,
+    SteerError,
+    Verify,
+)
 from engine._core import LARGE, SMALL
 from engine.routing.names import make_policy
 
@@ -208,7 +216,8 @@ def test_an_abort_leaves_nothing(engine: Engine, ticks: int) -> None:
         ("verify:1.5", "mark of a verification must be in [0, 1], got 1.5"),
         ("verify:nan", "mark of a verification must be in [0, 1], got nan"),
         ("verify:0.3:0", "1 token or more from the source small; got 0"),
-        ("verify:0.3:16", "from 0 (off) to 15; got 16"),
+        ("verify:0.3:16", "verify reads a whole number of tokens at a time, from 1 to 15; got 16"),
+        ("small+verify", "nothing is verified where small writes all"),
         ("verify:0.3:4:word", "expected verify[:MARK[:K[:step]]]"),
         ("verify:0.3:x", "whole number K, got 'x'"),
         ("large+verify+speculate", "says twice"),
@@ -229,7 +238,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("policy", ["judge:-5+verify", "audit:-5+verify"])
 def test_what_the_large_model_reads_it_cannot_verify(engine: Engine, policy: str) -> None:
-    with pytest.raises(SteerError, match="cannot be the reader as well"):
+    with pytest.raises(SteerError, match="use judge, audit or verify alone"):
         engine.generate(PROMPTS[:1], GREEDY, policy)
 
 
@@ -237,3 +246,14 @@ def test_all_counts_add_up(engine: Engine) -> None:
     """Of many requests at once."""
     done = engine.generate(PROMPTS * 4, LONG, "verify:0.3:6")
     assert total(done).speculated.tokens == sum(len(d.token_ids) for d in done)
+
+
+def test_both_parts_of_an_answer_are_verified_alike() -> None:
+    """A request is verified as a whole: nothing is verified by another part's mark."""
+    verify, other = Verify(mark=0.3), Verify(mark=0.1)
+    for thinking, answer in ((verify, other), (verify, "large"), ("large", verify)):
+        parts = [make_policy("large") if isinstance(p, str) else p for p in (thinking, answer)]
+        with pytest.raises(SteerError, match="both policies must be verified"):
+            AfterThinking(*parts)
+    for thinking, answer in ((verify, verify), (verify, make_policy("small"))):
+        assert AfterThinking(thinking, answer).speculation == verify.speculation
