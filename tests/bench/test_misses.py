@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from bench.misses import Knowing, Known, Mended, Misses, main
+from bench.misses import Knowing, Known, Mended, main
 from bench.report.domain import domain
-from engine import Engine
+from engine import Calibration, Engine, Steer
+from engine.config import TINY
 
 
 def test_the_rows_of_a_run(tmp_path: Path, capsys: Any) -> None:
@@ -35,7 +36,6 @@ def test_what_is_known_of_a_boundary() -> None:
     """The step that the small model would write, judged by the checker; and whether the text so far
     is wrong already."""
     where = domain("planning-open", 30)
-    misses = Misses("planning", 30)
     small = Engine(where.pair).generate([p.prompt for p in where.test.problems], policy="small")
     firsts = [
         where.first_error(problem, done.text)
@@ -43,12 +43,13 @@ def test_what_is_known_of_a_boundary() -> None:
     ]
     assert any(firsts) and None in firsts
     engine, seen = Engine(where.pair), []
+    steer = Steer(Calibration.load(TINY / "calibration.json", engine.fingerprint))
 
     def keep(hands: bool, known: Known) -> bool:
         seen.append(known)
         return False
 
-    policy = Mended(misses.steer, engine, Knowing(where), keep)
+    policy = Mended(steer, engine, Knowing(where), keep)
     done = engine.generate([p.prompt for p in where.test.problems], policy=policy)
     assert [d.text for d in done] == [d.text for d in small]
     assert sum(known.wrong for known in seen) == sum(first is not None for first in firsts)
