@@ -33,7 +33,8 @@ setup: $(VENV)/.ready ## virtual environment, dependencies, extension
 
 demo: setup ## the main job: every policy on 500 problems, a table, a plot and rows in out/
 	@mkdir -p out
-	python -m bench.flops --json out/flops.jsonl --plot out/flops.png --save-traces out/traces
+	python -m bench.flops --priced-as qwen-1.5b/qwen-32b --json out/flops.jsonl --plot out/flops.png \
+	  --save-traces out/traces
 	@echo "rows: out/flops.jsonl   plot: out/flops.png   traces: out/traces"
 
 test: setup $(VENV)/.smollm2 lint sanitize ## lint, format, types, the core under sanitizers, then all tests
