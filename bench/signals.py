@@ -36,7 +36,7 @@ from bench.step_signals.answers import observe_answers
 from bench.step_signals.continuations import Outcomes, continue_answers
 from bench.step_signals.picture import areas_plot
 from bench.step_signals.rows import Labelled, score_table, setting_lines
-from bench.step_signals.scores import maths_tokens
+from bench.step_signals.scores import maths_mask
 from bench.tasks.problem import STYLES
 from bench.tasks.registry import EVERY
 from engine import Engine, EngineConfig, SamplingParams, SteerError
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> tuple[list[dict[str, Any]], bool]:
     if not done:
         raise KeyboardInterrupt
     known = [answers[i] for i in done], [outcomes[i] for i in done]
-    labelled = Labelled(*known, maths_tokens(engine))
+    labelled = Labelled(*known, maths_mask(engine))
     rows = [labelled.setting() | {"seconds": seconds}, *labelled.rows()]
     _write(options, engine, rows)
     return rows, len(done) == len(answers)

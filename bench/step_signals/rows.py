@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from bench.stats import wilson
 from bench.step_signals.answers import Answer, autocorrelation
 from bench.step_signals.continuations import Outcomes
-from bench.step_signals.scores import Score, step_scores
+from bench.step_signals.scores import IdMask, Score, step_scores
 from bench.step_signals.takeover import accuracy_at, by_chance, by_oracle, caught_at, takeover_curve
 from bench.table import render
 from engine.tuning.ranking import auroc_interval
@@ -26,7 +26,7 @@ class Labelled:
 
     answers: Sequence[Answer]
     outcomes: Sequence[Outcomes]
-    is_maths: Callable[[int], bool]
+    is_maths: IdMask
 
     @cached_property
     def scores(self) -> list[list[dict[Score, float]]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from bench.step_signals.answers import Answer
@@ -14,6 +12,7 @@ from engine.request import TokenLogprobs
 from engine.routing.audit import SCORES, step_score
 from engine.routing.signals import SIGNAL_NAMES, Signals
 from engine.routing.speculation import MARK
+from engine.text.maths import maths_tokens
 
 PROBES = (2, 4, 8)
 WINDOWS = tuple(
@@ -25,30 +24,24 @@ WINDOWS = tuple(
 )
 # Windows that no policy has: the whole step that is judged, and the large model's reading of it.
 WHOLE, LEAST, MATHS, READ = "whole", "whole:least", "whole:maths", "read"
-# Beyond ASCII: times, divided by, plus or minus, at most, at least.
-_MATHS = re.compile(r"[0-9+\-*/=<>^%\u00d7\u00f7\u00b1\u2264\u2265]|\\[A-Za-z]+")
 
 Score = tuple[str, str]  # signal and window
+IdMask = Callable[[Sequence[int]], Sequence[bool]]  # of a step's ids, which ones count
 
 
-def maths_tokens(engine: Engine) -> Callable[[int], bool]:
-    """Whether a token's text has a digit, an operator or a LaTeX command."""
-
-    @cache
-    def is_maths(token: int) -> bool:
-        return bool(_MATHS.search(engine.tokenizer.text_of([token])))
-
-    return is_maths
+def maths_mask(engine: Engine) -> IdMask:
+    """The default rule for maths tokens, on a step's ids."""
+    return lambda ids: maths_tokens([engine.tokenizer.bytes_of([i]) for i in ids])
 
 
-def step_scores(answer: Answer, step: int, is_maths: Callable[[int], bool]) -> dict[Score, float]:
+def step_scores(answer: Answer, step: int, is_maths: IdMask) -> dict[Score, float]:
     """The scores of a step that has them, by signal and window; higher is surer.
 
     Windows that policies have: see ``engine.routing.windows``. ``step`` is the step before. Others:
 
     * ``whole``, ``whole:least``: mean and least over all tokens of the step itself. The mean of the
       entropy is the entropy rate. Only ``max_logit`` also has ``whole:maths``, over the tokens
-      whose text has a digit, an operator or a LaTeX command.
+      that ``engine.text.maths`` counts.
     * ``read``, the large model's reading: ``min``, ``mean`` and ``ratio`` as in an audit;
       ``agreement``, the share of tokens that are the large model's likeliest; ``worst``, the lowest
       log p_large - log p_best; ``disbelieved``, tokens before the first one with p_large below 0.3
@@ -60,7 +53,7 @@ def step_scores(answer: Answer, step: int, is_maths: Callable[[int], bool]) -> d
         scores |= _of(sample.seen(window, step), str(window))
     scores |= _of(Signals.mean(own), WHOLE) | _of(Signals.least(own), LEAST)
     ids = answer.completion.steps[step].token_ids
-    maths = [s.max_logit for s, token in zip(own, ids, strict=True) if is_maths(token)]
+    maths = [s.max_logit for s, counts in zip(own, is_maths(ids), strict=True) if counts]
     if maths:
         scores["max_logit", MATHS] = fmean(maths)
     read = answer.reading(step)

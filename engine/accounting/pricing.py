@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine._core import LARGE, RowKind
+from engine._core import LARGE
 from engine.accounting.ledger import Usage
+from engine.accounting.passes import DRAWN
 from engine.config import ROLES, ModelConfig
 from engine.models.footprint import read_bytes
 
 ACCOUNTINGS = ("decode", "catchup", "reprefill")
-_DECODED = [RowKind.sampled, RowKind.discarded, RowKind.drafted, RowKind.rejected]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     if accounting not in ACCOUNTINGS:
         raise ValueError(f"unknown accounting {accounting!r}: one of {', '.join(ACCOUNTINGS)}")
     counts = usage.rows[ROLES.index(role)]
-    decoded = counts[_DECODED].sum(0)
+    decoded = counts[DRAWN].sum(0)
     computed = decoded
     if accounting == "catchup":
         computed = counts.sum(0)

@@ -304,7 +304,12 @@ class RequestState:
             tried=boundary.tried if boundary and here else 0,
             audit=self._pairs(position, position + len(ids), model),
             replaced=(
-                tuple(at - position for at in replaced if 0 <= at - position < len(ids))
+                tuple(
+                    at - position
+                    for at in replaced[
+                        bisect_left(replaced, position) : bisect_left(replaced, position + len(ids))
+                    ]
+                )
                 if self.mark < 1 and model == ROLES[_LARGE]
                 else None
             ),

@@ -46,18 +46,19 @@ class Speculation:
 
     def __post_init__(self) -> None:
         whole = isinstance(self.tokens, int) and not isinstance(self.tokens, bool)
+        if not is_number(self.mark, 0, 1):
+            raise SteerError(f"the mark of a verification must be in [0, 1], got {self.mark!r}")
         if not whole or not 0 <= self.tokens <= MOST_DRAFTS:
-            range_ = f"from 0 (off) to {MOST_DRAFTS}"
-            what = f"speculate must be a whole number of guesses, {range_}"
-            if self.verifies:
-                what = f"verify reads a whole number of tokens at a time, from 1 to {MOST_DRAFTS}"
-            raise SteerError(f"{what}; got {self.tokens!r}")
+            expected = (
+                f"verify reads a whole number of tokens at a time, from 1 to {MOST_DRAFTS}"
+                if self.verifies
+                else f"speculate must be a whole number of guesses, from 0 (off) to {MOST_DRAFTS}"
+            )
+            raise SteerError(f"{expected}; got {self.tokens!r}")
         if self.source not in DRAFT_SOURCES:
             raise SteerError(
                 f"drafts come from one of {', '.join(DRAFT_SOURCES)}; got {self.source!r}"
             )
-        if not is_number(self.mark, 0, 1):
-            raise SteerError(f"the mark of a verification must be in [0, 1], got {self.mark!r}")
         if self.verifies and (self.source != "small" or self.tokens == 0):
             raise SteerError(
                 "with a mark below 1 the small model writes what the large one verifies: 1 token "

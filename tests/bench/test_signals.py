@@ -13,7 +13,7 @@ from bench.evaluate import TestSet, task_tests
 from bench.step_signals.answers import autocorrelation, observe_answers
 from bench.step_signals.continuations import Outcomes, continue_answers
 from bench.step_signals.rows import Labelled
-from bench.step_signals.scores import maths_tokens
+from bench.step_signals.scores import maths_mask
 from bench.step_signals.takeover import by_oracle, caught_at, takeover_curve
 from bench.tasks.registry import TASKS
 from engine import AuditOnly, Boundary, Completion, Decision, Engine, EngineConfig, SamplingParams
@@ -35,7 +35,7 @@ def labelled(tests: TestSet) -> Labelled:
     answers = observe_answers(engine, tests, PARAMS)
     outcomes = [Outcomes() for _ in answers]
     continue_answers(engine, tests, answers, outcomes, PARAMS)
-    return Labelled(answers, outcomes, maths_tokens(engine))
+    return Labelled(answers, outcomes, maths_mask(engine))
 
 
 def test_outcomes_are_those_of_separate_runs(labelled: Labelled, tests: TestSet):
@@ -96,7 +96,9 @@ def test_windows_of_a_step(labelled: Labelled):
     assert scores[2]["max_logit", "step:least"] == min(t.max_logit for t in tokens)
     assert ("max_prob", "step") not in scores[0]
     ids = answer.completion.steps[1].token_ids
-    maths = [t.max_logit for t, i in zip(tokens, ids, strict=True) if labelled.is_maths(i)]
+    maths = [
+        t.max_logit for t, counts in zip(tokens, labelled.is_maths(ids), strict=True) if counts
+    ]
     assert 0 < len(maths) < len(tokens)  # a delimiter is none
     assert scores[1]["max_logit", "whole:maths"] == pytest.approx(np.mean(maths))
 
