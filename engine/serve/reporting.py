@@ -1,0 +1,84 @@
+"""What a request tells the metrics and the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.requests import Request
+
+from engine.request import Completion
+from engine.serve.metrics import Metrics
+from engine.serve.usage import large_alone
+
+
+class Report:
+    """Follows the answers of one request, from when it arrived."""
+
+    def __init__(self, metrics: Metrics | None, engine: Any, request: Request) -> None:
+        """
+        Args:
+            metrics: the server's; None without any.
+            engine: prices the answers.
+            request: its ``state`` gets ``tokens`` and ``aborted`` for the line in the log.
+        """
+        self._metrics, self._engine, self._state = metrics, engine, request.state
+        self._began = time.monotonic()
+        self._open = 0
+        self._tokens = 0
+        self._last: dict[tuple[int, int], float] = {}
+
+    def started(self, samples: int) -> None:
+        """So many answers are queued."""
+        self._open += samples
+        if self._metrics is not None:
+            for _ in range(samples):
+                self._metrics.request_started()
+
+    def turn(self, prompt: int, events: Iterable[Any]) -> None:
+        """New events of the answers to one of the prompts."""
+        for event in events:
+            if event.kind == "done":
+                self._done(event.completion)
+            elif event.token_ids and self._metrics is not None:
+                self._timed(self._metrics, (prompt, event.sample), event)
+
+    def rejected(self) -> None:
+        """The request was refused because too many wait."""
+        if self._metrics is not None:
+            self._metrics.rejected()
+
+    def ended(self, cause: str) -> None:
+        """Nothing is read any more; answers that are not finished were ended by ``cause``."""
+        if self._open:
+            self._aborted(cause, self._open)
+            self._open = 0
+
+    def _timed(self, metrics: Metrics, answer: tuple[int, int], event: Any) -> None:
+        before = self._last.get(answer)
+        self._last[answer] = event.time
+        count = len(event.token_ids)
+        if before is None:
+            metrics.first_token(max(0.0, event.time - self._began))
+        else:
+            metrics.tokens_between(max(0.0, event.time - before), count)
+
+    def _done(self, completion: Completion) -> None:
+        self._open -= 1
+        self._tokens += len(completion.token_ids)
+        self._state.tokens = self._tokens
+        cause = {"abort": "drain"}.get(completion.finish_reason, completion.finish_reason)
+        if cause in ("drain", "deadline", "error"):
+            self._aborted(cause, 1)
+        if self._metrics is not None:
+            seconds = time.monotonic() - self._began
+            flops = self._engine.flops(completion.usage)
+            alone = large_alone(self._engine, [completion])
+            self._metrics.finished(completion, seconds, flops, alone)
+
+    def _aborted(self, cause: str, count: int) -> None:
+        self._state.aborted = cause
+        if self._metrics is not None:
+            for _ in range(count):
+                self._metrics.aborted(cause)

@@ -1,0 +1,87 @@
+"""What the routes share: the engine, the settings, the policies and the open requests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.errors import SteerError
+from engine.serve import errors
+from engine.serve.errors import ApiError
+from engine.serve.routing import Routes
+from engine.serve.settings import ServerSettings
+from engine.serve.token_texts import TokenTexts
+
+
+class Service:
+    """One engine and all that answers from it; ``app.state.service``.
+
+    served: the AsyncEngine.
+    engine: the engine in it.
+    settings: names and limits.
+    metrics: told of every request; None in a server without metrics.
+    calibration: of the pair, for policies that need one; None takes the embedded pair's own.
+    token_texts: single tokens as JSON shows them.
+    routes: model names and policies.
+    open: the answers of each open request, by its id, for /abort_request.
+    """
+
+    def __init__(
+        self,
+        served: Any,
+        engine: Any,
+        settings: ServerSettings,
+        calibration: Any = None,
+        metrics: Any = None,
+    ) -> None:
+        self.served, self.engine, self.settings, self.metrics = served, engine, settings, metrics
+        self.calibration = calibration
+        self.token_texts = TokenTexts(engine.tokenizer)
+        self.routes = Routes(
+            settings.names, settings.policy, lambda name: engine.policy(name, calibration)
+        )
+        self.open: dict[str, list[Any]] = {}
+
+    def new_id(self, prefix: str, wanted: str | None) -> str:
+        """The id of an answer: what the client wants, or a fresh one.
+
+        Raises:
+            ApiError: 400 if an open request has that id.
+        """
+        if wanted is None:
+            return f"{prefix}-{secrets.token_hex(12)}"
+        identity = f"{prefix}-{wanted}"
+        if identity in self.open:
+            raise ApiError(400, "request_id: an open request has this id", param="request_id")
+        return identity
+
+    @contextmanager
+    def opened(self, identity: str) -> Iterator[list[Any]]:
+        """A list for the answers of a request; what is unfinished in it at the end is aborted."""
+        answers: list[Any] = []
+        self.open[identity] = answers
+        try:
+            yield answers
+        finally:
+            del self.open[identity]
+            for each in answers:
+                each.abort()
+
+    def abort(self, identity: str) -> bool:
+        """End a request; False if there is none with this id."""
+        for each in self.open.get(identity, ()):
+            each.abort()
+        return identity in self.open
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Bad input of any kind leaves as an ApiError."""
+    try:
+        yield
+    except (SteerError, ValidationError) as error:
+        raise errors.of(error) from None
