@@ -112,7 +112,7 @@ def test_what_is_too_long(arena: int | None, prompt: int, most: int, said: str, 
 
 
 def test_a_prompt_of_many_keeps_the_kind_and_the_field(engine: Engine):
-    with pytest.raises(ContextLengthError, match="^prompt 1: prompt of 300 tokens") as raised:
+    with pytest.raises(ContextLengthError, match=r"^prompt 1: prompt of 300 tokens") as raised:
         engine.generate(["1", [5] * 300], SamplingParams(8), "small")
     assert raised.value.field == "prompt"
 
