@@ -181,10 +181,8 @@ class Engine:
         """
         if is_calibrated(policy) and calibration is None:
             if self.pair.name != "tiny":
-                raise SteerError(
-                    f"pair {self.pair.name} comes without a calibration: fit one with `steer "
-                    "calibrate`"
-                )
+                missing = f"pair {self.pair.name} comes without a calibration"
+                raise SteerError(f"{missing}: fit one with `steer calibrate`", "policy")
             calibration = Calibration.load(TINY / "calibration.json", self.fingerprint)
         return make_policy(policy, calibration, price=self.row_price)
 
@@ -220,7 +218,7 @@ class Engine:
         """
         n = self._inputs.params(params).n
         if n > 1:
-            raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()")
+            raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()", "n")
         return self.submit_samples(
             prompt,
             params,
@@ -343,7 +341,7 @@ class Engine:
         iterator early aborts the request.
         """
         if (n := self._inputs.params(params).n) > 1:
-            raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()")
+            raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()", "n")
         checked = self._inputs.check(prompt, params, self.policy(policy), timeout=timeout)
         with self._driver.one_thread():
             request = self._inputs.queue(checked)[0]

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from engine._core import SMALL
 from engine.config import ROLES
-from engine.errors import SteerError
+from engine.errors import SteerError, about
 from engine.routing.audit import Audit
 from engine.routing.signals import Signals
 from engine.routing.speculation import Speculation
@@ -207,6 +207,7 @@ class _Completed(PolicyBase):
         return self.policy.decide(boundary)
 
 
+@about("policy")
 def complete(policy: object) -> PolicyBase:
     """The policy with all attributes. SteerError if it is none, or its window is no Window."""
     if isinstance(policy, type) or not isinstance(policy, PolicyBase | Policy):
