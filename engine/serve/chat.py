@@ -16,11 +16,11 @@ from engine.serve.endpoint import Endpoint, documented
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest
 from engine.serve.logprobs import chat_logprobs, scored_prompt
-from engine.serve.messages import readable_messages
 from engine.serve.reasoning import opens_thinking, split_reasoning
 from engine.serve.service import Service
 
 router = APIRouter()
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # What a template is given by name elsewhere, or not at all.
 _NO_VARIABLES = (
     "messages",
@@ -42,8 +42,8 @@ def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
     """The prompt of a conversation, by the checkpoint's template.
 
     Raises:
-        ApiError: on messages that no template can read.
-        SteerError: if the template refuses them.
+        ApiError: on a role that is none.
+        SteerError: on messages that no template can read, or that this one refuses.
     """
     template = service.engine.tokenizer.chat_templates.choose(None, asked.tools is not None)
     variables = dict(asked.chat_template_kwargs or {})
@@ -52,9 +52,9 @@ def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
         raise ApiError(400, f"{where}: this is no variable of a template", param=where)
     if asked.reasoning_effort is not None and "enable_thinking" in template.reads:
         variables.setdefault("enable_thinking", asked.reasoning_effort != "none")
-    messages = readable_messages(asked.messages, "developer" in template.source)
+    _check_roles(asked.messages)
     prompt: AnyPrompt = service.engine.chat(
-        messages,
+        asked.messages,
         asked.tools,
         asked.add_generation_prompt,
         documents=asked.documents,
@@ -62,6 +62,13 @@ def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
         **variables,
     )
     return prompt
+
+
+def _check_roles(messages: Sequence[dict[str, Any]]) -> None:
+    for index, message in enumerate(messages):
+        if message.get("role") not in _ROLES:
+            where = f"messages[{index}].role"
+            raise ApiError(400, f"{where}: expected one of {', '.join(_ROLES)}", param=where)
 
 
 def _read_prompts(service: Service, asked: ChatRequest) -> Sequence[AnyPrompt]:

@@ -29,9 +29,9 @@ def ring_paths(tmp_path_factory):
 RINGS = (("thinks", THINKS, True), ("writes", WRITES, True), ("endless", WRITES, False))
 
 
-def _ring(paths, name: str) -> Iterator[Running]:
+def _ring(paths, name: str, **settings) -> Iterator[Running]:
     small, large = paths[name]
-    config = EngineConfig(check_every=1)
+    config = EngineConfig(check_every=1, **settings)
     engine = FaceEngine("custom", small=small, large=large, config=config, device="cpu")
     with running(engine, policy="random:0.5") as server:
         yield server
@@ -47,3 +47,12 @@ def writes(ring_paths) -> Iterator[Running]:
 def thinks(ring_paths) -> Iterator[Running]:
     """Answers every chat with <think>ab</think>xy, a blank line and z."""
     yield from _ring(ring_paths, "thinks")
+
+
+@pytest.fixture
+def slow(ring_paths) -> Iterator[Running]:
+    """Writes without an end, a token every 20 ms, one answer at a time; two more can wait."""
+    for server in _ring(ring_paths, "endless", max_sequences=1, max_waiting=2):
+        server.engine.pause = 0.02
+        yield server
+        server.engine.pause = 0.0

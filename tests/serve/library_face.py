@@ -90,9 +90,7 @@ class FaceText(StreamedText):
         if self._params.logprobs is not None:
             each = enumerate(ids, position)
             logprobs = tuple(state.drawn._entry(at, self._model, token) for at, token in each)
-        return FaceEvent(
-            "text", text, self._model, None, 0, tuple(ids), logprobs, time.monotonic()
-        )
+        return FaceEvent("text", text, self._model, None, 0, tuple(ids), logprobs, time.monotonic())
 
     def finish(self, completion: Completion) -> Iterator[StreamEvent]:
         given = max(0, self._position - len(completion.prompt_token_ids))
@@ -112,9 +110,12 @@ class FaceText(StreamedText):
         times = Times(self._queued, self._first, self._first, time.monotonic())
         cached = int(done.usage.cached[SMALL])
         made = copied(FaceCompletion, replace(done, steps=steps), times=times, cached_tokens=cached)
+        reason = self._stop_reason(done)
+        if self._params.include_stop and isinstance(reason, str):
+            made = replace(made, text=made.text + reason)
         top = getattr(self._params, "prompt_logprobs", None)
         scored = None if top is None else self._scored(done, top)
-        return replace(made, stop_reason=self._stop_reason(done), prompt_logprobs=scored)
+        return replace(made, stop_reason=reason, prompt_logprobs=scored)
 
     def _stop_reason(self, done: Completion) -> str | int | None:
         if done.finish_reason != "stop":
@@ -136,6 +137,11 @@ class FaceEngine(Engine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.scored: dict[Any, tuple[TokenLogprobs, ...]] = {}
+        self.pause = 0.0  # seconds before each step
+
+    def step(self) -> list[Completion]:
+        time.sleep(self.pause)
+        return super().step()
 
     def flops(self, usage: Any) -> dict[str, int]:
         names = ("decode", "catchup", "reprefill")

@@ -67,6 +67,8 @@ def write_pair(folder: Path, ring: Sequence[str], ends: bool = True) -> tuple[Pa
         config = json.loads((path / "config.json").read_text())
         config["eos_token_id"] = end if ends else None
         (path / "config.json").write_text(json.dumps(config))
-        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": end if ends else None}))
+        (path / "generation_config.json").write_text(
+            json.dumps({"eos_token_id": end if ends else None})
+        )
         paths.append(path)
     return paths[0], paths[1]
