@@ -48,6 +48,7 @@ LADDER = [
     "engine.conversation",
     "engine.tuning",
     "engine.aio",
+    "engine.serve",
     "engine.cli",
     "engine.tiny",
     "engine",

@@ -12,14 +12,14 @@ from starlette.responses import Response
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.chat_chunks import ChatChunks
-from engine.serve.endpoint import Endpoint, documented
+from engine.serve.endpoint import ERRORS, Endpoint, documented
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest
 from engine.serve.logprobs import chat_logprobs, scored_prompt
 from engine.serve.reasoning import opens_thinking, split_reasoning
 from engine.serve.service import Service
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # What a template is given by name elsewhere, or not at all.
 _NO_VARIABLES = (

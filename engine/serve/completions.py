@@ -13,13 +13,13 @@ from engine.errors import SteerError
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.completion_chunks import CompletionChunks, echoed_text
-from engine.serve.endpoint import Endpoint, documented
+from engine.serve.endpoint import ERRORS, Endpoint, documented
 from engine.serve.fields import CompletionRequest
 from engine.serve.logprobs import CompletionLogprobs, scored_prompt
 from engine.serve.sampling import drops_text
 from engine.serve.service import Service
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
 @router.post("/v1/completions", openapi_extra=documented(CompletionRequest))

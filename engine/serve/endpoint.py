@@ -26,13 +26,13 @@ from engine.serve.sse import EventStream
 from engine.serve.steer_object import steer_object
 from engine.serve.usage import usage_of
 
+_ERROR = {"description": "An error, in OpenAI's form", "content": {"application/json": {}}}
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 _CLIENT_GONE = 499  # nginx's; the client never sees it, the log does
 
 
 def documented(fields: type[BaseModel]) -> dict[str, Any]:
     """What /openapi.json says of a body that the handler reads by itself."""
-    schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     content = {"application/json": {"schema": _inlined(fields.model_json_schema())}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -71,8 +71,9 @@ class EventStream(Response):
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._frames.aclose()
             error = None if writing.cancelled() else writing.exception()
-            self._close("slow_reader" if isinstance(error, SlowReaderError) else "client")
-        if error is not None:
+            slow = isinstance(error, SlowReaderError)
+            self._close("slow_reader" if slow else "client")
+        if error is not None and not slow:  # a server closes the connection of a cut-off answer
             raise error
 
     async def _write(self, send: Send) -> None:

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from engine.request import Prompt
 from engine.serve.body import read_json
 from engine.serve.chat import chat_prompt
-from engine.serve.endpoint import documented
+from engine.serve.endpoint import ERRORS, documented
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest, DetokenizeRequest, TokenizeRequest, read_fields
 from engine.serve.service import Service, clear_errors
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS)
 
 
 @router.post("/tokenize", openapi_extra=documented(TokenizeRequest))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from engine import AsyncEngine, Completion, Engine, SamplingParams, Step
-from engine._core import SMALL
 from engine.accounting.pricing import pair_flops
 from engine.aio import _OpenRequest
 from engine.config import ROLES
@@ -108,7 +107,7 @@ class FaceText(StreamedText):
     def _completed(self, done: Completion) -> FaceCompletion:
         steps = tuple(copied(FaceStep, step) for step in done.steps)
         times = Times(self._queued, self._first, self._first, time.monotonic())
-        cached = int(done.usage.cached[SMALL])
+        cached = int(done.usage.cached.max())
         made = copied(FaceCompletion, replace(done, steps=steps), times=times, cached_tokens=cached)
         reason = self._stop_reason(done)
         if self._params.include_stop and isinstance(reason, str):

@@ -51,8 +51,8 @@ def thinks(ring_paths) -> Iterator[Running]:
 
 @pytest.fixture
 def slow(ring_paths) -> Iterator[Running]:
-    """Writes without an end, a token every 20 ms, one answer at a time; two more can wait."""
+    """Writes without an end, a token every 50 ms, one answer at a time; two more can wait."""
     for server in _ring(ring_paths, "endless", max_sequences=1, max_waiting=2):
-        server.engine.pause = 0.02
+        server.engine.pause = 0.05
         yield server
         server.engine.pause = 0.0

@@ -53,6 +53,7 @@ class Running:
     url: str
     client: httpx2.Client
     loop: Any
+    app: FastAPI
 
     def post(self, path: str, **body: Any) -> Any:
         """The answer's JSON; the request must succeed."""
@@ -133,7 +134,7 @@ def running(engine: FaceEngine, **settings: Any) -> Iterator[Running]:
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         with httpx2.Client(base_url=url, timeout=60) as client:
-            yield Running(engine, app.state.service, url, client, loops[0])
+            yield Running(engine, app.state.service, url, client, loops[0], app)
     finally:
         server.should_exit = True
         thread.join()
