@@ -86,10 +86,10 @@ async def submit(job: Job, read_prompts: Callable[[], Sequence[AnyPrompt]], coun
         job.answers = stack.enter_context(service.opened(job.identity))
         with service.served.room(count * job.samples):
             prompts = await asyncio.to_thread(read_prompts)
+            rest = service.engine.max_context - _length(prompts[0])  # a chat has only one
+            params = sampling_params(asked, service.engine.default_params, rest)
+            options = {"priority": asked.priority or 0, "timeout": _timeout(service, asked)}
             for prompt in prompts:
-                rest = service.engine.max_context - _length(prompt)
-                params = sampling_params(asked, service.engine.default_params, rest)
-                options = {"priority": asked.priority or 0, "timeout": _timeout(service, asked)}
                 answers = await service.served.submit(prompt, params, job.route.policy, **options)
                 job.answers.append(answers)
         job.report.started(job.choices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ class Endpoint:
             asked = read_fields(self.fields, raw, service.settings)
             route = service.routes.find(asked.model, asked.routing)
             report = Report(service.metrics, service.engine, request)
-            identity = service.new_id(self.prefix, asked.request_id)
+            identity = f"{self.prefix}-{asked.request_id or secrets.token_hex(12)}"
             job = Job(service, asked, route, report, identity, int(time.time()))
             try:
                 return await unless_gone(request, self._respond(job))

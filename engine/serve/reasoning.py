@@ -56,7 +56,7 @@ class ReasoningSplitter:
     def _begin(self) -> bool:
         """Whether it is known what the answer begins with."""
         begun = self._rest.lstrip()
-        if len(begun) < len(OPEN) and OPEN.startswith(begun) and not self.thinking:
+        if len(begun) < len(OPEN) and OPEN.startswith(begun):
             return False
         self._begins = False
         if begun.startswith(OPEN):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,22 +45,15 @@ class Service:
         )
         self.open: dict[str, list[Any]] = {}
 
-    def new_id(self, prefix: str, wanted: str | None) -> str:
-        """The id of an answer: what the client wants, or a fresh one.
-
-        Raises:
-            ApiError: 400 if an open request has that id.
-        """
-        if wanted is None:
-            return f"{prefix}-{secrets.token_hex(12)}"
-        identity = f"{prefix}-{wanted}"
-        if identity in self.open:
-            raise ApiError(400, "request_id: an open request has this id", param="request_id")
-        return identity
-
     @contextmanager
     def opened(self, identity: str) -> Iterator[list[Any]]:
-        """A list for the answers of a request; what is unfinished in it at the end is aborted."""
+        """A list for the answers of a request; what is unfinished in it at the end is aborted.
+
+        Raises:
+            ApiError: 400 if an open request has this id.
+        """
+        if identity in self.open:
+            raise ApiError(400, "request_id: an open request has this id", param="request_id")
         answers: list[Any] = []
         self.open[identity] = answers
         try:
