@@ -67,6 +67,7 @@ class SamplingParams:
     stop_token_ids: tokens that end the text, besides the models' end-of-sequence tokens.
     stop: one or more strings that end the text; it is cut before the first of them. A special
         token, such as "<|im_end|>", ends it as one of ``stop_token_ids``.
+    include_stop: the text keeps the stop string, or the text of the stop token, that ended it.
     ignore_eos: end-of-sequence tokens do not end the text.
     min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
     max_step_tokens: a longer step is closed and a boundary forced; 0 sets no limit.
@@ -103,6 +104,7 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] | str = ()
+    include_stop: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
     max_step_tokens: int = 0
@@ -154,7 +156,7 @@ class SamplingParams:
         self._check_biases()
 
     def _check_stops(self) -> None:
-        for name in ("ignore_eos", "token_signals"):
+        for name in ("ignore_eos", "include_stop", "token_signals"):
             if not isinstance(getattr(self, name), bool):
                 raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
         ids, texts = self.stop_token_ids, self.stop
