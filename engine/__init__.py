@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.config.pairs import Pair
     from engine.engine import Engine
-    from engine.errors import QueueFullError, SteerError
+    from engine.errors import ContextLengthError, QueueFullError, SteerError
     from engine.params import SamplingParams
     from engine.request import Completion, Prompt, Retracted, Step, TokenLogprobs
     from engine.requests.stream import StreamEvent
@@ -39,7 +39,7 @@ else:
         "aio": ("AsyncEngine",),
         "config": ("EngineConfig",),
         "engine": ("Engine",),
-        "errors": ("QueueFullError", "SteerError"),
+        "errors": ("ContextLengthError", "QueueFullError", "SteerError"),
         "accounting.ledger": ("Usage",),
         "accounting.speculated": ("Speculated",),
         "config.pairs": ("Pair",),
@@ -82,6 +82,7 @@ __all__ = [
     "Calibration",
     "Cascade",
     "Completion",
+    "ContextLengthError",
     "CostAware",
     "Decision",
     "Early",

@@ -79,7 +79,7 @@ class Conversation:
             try:
                 templates.choose().render(self._messages("?"))
             except SteerError as error:
-                raise SteerError(f"--system: {error}") from None
+                raise error.within("--system") from None
 
     def prompts(self, engine: Engine, texts: Sequence[str]) -> list[Asked]:
         """The prompt of each text. SteerError as in :meth:`check` and :meth:`prompt`."""

@@ -223,7 +223,7 @@ class Engine:
         """
         n = self._inputs.params(params).n
         if n > 1:
-            raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()")
+            raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()", "n")
         rest: Any = {"priority": priority, "timeout": timeout, "settle_at_once": settle_at_once}
         return self.submit_samples(prompt, params, policy, **rest)[0]
 
@@ -340,7 +340,7 @@ class Engine:
         iterator early aborts the request.
         """
         if (n := self._inputs.params(params).n) > 1:
-            raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()")
+            raise SteerError(f"a stream is one answer, not n={n}: see AsyncEngine.stream()", "n")
         checked = self._inputs.check(prompt, params, self.policy(policy), timeout=timeout)
         with self._driver.one_thread():
             request = self._inputs.queue(checked)[0]

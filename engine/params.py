@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from engine.errors import SteerError
+from engine.errors import SteerError, about
 from engine.routing.audit import Audit
 
 THINK_END = "</think>"
@@ -104,7 +104,6 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] | str = ()
-    include_stop: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
     max_step_tokens: int = 0
@@ -121,6 +120,7 @@ class SamplingParams:
     logprobs: int | None = None
     token_signals: bool = False
     audit: str = "off"
+    include_stop: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -128,9 +128,11 @@ class SamplingParams:
         self._check_types()
         for name, (holds, expected) in _RANGES.items():
             if not holds(getattr(self, name)):
-                raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}")
+                raise SteerError(f"{name} must be {expected}, got {getattr(self, name)}", name)
         if self.min_tokens > self.max_tokens:
-            raise SteerError(f"min_tokens must be in 0..max_tokens, got {self.min_tokens}")
+            raise SteerError(
+                f"min_tokens must be in 0..max_tokens, got {self.min_tokens}", "min_tokens"
+            )
         for name in ("stop", "stop_token_ids"):  # lists cannot be hashed
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "logit_bias", _Biases(self.logit_bias))
@@ -139,42 +141,43 @@ class SamplingParams:
         for name in _WHOLE:
             value = getattr(self, name)
             if not _is_whole(value) or abs(value) >= 2**31:
-                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}")
+                raise SteerError(f"{name} must be a whole number below 2**31, got {value!r}", name)
         for name in _NUMBERS:
             value = getattr(self, name)
             if not (_is_number(value) or (value is None and name == "max_flops")):
-                raise SteerError(f"{name} must be a number, got {value!r}")
+                raise SteerError(f"{name} must be a number, got {value!r}", name)
         for name in ("seed", "logprobs"):
             value = getattr(self, name)
             if not (value is None or _is_whole(value)):
-                raise SteerError(f"{name} must be a whole number or None, got {value!r}")
+                raise SteerError(f"{name} must be a whole number or None, got {value!r}", name)
         for name in ("think_end", "audit"):
             if not isinstance(getattr(self, name), str):
-                raise SteerError(f"{name} must be text, got {getattr(self, name)!r}")
-        Audit.parse(self.audit)
+                raise SteerError(f"{name} must be text, got {getattr(self, name)!r}", name)
+        with about("audit"):
+            Audit.parse(self.audit)
         self._check_stops()
         self._check_biases()
 
     def _check_stops(self) -> None:
         for name in ("ignore_eos", "include_stop", "token_signals"):
             if not isinstance(getattr(self, name), bool):
-                raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}")
+                raise SteerError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
         ids, texts = self.stop_token_ids, self.stop
         if not _is_list(ids) or not all(_is_whole(i) and 0 <= i < 2**31 for i in ids):
-            raise SteerError(f"stop_token_ids must be token ids, got {ids!r}")
+            raise SteerError(f"stop_token_ids must be token ids, got {ids!r}", "stop_token_ids")
         if not _is_list(texts) or not all(isinstance(s, str) and s for s in texts):
-            raise SteerError(f"stop must be strings that are not empty, got {texts!r}")
+            raise SteerError(f"stop must be strings that are not empty, got {texts!r}", "stop")
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            raise SteerError(f"stop must be valid Unicode, got {texts!r}")
+            raise SteerError(f"stop must be valid Unicode, got {texts!r}", "stop")
 
     def _check_biases(self) -> None:
         expected = "logit_bias must map token ids to numbers in [-100, 100]"
         if not isinstance(self.logit_bias, Mapping):
-            raise SteerError(f"{expected}, got a {type(self.logit_bias).__name__}")
+            raise SteerError(f"{expected}, got a {type(self.logit_bias).__name__}", "logit_bias")
         for token, bias in self.logit_bias.items():
             known = _is_whole(token) and 0 <= token < 2**31
             if not (known and _is_number(bias) and -100 <= bias <= 100):
-                raise SteerError(f"{expected}, got {bias!r} for {token!r}")
+                raise SteerError(f"{expected}, got {bias!r} for {token!r}", "logit_bias")
 
     @cached_property
     def looks_back(self) -> bool:

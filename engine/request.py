@@ -48,6 +48,7 @@ class Step:
         of an answer's steps join to its text and stop: a character that a step ends within belongs
         to the step that completes it.
     reason: the decision's reason.
+    kind: the decision's kind, one of ``engine.routing.policy.KINDS``.
     signals: those of the decision; None if the policy did not read the boundary.
     posterior: probability of the confident component, if the policy has one.
     tried: tokens on trial at the decision.
@@ -65,6 +66,7 @@ class Step:
     text: str
     token_ids: tuple[int, ...]
     reason: str
+    kind: str = "other"
     signals: Signals | None = None
     posterior: float | None = None
     tried: int = 0

@@ -11,7 +11,6 @@ from engine.routing.calibration import Calibration
 def own_calibration(pair: Pair, fingerprint: str) -> Calibration:
     """That of the embedded pair; SteerError for any other pair, which comes without one."""
     if pair.name != "tiny":
-        raise SteerError(
-            f"pair {pair.name} comes without a calibration: fit one with `steer calibrate`"
-        )
+        missing = f"pair {pair.name} comes without a calibration"
+        raise SteerError(f"{missing}: fit one with `steer calibrate`", "policy")
     return Calibration.load(TINY / "calibration.json", fingerprint)

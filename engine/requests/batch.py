@@ -110,7 +110,7 @@ class Batch:
                 self._waiting.append((number, request))
             except SteerError as error:
                 if errors == "raise":
-                    raise SteerError(f"prompt {number}: {error}") from None
+                    raise error.within(f"prompt {number}") from None
                 for sample in range(wanted.n):
                     self._done[number, sample] = refused(str(error), sample)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from engine import _core
 from engine._core import LARGE
 from engine.config import ROLES
-from engine.errors import QueueFullError, SteerError
+from engine.errors import ContextLengthError, QueueFullError, SteerError, about
 from engine.execution.draw_key import draw_key
 from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
@@ -130,17 +130,20 @@ class InputProcessor:
         """A request that :meth:`queue` takes. SteerError if it can never run."""
         params = self.params(params)
         check_timing(priority, timeout)
-        asked, whole = self.prompt_ids(prompt), complete(policy)
+        with about("prompt"):
+            asked = self.prompt_ids(prompt)
+        whole = complete(policy)
         if isinstance(asked, Prompt):
             check_relayed(params, whole, settle_at_once)
             check_drafts(whole.speculation or self._speculation)
         if whole.speculation and whole.speculation.verifies and whole.audit:
             raise SteerError(
                 f"policy {whole.name}: the large model reads the text for its audit, so it cannot "
-                "verify it as well; use judge, audit or verify alone"
+                "verify it as well; use judge, audit or verify alone",
+                "policy",
             )
-        self.check_ids(params.stop_token_ids, "stop_token_ids: ")
-        self.check_ids(params.logit_bias, "logit_bias: ")
+        self.check_ids(params.stop_token_ids, "stop_token_ids")
+        self.check_ids(params.logit_bias, "logit_bias")
         stops = find_stops(params, *self._vocabularies)
         request = CheckedRequest(asked, params, whole, stops, priority, timeout, settle_at_once)
         marker = think_marker(params, whole)
@@ -155,7 +158,8 @@ class InputProcessor:
             return self._defaults
         if not isinstance(params, SamplingParams):
             raise SteerError(
-                f"params must be SamplingParams(...) or None, got a {type(params).__name__}"
+                f"params must be SamplingParams(...) or None, got a {type(params).__name__}",
+                "params",
             )
         return params
 
@@ -170,23 +174,25 @@ class InputProcessor:
         window, total = request.policy.window, prompt + params.max_tokens
         if window.tokens > params.max_tokens:
             raise SteerError(
-                f"a probe of {window.tokens} tokens is longer than max_tokens ({params.max_tokens})"
+                f"a probe of {window.tokens} tokens is longer than max_tokens "
+                f"({params.max_tokens})",
+                "max_tokens",
             )
         if limits.max_waiting and params.n > limits.max_waiting:
             raise SteerError(
                 f"{params.n} samples can never be queued at once: the queue holds "
-                f"{limits.max_waiting}"
+                f"{limits.max_waiting}",
+                "n",
             )
-        if total > limits.max_context:
-            raise SteerError(
-                f"prompt of {prompt} tokens and max_tokens {params.max_tokens} exceed the context "
-                f"of {limits.max_context} tokens"
-            )
-        longest = self._scheduler.longest
+        context, longest = limits.max_context, self._scheduler.longest
+        counts = f"prompt of {prompt} tokens and max_tokens {params.max_tokens}"
+        field = "prompt" if prompt >= min(context, longest) else "max_tokens"
+        if total > context:
+            said = f"{counts} exceed the context of {context} tokens"
+            raise ContextLengthError(said, field)
         if total > longest:
-            raise SteerError(
-                f"prompt and max_tokens need KV for {total} tokens, the arena holds {longest}"
-            )
+            said = f"{counts} need KV for {total} tokens, the arena holds {longest}"
+            raise ContextLengthError(said, field)
 
     def _retokenizer(self, request: CheckedRequest, prompt: Prompt) -> Retokenizer:
         assert self._bridge is not None
@@ -236,7 +242,8 @@ class InputProcessor:
         try:
             return tokenizer.encode(marker) if marker else []
         except SteerError as error:
-            raise SteerError(f"think_end {marker!r}: {error}") from None
+            error.field = "think_end"
+            raise error.within(f"think_end {marker!r}") from None
 
     def prompt_ids(self, prompt: str | Sequence[int] | Prompt) -> list[int] | Prompt:
         """Token ids of a prompt, or of each model if their tokens differ. SteerError if invalid."""
@@ -245,29 +252,35 @@ class InputProcessor:
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, special=True)
         elif isinstance(prompt, Prompt):
-            raise SteerError("a prompt must be text or token ids: both models have the same tokens")
+            raise SteerError(
+                "a prompt must be text or token ids: both models have the same tokens", "prompt"
+            )
         else:
             ids = token_ids(prompt)
             check_range(ids, self._tokenizer.size)
         if not ids:
-            raise SteerError("the prompt is empty")
+            raise SteerError("the prompt is empty", "prompt")
         return ids
 
-    def check_ids(self, ids: Iterable[int], where: str) -> None:
-        """SteerError, beginning with ``where``, for the first of a parameter's ids that is none."""
+    def check_ids(self, ids: Iterable[int], field: str) -> None:
+        """SteerError for the first of a parameter's ids that is none; ``field``: the parameter."""
         size = self._tokenizer.size
         for wrong in (i for i in ids if not (isinstance(i, int) and 0 <= i < size)):
-            raise SteerError(f"{where}token id {wrong} is not in 0..{size - 1}")
+            raise SteerError(f"{field}: token id {wrong} is not in 0..{size - 1}", field)
 
 
 def check_timing(priority: int, timeout: float | None) -> None:
     """SteerError on a priority or timeout that is none."""
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (number and timeout > 0):
-        raise SteerError(f"timeout must be more than 0 seconds, as a number; got {timeout!r}")
+        raise SteerError(
+            f"timeout must be more than 0 seconds, as a number; got {timeout!r}", "timeout"
+        )
     whole = isinstance(priority, int) and not isinstance(priority, bool)
     if not whole or abs(priority) >= 2**31:
-        raise SteerError(f"priority must be a whole number below 2**31, got {priority!r}")
+        raise SteerError(
+            f"priority must be a whole number below 2**31, got {priority!r}", "priority"
+        )
 
 
 def think_marker(params: SamplingParams, policy: PolicyBase) -> str:

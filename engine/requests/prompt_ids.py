@@ -29,7 +29,7 @@ def token_ids(prompt: object) -> list[int]:
     except TypeError:
         shown = repr(prompt)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise SteerError(f"a prompt must be text or token ids, got {shown}") from None
+        raise SteerError(f"a prompt must be text or token ids, got {shown}", "prompt") from None
 
 
 def check_range(ids: Sequence[int], size: int) -> None:
@@ -37,4 +37,4 @@ def check_range(ids: Sequence[int], size: int) -> None:
     numbers = np.asarray(ids)
     if ids and (numbers.min() < 0 or numbers.max() >= size):
         wrong = next(i for i in ids if not 0 <= i < size)
-        raise SteerError(f"token id {wrong} is not in 0..{size - 1}")
+        raise SteerError(f"token id {wrong} is not in 0..{size - 1}", "prompt")

@@ -208,7 +208,8 @@ class RequestState:
         why = self.retokenizer.obstacle(boundary.request, boundary.position)
         if why is None:
             return decision
-        return replace(decision, model=ROLES[_SMALL], reason=f"{why} ({decision.reason})")
+        said = f"{why} ({decision.reason})"
+        return replace(decision, model=ROLES[_SMALL], reason=said, kind="crossing")
 
     def _known(self, boundary: Boundary) -> Decision | None:
         """The decision, if it does not depend on the policy any more."""
@@ -217,7 +218,7 @@ class RequestState:
     def _redo(self, boundary: Boundary) -> Decision | None:
         """The large model, if the step here was rolled back by an audit, or is written again."""
         if self._again and self._again[0] == boundary.position:
-            return Decision(ROLES[_LARGE], self._again[1])
+            return Decision(ROLES[_LARGE], self._again[1], kind="doubtful")
         if self.audit is None:
             return None
         self.audit.forget(boundary.position)
@@ -225,7 +226,7 @@ class RequestState:
         if reason is None:
             return None
         self._rest = None  # an earlier decision for the rest ends here
-        return Decision("large", reason, rest=self.audit.rule.rest)
+        return Decision("large", reason, rest=self.audit.rule.rest, kind="audit")
 
     def _standing(self, boundary: Boundary) -> Decision | None:
         """The decision for the rest, if it still holds."""
@@ -302,6 +303,7 @@ class RequestState:
             text="",
             token_ids=(),
             reason=decision.reason if decision else "on trial, not decided",
+            kind=decision.kind if decision else "other",
             signals=boundary.signals if boundary and here else None,
             posterior=decision.posterior if decision and here else None,
             tried=boundary.tried if boundary and here else 0,

@@ -15,7 +15,7 @@ import numpy as np
 from engine import _core
 from engine._core import LARGE, SMALL, Finish
 from engine.accounting.ledger import Usage
-from engine.errors import SteerError
+from engine.errors import SteerError, about
 from engine.params import SamplingParams
 from engine.request import Prompt
 from engine.requests.prompt_ids import check_range, token_ids
@@ -41,11 +41,12 @@ class TokenizerBridge:
         else:
             raise SteerError(
                 "the models have different tokens: a prompt must be text or a Prompt, got a "
-                f"{type(prompt).__name__}"
+                f"{type(prompt).__name__}",
+                "prompt",
             )
         for ids, tokenizer in zip((small, large), self.tokenizers, strict=True):
             if not ids:
-                raise SteerError("the prompt is empty")
+                raise SteerError("the prompt is empty", "prompt")
             if not isinstance(prompt, str):  # a text's ids are the tokenizer's own
                 check_range(ids, tokenizer.size)
         return Prompt(small, large)
@@ -54,22 +55,28 @@ class TokenizerBridge:
 def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bool) -> None:
     """SteerError on parameters that do not work while text crosses between two vocabularies."""
     audit = policy.audit or Audit.parse(params.audit)
-    for wrong, what in (
-        (audit.on, "an audit"),
-        (policy.reads and policy.reader == "large", "a policy that the large model reads for"),
-        (policy.needs_large_signals, "a policy that needs the large model's signals"),
-        (params.n > 1, "n above 1"),
-        (params.logit_bias, "logit_bias"),
-        (params.stop_token_ids, "stop_token_ids"),
-        (params.min_tokens, "min_tokens"),
-        (not settle_at_once, "settle_at_once=False"),
+    for wrong, what, field in (
+        (audit.on, "an audit", "policy" if policy.audit else "audit"),
+        (
+            policy.reads and policy.reader == "large",
+            "a policy that the large model reads for",
+            "policy",
+        ),
+        (policy.needs_large_signals, "a policy that needs the large model's signals", "policy"),
+        (params.n > 1, "n above 1", "n"),
+        (params.logit_bias, "logit_bias", "logit_bias"),
+        (params.stop_token_ids, "stop_token_ids", "stop_token_ids"),
+        (params.min_tokens, "min_tokens", "min_tokens"),
+        (not settle_at_once, "settle_at_once=False", "settle_at_once"),
     ):
         if wrong:
             raise SteerError(
-                f"{what} cannot go with retokenize: the models of this pair have different tokens"
+                f"{what} cannot go with retokenize: the models of this pair have different tokens",
+                field,
             )
 
 
+@about("policy")
 def check_drafts(speculation: Speculation) -> None:
     """SteerError if the small model would guess tokens of a model that has others."""
     if speculation.verifies:

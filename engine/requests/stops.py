@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.errors import about
 from engine.params import SamplingParams
 from engine.text.special_tokens import check_plain
 from engine.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ class Stops:
     relayed: dict[int, int | None]
 
 
+@about("stop")
 def find_stops(
     params: SamplingParams, tokenizers: Sequence[Tokenizer], eos_ids: Sequence[Sequence[int]]
 ) -> Stops:

@@ -82,7 +82,7 @@ def decide_batch(
     """
     if len(steps) < least_running:
         few = f"fewer than {least_running} requests at this step: {len(steps)}"
-        return [Decision(_LARGE, few) for _ in steps]
+        return [Decision(_LARGE, few, kind="fixed") for _ in steps]
     decisions: dict[int, Decision] = {}
     for writer in ROLES:
         members = [i for i, step in enumerate(steps) if step.writer == writer]
@@ -104,15 +104,16 @@ def judge(
         mixture: of this writer's steps; None if they could not be told apart.
     """
     if mixture is None or max(mixture.weights) > marks.most_weight:
-        return Decision(_LARGE, f"the {writer} model's steps are all of one kind")
+        why = f"the {writer} model's steps are all of one kind"
+        return Decision(_LARGE, why, kind="fixed")
     sure = mixture.posterior(-np.inf if score is None else score)
     low = 1 - sure
     if low <= marks.doubtful:
-        return Decision(_SMALL, f"P(low) {low:.3f} <= {marks.doubtful:g}", sure)
+        return Decision(_SMALL, f"P(low) {low:.3f} <= {marks.doubtful:g}", sure, kind="sure")
     if writer == _LARGE and low > marks.hopeless:
         why = f"P(low) {low:.3f} > {marks.hopeless:g}: too hard for the large model too"
-        return Decision(_SMALL, why, sure, rest=True)
-    return Decision(_LARGE, f"P(low) {low:.3f} > {marks.doubtful:g}", sure)
+        return Decision(_SMALL, why, sure, rest=True, kind="doubtful")
+    return Decision(_LARGE, f"P(low) {low:.3f} > {marks.doubtful:g}", sure, kind="doubtful")
 
 
 def fit_steps(scores: Sequence[float]) -> Mixture | None:

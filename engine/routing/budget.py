@@ -44,4 +44,5 @@ class Budget:
             excess = f"{spent:.3g} FLOPs with this handoff, cap {self.flops:.3g}"
         else:
             return decision
-        return replace(decision, model="small", reason=f"budget: {excess} ({decision.reason})")
+        said = f"budget: {excess} ({decision.reason})"
+        return replace(decision, model="small", reason=said, kind="budget")

@@ -32,7 +32,7 @@ class Judge(PolicyBase):
 
     def decide(self, boundary: Boundary) -> Decision:
         """The small model; the audit may take the step back."""
-        return Decision("small", "to be judged")
+        return Decision("small", "to be judged", kind="fixed")
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,4 @@ class AuditOnly(PolicyBase):
 
     def decide(self, boundary: Boundary) -> Decision:
         """The small model for the rest; only the audit changes that."""
-        return Decision("small", "to be audited", rest=True)
+        return Decision("small", "to be audited", rest=True, kind="fixed")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from engine._core import DRAFT_SOURCES
 from engine.config import ROLES
-from engine.errors import SteerError
+from engine.errors import SteerError, about
 from engine.routing.audit import SCORES
 from engine.routing.batch_mixture import MARKS, Marks
 from engine.routing.calibration import Calibration
@@ -235,6 +235,7 @@ _MAKERS: dict[str, Callable[[_Wanted], Policy]] = {
 _WINDOWED = ("threshold", "max-logit", "previous", "query", "cascade", "early")
 
 
+@about("policy")
 def make_policy(
     policy: str | Policy | Callable[[Boundary], str | Decision],
     calibration: Calibration | None = None,

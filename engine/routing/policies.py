@@ -31,7 +31,7 @@ class Always(PolicyBase):
 
     def decide(self, boundary: Boundary) -> Decision:
         """The model, for the rest of the answer."""
-        return Decision(self.model, "always", rest=True)
+        return Decision(self.model, "always", rest=True, kind="fixed")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Random(PolicyBase):
         key = f"{self.seed}/{boundary.request}/{boundary.step}".encode()
         drawn = int.from_bytes(hashlib.sha256(key).digest()[:7]) / 256**7
         chosen = "large" if drawn < self.share else "small"
-        return Decision(chosen, f"drew {drawn:.3f}, share {self.share:.3f}")
+        return Decision(chosen, f"drew {drawn:.3f}, share {self.share:.3f}", kind="drawn")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ class Threshold(SignalPolicy):
         signal = float(getattr(signals, self.signal))
         sure = signal <= self.value if self.signal == "entropy" else signal >= self.value
         sign = "<=" if signal <= self.value else ">"
-        chosen = "small" if sure else "large"
-        return Decision(chosen, f"{self.signal} {signal:.4g} {sign} {self.value:.4g}")
+        chosen, kind = ("small", "sure") if sure else ("large", "doubtful")
+        said = f"{self.signal} {signal:.4g} {sign} {self.value:.4g}"
+        return Decision(chosen, said, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Early(Threshold):
     def decide(self, boundary: Boundary) -> Decision:
         """The small model at first, then by the signals."""
         if boundary.step < self.steps:
-            return Decision("small", f"one of the first {self.steps} steps")
+            return Decision("small", f"one of the first {self.steps} steps", kind="fixed")
         return replace(super().decide(boundary), rest=True)
 
 

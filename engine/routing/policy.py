@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from engine._core import SMALL
 from engine.config import ROLES
-from engine.errors import SteerError
+from engine.errors import SteerError, about
 from engine.routing.audit import Audit
 from engine.routing.signals import Signals
 from engine.routing.speculation import Speculation
@@ -47,6 +47,13 @@ class Boundary:
     large_signals: Signals | None = None
 
 
+# What a decision was made on, for the labels of metrics; ``reason`` says it in numbers.
+# fixed: the policy's rule, whatever the text; sure, doubtful: what it found of the text;
+# drawn: chance; budget: a cap was reached; audit: the large model doubted a step and writes it;
+# crossing: the text cannot cross to the large model's tokens; other: the policy does not say.
+KINDS = ("fixed", "sure", "doubtful", "drawn", "budget", "audit", "crossing", "other")
+
+
 @dataclass(frozen=True)
 class Decision:
     """The model that writes the next step.
@@ -57,6 +64,9 @@ class Decision:
     rest: the model writes to the end; later boundaries are neither read nor decided.
     risk: the policy's estimate of the chance that the step is wrong; later boundaries carry the
         combined risk.
+    kind: what it was made on, one of ``KINDS``.
+
+    SteerError on any other kind.
     """
 
     model: str
@@ -64,6 +74,13 @@ class Decision:
     posterior: float | None = None
     rest: bool = False
     risk: float = 0.0
+    kind: str = "other"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SteerError(
+                f"a decision's kind must be one of {', '.join(KINDS)}, got {self.kind!r}", "kind"
+            )
 
 
 @runtime_checkable
@@ -207,6 +224,7 @@ class _Completed(PolicyBase):
         return self.policy.decide(boundary)
 
 
+@about("policy")
 def complete(policy: object) -> PolicyBase:
     """The policy with all attributes. SteerError if it is none, or its window is no Window."""
     if isinstance(policy, type) or not isinstance(policy, PolicyBase | Policy):
@@ -238,7 +256,7 @@ class SignalPolicy(PolicyBase):
             return self.judge(boundary, boundary.signals)
         if self.window.reads:
             raise SteerError("this policy needs signals, but the boundary was not read")
-        return Decision(ROLES[SMALL], "no step of the small model to judge yet")
+        return Decision(ROLES[SMALL], "no step of the small model to judge yet", kind="fixed")
 
     @abstractmethod
     def judge(self, boundary: Boundary, signals: Signals) -> Decision:

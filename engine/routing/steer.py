@@ -57,8 +57,10 @@ class Steer(_Calibrated):
         """Compare the posterior with tau."""
         posterior = self.calibration.posterior(signals)
         tau = self.calibration.tau if self.tau is None else self.tau
-        chosen, sign = ("small", ">=") if posterior >= tau else ("large", "<")
-        return Decision(chosen, f"posterior {posterior:.4f} {sign} {tau:.4g}", posterior)
+        sure = posterior >= tau
+        chosen, sign, kind = ("small", ">=", "sure") if sure else ("large", "<", "doubtful")
+        said = f"posterior {posterior:.4f} {sign} {tau:.4g}"
+        return Decision(chosen, said, posterior, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -110,5 +112,5 @@ class CostAware(_Calibrated):
         handed = self._values.q_large(boundary.step, lag, right) - self.price * boundary.tried
         what = f"doubt {doubt:.3f}, handing over {handed - keep:+.1f} tokens' worth"
         if handed > keep:
-            return Decision("large", what, posterior)
-        return Decision("small", what, posterior, risk=doubt)
+            return Decision("large", what, posterior, kind="doubtful")
+        return Decision("small", what, posterior, risk=doubt, kind="sure")

@@ -53,7 +53,7 @@ class SteerPaper(Together):
 
     def _opening(self, group: Sequence[Boundary]) -> dict[int, Answer]:
         self._judged.difference_update(boundary.request for boundary in group)
-        return {b.request: Decision(_SMALL, "no step to judge yet") for b in group}
+        return {b.request: Decision(_SMALL, "no step to judge yet", kind="fixed") for b in group}
 
     def _next(self, step: int, group: Sequence[Boundary]) -> dict[int, Answer]:
         new = [b for b in group if step == 1 and b.request not in self._judged]

@@ -44,7 +44,7 @@ class SteerServed(PolicyBase):
         """The small model at first, then by the mixture of the last step's writer and index."""
         writer = boundary.previous
         if writer is None:
-            return Decision(ROLES[0], "no step to judge yet")
+            return Decision(ROLES[0], "no step to judge yet", kind="fixed")
         mixtures = self.calibration.step_mixtures
         assert mixtures is not None
         mixture = mixtures.at(writer, boundary.step - 1)

@@ -67,7 +67,7 @@ class TwoWay(_LargeDoubt):
         """The small model after doubt of the large one, else as the other policy says."""
         doubt = self.doubt(boundary)
         if doubt:
-            return Decision("small", f"{doubt}: the small one writes on")
+            return Decision("small", f"{doubt}: the small one writes on", kind="doubtful")
         decision = self._other.decide(boundary)
         return replace(decision, rest=decision.rest and decision.model == "small")
 
@@ -84,5 +84,5 @@ class Sticky(_LargeDoubt):
         """The large model after doubt of its own, else as the other policy says."""
         doubt = self.doubt(boundary)
         if doubt:
-            return Decision("large", f"{doubt}: it keeps the pen")
+            return Decision("large", f"{doubt}: it keeps the pen", kind="doubtful")
         return self._other.decide(boundary)

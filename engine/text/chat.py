@@ -10,11 +10,12 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from engine.errors import SteerError
+from engine.errors import SteerError, about
+from engine.text.chat_messages import REASONING, normalised
 
 Message = Mapping[str, Any]
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 _DEFAULT, _TOOL_USE = "default", "tool_use"
+_FIELD = "chat_template"  # of errors
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # put where a message is continued; its end may be trimmed
 
 
@@ -55,11 +56,12 @@ class ChatTemplate:
         Variables that the template does not read have no effect.
         """
         if isinstance(messages, str | Mapping) or not messages:
-            raise SteerError('messages must be a list of {"role": ..., "content": ...}')
+            raise SteerError('messages must be a list of {"role": ..., "content": ...}', "messages")
         if continue_final_message and add_generation_prompt:
             raise SteerError(
                 "continue_final_message goes on with the last message, add_generation_prompt "
-                "begins a new one: give one of them"
+                "begins a new one: give one of them",
+                "continue_final_message",
             )
         given = {
             "messages": list(messages),
@@ -68,7 +70,7 @@ class ChatTemplate:
             **variables,
         }
         plain = _plain(given)
-        plain["messages"] = [_message(message) for message in plain["messages"]]
+        plain["messages"] = normalised(plain["messages"], self._compiled.fields, self.source)
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
         values = {**self._tokens, **plain, "add_generation_prompt": add_generation_prompt}
@@ -113,25 +115,28 @@ class ChatTemplates:
         if wanted is None:
             return self._named(_TOOL_USE if has_tools and _TOOL_USE in self._sources else _DEFAULT)
         if not isinstance(wanted, str):
-            raise SteerError(f"chat_template must be a name or a template's text, got {wanted!r}")
+            raise SteerError(
+                f"chat_template must be a name or a template's text, got {wanted!r}", _FIELD
+            )
         if wanted in self._sources or not ("{{" in wanted or "{%" in wanted):
             return self._named(wanted)
         return ChatTemplate(wanted, self._tokens)
 
     def _named(self, name: str) -> ChatTemplate:
         if not self._sources:
-            raise SteerError(f"{self._where}: the checkpoint brings no chat template")
+            raise SteerError(f"{self._where}: the checkpoint brings no chat template", _FIELD)
         if name not in self._sources:
             names = ", ".join(sorted(self._sources))
             raise SteerError(
                 f"{self._where}: no chat template is named {name!r}; chat_template= takes one of "
-                f"{names}, or a template's text"
+                f"{names}, or a template's text",
+                _FIELD,
             )
         try:
             return ChatTemplate(self._sources[name], self._tokens)
         except SteerError as error:
             where = self._where if name == _DEFAULT else f"{self._where}, {name!r}"
-            raise SteerError(f"{where}: {error}") from None
+            raise error.within(where) from None
 
 
 def check_read(templates: Sequence[ChatTemplate], names: Collection[str]) -> None:
@@ -139,7 +144,8 @@ def check_read(templates: Sequence[ChatTemplate], names: Collection[str]) -> Non
     reads = frozenset[str]().union(*(template.reads for template in templates))
     if unread := sorted(set(names) - reads):
         known = ", ".join(sorted(reads)) or "no variable"
-        raise SteerError(f"the chat template does not read {', '.join(unread)}; it reads {known}")
+        said = f"the chat template does not read {', '.join(unread)}; it reads {known}"
+        raise SteerError(said, unread[0])
 
 
 def _objects(name: str, values: Any) -> list[Any] | None:
@@ -147,7 +153,7 @@ def _objects(name: str, values: Any) -> list[Any] | None:
         return None
     listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else None
     if listed is None or not all(isinstance(value, Mapping) for value in listed):
-        raise SteerError(f"{name} must be a list of objects, got {values!r:.80}")
+        raise SteerError(f"{name} must be a list of objects, got {values!r:.80}", name)
     return listed
 
 
@@ -156,28 +162,19 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     try:
         copy: dict[str, Any] = json.loads(json.dumps(values))
     except (TypeError, ValueError, RecursionError) as error:
-        raise SteerError(f"messages and tools must be plain JSON values: {error}") from None
+        said = f"messages and tools must be plain JSON values: {error}"
+        raise SteerError(said, "messages") from None
     return copy
 
 
-def _message(message: Any) -> dict[str, Any]:
-    """A message as templates expect it: without empty fields, its thoughts under each name."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise SteerError(f'a message must be {{"role": ..., "content": ...}}, got {message!r}')
-    kept: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
-    reasoning = next((kept[k] for k in _REASONING if k in kept), None)
-    if reasoning is None:
-        return kept
-    return {"thinking": reasoning, **kept, "reasoning_content": reasoning}
-
-
+@about("continue_final_message")
 def _mark_end(message: dict[str, Any], wanted: bool | str, source: str) -> str:
     """Put the tag after the text that is to be continued, in place; returns that text."""
     field = wanted if isinstance(wanted, str) else "content"
     text = message.get(field)
     holder, names = message, [field]
-    if field in _REASONING:  # the template reads one of its copies
-        names = [name for name in _REASONING if message.get(name) == text]
+    if field in REASONING:  # the template reads one of its copies
+        names = [name for name in REASONING if message.get(name) == text]
     if text is not None and not any(name in source for name in names):
         raise SteerError(f"continue_final_message: the chat template reads no {field!r}")
     if isinstance(text, list):
@@ -190,6 +187,7 @@ def _mark_end(message: dict[str, Any], wanted: bool | str, source: str) -> str:
     return text
 
 
+@about("continue_final_message")
 def _cut_at_mark(rendered: str, begun: str) -> str:
     if begun.strip() not in rendered or _TAG.strip() not in rendered:
         raise SteerError(

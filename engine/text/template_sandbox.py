@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from engine.errors import SteerError
+from engine.text.template_fields import FieldUse, field_use
 from engine.text.template_limits import (
     BITS,
     METER,
@@ -39,10 +40,15 @@ _METHODS_LEFT_OUT = ("translate", "expandtabs", "format_map", "to_bytes", "encod
 
 @dataclass(frozen=True)
 class CompiledTemplate:
-    """A template that is ready to run, and the variables that it reads, its own not counted."""
+    """A template that is ready to run.
+
+    reads: the variables that it reads, its own not counted.
+    fields: what it expects of the messages' fields.
+    """
 
     template: Any
     reads: frozenset[str]
+    fields: FieldUse
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text. SteerError if the template refuses, fails or reaches a limit."""
@@ -50,12 +56,15 @@ class CompiledTemplate:
         try:
             meter.add(values)
             return str(self.template.render(dict(values)))
-        except SteerError:
+        except SteerError as error:
+            error.field = error.field or "messages"
             raise
         except TemplateError as error:
-            raise SteerError(f"the chat template refuses these messages: {error}") from None
+            said = f"the chat template refuses these messages: {error}"
+            raise SteerError(said, "messages") from None
         except Exception as error:  # the template is a program: it can raise anything
-            raise SteerError(f"the chat template fails on these messages: {error!r}") from None
+            said = f"the chat template fails on these messages: {error!r}"
+            raise SteerError(said, "messages") from None
         finally:
             METER.reset(token)
 
@@ -65,11 +74,12 @@ def compile_template(source: str) -> CompiledTemplate:
     """Compile a template's text. SteerError if it is malformed."""
     environment = _Environment()
     try:
-        reads = meta.find_undeclared_variables(environment.parse(source))
-        return CompiledTemplate(environment.from_string(source), frozenset(reads))
+        tree = environment.parse(source)
+        reads = frozenset(meta.find_undeclared_variables(tree))
+        return CompiledTemplate(environment.from_string(source), reads, field_use(tree))
     except (TemplateError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise SteerError(f"the chat template is malformed: {reason}") from None
+        raise SteerError(f"the chat template is malformed: {reason}", "chat_template") from None
 
 
 class _Environment(ImmutableSandboxedEnvironment):
