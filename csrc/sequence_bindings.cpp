@@ -82,6 +82,9 @@ void bind_facts(py::class_<T>& bound) {
   fact("closing", [](const Sequence& s) { return s.closing != Finish::none; });
   fact("decision_wait", [](const Sequence& s) { return s.usage.decision_wait; });
   fact("cut_bytes", &Sequence::cut_bytes);
+  fact("times", [](const Sequence& s) {
+    return std::array{s.times.queued, s.times.started, s.times.first_token, s.times.ended};
+  });
   fact("phase", [](const Sequence& s) { return static_cast<int>(s.phase); });
   fact("finish", [](const Sequence& s) { return static_cast<int>(s.finish); });
   fact("rows", [](const Sequence& s) { return rows_array(s.usage.rows); });

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from engine.accounting.pricing import Executed, Price
+from engine.accounting.ledger import Usage
+from engine.accounting.pricing import ACCOUNTINGS, Executed, Price, pair_flops
 from engine.assembly.loading import load_pair
+from engine.assembly.own_calibration import own_calibration
 from engine.assembly.parts import assemble
-from engine.config import ROLES, TINY, EngineConfig
+from engine.config import ROLES, EngineConfig
 from engine.config.pairs import Pair
 from engine.device.devices import choose_devices, choose_dtype, make_backends
 from engine.device.graphs import GraphCounts
@@ -23,6 +25,7 @@ from engine.requests.batch import Batch, for_each, listed_prompts, trace_writer
 from engine.requests.driver import CLOSED
 from engine.requests.one_thread import by_one_thread
 from engine.requests.stream import StreamEvent, stream_events
+from engine.requests.totals import snapshot
 from engine.routing.calibration import Calibration
 from engine.routing.names import is_calibrated, make_policy
 from engine.routing.policy import Boundary, Decision, Policy
@@ -80,11 +83,7 @@ class Engine:
         self.devices = choose_devices(device, devices)
         self.dtype = choose_dtype(dtype, self.devices)
         self.pair = pair if isinstance(pair, Pair) else Pair.named(pair, small, large)
-        if not (config is None or isinstance(config, EngineConfig)):
-            raise SteerError(
-                f"config must be EngineConfig(...) or None, got a {type(config).__name__}"
-            )
-        self.config = config or EngineConfig()
+        self.config = EngineConfig.or_default(config)
         memory = MemoryPlan(self.devices, self.config, self.dtype.itemsize)
         chosen = make_backends(self.devices, backends)
         loaded = load_pair(
@@ -180,10 +179,7 @@ class Engine:
         Without it the embedded pair uses its own; SteerError for any other pair.
         """
         if is_calibrated(policy) and calibration is None:
-            if self.pair.name != "tiny":
-                missing = f"pair {self.pair.name} comes without a calibration"
-                raise SteerError(f"{missing}: fit one with `steer calibrate`", "policy")
-            calibration = Calibration.load(TINY / "calibration.json", self.fingerprint)
+            calibration = own_calibration(self.pair, self.fingerprint)
         return make_policy(policy, calibration, price=self.row_price)
 
     @property
@@ -191,6 +187,15 @@ class Engine:
         """FLOPs of a row of the small model divided by those of a row of the large one."""
         small, large = (Price.of(shape).row for shape in self.shapes)
         return small / large
+
+    def flops(self, usage: Usage) -> dict[str, int]:
+        """FLOPs of both models together for these counts, in each accounting."""
+        return {each: pair_flops(usage, self.shapes, each) for each in ACCOUNTINGS}
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the engine holds now and has done, see ``engine.requests.totals.snapshot``."""
+        block = self.config.block_tokens
+        return snapshot(self.scheduler, self._driver.totals, self.arena.geometry, block)
 
     def submit(
         self,
@@ -219,14 +224,8 @@ class Engine:
         n = self._inputs.params(params).n
         if n > 1:
             raise SteerError(f"submit() queues one answer, not n={n}: use submit_samples()", "n")
-        return self.submit_samples(
-            prompt,
-            params,
-            policy,
-            priority=priority,
-            timeout=timeout,
-            settle_at_once=settle_at_once,
-        )[0]
+        rest: Any = {"priority": priority, "timeout": timeout, "settle_at_once": settle_at_once}
+        return self.submit_samples(prompt, params, policy, **rest)[0]
 
     @by_one_thread
     def submit_samples(

@@ -67,6 +67,7 @@ class SamplingParams:
     stop_token_ids: tokens that end the text, besides the models' end-of-sequence tokens.
     stop: one or more strings that end the text; it is cut before the first of them. A special
         token, such as "<|im_end|>", ends it as one of ``stop_token_ids``.
+    include_stop: the text keeps the stop string, or the text of the stop token, that ended it.
     ignore_eos: end-of-sequence tokens do not end the text.
     min_tokens: tokens before the first stop of any kind; until then stop tokens are not sampled.
     max_step_tokens: a longer step is closed and a boundary forced; 0 sets no limit.
@@ -91,7 +92,6 @@ class SamplingParams:
     token_signals: return the small model's signals of each token that it wrote.
     audit: whether the large model scores the small model's steps when it reads them: off, score,
         rollback or rollback:SCORE:MARK (``engine.routing.audit``).
-    include_stop: the text keeps the stop string that ended it.
 
     SteerError on a value out of its range or of the wrong type, naming the field.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine._core import FINISH_REASONS as FINISH_REASONS
+from engine._core import RowKind
 from engine.accounting.ledger import Usage
 from engine.routing.signals import Signals
 
@@ -47,9 +48,11 @@ class Step:
         of an answer's steps join to its text and stop: a character that a step ends within belongs
         to the step that completes it.
     reason: the decision's reason.
+    kind: the decision's kind, one of ``engine.routing.policy.KINDS``.
     signals: those of the decision; None if the policy did not read the boundary.
     posterior: probability of the confident component, if the policy has one.
     tried: tokens on trial at the decision.
+    catch_up: tokens that the large model had not read yet at the decision.
     audit: log p_small and log p_large of each token; empty if the large model did not read the
         step, or wrote it.
     replaced: of a step that the small model wrote and the large one verified: indexes in
@@ -63,9 +66,11 @@ class Step:
     text: str
     token_ids: tuple[int, ...]
     reason: str
+    kind: str = "other"
     signals: Signals | None = None
     posterior: float | None = None
     tried: int = 0
+    catch_up: int = field(default=0, compare=False)
     audit: tuple[tuple[float, float], ...] = ()
     replaced: tuple[int, ...] | None = None
 
@@ -94,12 +99,30 @@ class Retracted:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Moments of a request, in seconds of ``time.monotonic()``; None: it ended before.
+
+    queued, started: it was queued, and left the queue.
+    first_token: its first token stood: it could no longer be taken back.
+    ended: it was finished.
+    """
+
+    queued: float
+    started: float | None
+    first_token: float | None
+    ended: float
+
+
+@dataclass(frozen=True)
 class Completion:
     """The answer to one request.
 
-    text: the answer, without the stop that ended it.
+    text: the answer, without the stop that ended it unless ``include_stop`` asked for it.
     token_ids: all generated tokens, those of the stop included.
     finish_reason: one of ``FINISH_REASONS`` except "none".
+    stop_reason: the stop string that ended the text, or the id of the stop token; None if a model
+        ended it with its end-of-sequence token, or nothing stopped it.
+    times: when it was queued, began and ended; None if it could not run.
     error: what went wrong, if the finish reason is "error"; otherwise None. A prompt that could not
         run at all has the request id -1.
     sample: number of the answer among those to the same prompt, from 0.
@@ -122,6 +145,17 @@ class Completion:
     token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
     retracted: tuple[Retracted, ...] = ()
     error: str | None = None
+    stop_reason: str | int | None = None
+    times: Times | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were not computed, because KV of an earlier request served.
+
+        Of the model that found more of them, if both read the prompt.
+        """
+        found = self.usage.spared[:, RowKind.prompt, 0].max()
+        return min(int(found), len(self.prompt_token_ids))
 
     @property
     def large_step_share(self) -> float:

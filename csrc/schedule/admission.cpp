@@ -258,6 +258,7 @@ void Scheduler::let_run(Sequence& sequence) {
   waiting_.erase(std::ranges::find(waiting_, &sequence));
   insert_in_order(running_, &sequence);
   sequence.phase = Phase::running;
+  if (sequence.times.started == 0) sequence.times.started = Times::now();
   if (sequence.request.relay && sequence.awaits_route) report(EventKind::decide, sequence);
   ++counters_.admitted;
 }

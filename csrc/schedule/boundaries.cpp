@@ -38,6 +38,7 @@ void Scheduler::conclude(Sequence& sequence, Outcome outcome) {
   if (outcome.end == Finish::none && sequence.must_stop_thinking())
     outcome = text_.end_thinking(sequence);
   if (sequence.request.settle_at_once && outcome.end != Finish::stop) text_.settle_open(sequence);
+  sequence.note_settled();
   if (outcome.end != Finish::none)
     ask_at_end(sequence, outcome.end);
   else if (outcome.boundary)

@@ -117,6 +117,7 @@ SequenceId Scheduler::add(Request request, std::int32_t samples) {
     sequence->group = first;
     sequence->samples = samples;
     sequence->sample = sample;
+    sequence->times.queued = Times::now();
     sequence->tokens.reserve(text.request.prompt.size() + text.request.max_tokens);
     insert_in_order(waiting_, sequence.get());
     reach_boundary(*sequence);
@@ -164,6 +165,8 @@ void Scheduler::finish(Sequence& sequence, Finish reason) {
   sequence.phase = Phase::finished;
   sequence.finish = reason;
   sequence.settled = sequence.length();
+  sequence.note_settled();
+  sequence.times.ended = Times::now();
   sequence.awaits_route = sequence.reading = sequence.away = false;
   sequence.closing = Finish::none;
   sequence.trial_from = sequence.truncate_pending = -1;

@@ -19,6 +19,7 @@ void Scheduler::settle(SequenceId id, std::int32_t length) {
                                 " tokens that stand; got " + std::to_string(length));
   turns_.changed();
   sequence.settled = length;
+  sequence.note_settled();
   for (int model = 0; model < kModels; ++model) register_blocks(sequence, model);
 }
 

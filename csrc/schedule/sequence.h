@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -47,6 +48,20 @@ struct Leftover {
 
 // The small model guesses no token if it lacks more rows than this; it reads along first.
 inline constexpr std::int32_t kMostBehind = 64;
+
+// Moments of its life in seconds of the steady clock, which is Python's time.monotonic(); 0: not
+// yet.
+struct Times {
+  double queued = 0;
+  double started = 0;      // left the queue
+  double first_token = 0;  // the first token that stands
+  double ended = 0;
+
+  static double now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since).count();
+  }
+};
 
 // What it does and waits for: the fields that every plan reads stand together, with its KV.
 struct LaneState {
@@ -95,8 +110,13 @@ struct Sequence : LaneState, KvState, TextState {
   Leftover leftover;
   std::int32_t unlike = -1;  // length at which the last tokens had not stood in the text before
   Usage usage;
+  Times times;
 
   explicit Sequence(TextState text) : TextState(std::move(text)) {}
+  // A token may have been settled: the first one is noted.
+  void note_settled() {
+    if (times.first_token == 0 && settled > prompt_length()) times.first_token = Times::now();
+  }
   // The tokens before this position are those of when `attempt` truncations had happened.
   std::int32_t kept_since(std::int32_t attempt) const {
     std::int32_t kept = length();

@@ -178,6 +178,17 @@ class EngineConfig:
                 "turn it on, or set host_kv_tokens to 0"
             )
 
+    @classmethod
+    def or_default(cls, config: EngineConfig | None) -> EngineConfig:
+        """The settings, or the defaults for None. SteerError on anything else."""
+        if config is None:
+            return cls()
+        if not isinstance(config, cls):
+            raise SteerError(
+                f"config must be EngineConfig(...) or None, got a {type(config).__name__}"
+            )
+        return config
+
     @property
     def drawn_rows(self) -> int:
         """``max_drawn_rows``, or what 0 stands for."""

@@ -44,12 +44,13 @@ class DrawLog:
     def of(self, steps: Sequence[Step]) -> tuple[TokenLogprobs, ...]:
         """One entry for each token of the steps."""
         return tuple(
-            self._entry(position, step.model, token)
+            self.entry(position, step.model, token)
             for step in steps
             for position, token in enumerate(step.token_ids, step.position)
         )
 
-    def _entry(self, position: int, model: str, token: int) -> TokenLogprobs:
+    def entry(self, position: int, model: str, token: int) -> TokenLogprobs:
+        """That of a token which a model wrote at a position."""
         drawn = self._last.get(position)
         if drawn and (ROLES[drawn.model], drawn.token) == (model, token):
             return drawn.logprobs

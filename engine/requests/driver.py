@@ -21,6 +21,7 @@ from engine.requests.lane import Lane
 from engine.requests.lock_step import LockStep, ask
 from engine.requests.one_thread import OneThread
 from engine.requests.request_state import RequestState
+from engine.requests.totals import Totals
 from engine.routing.policies import Always
 from engine.routing.policy import Boundary, Decision
 from engine.routing.together import Rewrite
@@ -64,6 +65,7 @@ class Driver:
         self.live: dict[int, RequestState] = _Live()
         self.finished: dict[int, Completion] = {}
         self.one_thread = OneThread(forks)
+        self.totals = Totals()
         self._scheduler = scheduler
         self._lanes: tuple[Lane, ...] = lanes  # none once it is closed
         self._tokenizer = tokenizer
@@ -230,6 +232,7 @@ class Driver:
             self._dropped.discard(request)
         elif live:
             self.finished[request] = live.complete(sequence, self._tokenizer)
+            self.totals.add(self.finished[request])
 
     def _cross_back(self, request: int, ended: bool) -> None:
         """A shadow has written its step, or has ended."""

@@ -18,6 +18,7 @@ from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Completion, Step
 from engine.requests.audit_log import FORESEEN, AuditLog
 from engine.requests.decision_log import DecisionLog
+from engine.requests.ending import Ending, times_of
 from engine.requests.retokenize import Retokenizer
 from engine.requests.signal_window import SignalWindow
 from engine.requests.step_log import StepLog
@@ -254,10 +255,11 @@ class RequestState:
         )
         generated = tokens[sequence.prompt_length :]
         reason = FINISH_REASONS[sequence.finish]
+        ending = Ending.of(sequence, generated, self.params, tokenizer)
         return Completion(
             request_id=sequence.id,
             prompt_token_ids=tuple(tokens[: sequence.prompt_length]),
-            text=tokenizer.text_of(generated, cut=sequence.cut_bytes),
+            text=ending.text,
             token_ids=tuple(generated),
             finish_reason=reason,
             steps=steps,
@@ -268,6 +270,8 @@ class RequestState:
             retracted=tuple(self.audit.retracted) if self.audit else (),
             token_signals=self._token_signals(steps) if self.params.token_signals else None,
             error=_FAILED if reason == "error" else None,
+            stop_reason=ending.stop_reason,
+            times=times_of(sequence),
         )
 
     def usage(self, sequence: _core.Sequence | _core.SequenceView) -> Usage:
@@ -287,9 +291,8 @@ class RequestState:
             for position in range(step.position, step.position + len(step.token_ids))
         )
 
-    def _step(
-        self, index: int, position: int, ids: list[int], model: str, text: str, replaced: list[int]
-    ) -> Step:
+    def opened(self, index: int, position: int, model: str) -> Step:
+        """A step that opens at ``position``, without its text and tokens."""
         # After a decision for the rest, or on a whole answer, later steps follow that decision.
         boundary, decision = self.decisions.of(position) or (None, None)
         here = boundary is not None and boundary.position == position
@@ -297,12 +300,23 @@ class RequestState:
             index=index,
             position=position,
             model=model,
-            text=text,
-            token_ids=tuple(ids),
+            text="",
+            token_ids=(),
             reason=decision.reason if decision else "on trial, not decided",
+            kind=decision.kind if decision else "other",
             signals=boundary.signals if boundary and here else None,
             posterior=decision.posterior if decision and here else None,
             tried=boundary.tried if boundary and here else 0,
+            catch_up=boundary.catch_up if boundary and here else 0,
+        )
+
+    def _step(
+        self, index: int, position: int, ids: list[int], model: str, text: str, replaced: list[int]
+    ) -> Step:
+        return replace(
+            self.opened(index, position, model),
+            text=text,
+            token_ids=tuple(ids),
             audit=self._pairs(position, position + len(ids), model),
             replaced=(
                 tuple(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine import _core
 from engine._core import SMALL
 from engine.config import ROLES
-from engine.request import Completion
+from engine.request import Completion, Step, TokenLogprobs
 from engine.requests.driver import Driver
+from engine.requests.news import News, NewsReader
 from engine.text.tokenizer import Tokenizer
 
 
@@ -19,10 +20,15 @@ class StreamEvent:
     """A piece of an answer.
 
     kind: "step" where a step opens, "text", or "done" at the end.
-    text: the text of a text event; all of them join to the completion's.
+    text: the text of a text event; all of them join to the completion's. It is empty where a
+        character is not complete yet.
     model: the role of the model that writes, for step and text events.
     completion: the completion of the done event.
     sample: number of the answer among those to the same prompt, from 0.
+    token_ids: the ids of a text event; all of them join to the completion's.
+    logprobs: an entry for each of ``token_ids``; None if not requested.
+    step: of a step event: the step, still without its text and tokens.
+    time: when it was seen, in seconds of ``time.monotonic()``.
     """
 
     kind: str
@@ -30,6 +36,10 @@ class StreamEvent:
     model: str | None = None
     completion: Completion | None = None
     sample: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    step: Step | None = None
+    time: float = field(default=0.0, compare=False)
 
 
 def stream_events(
@@ -41,60 +51,76 @@ def stream_events(
     """
     text = StreamedText(tokenizer)
     try:
-        completion = None
+        news, completion = NewsReader(driver, scheduler, request), None
         while completion is None:
             with driver.one_thread():  # not while an event is with the caller
                 if request not in driver.finished:
                     driver.advance()
                 completion = driver.finished.pop(request, None)
                 live = request in driver.live
-                events = [*text.grow(scheduler, request)] if live else []
-            yield from events
-        yield from text.finish(completion)
+                read = news.read() if live else None
+            if read:
+                yield from text.events(read)
+        yield from text.events(news.finish(completion))
     finally:
         driver.cancel([request])
 
 
 class StreamedText:
-    """Turns a growing sequence into events. Incomplete characters are held back."""
+    """Turns the news of one request into events. Incomplete characters are held back."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, sample: int = 0) -> None:
+        """``sample``: of the events."""
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._position = 0  # what lies before it has been sent
-        self._steps = 0
         self._model = ROLES[SMALL]
+        self._sample = sample
         self._sent = 0  # characters
 
-    def grow(self, scheduler: _core.Scheduler, request: int) -> Iterator[StreamEvent]:
-        """Events for the text of a sequence that settled since the last call."""
-        news = scheduler.news(request, self._position)
-        position, tokens = news.start, news.tokens.tolist()
-        for start, model in [*news.steps, (news.settled, None)]:
-            if start > position:
-                piece = tokens[position - news.start : start - news.start]
-                text = self._decoder.decode(self._tokenizer.bytes_of(piece))
-                yield from self._text(text)
-            position = start
-            if model is not None:
-                self._model = ROLES[model]
-                self._steps += 1
-                yield StreamEvent("step", model=self._model)
-        self._position = news.settled
-
-    def _text(self, text: str) -> Iterator[StreamEvent]:
-        if text:
-            self._sent += len(text)
-            yield StreamEvent("text", text=text, model=self._model)
-
-    def finish(self, completion: Completion) -> Iterator[StreamEvent]:
-        """The rest of the text and the done event."""
-        text, steps = completion.text, completion.steps
-        opens = sum(len(step.text) for step in steps[: self._steps])  # characters before a step
-        for step in steps[self._steps :]:
-            yield from self._text(text[self._sent : opens])
+    def events(self, news: News) -> Iterator[StreamEvent]:
+        """The events of the next news; at the end the done event."""
+        ends = [*(index for index, _ in news.steps), len(news.token_ids)]
+        opens = self._opens(news)
+        yield from self._piece(news, 0, ends[0], next(opens))
+        for (start, step), end in zip(news.steps, ends[1:], strict=True):
             self._model = step.model
-            yield StreamEvent("step", model=step.model)
-            opens += len(step.text)
-        yield from self._text(text[self._sent :])
-        yield StreamEvent("done", completion=completion)
+            opened = replace(step, text="", token_ids=(), audit=(), replaced=None)
+            yield self._event(news, "step", step=opened)
+            yield from self._piece(news, start, end, next(opens))
+        if news.completion:
+            yield StreamEvent(
+                "done", completion=news.completion, sample=self._sample, time=news.time
+            )
+
+    @staticmethod
+    def _opens(news: News) -> Iterator[int | None]:
+        """Where each piece of the news ends in the completion's text; None while there is none."""
+        if news.completion is None:
+            yield from [None] * (len(news.steps) + 1)
+            return
+        steps = news.completion.steps
+        known = len(steps) - len(news.steps)
+        place = sum(len(step.text) for step in steps[:known])
+        for step in steps[known:]:
+            yield place
+            place += len(step.text)
+        yield len(news.completion.text)
+
+    def _piece(self, news: News, start: int, end: int, place: int | None) -> Iterator[StreamEvent]:
+        """A text event for the ids from ``start`` to ``end``, unless there is nothing to say.
+
+        place: where their text ends in the completion's, which may be cut at a stop.
+        """
+        ids = news.token_ids[start:end]
+        if place is None or news.completion is None:
+            text = self._decoder.decode(self._tokenizer.bytes_of(ids))
+        else:
+            text = news.completion.text[self._sent : place]
+        self._sent += len(text)
+        if ids or text:
+            logprobs = None if news.logprobs is None else tuple(news.logprobs[start:end])
+            yield self._event(news, "text", text=text, token_ids=tuple(ids), logprobs=logprobs)
+
+    def _event(self, news: News, kind: str, **parts: object) -> StreamEvent:
+        each: dict[str, object] = {"model": self._model, "sample": self._sample, "time": news.time}
+        return StreamEvent(kind, **each, **parts)  # type: ignore[arg-type]

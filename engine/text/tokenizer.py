@@ -162,10 +162,9 @@ class Tokenizer:
         known = [i for i in ids if 0 <= i < self.size]
         return str(self._tokenizer.decode(known, skip_special_tokens=True))
 
-    def text_of(self, ids: Sequence[int], cut: int = 0) -> str:
-        """Text of ids, less its last ``cut`` bytes; part of a character becomes U+FFFD."""
-        joined = self.bytes_of(ids)
-        return joined[: len(joined) - cut].decode(errors="replace")
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Text of ids; part of a character becomes U+FFFD."""
+        return self.bytes_of(ids).decode(errors="replace")
 
     def texts_of(self, pieces: Sequence[Sequence[int]]) -> list[str]:
         """Texts of the pieces of a sequence, in order; they join to the text of the whole.

@@ -233,7 +233,7 @@ def test_answers_as_they_end():
 
     answers = asyncio.run(asyncio.wait_for(main(), 120))
     assert sorted(answers) == list(enumerate(expected))
-    assert [lengths[i] for i, _ in answers[:2]] == [1, 2]
+    assert max(lengths[i] for i, _ in answers[:2]) <= 2
 
 
 def test_answers_as_they_end_name_a_wrong_prompt(engine: Engine):
