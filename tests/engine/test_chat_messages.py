@@ -167,7 +167,8 @@ def test_a_content_that_is_missing():
         ("{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}", "<>"),
         (
             "{% for m in messages %}{{ '-' if m.content is none }}"
-            "{{ '<' + m.content + '>' if m.content is string else m.content | length }}{% endfor %}",
+            "{{ '<' + m.content + '>' if m.content is string else m.content | length }}"
+            "{% endfor %}",
             "<>",
         ),
     ):
