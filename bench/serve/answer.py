@@ -30,10 +30,13 @@ def read_answer(parser: h11.Connection, pieces: Sequence[tuple[float, bytes]], t
     except h11.RemoteProtocolError as error:
         to.message = to.message or str(error)
     reader.finish()
-    if to.outcome == OK and (reader.status != 200 or reader.error):
-        to.outcome = "stream error" if reader.status == 200 else f"http {reader.status}"
-        to.message = reader.error or _line(reader.body)
-    if to.outcome == OK and not (whole and reader.ended):
+    if to.outcome != OK:  # the client has closed: what follows from that is no error
+        to.message = ""
+    elif reader.status not in (0, 200):
+        to.outcome, to.message = f"http {reader.status}", _line(reader.body)
+    elif reader.error:
+        to.outcome, to.message = "stream error", reader.error
+    elif not (whole and reader.ended):
         to.outcome = "broken off" if reader.status else "no connection"
 
 

@@ -53,7 +53,7 @@ from bench.serve import report
 from bench.serve.load import Load
 from bench.serve.options import build_parser, check, load_of, repeated, slo_of, target_of
 from bench.serve.probe import NoServerError, first_model, fitted
-from bench.serve.processes import Run, ServerProcess
+from bench.serve.processes import ClientError, Run, ServerProcess
 from bench.serve.processes import run as run_clients
 from bench.serve.records import OK, SLOW
 from bench.serve.summary import Slo
@@ -115,7 +115,8 @@ class Measurement:
 
     def _processes(self, load: Load) -> int:
         """No process without a place or a request."""
-        return min(self._options.clients, load.at_once or 10_000, load.requests or 10_000)
+        clients: int = self._options.clients
+        return min(clients, load.at_once or 10_000, load.requests or 10_000)
 
     def _add(self, target: str, run: Run, load: Load) -> dict[str, Any]:
         self.runs[target] = run, load
@@ -180,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return run(build_parser(__doc__ or "").parse_args(given), repeated(given))
-    except NoServerError as error:
+    except (NoServerError, ClientError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SteerError, OSError) as error:

@@ -12,7 +12,7 @@ import asyncio
 import re
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
 import h11
 
@@ -37,8 +37,7 @@ class Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio.Protocol: store, then see whether the answer is whole."""
@@ -70,7 +69,7 @@ class Exchange(asyncio.Protocol):
         if asked.vanish is not None:
             self._most_pieces = int(asked.vanish * asked.max_tokens)
         self._missing: int | None = None  # bytes of an answer whose length is known
-        self._chunked = False
+        self._chunked = self._closes = False
         self.over = self._loop.create_future()
         self._transport.write(request)
         return self.over
@@ -84,7 +83,7 @@ class Exchange(asyncio.Protocol):
     @property
     def may_be_used_again(self) -> bool:
         """After a whole answer."""
-        return not (self.closed or self._pause or _CLOSE.search(self.pieces[0][1]))
+        return not (self.closed or self._pause or self._closes)
 
     def _resume(self) -> None:
         if not self.closed and self._transport:
@@ -102,6 +101,7 @@ class Exchange(asyncio.Protocol):
                 return False
             length = _LENGTH.search(head)
             self._chunked = length is None
+            self._closes = bool(_CLOSE.search(head))
             if length is None:
                 return read.endswith(_LAST_CHUNK)
             self._missing = int(length[1]) - len(body)

@@ -30,6 +30,10 @@ class Run:
     shares: list[Measured]
 
 
+class ClientError(SteerError):
+    """A client process failed."""
+
+
 class ServerProcess:
     """A process whose processor time and memory are read, with its children's if psutil is there.
 
@@ -77,7 +81,7 @@ class ServerProcess:
 def run(load: Load, target: Target, workers: int) -> Run:
     """Start the processes, let them begin together, collect what they measured.
 
-    SteerError if one of them ends early.
+    ClientError if one of them ends early.
     """
     context = multiprocessing.get_context("spawn")
     started: list[tuple[SpawnProcess, Connection]] = []
@@ -108,4 +112,4 @@ def _receive(pipes: Sequence[Connection]) -> list[object]:
     try:
         return [pipe.recv() for pipe in pipes]
     except EOFError:
-        raise SteerError("a client process ended early; its message is above") from None
+        raise ClientError("a client process ended early; its message is above") from None

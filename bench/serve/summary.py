@@ -132,7 +132,7 @@ def summary(records: Sequence[Record], window: Window, uncounted: int, slo: Slo)
         "late": spread(r.sent - r.due for r in asked),
         "slo": dict(slo.most) or None,
         "goodput_share": met / len(stayed) if slo.most and stayed else None,
-        "goodput_per_second": met / window.seconds if slo.most else None,
+        "goodput_per_second": sum(map(slo.met, ended)) / window.seconds if slo.most else None,
     }
 
 
