@@ -140,6 +140,12 @@ def _asked(load: Load, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _title(load: Load, options: argparse.Namespace) -> str:
+    asked = f"{load.at_once} at once" if load.at_once else f"{load.rate:g} requests/s, {load.law}"
+    prompt = options.file.name if load.entries else f"{options.prompt_tokens} tokens"
+    return f"{asked}; prompts: {prompt}; answers: {options.output_tokens} tokens"
+
+
 def run(options: argparse.Namespace, command: str) -> int:
     """Measure, print, write."""
     check(options)
@@ -157,7 +163,7 @@ def run(options: argparse.Namespace, command: str) -> int:
             for record in report.records_of(done):
                 lines.write({"target": name, **report.record_row(record, done.begin)})
     if options.plot:
-        report.plot(measurement.runs, options.plot, command)
+        report.plot(measurement.runs, options.plot, _title(load, options))
     return _say(measurement)
 
 

@@ -82,8 +82,14 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 def _add_clients(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--clients", type=int, default=1, metavar="N", help="client processes (default: 1)")
-    add("--vanish", type=float, default=0.0, metavar="SHARE", help="close at a random moment")
-    add("--slow", type=float, default=0.0, metavar="SHARE", help="read slowly")
+    add(
+        "--vanish",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of clients that close at a random moment",
+    )
+    add("--slow", type=float, default=0.0, metavar="SHARE", help="of clients that read slowly")
     add(
         "--token-counts",
         choices=list(TOKEN_COUNTS),

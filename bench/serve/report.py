@@ -21,6 +21,7 @@ _TIMES = {
     "e2e": "end to end, ms",
     "late": "sent late by, ms",
 }
+_LEAST_MS = 0.01  # drawn where less was measured: a logarithmic axis has no 0
 _MEASURED = {
     "usage": "gaps between pieces / new tokens, which usage in each chunk tells",
     "ids": "gaps between pieces / new tokens, which their ids tell",
@@ -75,7 +76,8 @@ def show(row: Row) -> str:
         lines.append(
             f"  goodput: {said} of requests meet {_listed(row['slo'])}: {rate:.2f} requests/s"
         )
-    for name, text in (("client_cpu", "clients'"), ("server_cpu", "server's")):
+    own = "clients'" if row["target"] == "server" else "engine's and its readers'"
+    for name, text in (("client_cpu", own), ("server_cpu", "server's")):
         if (each := row.get(f"{name}_us_a_token")) is not None:
             taken = row[f"{name}_seconds"]
             lines.append(f"  {text} processor time: {taken:.2f} s, {each:.0f} us a token")
@@ -153,13 +155,13 @@ def plot(runs: Mapping[str, tuple[Run, Load]], path: Path, title: str) -> None:
         gaps = [1e3 * gap for r in whole for gap in r.intervals()]
         for axis, values in ((first, waits), (between, gaps)):
             if values:
-                axis.ecdf(values, label=f"{name} ({len(values)})")
+                drawn = [max(value, _LEAST_MS) for value in values]
+                axis.ecdf(drawn, label=f"{name} ({len(values)})")
     for axis, label in ((first, "time to first token, ms"), (between, "between tokens, ms")):
-        axis.set(xlabel=label, ylabel="share of requests or gaps up to it", xscale="symlog")
-        axis.set_xlim(0, None)
+        axis.set(xlabel=label, ylabel="share of requests or gaps up to it", xscale="log")
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(loc="lower right")
+            axis.legend(loc="best")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)

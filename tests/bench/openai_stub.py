@@ -15,7 +15,8 @@ TEMPLATE = 5  # tokens that it adds to each chat
 
 class Stub:
     """Answers by the name of the model: "plain", "usage" and "ids" tell tokens in these ways, two a
-    chunk in the last two; "full" refuses, "breaks" sends an error, "cut" closes in the middle."""
+    chunk in the last two; "full" refuses, "breaks" sends an error, "cut" closes in the middle,
+    "shuts" after each answer, without saying so before."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -54,7 +55,7 @@ class Stub:
         if body["model"] == "full":
             return _plain(writer, 429, {"error": {"message": "too many wait"}})
         await _stream(body, writer, len(text))
-        if body["model"] == "cut":
+        if body["model"] in ("cut", "shuts"):
             raise ConnectionResetError
         return None
 

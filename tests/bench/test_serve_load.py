@@ -137,6 +137,11 @@ def test_errors_are_counted(
     assert said in lines[-2] and lines[-1] == "error: no answer came whole"
 
 
+def test_a_connection_that_the_server_closed_is_made_again(server: Stub, tmp_path: Path):
+    flags = ["--at-once=2", "--requests=8", "--warm-up=0", "--model=shuts", "--output-tokens=2"]
+    assert measured(server, tmp_path, *flags)["outcomes"] == {"ok": 8}
+
+
 def test_requests_are_given_up(server: Stub, tmp_path: Path):
     flags = ["--at-once=2", "--requests=4", "--warm-up=0", "--timeout=0.2"]
     row = measured(server, tmp_path, *flags, "--output-tokens=400", code=1)
