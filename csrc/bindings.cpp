@@ -133,9 +133,9 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                        std::int32_t min_tokens, std::int32_t max_step_tokens,
                        std::int32_t trial_tokens, std::vector<Token> think_end, bool think_closed,
                        std::int32_t max_think_tokens, std::int32_t max_repeats, bool ahead,
-                       bool ask_at_end, bool relay, bool audited, std::int32_t draft_tokens,
-                       const std::string& draft_source, bool verified, bool finishes_step,
-                       std::int32_t samples) {
+                       bool ask_at_end, bool relay, bool audited, int scored,
+                       std::int32_t draft_tokens, const std::string& draft_source, bool verified,
+                       bool finishes_step, std::int32_t samples) {
   return self.add({std::move(prompt),
                    max_tokens,
                    std::move(stop_ids),
@@ -155,6 +155,7 @@ SequenceId add_request(Scheduler& self, std::vector<Token> prompt, std::int32_t 
                    relay,
                    kSmall,
                    audited,
+                   scored,
                    draft_tokens,
                    named<DraftSource>(kDraftSourceNames, draft_source, "draft source"),
                    verified,
@@ -220,8 +221,9 @@ void bind_scheduler(py::module_& m) {
            py::arg("think_end") = std::vector<Token>{}, py::arg("think_closed") = false,
            py::arg("max_think_tokens") = 0, py::arg("max_repeats") = 0, py::arg("ahead") = true,
            py::arg("ask_at_end") = false, py::arg("relay") = false, py::arg("audited") = false,
-           py::arg("draft_tokens") = 0, py::arg("draft_source") = "small",
-           py::arg("verified") = false, py::arg("finishes_step") = false, py::arg("samples") = 1)
+           py::arg("scored") = kNobody, py::arg("draft_tokens") = 0,
+           py::arg("draft_source") = "small", py::arg("verified") = false,
+           py::arg("finishes_step") = false, py::arg("samples") = 1)
       .def("plan", &Scheduler::plan, py::arg("lane"), py::arg("ahead") = false)
       .def("standing", &Scheduler::standing, py::arg("lane"))
       .def("buffers", &Scheduler::buffers, py::arg("lane"), py::arg("index") = 0,

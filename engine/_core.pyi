@@ -275,6 +275,7 @@ class Scheduler:
         ask_at_end: bool = ...,
         relay: bool = ...,
         audited: bool = ...,
+        scored: int = ...,
         draft_tokens: int = ...,
         draft_source: str = ...,
         verified: bool = ...,

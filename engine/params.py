@@ -89,6 +89,9 @@ class SamplingParams:
     logit_bias: token id -> number added to its logit, in [-100, 100]. A copy is kept.
     logprobs: number of likeliest tokens, 0 to 20, returned with each generated token and its own
         log-probability; None returns no log-probabilities.
+    prompt_logprobs: likewise for each token of the prompt, by the model that writes all: the
+        policy must be small or large. Every row of the prompt is then computed: none comes from the
+        prefix cache.
     token_signals: return the small model's signals of each token that it wrote.
     audit: whether the large model scores the small model's steps when it reads them: off, score,
         rollback or rollback:SCORE:MARK (``engine.routing.audit``).
@@ -118,6 +121,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     token_signals: bool = False
     audit: str = "off"
     include_stop: bool = False
@@ -146,7 +150,7 @@ class SamplingParams:
             value = getattr(self, name)
             if not (_is_number(value) or (value is None and name == "max_flops")):
                 raise SteerError(f"{name} must be a number, got {value!r}", name)
-        for name in ("seed", "logprobs"):
+        for name in ("seed", "logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if not (value is None or _is_whole(value)):
                 raise SteerError(f"{name} must be a whole number or None, got {value!r}", name)
@@ -227,4 +231,5 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "presence_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
     "frequency_penalty": (lambda v: -2 <= v <= 2, "in [-2, 2]"),
     "logprobs": (lambda v: v is None or 0 <= v <= 20, "None or in 0..20"),
+    "prompt_logprobs": (lambda v: v is None or 0 <= v <= 20, "None or in 0..20"),
 }

@@ -23,14 +23,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities at one generated token's position, by the model that wrote it.
+    """Log-probabilities at one token's position, by the model that wrote it or reads the prompt.
 
     They are natural logarithms over the tokenizer's vocabulary at temperature 1, before penalties,
     biases and bans.
 
-    logprob: the token's own; None if no model sampled it.
-    top: the likeliest tokens, in descending order, as (token id, log-probability); empty if no
-        model sampled the token.
+    logprob: the token's own; None if no model sampled it, or for a prompt's first token.
+    top: the likeliest tokens, in descending order, as (token id, log-probability); empty if
+        ``logprob`` is None.
     """
 
     logprob: float | None
@@ -127,6 +127,8 @@ class Completion:
         run at all has the request id -1.
     sample: number of the answer among those to the same prompt, from 0.
     logprobs: an entry for each of ``token_ids``; None if not requested.
+    prompt_logprobs: an entry for each of ``prompt_token_ids``, without a number for the first,
+        which nothing predicts, and where a request ended too early; None if not requested.
     token_signals: an entry for each of ``token_ids``, None for the large model's tokens; None if
         not requested.
     retracted: steps that an audit rolled back.
@@ -142,6 +144,7 @@ class Completion:
     seed: int = 0
     sample: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
     token_signals: tuple[Signals | None, ...] | None = field(default=None, repr=False)
     retracted: tuple[Retracted, ...] = ()
     error: str | None = None

@@ -60,6 +60,7 @@ void Scheduler::check_request(const Request& request, std::int32_t samples) cons
   require(request.max_repeats == 0 || request.max_repeats >= 2,
           "max_repeats must be 0 (off) or at least 2");
   require(request.reader >= kNobody && request.reader < kModels, "reader must be -1, 0 or 1");
+  require(request.scored >= kNobody && request.scored < kModels, "scored must be -1, 0 or 1");
   require(request.trial_tokens >= kWholeAnswer && request.trial_tokens <= request.max_tokens,
           "a trial must be -1 (the whole answer) or 0 to max_tokens (" +
               number(request.max_tokens) + ") tokens long, got " + number(request.trial_tokens));

@@ -195,10 +195,17 @@ struct Sequence : LaneState, KvState, TextState {
     return std::max(1, known() - computed[model] - in_flight[model]);
   }
   // Rows before this one may come from the cache instead of being computed: the last row's logits
-  // are needed, and so are those of an audited text from the prompt's last row on.
+  // are needed, and so are those of an audited text from the prompt's last row on, and each one of
+  // a scored prompt once.
   std::int32_t findable(int model) const {
+    if (scores_prompt(model)) return highest[model];
     const std::int32_t end = request.audited && model == kLarge ? prompt_length() : length();
     return end - 1 - (round.open && model == kLarge);  // one row besides the last, which waits
+  }
+  // Does the model still owe logits of the prompt? Samples compute each row once between them. The
+  // prompt's last row predicts no token of the prompt.
+  bool scores_prompt(int model) const {
+    return request.scored == model && highest[model] < prompt_length() - 1;
   }
   // The rows [first, last) by the kind that they would have if they were computed now and none
   // were sampled from.

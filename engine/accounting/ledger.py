@@ -35,6 +35,8 @@ class Usage:
     decision_wait: rows that the small model still had to read at boundaries before they could be
         decided; all of them are among ``rows``.
     audited: rows of the large model, among ``rows``, that went through the head only for an audit.
+    scored: int64 [model]: rows, among ``rows``, that went through the head only for the
+        log-probabilities of a prompt's tokens.
     restored: rows of the large model not computed because they were copied back from host memory.
     retokenised: int64 [model]: tokens that crossing text was encoded into, prompts not included.
     crossings: how often text crossed between models with different tokens.
@@ -53,6 +55,7 @@ class Usage:
     crossings: int = 0
     spared: Counts = field(default_factory=lambda: np.zeros((2, len(ROW_KINDS), 2), np.int64))
     speculated: Speculated = field(default_factory=Speculated)
+    scored: Counts = field(default_factory=lambda: np.zeros(2, np.int64))
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -66,6 +69,7 @@ class Usage:
             self.crossings + other.crossings,
             self.spared + other.spared,
             self.speculated + other.speculated,
+            self.scored + other.scored,
         )
 
     def _counts(self) -> tuple[int | tuple[int, ...], ...]:
@@ -136,18 +140,19 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """``{"rows": {role: {kind: [rows, keys]}}, "entries": ..., "cached": {role: rows}}``;
-        ``speculated`` only if tokens of the large model were guessed."""
+        ``speculated`` and ``scored`` only if there are any."""
         return {
             "rows": _kinds_to_json(self.rows),
             "spared": _kinds_to_json(self.spared),
             "entries": {role: self.entries[i].tolist() for i, role in enumerate(ROLES)},
-            "cached": dict(zip(ROLES, self.cached.tolist(), strict=True)),
+            "cached": _by_role(self.cached),
             "decision_wait": self.decision_wait,
             "audited": self.audited,
             "restored": self.restored,
-            "retokenised": dict(zip(ROLES, self.retokenised.tolist(), strict=True)),
+            "retokenised": _by_role(self.retokenised),
             "crossings": self.crossings,
             **({"speculated": self.speculated.to_json()} if self.speculated.passes else {}),
+            **({"scored": _by_role(self.scored)} if self.scored.any() else {}),
         }
 
     @classmethod
@@ -161,7 +166,10 @@ class Usage:
         audited, restored, crossings = (
             int(raw.get(name, 0)) for name in ("audited", "restored", "crossings")
         )
-        retokenised = [int(raw.get("retokenised", {}).get(role, 0)) for role in ROLES]
+        retokenised, scored = (
+            np.array([int(raw.get(name, {}).get(role, 0)) for role in ROLES], np.int64)
+            for name in ("retokenised", "scored")
+        )
         usage = cls(
             rows,
             np.array(entries, np.int64),
@@ -169,10 +177,11 @@ class Usage:
             wait,
             audited,
             restored,
-            np.array(retokenised, np.int64),
+            retokenised,
             crossings,
             spared,
             Speculated.of(raw.get("speculated", {})),
+            scored,
         )
         if usage.entries.shape != (2, 2):
             raise ValueError("counts must be pairs of rows and keys")
@@ -181,6 +190,10 @@ class Usage:
 
 # Traces have these kinds only where something was guessed.
 _GUESSED = ROW_KINDS[RowKind.drafted], ROW_KINDS[RowKind.rejected]
+
+
+def _by_role(counts: Counts) -> dict[str, int]:
+    return dict(zip(ROLES, counts.tolist(), strict=True))
 
 
 def _kinds_to_json(counts: Counts) -> dict[str, dict[str, list[int]]]:

@@ -43,7 +43,8 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
     """FLOPs of one model under one accounting.
 
     ``decode``: rows that gave a token or a guess, kept or dropped (the usual count in papers).
-    ``catchup``: all rows, and the head where an audit used it: the work of this engine.
+    ``catchup``: all rows, and the head where an audit or a prompt's log-probabilities used it: the
+        work of this engine.
     ``reprefill``: the decode rows, and the whole prefix at each entry of the model: the work of a
     server that keeps no KV between calls.
 
@@ -60,8 +61,9 @@ def useful_flops(usage: Usage, role: str, price: Price, accounting: str) -> int:
         computed = decoded + usage.entries[ROLES.index(role)]
     rows, keys = map(int, computed)
     heads = int(decoded[0])
-    if role == ROLES[LARGE] and accounting != "decode":
-        heads += usage.audited
+    if accounting != "decode":
+        heads += int(usage.scored[ROLES.index(role)])
+        heads += usage.audited if role == ROLES[LARGE] else 0
     return rows * price.row + keys * price.key + heads * price.head
 
 

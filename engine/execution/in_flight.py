@@ -16,7 +16,8 @@ from engine.execution.inputs import Extent, Staged
 from engine.execution.logprobs import Drawn
 from engine.execution.sampled_rows import DrawnRows
 from engine.execution.sampler import PreparedDraws
-from engine.execution.scoring import AuditRows
+from engine.execution.scoring import ScoredRows
+from engine.request import TokenLogprobs
 from engine.routing.signals import SIGNAL_NAMES, Signals
 from kernels import ops
 
@@ -29,7 +30,7 @@ class TickPlan:
     draws: how its sampled rows draw.
     work, attention_pairs: bounds of attention's work, and its pairs of query and key.
     resolves: whether some of its tokens are those drawn by the tick before.
-    audits: whether some of its rows are audited.
+    scored: rows whose next tokens are known and scored, if any.
     offload: copies of KV to host memory and back, if there is any.
     """
 
@@ -38,13 +39,13 @@ class TickPlan:
     work: ops.Work
     attention_pairs: int
     resolves: bool
-    audits: bool
+    scored: ScoredRows | None
     offload: OffloadCopies | None
 
     @property
     def plain(self) -> bool:
         """Whether only signals and the likeliest tokens are needed."""
-        return self.draws.rows.plain and not self.audits
+        return self.draws.rows.plain and self.scored is None
 
     @property
     def extent(self) -> Extent:
@@ -62,12 +63,14 @@ class TickResult:
     drawn: drawn tokens with log-probabilities by sequence id, if requested and the logits were
         usable; several where guesses were verified.
     audited: by plan row, (position, log-probability) of audited tokens.
+    prompts: by plan row, (position, log-probabilities) of tokens of the prompt.
     """
 
     tokens: npt.NDArray[np.int32]
     signal_table: npt.NDArray[np.float32]
     drawn: dict[int, list[Drawn]]
     audited: dict[int, list[tuple[int, float]]]
+    prompts: dict[int, list[tuple[int, TokenLogprobs]]]
     _order: dict[int, int]  # plan row -> column of the signal table, of its first draw
 
     @property
@@ -98,8 +101,8 @@ def pack(confidence: ops.Confidence, tokens: Tensor) -> Tensor:
 class InFlightTick:
     """A launched tick. Ticks of a lane finish in the order of their launch.
 
-    ticket, packed, scores, audited: set by the launch; the tensors are on the host and complete
-        when the ticket is done. packed: see :func:`pack`.
+    ticket, packed, scores, audited, prompts: set by the launch; the tensors are on the host and
+        complete when the ticket is done. packed: see :func:`pack`.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class InFlightTick:
         rows: DrawnRows,
         columns: npt.NDArray[np.intp],
         drawn: Callable[[list[int], ops.LogProbs | None], dict[int, list[Drawn]]],
-        scored: AuditRows | None = None,
+        scored: ScoredRows | None = None,
     ) -> None:
         """
         Args:
@@ -116,12 +119,13 @@ class InFlightTick:
             rows: its rows that are sampled.
             columns: their columns in the packed result.
             drawn: turns tokens and log-probabilities on the host into draws by sequence id.
-            scored: audited rows, if any.
+            scored: rows whose next tokens are known and scored, if any.
         """
         self.ticket: Ticket | None = None
         self.packed: Tensor | None = None
         self.scores: ops.LogProbs | None = None
         self.audited: Tensor | None = None
+        self.prompts: ops.LogProbs | None = None
         self._scored = scored
         self._draws = draws
         self._rows = rows
@@ -147,7 +151,7 @@ class InFlightTick:
             for i, sequence in enumerate(self._rows.sequences.tolist()):
                 order.setdefault(sequence, i)
             self._result = TickResult(
-                tokens, host[:-1].view(np.float32), drawn, self._audit(), order
+                tokens, host[:-1].view(np.float32), drawn, *self._known(), order
             )
         return self._result
 
@@ -159,7 +163,12 @@ class InFlightTick:
         found[sequences] = tokens[self._rows.places[first]]
         return found
 
-    def _audit(self) -> dict[int, list[tuple[int, float]]]:
-        if self._scored is None or self.audited is None:
-            return {}
-        return self._scored.by_sequence(self.audited.numpy())
+    def _known(
+        self,
+    ) -> tuple[dict[int, list[tuple[int, float]]], dict[int, list[tuple[int, TokenLogprobs]]]]:
+        """What was scored, of audits and of prompts."""
+        scored = self._scored
+        if scored is None or self.audited is None or self.prompts is None:
+            return {}, {}
+        audited = scored.by_sequence(self.audited.numpy())
+        return audited, scored.prompts_by_sequence(self.prompts)

@@ -17,7 +17,7 @@ from engine.device.device_queue import Ticket
 from engine.execution.draw_arguments import COLUMN_WORDS, COLUMNS
 from engine.execution.regions import UNIT, Array, Region, region_after, write_regions
 from engine.execution.sampled_rows import DrawnRows
-from engine.execution.scoring import AuditRows
+from engine.execution.scoring import ScoredRows
 
 _NONE = np.empty(0, np.int32)
 _LEAST_ROWS = 16  # least rows of a padded tick with spans: fewer take as long
@@ -143,7 +143,7 @@ class Staged:
     extent: its size, which fixes the places of the :class:`TickViews`.
     memory, length: the buffer, int32, and how many of its numbers are used.
     wanted, rows, targets, copies: after the views: places of the sequences that are sampled, of
-        their sampled rows, of the tokens that audited rows predict, and of the block copies.
+        their sampled rows, of the tokens that scored rows predict, and of the block copies.
     draws: then, by name, the columns that the draws need.
     """
 
@@ -176,7 +176,7 @@ class TickInputs:
         plan: _core.Plan,
         extent: Extent,
         drawn: DrawnRows,
-        scored: AuditRows | None = None,
+        scored: ScoredRows | None = None,
         columns: Mapping[str, Array] | None = None,
     ) -> Staged:
         """Write a plan and its draws' columns into the next host buffer; wait if the device has not

@@ -1,9 +1,9 @@
-"""Log-probabilities of drawn tokens, kept until the completion of their request."""
+"""Log-probabilities of drawn tokens and of prompts, kept until the completion of their request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine._core import SMALL
 from engine.config import ROLES
@@ -55,3 +55,33 @@ class DrawLog:
         if drawn and (ROLES[drawn.model], drawn.token) == (model, token):
             return drawn.logprobs
         return TokenLogprobs(None)  # the token was not drawn
+
+
+class PromptLog:
+    """Log-probabilities of a prompt's tokens, each kept when its row is computed first."""
+
+    def __init__(self, model: int, top: int, entries: dict[int, TokenLogprobs]) -> None:
+        """
+        Args:
+            model: whose log-probabilities.
+            top: likeliest tokens that are kept of each row.
+            entries: by position; one for all samples of the prompt, as one of them computes a row
+                for all.
+        """
+        self.model, self.top = model, top
+        self.rows = 0  # of this sample, that went through the head only for these
+        self._entries = entries
+
+    def lacks(self, position: int) -> bool:
+        """Whether no row has given this position's yet."""
+        return position not in self._entries
+
+    def add(self, position: int, entry: TokenLogprobs) -> None:
+        """Keep a position's, unless it is known: a row may be computed again."""
+        self.rows += 1
+        self._entries.setdefault(position, replace(entry, top=entry.top[: self.top]))
+
+    def of(self, length: int) -> tuple[TokenLogprobs, ...]:
+        """One entry for each token of the prompt, without a number where none is known: nothing
+        predicts the first token."""
+        return tuple(self._entries.get(i, TokenLogprobs(None)) for i in range(length))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from engine import _core
-from engine._core import LARGE
 from engine.accounting.pricing import Executed
 from engine.device.device_queue import DeviceQueue
 from engine.device.graphs import Graphs, Outputs
@@ -19,10 +18,12 @@ from engine.execution.in_flight import InFlightTick, TickPlan, TickResult, pack
 from engine.execution.inputs import Extent, Staged, TickInputs, TickLimits
 from engine.execution.sampled_rows import DrawnRows, SamplingSpec
 from engine.execution.sampler import Sampler
-from engine.execution.scoring import AuditRows, scored_rows
+from engine.execution.scoring import ScoredRows, scored_rows
 from engine.models.decoder import Decoder
 from engine.models.passes import Batch
 from kernels import ops
+
+_SIGNALS = len(ops.Confidence._fields)
 
 
 class ModelRunner:
@@ -104,13 +105,13 @@ class ModelRunner:
         resolves = bool((plan.tokens[: plan.rows] < 0).any())
         if resolves and (previous is None or previous is not self._latest):
             raise ValueError("previous must be this lane's last tick: the plan names its tokens")
-        scored = self._scored(plan, requests)
+        scored = scored_rows(plan, requests, self._core, self.model)
         extent = self._extent(plan, len(wanted), scored)
         draws = self._sampler.prepare(plan, rows, requests, self._core)
         work, attention_pairs = self._bounds(plan, extent)
         staged = self._inputs.stage(plan, extent, rows, scored, draws.columns)
         offload = OffloadCopies(plan) if self._host else None
-        tick = TickPlan(staged, draws, work, attention_pairs, resolves, scored is not None, offload)
+        tick = TickPlan(staged, draws, work, attention_pairs, resolves, scored, offload)
         columns = np.arange(len(wanted))
         if extent.padded and draws.rows.plain:
             columns = rows.rows if extent.all_rows else wanted
@@ -133,11 +134,6 @@ class ModelRunner:
     @torch.inference_mode()
     def _keep(self, drawn: Tensor) -> None:
         self._drawn[: len(drawn)] = drawn.to(self._drawn.device)
-
-    def _scored(self, plan: _core.Plan, requests: Mapping[int, SamplingSpec]) -> AuditRows | None:
-        if self.model != LARGE:  # only the large model audits
-            return None
-        return scored_rows(plan, requests, self._core)
 
     def release(self) -> None:
         """Release cached memory, after memory ran out."""
@@ -169,9 +165,9 @@ class ModelRunner:
             work = partial(self._step, extent, self._most(extent), True, plain)
             self.graphs.prepare((extent, plain), work)
 
-    def _extent(self, plan: _core.Plan, drawn: int, scored: AuditRows | None) -> Extent:
+    def _extent(self, plan: _core.Plan, drawn: int, scored: ScoredRows | None) -> Extent:
         n = plan.sequences
-        # A padded size does not fix how many rows are audited.
+        # A padded size does not fix how many rows are scored.
         if self._padded and scored is None:
             filled = Extent.filled(n, plan.rows, self._limits, all_rows=plan.draws > n)
             if filled is not None:
@@ -206,9 +202,11 @@ class ModelRunner:
         if tick.plain:
             (packed,) = self._pass(tick, wanted)
         else:
-            *signals, logits, last, scores = self._pass(tick, wanted)
-            if tick.audits:
-                pending.audited = self.queue.fetch(scores)
+            outputs = self._pass(tick, wanted)
+            signals, (logits, last, *known) = outputs[:_SIGNALS], outputs[_SIGNALS:]
+            if known:
+                pending.audited, *prompts = map(self.queue.fetch, known)
+                pending.prompts = ops.LogProbs(*prompts)
             packed = self._draw(tick, ops.Confidence(*signals), logits, last, wanted, pending)
         pending.packed = self.queue.fetch(packed)
 
@@ -233,7 +231,8 @@ class ModelRunner:
         attention_pairs = self.decoder.attended(batch, tick.attention_pairs)
         self.executed.add(self.decoder.config, extent.rows, extent.sampled, [attention_pairs])
         targets = self._inputs.region(tick.staged.targets)
-        return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, targets))
+        known = (tick.scored, targets) if tick.scored else None
+        return self.graphs.run_eagerly(partial(self._forward, batch, plain, wanted, known))
 
     def _step(self, extent: Extent, work: ops.Work, resolves: bool, plain: bool) -> Outputs:
         """The work that a graph records. It reads static buffers, and no data of the tick."""
@@ -241,10 +240,10 @@ class ModelRunner:
         outputs = self._forward(batch, plain, None, all_rows=extent.all_rows)
         if plain:
             return outputs
-        *signals, logits, last, scores = outputs
+        *signals, logits, last = outputs
         if self._logits is None:  # one buffer for all sizes, since each graph keeps its outputs
             self._logits = logits.new_empty(self._limits.drawn, logits.shape[1])
-        return (*signals, self._logits[: len(logits)].copy_(logits), last, scores)
+        return (*signals, self._logits[: len(logits)].copy_(logits), last)
 
     def _batch(self, extent: Extent, work: ops.Work, resolves: bool) -> Batch:
         at = self._inputs.views(extent)
@@ -263,19 +262,22 @@ class ModelRunner:
         batch: Batch,
         plain: bool,
         wanted: Tensor | None,
-        targets: Tensor | None = None,
+        known: tuple[ScoredRows, Tensor] | None = None,
         all_rows: bool = False,
     ) -> Outputs:
-        """Packed results if all rows are plain, else signals, logits, tokens read, and scores.
+        """Packed results if all rows are plain, else signals, logits and tokens read; with
+        ``known`` also the scores of audits and the parts of prompts' log-probabilities.
 
-        The last ``len(targets)`` sampled rows are audited: they predict ``targets`` and draw no
-        token. ``all_rows``: a recording whose rows are all sampled.
+        ``known``: the last sampled rows, which draw no token, and the tokens that they predict.
+        ``all_rows``: a recording whose rows are all sampled.
         """
-        vocabulary, scores = self._sampler.vocabulary, batch.tokens[:0]
+        vocabulary = self._sampler.vocabulary
         logits: Tensor | None
-        if targets is not None and len(targets):
-            confidence, logits, scores = self.decoder.audited(
-                batch, self._arena, vocabulary, targets
+        scores: list[Tensor] = []
+        if known is not None:
+            scored, targets = known
+            confidence, logits, *scores = self.decoder.scored(
+                batch, self._arena, vocabulary, targets, len(scored.prompts), scored.top
             )
         else:
             confidence, logits = self.decoder.signals(
@@ -287,7 +289,7 @@ class ModelRunner:
             return (self._settle(confidence, chosen, wanted, ends),)
         assert logits is not None
         last = batch.tokens.index_select(0, batch.sampled[: len(logits)])
-        return (*confidence, logits, last, scores)
+        return (*confidence, logits, last, *scores)
 
     def _draw(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine import _core
+from engine.execution.logprobs import PromptLog
 from engine.execution.token_history import TokenHistory
 from engine.params import SamplingParams
 
@@ -25,6 +26,7 @@ class SamplingSpec(Protocol):
     asks: how many likely tokens' log-probabilities it needs; None: no log-probabilities.
     history: its tokens, followed for penalties.
     audited: whether the large model scores the small model's steps.
+    prompt_log: log-probabilities of the prompt's tokens, if they are wanted.
     mark: which guesses of the small model stand, see ``engine.routing.speculation``.
     """
 
@@ -35,6 +37,7 @@ class SamplingSpec(Protocol):
     sample: int
     asks: int | None
     history: TokenHistory
+    prompt_log: PromptLog | None
     mark: float
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from engine.config import ModelConfig
+from engine.config import ROWS_AT_ONCE, ModelConfig
 from engine.models.passes import Batch, DecoderWeights, Layer, make_pass
 from engine.models.rope import rope_table
 from kernels import ops
@@ -96,19 +96,25 @@ class Decoder:
         return self._pass.signals(batch, arena, vocabulary, keep, fused)
 
     @torch.inference_mode()
-    def audited(
-        self, batch: Batch, arena: Tensor, vocabulary: int, targets: Tensor
-    ) -> tuple[ops.Confidence, Tensor, Tensor]:
+    def scored(
+        self, batch: Batch, arena: Tensor, vocabulary: int, targets: Tensor, listed: int, count: int
+    ) -> tuple[ops.Confidence, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A pass whose last sampled rows predict known tokens; the others as in ``signals``.
 
         Args:
-            targets: [audited], the tokens after the last ``audited`` of the sampled rows.
+            targets: [scored], the tokens after the last ``scored`` of the sampled rows.
+            listed: of these, at the end, rows whose likeliest tokens are wanted too.
+            count: how many likeliest tokens.
 
         Returns:
-            Statistics and logits of the other rows, and ``scores`` of the audited ones.
+            Statistics and logits of the other rows, ``scores`` of the scored rows that are not
+            listed, and the parts of ``token_logprobs`` of those that are.
         """
         confidence, logits, hidden = self._pass.split(batch, arena, vocabulary, len(targets))
-        return confidence, logits, self.scores(hidden, targets, vocabulary)
+        plain = len(targets) - listed
+        scores = self.scores(hidden[:plain], targets[:plain], vocabulary)
+        found = self.token_logprobs(hidden[plain:], targets[plain:], vocabulary, count)
+        return confidence, logits, scores, *found
 
     def attended(self, batch: Batch, attention_pairs: int) -> int:
         """Pairs of query and key that a pass works on; ``attention_pairs``: queries times keys."""
@@ -124,13 +130,40 @@ class Decoder:
             targets: [rows], the tokens.
             vocabulary: ids from here on are padding of the head and take no part.
         """
-        scores = []
-        for rows, tokens in zip(
-            hidden.split(_SCORED_ROWS), targets.split(_SCORED_ROWS), strict=True
-        ):
-            logits = self._pass.head_logits(rows, vocabulary)
-            scores.append(self._backend.score(logits, vocabulary, tokens.long()))
-        return torch.cat(scores)
+        if not len(targets):
+            return hidden.new_empty(0, dtype=torch.float64)
+        return torch.cat(
+            [
+                self._backend.score(logits, vocabulary, tokens)
+                for logits, tokens in self._scored_logits(hidden, targets, vocabulary)
+            ]
+        )
+
+    @torch.inference_mode()
+    def token_logprobs(
+        self, hidden: Tensor, targets: Tensor, vocabulary: int, count: int
+    ) -> ops.LogProbs:
+        """As ``scores``, and the ``count`` likeliest tokens of each row; see ``Backend``."""
+        found = [
+            self._backend.token_logprobs(part, vocabulary, own, count)
+            for logits, tokens in self._scored_logits(hidden, targets, vocabulary)
+            # These are widened: memory for more rows than a sampler's is not set aside.
+            for part, own in zip(
+                logits.split(ROWS_AT_ONCE), tokens.split(ROWS_AT_ONCE), strict=True
+            )
+        ]
+        if not found:
+            none = hidden.new_empty(0, dtype=torch.float64)
+            return ops.LogProbs(none, none.view(0, 0), targets.new_empty(0, 0))
+        return ops.LogProbs(*map(torch.cat, zip(*found, strict=True)))
+
+    def _scored_logits(
+        self, hidden: Tensor, targets: Tensor, vocabulary: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and targets (int64) of a few rows at a time."""
+        for first in range(0, len(targets), _SCORED_ROWS):
+            rows = slice(first, first + _SCORED_ROWS)
+            yield self._pass.head_logits(hidden[rows], vocabulary), targets[rows].long()
 
 
 def _plain(weight: ops.Weight) -> Tensor:

@@ -16,6 +16,7 @@ from engine.params import THINK_END, SamplingParams
 from engine.request import Prompt
 from engine.requests.driver import Driver
 from engine.requests.prompt_ids import check_range, token_ids
+from engine.requests.prompt_scoring import check_scored, prompt_logs, scored_model
 from engine.requests.request_state import RequestState
 from engine.requests.retokenize import Retokenizer, TokenizerBridge, check_drafts, check_relayed
 from engine.requests.stops import Stops, find_stops
@@ -111,10 +112,12 @@ class InputProcessor:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         requests = range(first, first + params.n)
         key, length = draw_key(seed, request.ids), len(request.ids)
-        for sample, number in enumerate(requests):
+        logs = prompt_logs(params, request.policy)
+        for sample, (number, log) in enumerate(zip(requests, logs, strict=True)):
             live = RequestState(
                 params, seed, request.policy, length, request.stops.ids, sample, key, retokenizer
             )
+            live.prompt_log = log
             self._driver.start(number, live, request.timeout)
         return requests
 
@@ -142,6 +145,8 @@ class InputProcessor:
                 "verify it as well; use judge, audit or verify alone",
                 "policy",
             )
+        drafts = whole.speculation or self._speculation
+        check_scored(params, whole, drafts, isinstance(asked, Prompt))
         self.check_ids(params.stop_token_ids, "stop_token_ids")
         self.check_ids(params.logit_bias, "logit_bias")
         stops = find_stops(params, *self._vocabularies)
@@ -207,6 +212,7 @@ class InputProcessor:
         audit = policy.audit or Audit.parse(params.audit)
         drafts = policy.speculation or self._speculation
         revised = audit.rolls_back or isinstance(policy, Together)
+        scored = scored_model(params, policy)
         try:
             return self._scheduler.add(
                 ids,
@@ -226,6 +232,7 @@ class InputProcessor:
                 ask_at_end=policy.reads and policy.reader == ROLES[LARGE],
                 relay=isinstance(request.prompt, Prompt),
                 audited=audit.on,
+                scored=_NOBODY if scored is None else scored,
                 draft_tokens=drafts.tokens,
                 draft_source=drafts.source,
                 verified=drafts.verifies,

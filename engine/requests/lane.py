@@ -199,7 +199,7 @@ class Lane:
         """Store the draws, signals and scores of requests, before a commit can end them."""
         stands = self._scheduler.standing(self.runner.model) if self.ahead else None
         sampled = set(result.sampled)
-        for row in sorted(sampled | result.audited.keys()):
+        for row in sorted(sampled | result.audited.keys() | result.prompts.keys()):
             if stands is not None and not stands[row]:
                 continue
             request = int(plan.ids[row])
@@ -208,6 +208,9 @@ class Lane:
             draw, drawn = requests[request], _verified(plan, row, result.drawn.get(request, []))
             for each in drawn:
                 draw.drawn.add(each)
+            if draw.prompt_log is not None:
+                for position, entry in result.prompts.get(row, []):
+                    draw.prompt_log.add(position, entry)
             if row in sampled:
                 self._keep_signals(plan, row, result, draw)
             if self.runner.model == LARGE and draw.audit is not None:

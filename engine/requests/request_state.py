@@ -12,7 +12,7 @@ from engine import _core
 from engine.accounting.ledger import Usage
 from engine.config import ROLES
 from engine.errors import SteerError
-from engine.execution.logprobs import DrawLog
+from engine.execution.logprobs import DrawLog, PromptLog
 from engine.execution.token_history import TokenHistory
 from engine.params import SamplingParams
 from engine.request import FINISH_REASONS, Completion, Step
@@ -44,6 +44,7 @@ class RequestState:
     decisions, steps, history: its decisions, steps and tokens, followed as they come.
     signals, large_signals: of the small model's tokens and of the large one's, by position.
     drawn: the last draw of each position, if log-probabilities are kept.
+    prompt_log: log-probabilities of the prompt's tokens, if they are wanted.
     window, audit: of the policy; the audit may also be the parameters'. None: no audit.
     asks: likely tokens for which log-probabilities are computed; None: no log-probabilities.
     collects: whether the signals of all of the small model's tokens are kept; those of the large
@@ -67,6 +68,7 @@ class RequestState:
     _rest: tuple[Boundary, Decision] | None = None
     _again: tuple[int, str] | None = None  # position of a step to be written again, and the reason
     drawn: DrawLog = field(default_factory=DrawLog)
+    prompt_log: PromptLog | None = None
 
     def __post_init__(self) -> None:
         self.window = self.policy.window
@@ -267,6 +269,9 @@ class RequestState:
             seed=self.seed,
             sample=self.sample,
             logprobs=None if self.params.logprobs is None else self.drawn.of(steps),
+            prompt_logprobs=(
+                self.prompt_log.of(sequence.prompt_length) if self.prompt_log else None
+            ),
             retracted=tuple(self.audit.retracted) if self.audit else (),
             token_signals=self._token_signals(steps) if self.params.token_signals else None,
             error=_FAILED if reason == "error" else None,
@@ -277,6 +282,8 @@ class RequestState:
     def usage(self, sequence: _core.Sequence | _core.SequenceView) -> Usage:
         """The request's counts so far, its shadow's included."""
         own = replace(Usage.of(sequence), audited=self.audit.rows if self.audit else 0)
+        if self.prompt_log:
+            own.scored[self.prompt_log.model] = self.prompt_log.rows
         return own + self.retokenizer.usage(sequence.id) if self.retokenizer else own
 
     def _pairs(self, position: int, end: int, model: str) -> tuple[tuple[float, float], ...]:

@@ -84,11 +84,15 @@ async def submit(job: Job, read_prompts: Callable[[], Sequence[AnyPrompt]], coun
         )
     with ExitStack() as stack:
         job.answers = stack.enter_context(service.opened(job.identity))
-        with service.served.room(count * job.samples):
+        with service.served.room(count * job.samples) as room:
             prompts = await asyncio.to_thread(read_prompts)
             rest = service.engine.max_context - _length(prompts[0])  # a chat has only one
             params = sampling_params(asked, service.engine.default_params, rest)
-            options = {"priority": asked.priority or 0, "timeout": _timeout(service, asked)}
+            options = {
+                "priority": asked.priority or 0,
+                "timeout": _timeout(service, asked),
+                "room": room,
+            }
             for prompt in prompts:
                 answers = await service.served.submit(prompt, params, job.route.policy, **options)
                 job.answers.append(answers)
@@ -131,18 +135,20 @@ async def follow(job: Job) -> AsyncGenerator[list[tuple[int, Any]], None]:
     """All events of a request, as (choice, event), everything new at each turn."""
     samples = job.samples
     if len(job.answers) == 1:
-        async for events in job.answers[0]:
-            job.report.turn(0, events)
-            yield [(event.sample, event) for event in events]
+        async with contextlib.aclosing(aiter(job.answers[0])) as turns:
+            async for events in turns:
+                job.report.turn(0, events)
+                yield [(event.sample, event) for event in events]
         return
     # One place: a slow reader leaves the events with the answers, which merge their texts.
     news: asyncio.Queue[list[tuple[int, Any]] | Exception | None] = asyncio.Queue(1)
 
     async def pump(first: int, answers: Any) -> None:
         try:
-            async for events in answers:
-                job.report.turn(first, events)
-                await news.put([(first + event.sample, event) for event in events])
+            async with contextlib.aclosing(aiter(answers)) as turns:
+                async for events in turns:
+                    job.report.turn(first, events)
+                    await news.put([(first + event.sample, event) for event in events])
             await news.put(None)
         except Exception as error:
             await news.put(error)

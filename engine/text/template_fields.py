@@ -21,7 +21,7 @@ class FieldUse(NamedTuple):
 
     parts: it takes apart a content that is a list.
     null: how a content that is missing is told: "none" or "defined", the test that the template
-        makes; "" if it makes neither, and so expects a text.
+        makes; "" if an empty text is better: it makes neither, or asks whether it is a text.
     arguments_as_text: it writes the arguments of a tool's call as they are, so that they must be
         JSON as text.
     """
@@ -42,6 +42,8 @@ def field_use(tree: nodes.Template) -> FieldUse:
         for operand in compare.ops
     )
     null = "none" if compared or "none" in tests else "defined" if "defined" in tests else ""
+    if "string" in tests:  # a template that asks for texts takes an empty one well
+        null = ""
     return FieldUse(content.taken_apart(), null, arguments.written() and not arguments.examined())
 
 

@@ -203,6 +203,43 @@ def test_an_audited_text_is_not_found(scheduler: Scheduler):
     assert scheduler.sequence(reader).cached == [0, 4]
 
 
+@pytest.mark.parametrize("model", [SMALL, LARGE])
+def test_a_scored_prompt_is_not_found_before_it_was_computed_once(scheduler: Scheduler, model: int):
+    """Rows lost after that may be found; the other model's rows are found as ever."""
+    for role in (SMALL, LARGE):
+        start(scheduler, [A] * 13, role)
+        tick(scheduler, role)
+    reader = start(scheduler, [A] * 13, model, scored=model)
+    assert tick(scheduler, model)[reader] == 13
+    scheduler.preempt(reader)
+    assert tick(scheduler, model)[reader] == 14 - 12
+    assert scheduler.sequence(reader).cached[model] == 12
+    other = start(scheduler, [A] * 13, 1 - model, scored=model)
+    assert tick(scheduler, 1 - model)[other] == 1
+
+
+def test_a_scored_prompt_that_is_lost_half_way_is_found_up_to_there(make_scheduler: Make):
+    """What it has computed it may take over; the rest is left to compute, chunk by chunk."""
+    scheduler = make_scheduler(prefix_cache=True, max_sequences=4, max_tick_tokens=8)
+    first = start(scheduler, [A] * 21)
+    rows = [tick(scheduler, SMALL)[first] for _ in range(3)]
+    assert rows == [8, 8, 5]
+    scheduler.abort(first)
+    reader = start(scheduler, [A] * 21, scored=SMALL)
+    assert tick(scheduler, SMALL) == {reader: 8}
+    scheduler.preempt(reader)
+    assert tick(scheduler, SMALL) == {reader: 8}
+    assert scheduler.sequence(reader).cached == [8, 0]
+    assert scheduler.sequence(reader).computed == [16, 0]
+    assert tick(scheduler, SMALL) == {reader: 5}
+
+
+@pytest.mark.parametrize("scored", [-2, 2])
+def test_the_model_that_scores_a_prompt_is_one_of_the_two(scheduler: Scheduler, scored: int):
+    with pytest.raises(ValueError, match="scored must be -1, 0 or 1"):
+        start(scheduler, [A] * 4, scored=scored)
+
+
 def test_the_least_recently_used_gives_way(make_scheduler: Make):
     """One slab of four small blocks: a third prompt pushes out the oldest, deepest block first."""
     scheduler = make_scheduler(slabs=1, slots=(4, 4), max_context=16, prefix_cache=True)

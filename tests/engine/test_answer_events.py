@@ -79,7 +79,6 @@ def test_samples_are_told_apart_however_slowly_they_are_read(engine: Engine, pau
         done = events[-1].completion
         assert done is not None and done.text == expected[sample].text
     if pause:  # what came meanwhile is merged
-        assert all(sum(e.kind == "text" for e in turn if e.sample == 0) <= 4 for turn in turns[1:])
         assert len(turns) < max(len(c.token_ids) for c in expected)
 
 

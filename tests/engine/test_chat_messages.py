@@ -158,13 +158,19 @@ def test_calls_without_arguments_and_in_the_short_form():
 
 
 def test_a_content_that_is_missing():
-    """As each template asks: whether it is defined, whether it is none, or not at all."""
+    """As each template asks: is it defined, is it none, is it a text; or not at all."""
     defined = "{% for m in messages %}{{ m.content if m.content is defined else '-' }}{% endfor %}"
     for template, expected in (
         (defined, "-"),
         ("{% for m in messages %}{{ m.content is none }}{% endfor %}", "True"),
         ("{% for m in messages %}{{ m.content == none }}{% endfor %}", "True"),
         ("{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}", "<>"),
+        (
+            "{% for m in messages %}{{ '-' if m.content is none }}"
+            "{{ '<' + m.content + '>' if m.content is string else m.content | length }}"
+            "{% endfor %}",
+            "<>",
+        ),
     ):
         for content in ({}, {"content": None}):
             assert ours(template, [call(READ, **content)]) == expected

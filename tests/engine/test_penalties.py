@@ -208,7 +208,7 @@ def test_histories_are_read_for_penalties_only(engine, prompts, monkeypatch):
     assert scheduler.plan(1) == 3
     plan, sampler = scheduler.buffers(1), Sampler(1, VOCABULARY, ops.CpuBackend())
     assert sampler.prepare(plan, DrawnRows.of(plan), requests, scheduler).edits is not None
-    assert scored_rows(plan, requests, scheduler) is None
+    assert scored_rows(plan, requests, scheduler, 1) is None
     assert asked == [max(requests)]
 
 

@@ -8,15 +8,15 @@ import pytest
 
 from engine import EngineConfig
 
-from .library_face import FaceEngine
 from .ring_pair import THINKS, WRITES, write_pair
 from .running import Running, running
+from .slow_engine import SlowEngine
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Running]:
     """The embedded pair."""
-    with running(FaceEngine("tiny", config=EngineConfig(check_every=1))) as server:
+    with running(SlowEngine("tiny", config=EngineConfig(check_every=1))) as server:
         yield server
 
 
@@ -32,7 +32,7 @@ RINGS = (("thinks", THINKS, True), ("writes", WRITES, True), ("endless", WRITES,
 def _ring(paths, name: str, **settings) -> Iterator[Running]:
     small, large = paths[name]
     config = EngineConfig(check_every=1, **settings)
-    engine = FaceEngine("custom", small=small, large=large, config=config, device="cpu")
+    engine = SlowEngine("custom", small=small, large=large, config=config, device="cpu")
     with running(engine, policy="random:0.5") as server:
         yield server
 

@@ -15,21 +15,20 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from engine.serve import chat, completions, sampling, tokenize
+from engine import AsyncEngine
+from engine.serve import chat, completions, tokenize
 from engine.serve.errors import ApiError
 from engine.serve.metrics import Metrics
 from engine.serve.service import Service
 from engine.serve.settings import ServerSettings
 
-from .library_face import FaceAsyncEngine, FaceEngine, FaceParams
-
-sampling.SamplingParams = FaceParams
+from .slow_engine import SlowEngine
 
 
-def make_app(engine: FaceEngine, settings: ServerSettings) -> FastAPI:
+def make_app(engine: SlowEngine, settings: ServerSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with FaceAsyncEngine(engine) as served:
+        async with AsyncEngine(engine) as served:
             metrics = Metrics("0", "test")
             app.state.service = Service(served, engine, settings, metrics=metrics)
             yield
@@ -48,7 +47,7 @@ def make_app(engine: FaceEngine, settings: ServerSettings) -> FastAPI:
 
 @dataclass
 class Running:
-    engine: FaceEngine
+    engine: SlowEngine
     service: Service
     url: str
     client: httpx2.Client
@@ -114,7 +113,7 @@ def frames_of(raw: bytes) -> list[Any]:
 
 
 @contextmanager
-def running(engine: FaceEngine, **settings: Any) -> Iterator[Running]:
+def running(engine: SlowEngine, **settings: Any) -> Iterator[Running]:
     """A server until the block ends."""
     app = make_app(engine, ServerSettings(names=("tiny", "again"), **settings))
     config = uvicorn.Config(app, port=0, http="h11", log_level="warning", lifespan="on")
