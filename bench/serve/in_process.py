@@ -111,8 +111,8 @@ class _Reader:
         async for event in events:
             if event.kind == "text":
                 record.arrivals.append(time.monotonic())
-                record.counts.append(1)
-                record.tokens += 1
+                record.counts.append(len(event.token_ids))
+                record.tokens += len(event.token_ids)
             elif event.completion:
                 done = event.completion
                 record.tokens, record.finish = len(done.token_ids), done.finish_reason

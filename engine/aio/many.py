@@ -61,7 +61,7 @@ async def answer_many(
                         answers.put_nowait((index, event.completion))
             answers.put_nowait(None)
         except SteerError as error:
-            answers.put_nowait(type(error)(f"prompt {index}: {error}"))
+            answers.put_nowait(error.within(f"prompt {index}"))
         except Exception as error:
             answers.put_nowait(error)
 
