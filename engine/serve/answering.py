@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from engine.aio.answers import Answers
 from engine.request import Completion, Prompt
+from engine.requests.stream import StreamEvent
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest, CompletionRequest
 from engine.serve.reporting import Report
@@ -22,6 +24,7 @@ from engine.serve.sse import gone
 
 _T = TypeVar("_T")
 AnyPrompt = str | list[int] | Prompt
+Turn = list[tuple[int, StreamEvent]]
 
 
 class ClientGoneError(Exception):
@@ -43,7 +46,7 @@ class Job:
     report: Report
     identity: str
     created: int
-    answers: list[Any] = field(default_factory=list)
+    answers: list[Answers] = field(default_factory=list)
     close: Callable[[], object] = lambda: None
 
     @property
@@ -88,13 +91,11 @@ async def submit(job: Job, read_prompts: Callable[[], Sequence[AnyPrompt]], coun
             prompts = await asyncio.to_thread(read_prompts)
             rest = service.engine.max_context - _length(prompts[0])  # a chat has only one
             params = sampling_params(asked, service.engine.default_params, rest)
-            options = {
-                "priority": asked.priority or 0,
-                "timeout": _timeout(service, asked),
-                "room": room,
-            }
+            rank, seconds, policy = asked.priority or 0, _timeout(service, asked), job.route.policy
             for prompt in prompts:
-                answers = await service.served.submit(prompt, params, job.route.policy, **options)
+                answers = await service.served.submit(
+                    prompt, params, policy, priority=rank, timeout=seconds, room=room
+                )
                 job.answers.append(answers)
         job.report.started(job.choices)
         job.close = stack.pop_all().close
@@ -131,7 +132,7 @@ async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def follow(job: Job) -> AsyncGenerator[list[tuple[int, Any]], None]:
+async def follow(job: Job) -> AsyncGenerator[Turn, None]:
     """All events of a request, as (choice, event), everything new at each turn."""
     samples = job.samples
     if len(job.answers) == 1:
@@ -141,9 +142,9 @@ async def follow(job: Job) -> AsyncGenerator[list[tuple[int, Any]], None]:
                 yield [(event.sample, event) for event in events]
         return
     # One place: a slow reader leaves the events with the answers, which merge their texts.
-    news: asyncio.Queue[list[tuple[int, Any]] | Exception | None] = asyncio.Queue(1)
+    news: asyncio.Queue[Turn | Exception | None] = asyncio.Queue(1)
 
-    async def pump(first: int, answers: Any) -> None:
+    async def pump(first: int, answers: Answers) -> None:
         try:
             async with contextlib.aclosing(aiter(answers)) as turns:
                 async for events in turns:
@@ -175,7 +176,7 @@ async def collect(job: Job) -> list[Completion]:
     done: dict[int, Completion] = {}
     async with contextlib.aclosing(follow(job)) as turns:
         async for turn in turns:
-            done |= {choice: event.completion for choice, event in turn if event.kind == "done"}
+            done |= {choice: event.completion for choice, event in turn if event.completion}
     for completion in done.values():
         check_finished(completion)
     return [done[choice] for choice in sorted(done)]
@@ -201,9 +202,8 @@ def finish_reason(completion: Completion) -> str:
     return {"repetition": "stop"}.get(reason, reason)
 
 
-def stop_reason(completion: Any) -> str | int | None:
+def stop_reason(completion: Completion) -> str | int | None:
     """The stop string, or the id of the stop token, that ended an answer."""
     if completion.finish_reason == "repetition":
         return "repetition"
-    reason: str | int | None = completion.stop_reason
-    return reason
+    return completion.stop_reason

@@ -100,7 +100,7 @@ def _choice(job: Job, index: int, done: Completion, thinking: bool) -> dict[str,
     return choice | ({"token_ids": done.token_ids} if job.asked.return_token_ids else {})
 
 
-def _prompt_fields(job: Job, done: Sequence[Any]) -> dict[str, Any]:
+def _prompt_fields(job: Job, done: Sequence[Completion]) -> dict[str, Any]:
     ids, made = list(job.answers[0].prompt_token_ids), dict[str, Any]()
     if job.asked.return_token_ids:
         made["prompt_token_ids"] = ids

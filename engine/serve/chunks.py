@@ -6,13 +6,12 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
 
 import orjson
 
 from engine.request import Completion
 from engine.serve import errors
-from engine.serve.answering import Job, check_finished, finish_reason, follow, stop_reason
+from engine.serve.answering import Job, Turn, check_finished, finish_reason, follow, stop_reason
 from engine.serve.errors import ApiError
 from engine.serve.sampling import drops_text
 from engine.serve.segments import Segment, segments
@@ -61,7 +60,7 @@ class Chunks(ABC):
     def end(self, choice: int, finish: bytes) -> Sequence[bytes]:
         """The last choices of one answer. ``finish``: the fields that say how it ended."""
 
-    def turn(self, turn: Sequence[tuple[int, Any]]) -> bytes:
+    def turn(self, turn: Turn) -> bytes:
         """The frames of all events of a turn. ApiError if an answer cannot be finished."""
         return b"".join(self._segment(*each) for each in segments(turn))
 

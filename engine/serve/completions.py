@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import SteerError
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.completion_chunks import CompletionChunks, echoed_text
@@ -37,7 +36,7 @@ def _choices(job: Job, done: Sequence[Completion]) -> list[dict[str, Any]]:
     return [_choice(job, index, each) for index, each in enumerate(done)]
 
 
-def _choice(job: Job, index: int, done: Any) -> dict[str, Any]:
+def _choice(job: Job, index: int, done: Completion) -> dict[str, Any]:
     asked, prompt = job.asked, index // job.samples
     dropped = drops_text(asked)
     text = "" if dropped else done.text
@@ -60,16 +59,14 @@ def _choice(job: Job, index: int, done: Any) -> dict[str, Any]:
     return choice
 
 
-def _logprobs(job: Job, prompt: int, done: Any) -> dict[str, Any]:
+def _logprobs(job: Job, prompt: int, done: Completion) -> dict[str, Any]:
     """Those of the answer, after those of the prompt with ``echo``."""
-    ids, logprobs = list(done.token_ids), list(done.logprobs)
+    ids, logprobs = list(done.token_ids), list(done.logprobs or ())
     if drops_text(job.asked):
         ids, logprobs = [], []
     if job.asked.echo:
-        if done.prompt_logprobs is None:
-            raise SteerError("the prompt was not scored")
         ids = [*job.answers[prompt].prompt_token_ids, *ids]
-        logprobs = [*done.prompt_logprobs, *logprobs]
+        logprobs = [*(done.prompt_logprobs or ()), *logprobs]
     return CompletionLogprobs(job.service.token_texts, job.asked.top).of(ids, logprobs)
 
 

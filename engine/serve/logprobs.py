@@ -71,9 +71,11 @@ class CompletionLogprobs:
 
 
 def scored_prompt(
-    texts: TokenTexts, ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None]
-) -> list[dict[str, Any] | None]:
+    texts: TokenTexts, ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None] | None
+) -> list[dict[str, Any] | None] | None:
     """``prompt_logprobs``: for each token of the prompt, by id, those of it and the likeliest."""
+    if logprobs is None:
+        return None
     scored: list[dict[str, Any] | None] = []
     for token, each in zip(ids, logprobs, strict=True):
         if each is None or each.logprob is None:

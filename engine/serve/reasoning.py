@@ -35,6 +35,8 @@ class ReasoningSplitter:
 
     def take(self, text: str) -> tuple[str, str]:
         """The next piece."""
+        if not (self.thinking or self._begins):
+            return "", text
         self._rest += text
         if self._begins and not self._begin():
             return "", ""

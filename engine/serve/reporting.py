@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from starlette.requests import Request
 
+from engine.engine import Engine
 from engine.request import Completion
+from engine.requests.stream import StreamEvent
 from engine.serve.metrics import Metrics
 from engine.serve.usage import large_alone
 
@@ -16,7 +17,7 @@ from engine.serve.usage import large_alone
 class Report:
     """Follows the answers of one request, from when it arrived."""
 
-    def __init__(self, metrics: Metrics | None, engine: Any, request: Request) -> None:
+    def __init__(self, metrics: Metrics | None, engine: Engine, request: Request) -> None:
         """
         Args:
             metrics: the server's; None without any.
@@ -36,10 +37,10 @@ class Report:
             for _ in range(samples):
                 self._metrics.request_started()
 
-    def turn(self, prompt: int, events: Iterable[Any]) -> None:
+    def turn(self, prompt: int, events: Iterable[StreamEvent]) -> None:
         """New events of the answers to one of the prompts."""
         for event in events:
-            if event.kind == "done":
+            if event.completion is not None:
                 self._done(event.completion)
             elif event.token_ids and self._metrics is not None:
                 self._timed(self._metrics, (prompt, event.sample), event)
@@ -55,7 +56,7 @@ class Report:
             self._aborted(cause, self._open)
             self._open = 0
 
-    def _timed(self, metrics: Metrics, answer: tuple[int, int], event: Any) -> None:
+    def _timed(self, metrics: Metrics, answer: tuple[int, int], event: StreamEvent) -> None:
         before = self._last.get(answer)
         self._last[answer] = event.time
         count = len(event.token_ids)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from engine.request import Completion, TokenLogprobs
+from engine.request import Completion, Step, TokenLogprobs
+from engine.requests.stream import StreamEvent
 
 
-@dataclass
+@dataclass(slots=True)
 class Segment:
     """What one choice wrote in one step and one turn.
 
@@ -17,7 +17,7 @@ class Segment:
     completion: set in the last segment of a choice, which has nothing else.
     """
 
-    step: Any = None
+    step: Step | None = None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Segment:
         return not (self.step or self.text or self.token_ids or self.completion)
 
 
-def segments(turn: Iterable[tuple[int, Any]]) -> list[tuple[int, Segment]]:
+def segments(turn: Iterable[tuple[int, StreamEvent]]) -> list[tuple[int, Segment]]:
     """(choice, segment) of a turn's events, in order within each choice."""
     gathered: list[tuple[int, Segment]] = []
     last: dict[int, Segment] = {}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pydantic import ValidationError
 
+from engine.aio import AsyncEngine
+from engine.aio.answers import Answers
+from engine.engine import Engine
 from engine.errors import SteerError
+from engine.routing.calibration import Calibration
 from engine.serve import errors
 from engine.serve.errors import ApiError
+from engine.serve.metrics import Metrics
 from engine.serve.routing import Routes
 from engine.serve.settings import ServerSettings
 from engine.serve.token_texts import TokenTexts
@@ -31,11 +35,11 @@ class Service:
 
     def __init__(
         self,
-        served: Any,
-        engine: Any,
+        served: AsyncEngine,
+        engine: Engine,
         settings: ServerSettings,
-        calibration: Any = None,
-        metrics: Any = None,
+        calibration: Calibration | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.served, self.engine, self.settings, self.metrics = served, engine, settings, metrics
         self.calibration = calibration
@@ -43,10 +47,10 @@ class Service:
         self.routes = Routes(
             settings.names, settings.policy, lambda name: engine.policy(name, calibration)
         )
-        self.open: dict[str, list[Any]] = {}
+        self.open: dict[str, list[Answers]] = {}
 
     @contextmanager
-    def opened(self, identity: str) -> Iterator[list[Any]]:
+    def opened(self, identity: str) -> Iterator[list[Answers]]:
         """A list for the answers of a request; what is unfinished in it at the end is aborted.
 
         Raises:
@@ -54,7 +58,7 @@ class Service:
         """
         if identity in self.open:
             raise ApiError(400, "request_id: an open request has this id", param="request_id")
-        answers: list[Any] = []
+        answers: list[Answers] = []
         self.open[identity] = answers
         try:
             yield answers

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.request import Completion
+from engine.engine import Engine
+from engine.request import Completion, Step
 from engine.serve.usage import flops_of, tokens_by_author
 
 
-def step_object(step: Any) -> dict[str, Any]:
+def step_object(step: Step) -> dict[str, Any]:
     """A step as JSON; ``tokens`` only if it is finished."""
     made = {
         "index": step.index,
@@ -34,7 +35,7 @@ def choice_summary(completion: Completion) -> dict[str, Any]:
     }
 
 
-def steer_object(engine: Any, policy: str, done: Sequence[Completion]) -> dict[str, Any]:
+def steer_object(engine: Engine, policy: str, done: Sequence[Completion]) -> dict[str, Any]:
     """The whole of it for a finished request; ``done``: its choices in order."""
     return {
         "policy": policy,
@@ -52,10 +53,10 @@ def steer_object(engine: Any, policy: str, done: Sequence[Completion]) -> dict[s
     }
 
 
-def times_of(done: Sequence[Any]) -> dict[str, float | None]:
+def times_of(done: Sequence[Completion]) -> dict[str, float | None]:
     """Seconds from the first arrival: until a model began, the first token, and the end."""
-    times = [completion.times for completion in done]
-    queued = min(each.queued for each in times)
+    times = [each.times for each in done if each.times is not None]
+    queued = min((each.queued for each in times), default=0.0)
     seconds: dict[str, float | None] = {}
     ends = (("started", min), ("first_token", min), ("ended", max))
     for name, choose in ends:

@@ -9,6 +9,7 @@ from operator import add
 from typing import Any
 
 from engine.accounting.ledger import Usage
+from engine.engine import Engine
 from engine.request import Completion
 
 
@@ -25,7 +26,7 @@ def counts(prompt: int, written: int, cached: int | None = None) -> dict[str, An
 
 
 def usage_of(
-    engine: Any, prompts: Sequence[int], done: Sequence[Completion], dropped: bool
+    engine: Engine, prompts: Sequence[int], done: Sequence[Completion], dropped: bool
 ) -> dict[str, Any]:
     """``usage`` of a finished request.
 
@@ -37,16 +38,11 @@ def usage_of(
     """
     each = max(1, len(done) // max(1, len(prompts)))
     groups = [done[i : i + each] for i in range(0, len(done), each)]
-    cached = sum(min(cached_tokens(one) for one in group) for group in groups)
+    cached = sum(min(one.cached_tokens for one in group) for group in groups)
     written = 0 if dropped else sum(len(one.token_ids) for one in done)
     usage = counts(sum(prompts), written, cached)
     usage["steer"] = {"tokens": tokens_by_author(done), "flops": flops_of(engine, done)}
     return usage
-
-
-def cached_tokens(completion: Any) -> int:
-    """Tokens of a completion's prompt that were not computed."""
-    return int(completion.cached_tokens)
 
 
 def tokens_by_author(done: Iterable[Completion]) -> dict[str, int]:
@@ -58,15 +54,14 @@ def tokens_by_author(done: Iterable[Completion]) -> dict[str, int]:
     return {"small": tokens["small"], "large": tokens["large"]}
 
 
-def flops_of(engine: Any, done: Sequence[Completion]) -> dict[str, Any]:
+def flops_of(engine: Engine, done: Sequence[Completion]) -> dict[str, Any]:
     """FLOPs in each accounting, and those of the large model alone on the same tokens."""
     total = reduce(add, (completion.usage for completion in done))
     return {**engine.flops(total), "large_alone": large_alone(engine, done)}
 
 
-def large_alone(engine: Any, done: Sequence[Completion]) -> dict[str, int]:
+def large_alone(engine: Engine, done: Sequence[Completion]) -> dict[str, int]:
     """FLOPs in each accounting, had the large model written all answers alone."""
     lengths = ((len(each.prompt_token_ids), len(each.token_ids)) for each in done)
     alone = Usage.alone_sum("large", (pair for pair in lengths if pair[1]))
-    flops: dict[str, int] = engine.flops(alone)
-    return flops
+    return engine.flops(alone)
