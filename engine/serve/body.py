@@ -48,19 +48,20 @@ async def _read(request: Request, limit: int) -> bytes:
     said = request.headers.get("content-length", "")
     if said.isdecimal() and int(said) > limit:
         raise _too_long(limit)
-    parts, size = [], 0
-    stream = request.stream()
-    while True:
-        try:
-            part = await asyncio.wait_for(anext(stream, None), _PATIENCE)
-        except TimeoutError:
-            raise ApiError(408, f"no more of the body came within {_PATIENCE:g} s") from None
-        if part is None:
-            return b"".join(parts)
-        size += len(part)
-        if size > limit:
-            raise _too_long(limit)
-        parts.append(part)
+    parts: list[bytes] = []
+    size = 0
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(_PATIENCE) as patience:
+            async for part in request.stream():
+                patience.reschedule(clock() + _PATIENCE)
+                size += len(part)
+                if size > limit:
+                    raise _too_long(limit)
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, f"no more of the body came within {_PATIENCE:g} s") from None
+    return b"".join(parts)
 
 
 def _too_long(limit: int) -> ApiError:

@@ -19,7 +19,7 @@ _RETRY_SECONDS = "1"
 _NO_RETRY = {"x-should-retry": "false"}
 
 
-@dataclass
+@dataclass(eq=False)
 class ApiError(Exception):
     """An answer that is an error.
 
