@@ -16,10 +16,6 @@ _GAUGES = {
     "open": ("steer_requests_open", "Requests whose answers have not ended."),
     "kv_usage": ("steer_kv_usage_ratio", "Share of the arena that requests use, 0 to 1."),
 }
-_COUNTERS = {
-    "preemptions": ("steer_preemptions", "Requests that lost their KV to others and went back."),
-    "handoffs": ("steer_live_handoffs", "Handoffs from one model to the other, as they happen."),
-}
 
 
 class EngineNumbers(Collector):
@@ -37,8 +33,8 @@ class EngineNumbers(Collector):
         now = self._snapshot()
         for key, (name, text) in _GAUGES.items():
             yield GaugeMetricFamily(name, text, value=now[key])
-        for key, (name, text) in _COUNTERS.items():
-            yield CounterMetricFamily(name, text, value=now[key])
+        text = "Requests that lost their KV to others and went back."
+        yield CounterMetricFamily("steer_preemptions", text, value=now["preemptions"])
         ticks = CounterMetricFamily("steer_ticks", "Forward passes.", labels=["model"])
         for role, count in now["ticks"].items():
             ticks.add_metric([role], count)
