@@ -33,7 +33,7 @@ ROUTERS: tuple[APIRouter, ...] = (operations.router,)
 
 
 def build_app(
-    open_service: Callable[[], Service],
+    open_service: Callable[[Metrics], Service],
     settings: ServerSettings,
     facts: Facts,
     routers: Sequence[APIRouter] = ROUTERS,
@@ -44,8 +44,8 @@ def build_app(
     (:class:`Metrics`), ``gate`` (:class:`Gate`) and ``created`` (Unix seconds).
 
     Args:
-        open_service: makes the service, in the server's event loop, before the first request; the
-            app closes its ``served`` after the last one.
+        open_service: makes the service, which reports to these metrics, in the server's event
+            loop, before the first request; the app closes its ``served`` after the last one.
         settings: names, limits and guards.
         facts: what is said of the pair.
         routers: the routes.
@@ -54,7 +54,7 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = app.state.service = open_service()
+        service = app.state.service = open_service(metrics)
         metrics.follow(service.served.snapshot)
         if settings.metrics_compat:
             snapshot, name = service.served.snapshot, settings.names[0]
@@ -98,7 +98,7 @@ def _layers(settings: ServerSettings, metrics: Metrics, gate: Gate) -> list[Midd
 
 
 def _one_form_of_errors(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Answers to what routes and FastAPI itself raise. What else they raise ``Observed`` answers."""
+    """Answers to what routes and FastAPI itself raise; ``Observed`` answers to the rest."""
     known = {getattr(route, "path", "") for router in routers for route in router.routes}
 
     async def answer(request: Request, error: Exception) -> Response:

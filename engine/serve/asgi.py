@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from starlette.types import Receive, Scope, Send
+from abc import ABC, abstractmethod
+
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.serve.errors import ApiError
 
 # Open to anybody: they say nothing of the models, and probes have no keys.
 PROBES = frozenset({"/health", "/ready", "/version"})
+
+
+class Layer(ABC):
+    """A layer around an app: its ``_handle`` sees each HTTP request before the app does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, or the app's own start and end, which pass through."""
+        handle = self._handle if scope["type"] == "http" else self._app
+        await handle(scope, receive, send)
+
+    @abstractmethod
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 def header(scope: Scope, name: bytes) -> str | None:

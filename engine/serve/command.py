@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from engine.routing.windows import FORMS
 
 if TYPE_CHECKING:
     from engine.engine import Engine
+    from engine.serve.lifecycle import Server
     from engine.serve.settings import ServerSettings
 
 _KEY_VARIABLE = "STEER_API_KEY"
@@ -240,12 +240,18 @@ def _calibration(options: argparse.Namespace, engine: Engine) -> Calibration | N
 def _server(
     engine: Engine, calibration: Calibration | None, settings: ServerSettings, url: str
 ) -> Server:
+    from engine.aio import AsyncEngine
     from engine.serve.app import build_app
     from engine.serve.facts import Facts
     from engine.serve.lifecycle import Server
     from engine.serve.logs import announce
-    from engine.serve.service import Service
+    from engine.serve.service import Service  # type: ignore[import-not-found, unused-ignore]
 
-    app = build_app(lambda: Service(engine, settings, calibration), settings, Facts.of(engine))
+    app = build_app(
+        lambda metrics: Service(AsyncEngine(engine), engine, settings, calibration, metrics),
+        settings,
+        Facts.of(engine),
+    )
     names = ", ".join(settings.names)
-    return Server(app, settings, lambda: announce(f"serving {names} at {url} (OpenAI's API: {url}/v1)"))
+    line = f"serving {names} at {url} (base URL of OpenAI's clients: {url}/v1)"
+    return Server(app, settings, lambda: announce(line))

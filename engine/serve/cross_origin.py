@@ -9,14 +9,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.serve.asgi import header
+from engine.serve.asgi import Layer, header
 
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _EXPOSED = "X-Request-Id, Retry-After"
 _DAY = "86400"
 
 
-class CrossOrigin:
+class CrossOrigin(Layer):
     """Adds the headers of CORS to every answer, errors and streams too, and answers OPTIONS.
 
     origins: as in the settings. A page of another origin gets answers without such headers, which
@@ -24,13 +24,10 @@ class CrossOrigin:
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
-        self._app = app
+        super().__init__(app)
         self._origins = frozenset(origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = header(scope, b"origin")
         if scope["method"] == "OPTIONS":  # a browser sends no key with it
             await self._preflight(scope, origin)(scope, receive, send)

@@ -38,7 +38,7 @@ class Service(Protocol):
     """The routes' object, in ``app.state.service``.
 
     served: the engine that answers.
-    open_requests: the answers of each request that is open, by its request id.
+    open: the answers of each open request, by the id that its answer has.
     """
 
     @property
@@ -47,6 +47,6 @@ class Service(Protocol):
         ...
 
     @property
-    def open_requests(self) -> Mapping[str, Iterable[Abortable]]:
-        """The answers of each request that is open, by its request id."""
+    def open(self) -> Mapping[str, Iterable[Abortable]]:
+        """The answers of each open request, by the id that its answer has."""
         ...

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.serve.asgi import PROBES, refuse
+from engine.serve.asgi import PROBES, Layer, refuse
 from engine.serve.errors import unavailable
 
 _OPEN = PROBES | {"/metrics"}
@@ -22,19 +22,19 @@ class Gate:
     draining: bool = False
 
 
-class GateCheck:
+class GateCheck(Layer):
     """Refuses requests while the gate is draining, with 503 and the time to come back after.
 
     seconds: until another server has its place, at most.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, seconds: float) -> None:
-        self._app = app
+        super().__init__(app)
         self._gate = gate
         self._seconds = seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._gate.draining and scope["path"] not in _OPEN:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._gate.draining and scope["path"] not in _OPEN:
             error = unavailable("this server is stopping and takes no new requests", self._seconds)
             await refuse(error, scope, receive, send)
             return

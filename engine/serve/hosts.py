@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.serve.asgi import header, refuse
+from engine.serve.asgi import Layer, header, refuse
 from engine.serve.errors import ApiError
 from engine.serve.settings import ServerSettings
 
@@ -25,7 +25,7 @@ _MISDIRECTED = ApiError(
 )
 
 
-class HostCheck:
+class HostCheck(Layer):
     """Lets only requests in whose Host header names this server.
 
     Where pages cannot reach anything anyway, because the address is public and keys are asked for,
@@ -33,13 +33,13 @@ class HostCheck:
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self._app = app
+        super().__init__(app)
         self._names = {"localhost", settings.host.lower(), *map(str.lower, settings.hosts)}
         exposed = bool(settings.keys) and not is_loopback(settings.host)
         self._open = "*" in settings.hosts or (exposed and not settings.hosts)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._open and not self._is_ours(header(scope, b"host")):
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._open and not self._is_ours(header(scope, b"host")):
             await refuse(_MISDIRECTED, scope, receive, send)
             return
         await self._app(scope, receive, send)

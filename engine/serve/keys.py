@@ -7,24 +7,24 @@ import hmac
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.serve.asgi import PROBES, header, refuse
+from engine.serve.asgi import PROBES, Layer, header, refuse
 from engine.serve.errors import ApiError
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="steer"'}
 
 
-class KeyCheck:
+class KeyCheck(Layer):
     """Lets only requests in that carry one of the keys: ``Authorization: Bearer KEY``.
 
     keys: as in the settings; none: everything is let in.
     """
 
     def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
-        self._app = app
+        super().__init__(app)
         self._digests = [_digest(key.encode()) for key in keys]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and scope["path"] not in PROBES:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._digests and scope["path"] not in PROBES:
             error = self._fault(header(scope, b"authorization"))
             if error is not None:
                 await refuse(error, scope, receive, send)

@@ -159,5 +159,5 @@ def serve(server: Server, opened: socket.socket) -> None:
 
 
 def end_on_sigterm() -> None:
-    """Until the server takes signals: SIGTERM ends the process, also as the first of a container."""
+    """SIGTERM ends the process, until the server takes it: also the first one of a container."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -41,6 +41,15 @@ def configure(form: str, level: str) -> None:
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
+def announce(message: str) -> None:
+    """Say a line at every level: as it is, or as JSON where the lines are."""
+    forms = [h.formatter for h in logging.getLogger("engine").handlers]
+    if any(isinstance(form, JsonLines) for form in forms):
+        record = log.makeRecord(log.name, logging.INFO, "", 0, message, (), None)
+        message = JsonLines().format(record)
+    print(message, file=sys.stderr, flush=True)
+
+
 def places(error: BaseException) -> str:
     """An exception's type and where it was raised, the innermost place last; no message."""
     frames = traceback.extract_tb(error.__traceback__)

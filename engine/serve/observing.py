@@ -13,13 +13,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve import errors
-from engine.serve.asgi import PROBES, header, refuse
+from engine.serve.asgi import PROBES, Layer, header, refuse
 from engine.serve.logs import log, places
 from engine.serve.metrics import Metrics
 
 _SANE_ID = re.compile(r"[!-~]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _QUIET = PROBES | {"/metrics"}  # polled: their lines are at the level debug
+_SAID = ("model", "prompt_tokens", "completion_tokens")  # by the routes
 
 
 @dataclass
@@ -34,22 +35,20 @@ class _Exchange:
     streams: bool = False
 
 
-class Observed:
+class Observed(Layer):
     """Gives each request its id, logs and counts it, and answers if all else failed.
 
     The id is the client's ``X-Request-Id`` if that is 1 to 128 printable characters, else a fresh
-    one. Routes find it in ``request.state.request_id``; they may put ``tokens`` (a number) and
-    ``aborted`` (a cause) there for the log line.
+    one. Routes find it in ``request.state.request_id``. They may leave values for the log line
+    there: ``model`` (a name served), ``prompt_tokens``, ``completion_tokens``, ``finish_reasons``
+    (a list) and ``aborted`` (a cause).
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
+        super().__init__(app)
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = header(scope, b"x-request-id") or ""
         exchange = _Exchange(given if _SANE_ID.fullmatch(given) else f"req-{uuid4().hex}")
         scope.setdefault("state", {})["request_id"] = exchange.id
@@ -110,7 +109,8 @@ class Observed:
             "route": route,
             "status": exchange.status or None,
             "seconds": round(time.monotonic() - exchange.began, 6),
-            "tokens": state.get("tokens"),
+            **{name: state.get(name) for name in _SAID},
+            "finish": ",".join(state.get("finish_reasons", ())) or None,
             "aborted": aborted,
             "traceparent": _traceparent(scope),
         }

@@ -17,6 +17,8 @@ _ERROR = {"description": "An error, in OpenAI's form", "content": {"application/
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 _ALIVE_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
+# Of an answer's id; the client's own request_id follows.
+_ID_STARTS = ("", "chatcmpl-", "cmpl-")
 
 router = APIRouter(responses=ERRORS)
 
@@ -86,7 +88,8 @@ async def arena(request: Request) -> Response:
 
 @router.post("/abort_request")
 async def abort_request(request: Request) -> Response:
-    """End a request early: ``{"rid": "..."}``, the id that its answer has in X-Request-Id.
+    """End a request early: ``{"rid": "..."}``, the ``request_id`` it was sent with, or its
+    answer's ``id``.
 
     An id that is not open, or no longer, is no error: 0 answers are aborted.
     """
@@ -94,8 +97,9 @@ async def abort_request(request: Request) -> Response:
     asked = body if isinstance(body, dict) else {}
     given = asked.get("rid", asked.get("request_id"))
     if not isinstance(given, str) or not given:
-        raise ApiError(400, 'rid must be the id of a request: {"rid": "req-..."}', param="rid")
-    answers = list(_service(request).open_requests.get(given, ()))
+        raise ApiError(400, 'rid must be the id of a request, as in {"rid": "mine"}', param="rid")
+    is_open = _service(request).open
+    answers = [each for start in _ID_STARTS for each in is_open.get(start + given, ())]
     for answer in answers:
         answer.abort()
     return _json({"aborted": len(answers)})

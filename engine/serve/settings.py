@@ -61,6 +61,17 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_access()
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SteerError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("drain_timeout", "slow_reader_timeout"):
+            _check_seconds(name, getattr(self, name), least=0.0)
+        if self.request_timeout is not None:
+            _check_seconds("request_timeout", self.request_timeout, least=1e-3)
+
+    def _check_access(self) -> None:
         for key in self.keys:
             if not re.fullmatch(r"[!-~]+", key):
                 raise SteerError(
@@ -77,14 +88,6 @@ class ServerSettings:
                 raise SteerError(
                     f"--allowed-host takes a host name such as models.example.org, got {name!r}"
                 )
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SteerError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("drain_timeout", "slow_reader_timeout"):
-            _check_seconds(name, getattr(self, name), least=0.0)
-        if self.request_timeout is not None:
-            _check_seconds("request_timeout", self.request_timeout, least=1e-3)
 
     def _check_names(self) -> None:
         if not self.names:

@@ -7,21 +7,16 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from engine.serve.asgi import Layer
 from engine.serve.errors import ApiError
 
 
-class UrlForms:
+class UrlForms(Layer):
     """Takes a request's URL to the form that the routes have, and HEAD to GET."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = settled(scope["path"])
         if path != scope["path"]:
             scope["path"], scope["raw_path"] = path, quote(path).encode()
