@@ -22,6 +22,7 @@ from engine.serve.facts import Facts
 from engine.serve.gate import Gate, GateCheck
 from engine.serve.hosts import HostCheck
 from engine.serve.keys import KeyCheck
+from engine.serve.last_resort import LastResort
 from engine.serve.metrics import Metrics
 from engine.serve.observing import Observed
 from engine.serve.settings import ServerSettings
@@ -90,6 +91,7 @@ def _layers(settings: ServerSettings, metrics: Metrics, gate: Gate) -> list[Midd
     return [
         Middleware(Observed, metrics=metrics),
         Middleware(CrossOrigin, origins=settings.origins),
+        Middleware(LastResort),
         Middleware(HostCheck, settings=settings),
         Middleware(UrlForms),
         Middleware(KeyCheck, keys=settings.keys),
@@ -98,7 +100,7 @@ def _layers(settings: ServerSettings, metrics: Metrics, gate: Gate) -> list[Midd
 
 
 def _one_form_of_errors(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Answers to what routes and FastAPI itself raise; ``Observed`` answers to the rest."""
+    """Answers to what routes and FastAPI itself raise; ``LastResort`` answers to the rest."""
     known = {getattr(route, "path", "") for router in routers for route in router.routes}
 
     async def answer(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""The outermost layer: an id, a log line and a count for each request, and the last resort."""
+"""The outermost layer: an id, a log line and a count for each request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.serve import errors
-from engine.serve.asgi import PROBES, Layer, header, refuse
-from engine.serve.logs import log, places
+from engine.serve.asgi import PROBES, Layer, header
+from engine.serve.logs import log
 from engine.serve.metrics import Metrics
 
 _SANE_ID = re.compile(r"[!-~]{1,128}")
@@ -36,7 +35,7 @@ class _Exchange:
 
 
 class Observed(Layer):
-    """Gives each request its id, logs and counts it, and answers if all else failed.
+    """Gives each request its id, logs and counts it.
 
     The id is the client's ``X-Request-Id`` if that is 1 to 128 printable characters, else a fresh
     one. Routes find it in ``request.state.request_id``. They may leave values for the log line
@@ -67,8 +66,6 @@ class Observed(Layer):
             await self._app(scope, watched_receive, watched_send)
         except ClientDisconnect:
             exchange.left = True
-        except Exception as error:
-            await self._failed(error, exchange, scope, receive, watched_send)
         finally:
             self._ended(exchange, scope)
 
@@ -82,16 +79,6 @@ class Observed(Layer):
                 self._metrics.streams.inc()
         elif message["type"] == "http.response.body":
             exchange.complete = not message.get("more_body", False)
-
-    async def _failed(
-        self, error: Exception, exchange: _Exchange, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """Answer with an error; an answer that has begun stays cut off, which its client sees."""
-        answer = errors.of(error)
-        if answer.status >= 500:
-            log.error("failed", extra={"fields": {"id": exchange.id, "error": places(error)}})
-        if not exchange.status:
-            await refuse(answer, scope, receive, send)
 
     def _ended(self, exchange: _Exchange, scope: Scope) -> None:
         if exchange.streams:
