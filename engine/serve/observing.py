@@ -83,7 +83,7 @@ class Observed(Layer):
     def _ended(self, exchange: _Exchange, scope: Scope) -> None:
         if exchange.streams:
             self._metrics.streams.dec()
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path_format", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.answered(route, method, exchange.status)
         state = scope["state"]

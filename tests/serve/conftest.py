@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -41,16 +42,12 @@ class Running:
     def raw(self, request: bytes) -> bytes:
         """What the server answers to bytes on a connection of their own, until it closes it."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has seen enough
                 connection.sendall(request)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it has seen enough
             parts = []
-            try:
+            with contextlib.suppress(ConnectionResetError):
                 while part := connection.recv(65536):
                     parts.append(part)
-            except ConnectionResetError:
-                pass
             return b"".join(parts)
 
 

@@ -88,8 +88,16 @@ def test_probes_are_free(guarded: Running):
 
 @pytest.mark.parametrize(
     "value",
-    ["", "Bearer", "Bearer wrong", "Bearer first-ke", "Basic first-key", "first-key"]
-    + ["Bearer first-key second-key", "Bearer \xe9"],
+    [
+        "",
+        "Bearer",
+        "Bearer wrong",
+        "Bearer first-ke",
+        "Basic first-key",
+        "first-key",
+        "Bearer first-key second-key",
+        "Bearer \xe9",
+    ],
 )
 def test_wrong_keys(guarded: Running, value: str):
     headers = {"Authorization": value.encode("latin-1")}
