@@ -17,9 +17,7 @@ import pytest
 
 from engine.errors import SteerError
 from engine.serve import lifecycle
-from engine.serve.settings import ServerSettings
 from tests.serve.conftest import Running, error_of
-from tests.serve.stand_in import stand_in_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,29 +138,21 @@ def test_the_engine_is_closed_last(run: Callable[..., Running]):
 
 def test_connections_are_kept_longer_than_clients_keep_them(plain: Running):
     assert plain.server.config.timeout_keep_alive >= 75
-    with socket.create_connection(("127.0.0.1", plain.port)) as connection:
-        for _ in range(2):
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=20) as connection:
+        for seconds in (5.5, 0):  # uvicorn's own time is 5 s
             connection.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b"0.1.0" in connection.recv(4096)
-            time.sleep(5.5)  # uvicorn's own time is 5 s
+            answer = b""
+            while b"0.1.0" not in answer:
+                part = connection.recv(4096)
+                assert part
+                answer += part
+            time.sleep(seconds)
 
 
 def test_a_port_in_use_is_said_in_one_line(plain: Running):
     with pytest.raises(SteerError, match=rf"port {plain.port} of 127.0.0.1: .*--port") as caught:
         lifecycle.bind("127.0.0.1", plain.port)
     assert "\n" not in str(caught.value)
-
-
-def test_a_port_that_is_taken_while_weights_load():
-    """Two that do not listen yet may be bound to one address; then the second one says it."""
-    first = lifecycle.bind("127.0.0.1", 0)
-    second = lifecycle.bind(*first.getsockname())
-    with first:
-        first.listen()
-        server = stand_in_server(ServerSettings(("tiny",)))
-        with pytest.raises(SteerError, match="cannot listen on port"):
-            lifecycle.serve(server, second)
-    second.close()
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a b", "x" * 300])
