@@ -11,7 +11,7 @@ from engine import engine_flags
 from engine.config import EngineConfig
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
-from engine.routing.names import HELP
+from engine.routing.names import HELP, is_calibrated, make_policy
 from engine.routing.windows import FORMS
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def run(options: argparse.Namespace) -> int:
     from engine.serve.hosts import is_loopback
 
     settings = _settings(options)
+    _check_policy(options)
     logs.configure(options.log_format, options.log_level)
     lifecycle.end_on_sigterm()
     # The address first: a port that is taken is said before the weights are read.
@@ -186,6 +187,17 @@ def _check_packages() -> None:
         raise SteerError(
             f"steer serve needs the package {error.name}: pip install 'steer-engine[serve]'"
         ) from None
+
+
+def _check_policy(options: argparse.Namespace) -> None:
+    """SteerError on a policy that no loaded pair would make good: before its weights are read."""
+    if not is_calibrated(options.policy):
+        make_policy(options.policy)
+    elif options.calibration is None and options.pair != "tiny":
+        raise SteerError(
+            f"policy {options.policy} needs a --calibration FILE of pair {options.pair}: fit one "
+            "with `steer calibrate`, or pass another --policy"
+        )
 
 
 def _settings(options: argparse.Namespace) -> ServerSettings:

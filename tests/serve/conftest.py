@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -96,3 +98,16 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert list(error) == ["message", "type", "param", "code"]
     assert error["message"] and "\n" not in error["message"] and len(error["message"]) <= 1000
     return error
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """The loggers and the handler of SIGTERM as they were, after a command has set them."""
+    loggers = [logging.getLogger(name) for name in ("engine", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
