@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import engine_flags
 from engine.config import EngineConfig
+from engine.config.pairs import NAMED_PAIRS
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP, is_calibrated, make_policy
@@ -193,7 +194,7 @@ def _check_policy(options: argparse.Namespace) -> None:
     """SteerError on a policy that no loaded pair would make good: before its weights are read."""
     if not is_calibrated(options.policy):
         make_policy(options.policy)
-    elif options.calibration is None and options.pair != "tiny":
+    elif options.calibration is None and options.pair in NAMED_PAIRS[1:]:  # tiny has its own
         raise SteerError(
             f"policy {options.policy} needs a --calibration FILE of pair {options.pair}: fit one "
             "with `steer calibrate`, or pass another --policy"
