@@ -7,11 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from engine import conversation
+from engine import conversation, engine_flags
 from engine.config import EngineConfig
 from engine.config.named_models import NAMED_MODELS
 from engine.config.pairs import NAMED_PAIRS
-from engine.engine import Engine
 from engine.errors import SteerError
 from engine.files import check_output
 from engine.params import SamplingParams
@@ -21,6 +20,7 @@ from engine.routing.calibration import Calibration
 from engine.routing.names import HELP
 from engine.routing.policies import AfterThinking
 from engine.routing.windows import FORMS
+from engine.serve import command as serving
 from engine.tuning import command as calibrating
 
 
@@ -37,38 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("prompts", nargs="+", metavar="PROMPT")
     conversation.add_flags(generate)
-    _add_engine_flags(generate)
+    engine_flags.add_flags(generate)
     _add_policy_flags(generate)
     _add_sampling_flags(generate)
     calibrating.add_parser(commands)
     replaying.add_parser(commands)
+    serving.add_parser(commands)
     commands.add_parser("pairs", help="list the named pairs and their shapes")
     return parser
-
-
-def _add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """The pair and where it runs."""
-    add = parser.add_argument
-    add("--pair", default="tiny", help="one of: " + ", ".join(NAMED_PAIRS) + " (default: tiny)")
-    add("--small", type=Path, metavar="PATH", help="the small model: a folder or a GGUF file")
-    add("--large", type=Path, metavar="PATH", help="the large model, likewise")
-    add(
-        "--retokenize",
-        action="store_true",
-        help="take a pair whose tokenizers differ: text crosses at step boundaries, encoded again",
-    )
-    add(
-        "--dtype",
-        default="auto",
-        help="of weights and KV: float32, bfloat16, or auto, bfloat16 on a GPU and float32 on a "
-        "CPU, which doubles a bfloat16 checkpoint's memory and reads (default: auto)",
-    )
-    add("--device", help="cpu, cuda, cuda:N or auto, a GPU if any (default)")
-    add(
-        "--devices",
-        metavar="SMALL,LARGE",
-        help="one for each model instead: both CPUs or both GPUs, as in cuda:0,cuda:1",
-    )
 
 
 def _add_policy_flags(parser: argparse.ArgumentParser) -> None:
@@ -157,17 +133,7 @@ def run_generate(options: argparse.Namespace) -> int:
     params = _params(options)
     talk = conversation.Conversation.of(options)
     check_output(options.trace, "--trace")
-    bar = sys.stderr.isatty() and options.pair != "tiny"
-    engine = Engine(
-        options.pair,
-        small=options.small,
-        large=options.large,
-        config=EngineConfig(retokenize=options.retokenize),
-        dtype=options.dtype,
-        device=options.device or "auto",
-        devices=_devices(options),
-        progress=bar,
-    )
+    engine = engine_flags.load(options, EngineConfig(retokenize=options.retokenize))
     if options.temperature is None:
         params = _recommended(params, engine.default_params)
     prompts = [p.replace("\\n", "\n") for p in options.prompts]
@@ -198,15 +164,6 @@ def _params(options: argparse.Namespace) -> SamplingParams:
     )
 
 
-def _devices(options: argparse.Namespace) -> list[str] | None:
-    """The device names of --devices; None without the flag."""
-    if options.devices is None:
-        return None
-    if options.device is not None:
-        raise SteerError("--devices names both models' devices: leave --device out")
-    return [name.strip() for name in options.devices.split(",")]
-
-
 def _recommended(params: SamplingParams, defaults: SamplingParams) -> SamplingParams:
     """Parameters with the checkpoint's recommended sampling, for a run without --temperature."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -232,6 +189,7 @@ _COMMANDS = {
     "pairs": run_pairs,
     "calibrate": calibrating.run,
     "replay": replaying.run,
+    "serve": serving.run,
 }
 
 

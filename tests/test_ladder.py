@@ -45,6 +45,7 @@ LADDER = [
     "engine.requests",
     "engine.assembly",
     "engine.engine",
+    "engine.engine_flags",
     "engine.conversation",
     "engine.tuning",
     "engine.aio",

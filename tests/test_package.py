@@ -34,7 +34,8 @@ def test_the_version_stays_in_the_safe_range():
     assert metadata.version("steer-engine").startswith("0.1.")
 
 
-HEAVY = ("torch", "triton", "matplotlib", "transformers", "fastapi", "jinja2")
+SERVE = ("fastapi", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client")
+HEAVY = ("torch", "triton", "matplotlib", "transformers", "jinja2", *SERVE)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,18 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from engine import AsyncEngine
-from engine.serve import chat, completions, tokenize
-from engine.serve.errors import ApiError
-from engine.serve.metrics import Metrics
+from engine.serve.app import build_app
+from engine.serve.facts import Facts
 from engine.serve.service import Service
 from engine.serve.settings import ServerSettings
 
@@ -26,23 +25,12 @@ from .slow_engine import SlowEngine
 
 
 def make_app(engine: SlowEngine, settings: ServerSettings) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncEngine(engine) as served:
-            metrics = Metrics("0", "test")
-            app.state.service = Service(served, engine, settings, metrics=metrics)
-            yield
-
-    app = FastAPI(lifespan=lifespan)
-    app.state.settings = settings
-    for module in (chat, completions, tokenize):
-        app.include_router(module.router)
-
-    @app.exception_handler(ApiError)
-    async def refuse(request: Request, error: ApiError) -> Response:
-        return error.response()
-
-    return app
+    """The server's own app."""
+    return build_app(
+        lambda metrics: Service(AsyncEngine(engine), engine, settings, metrics=metrics),
+        settings,
+        Facts.of(engine),
+    )
 
 
 @dataclass
