@@ -21,6 +21,7 @@ from engine.text.tokenizer_difference import definition_difference, vocabulary_d
 from engine.text.tokenizer_files import read_tokenizer
 
 _ANCHOR = "\n"  # put before a text: some tokenizers then add their space before it, not the text
+_LONG = 4096  # characters
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -136,7 +137,10 @@ class Tokenizer:
 
     def _encoding(self, text: str, special: bool = False) -> Encoding:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=special)
+            if len(text) < _LONG:
+                return self._tokenizer.encode(text, add_special_tokens=special)
+            # For a batch the library lets other threads of Python run meanwhile.
+            return self._tokenizer.encode_batch([text], add_special_tokens=special)[0]
         except TypeError:  # lone surrogates, as undecodable bytes on a command line become
             raise SteerError("the text holds characters that are not valid Unicode") from None
         except Exception as error:  # the library raises plain Exception

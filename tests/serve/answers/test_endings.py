@@ -221,3 +221,20 @@ def test_a_silent_stream_says_that_it_lives():
     assert socket.bodies[0] == b"data: 1\n\n" and socket.bodies[-2:] == [b"data: 2\n\n", b""]
     assert set(socket.bodies[1:-2]) == {PING} and len(socket.bodies) >= 5
     assert len(ended) == 1
+
+
+def test_a_long_prompt_stops_no_other_request(tiny: Running):
+    def tokenise() -> float:
+        began = time.perf_counter()
+        assert tiny.post("/tokenize", prompt="1+2" * 200_000)["count"] == 600_000
+        return time.perf_counter() - began
+
+    waits = []
+    with ThreadPoolExecutor(1) as pool:
+        tokenised = pool.submit(tokenise)
+        while not tokenised.done():
+            began = time.perf_counter()
+            assert tiny.client.get("/health").status_code == 200
+            waits.append(time.perf_counter() - began)
+            time.sleep(0.01)
+    assert len(waits) > 5 and max(waits) < tokenised.result() / 3
