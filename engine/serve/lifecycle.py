@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.errors import SteerError
 from engine.serve.errors import ApiError
-from engine.serve.logs import log
+from engine.serve.logs import announce, log
 from engine.serve.settings import ServerSettings
 
 _HEADER_BYTES = 64 << 10  # of a request's first line and headers together
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. uvicorn would raise it again at the end, for another exit status."""
         if self._state.gate.draining:
-            print("stopped at once", file=sys.stderr, flush=True)
+            announce("stopped at once")
             self._leave(_INTERRUPTED)
         self._state.gate.draining = True
 

@@ -47,7 +47,8 @@ def announce(message: str) -> None:
     if any(isinstance(form, JsonLines) for form in forms):
         record = log.makeRecord(log.name, logging.INFO, "", 0, message, (), None)
         message = JsonLines().format(record)
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
 
 
 def places(error: BaseException) -> str:

@@ -19,7 +19,6 @@ from engine.serve.metrics import Metrics
 _SANE_ID = re.compile(r"[!-~]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _QUIET = PROBES | {"/metrics"}  # polled: their lines are at the level debug
-_SAID = ("model", "prompt_tokens", "completion_tokens")  # by the routes
 
 
 @dataclass
@@ -38,9 +37,8 @@ class Observed(Layer):
     """Gives each request its id, logs and counts it.
 
     The id is the client's ``X-Request-Id`` if that is 1 to 128 printable characters, else a fresh
-    one. Routes find it in ``request.state.request_id``. They may leave values for the log line
-    there: ``model`` (a name served), ``prompt_tokens``, ``completion_tokens``, ``finish_reasons``
-    (a list) and ``aborted`` (a cause).
+    one. Routes find it in ``request.state.request_id``; they may leave ``tokens`` (a number) and
+    ``aborted`` (a cause) there for the log line.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -96,8 +94,7 @@ class Observed(Layer):
             "route": route,
             "status": exchange.status or None,
             "seconds": round(time.monotonic() - exchange.began, 6),
-            **{name: state.get(name) for name in _SAID},
-            "finish": ",".join(state.get("finish_reasons", ())) or None,
+            "tokens": state.get("tokens"),
             "aborted": aborted,
             "traceparent": _traceparent(scope),
         }

@@ -15,9 +15,8 @@ from engine.serve.engine_numbers import Snapshot
 from engine.serve.metrics import Metrics
 
 _ENGINE = "0"
-# vLLM knows no other reasons.
+# vLLM knows no other reasons; all the rest are aborts there.
 _REASONS = {"stop": "stop", "length": "length", "repetition": "stop", "error": "error"}
-_ABORT = "abort"
 
 
 class VllmNames(Collector):
@@ -96,7 +95,7 @@ class VllmNames(Collector):
             for sample in family.samples:
                 if sample.name.endswith("_total"):
                     reason = sample.labels["finish_reason"]
-                    counts[_REASONS.get(reason, _ABORT)] += sample.value
+                    counts[_REASONS.get(reason, "abort")] += sample.value
         labels = [*self._labels, "finished_reason"]
         family = CounterMetricFamily("vllm:request_success", "Ended requests.", labels=labels)
         for reason, count in counts.items():

@@ -97,7 +97,7 @@ class Fields(BaseModel):
 @routes.post("/test/body")
 async def body(request: Request) -> Response:
     fields = Fields.model_validate(await read_json(request))
-    request.state.completion_tokens = fields.count
+    request.state.tokens = fields.count
     return Response(str(fields.count))
 
 

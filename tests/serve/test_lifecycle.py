@@ -118,7 +118,8 @@ def test_answers_that_take_too_long_end_in_an_error(start: Start):
 def test_a_second_signal_ends_it_now(start: Start):
     server = start(60)
     with httpx2.stream("GET", f"{server.url}/test/stream", params={"id": "long"}) as response:
-        next(response.iter_raw())
+        frames = response.iter_raw()
+        next(frames)
         server.signal()
         stop_is_seen(server.url)
         began = time.monotonic()

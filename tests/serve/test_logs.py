@@ -74,13 +74,13 @@ def test_a_requests_line(written: Written, plain: Running):
         assert found["event"] == "request" and found["level"] == "info"
         assert found["seconds"] > 0 and found["time"].endswith("Z")
         wanted = {"id": "mine", "method": "POST", "route": "/test/body", "status": 200}
-        wanted |= {"completion_tokens": 5, "traceparent": parent}
+        wanted |= {"tokens": 5, "traceparent": parent}
         assert wanted.items() <= found.items()
         assert "aborted" not in found
     else:
         for part in (" info request ", "id=mine", "route=/test/body", "status=200"):
             assert part in line
-        assert "completion_tokens=5" in line and f"traceparent={parent}" in line
+        assert "tokens=5" in line and f"traceparent={parent}" in line
 
 
 def test_a_client_that_leaves_is_said(written: Written, plain: Running):
