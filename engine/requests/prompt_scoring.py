@@ -13,22 +13,14 @@ from engine.routing.policy import Policy
 from engine.routing.speculation import Speculation
 
 
-def check_scored(
-    params: SamplingParams, policy: Policy, drafts: Speculation, relayed: bool
-) -> None:
+def check_scored(params: SamplingParams, policy: Policy, drafts: Speculation) -> None:
     """SteerError if a prompt's log-probabilities are wanted and no one model writes everything.
 
     Args:
         drafts: how the large model's tokens are guessed.
-        relayed: whether the models have different tokens.
     """
     if params.prompt_logprobs is None:
         return
-    if relayed:
-        raise SteerError(
-            "prompt_logprobs cannot go with retokenize: the models of this pair have different "
-            "tokens"
-        )
     model = _writer(policy)
     if model is None or (model == "large" and drafts.verifies):
         raise SteerError(
