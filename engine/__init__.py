@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.accounting.ledger import Usage
     from engine.accounting.speculated import Speculated
-    from engine.aio import AsyncEngine
+    from engine.aio import Answers, AsyncEngine
     from engine.config import EngineConfig
     from engine.config.pairs import Pair
     from engine.engine import Engine
     from engine.errors import ContextLengthError, QueueFullError, SteerError
     from engine.params import SamplingParams
-    from engine.request import Completion, Prompt, Retracted, Step, TokenLogprobs
+    from engine.request import Completion, Prompt, Retracted, Step, Times, TokenLogprobs
     from engine.requests.stream import StreamEvent
     from engine.routing.audit import Audit
     from engine.routing.calibration import Calibration
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 else:
     _HOMES = {
-        "aio": ("AsyncEngine",),
+        "aio": ("Answers", "AsyncEngine"),
         "config": ("EngineConfig",),
         "engine": ("Engine",),
         "errors": ("ContextLengthError", "QueueFullError", "SteerError"),
@@ -44,7 +44,7 @@ else:
         "accounting.speculated": ("Speculated",),
         "config.pairs": ("Pair",),
         "params": ("SamplingParams",),
-        "request": ("Completion", "Prompt", "Retracted", "Step", "TokenLogprobs"),
+        "request": ("Completion", "Prompt", "Retracted", "Step", "Times", "TokenLogprobs"),
         "routing.audit": ("Audit",),
         "routing.calibration": ("Calibration",),
         "routing.judges": ("AuditOnly", "Judge"),
@@ -75,6 +75,7 @@ else:
 
 __all__ = [
     "AfterThinking",
+    "Answers",
     "AsyncEngine",
     "Audit",
     "AuditOnly",
@@ -109,6 +110,7 @@ __all__ = [
     "Sticky",
     "StreamEvent",
     "Threshold",
+    "Times",
     "TokenLogprobs",
     "Tokenizer",
     "TwoWay",
