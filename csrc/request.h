@@ -43,8 +43,8 @@ struct Request {
   // An audit reads every row of the large model past the prompt, so none of them is taken from the
   // prefix cache: the model computes all.
   bool audited = false;
-  // The model that is asked about each row of the prompt, kNobody if none is. Rows of its that
-  // neither the sequence nor another sample has computed yet are not taken from the prefix cache.
+  // The model that is asked about each row of the prompt; kNobody: none. A row that neither the
+  // sequence nor another sample of the prompt has computed is not taken from the prefix cache.
   int scored = kNobody;
   // Tokens that are guessed, at most, before a pass of the large model, which verifies them; the
   // text stays the same, see schedule/speculation.cpp. 0: none.

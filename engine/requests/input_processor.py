@@ -136,17 +136,17 @@ class InputProcessor:
         with about("prompt"):
             asked = self.prompt_ids(prompt)
         whole = complete(policy)
+        drafts = whole.speculation or self._speculation
         if isinstance(asked, Prompt):
             check_relayed(params, whole, settle_at_once)
-            check_drafts(whole.speculation or self._speculation)
+            check_drafts(drafts)
         if whole.speculation and whole.speculation.verifies and whole.audit:
             raise SteerError(
                 f"policy {whole.name}: the large model reads the text for its audit, so it cannot "
                 "verify it as well; use judge, audit or verify alone",
                 "policy",
             )
-        drafts = whole.speculation or self._speculation
-        check_scored(params, whole, drafts, isinstance(asked, Prompt))
+        check_scored(params, whole, drafts)
         self.check_ids(params.stop_token_ids, "stop_token_ids")
         self.check_ids(params.logit_bias, "logit_bias")
         stops = find_stops(params, *self._vocabularies)

@@ -13,32 +13,26 @@ from engine.routing.policy import Policy
 from engine.routing.speculation import Speculation
 
 
-def check_scored(
-    params: SamplingParams, policy: Policy, drafts: Speculation, relayed: bool
-) -> None:
+def check_scored(params: SamplingParams, policy: Policy, drafts: Speculation) -> None:
     """SteerError if a prompt's log-probabilities are wanted and no one model writes everything.
 
     Args:
         drafts: how the large model's tokens are guessed.
-        relayed: whether the models have different tokens.
     """
     if params.prompt_logprobs is None:
         return
-    if relayed:
-        raise SteerError(
-            "prompt_logprobs cannot go with retokenize: the models of this pair have different "
-            "tokens"
-        )
     model = _writer(policy)
     if model is None or (model == "large" and drafts.verifies):
         raise SteerError(
             "prompt_logprobs: the policy must be small or large, as one model must read the whole "
-            f"prompt and write the whole answer; got {getattr(policy, 'name', policy)}"
+            f"prompt and write the whole answer; got {getattr(policy, 'name', policy)}",
+            "prompt_logprobs",
         )
     if model == "large" and (params.max_large_share < 1 or params.max_flops is not None):
         raise SteerError(
             "prompt_logprobs: the large model must write the whole answer, so max_large_share must "
-            "be 1 and max_flops None"
+            "be 1 and max_flops None",
+            "prompt_logprobs",
         )
 
 

@@ -67,6 +67,7 @@ def check_relayed(params: SamplingParams, policy: PolicyBase, settle_at_once: bo
         (params.logit_bias, "logit_bias", "logit_bias"),
         (params.stop_token_ids, "stop_token_ids", "stop_token_ids"),
         (params.min_tokens, "min_tokens", "min_tokens"),
+        (params.prompt_logprobs is not None, "prompt_logprobs", "prompt_logprobs"),
         (not settle_at_once, "settle_at_once=False", "settle_at_once"),
     ):
         if wrong:

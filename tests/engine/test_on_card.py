@@ -13,7 +13,7 @@ import torch
 
 from engine import Engine, EngineConfig, SamplingParams, Verify
 from engine.config import LANE_POLICIES
-from engine.routing.policies import Call
+from engine.routing.policies import Always, Call
 from engine.routing.windows import Window
 from tests.card.backends import references
 from tests.card.simulated import simulated_card
@@ -165,6 +165,30 @@ def test_verified_requests_end_as_on_a_cpu(kit, prompts, delimiters, seed, ahead
         assert [s.replaced for s in ours.steps] == [s.replaced for s in theirs.steps]
     by_large = [done.large_token_share for done in found]
     assert min(by_large) < 1 and max(by_large) > 0
+
+
+@pytest.mark.parametrize("way", ["graphs", "tight", "host memory", "two cards", "guesses"])
+def test_prompts_are_scored_as_on_a_cpu(kit, way, prompts, delimiters):
+    """Among requests whose prompts are not, and the host waits for nothing but ends of ticks."""
+    batch, cards = prompts(12, seed=90, longest=40), None
+    if way == "two cards":
+        cards = ("cuda:0", "cuda:1")
+    params = [SamplingParams(max_tokens=9, prompt_logprobs=(None, 3, 0)[n % 3]) for n in range(12)]
+    policies = [Always(ROLES[n % 2]) for n in range(12)]
+    with simulated_card(3, 0.4, cards=2) as card, references():
+        engine = build(kit, True, delimiters, cards, **WAYS[way])
+        card.waits.clear()
+        found = engine.generate(batch, params, policies)
+        assert card.waits == []
+    expected = build(kit, False, delimiters).generate(batch, params, policies)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        pairs = zip(ours.prompt_logprobs or (), theirs.prompt_logprobs or (), strict=True)
+        for mine, other in pairs:
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
+            values = [value for _, value in other.top]
+            assert [value for _, value in mine.top] == pytest.approx(values, abs=1e-4)
+    assert sum(done.prompt_logprobs is not None for done in found) == 8
 
 
 def test_kernels_too(kit, prompts, delimiters, ties):

@@ -225,6 +225,7 @@ def test_a_policy_that_raises_ends_its_request_alone(other_pieces: OtherPieces):
         ({"logit_bias": {1: 1.0}}, "small", "logit_bias"),
         ({"stop_token_ids": (1,)}, "small", "stop_token_ids"),
         ({"min_tokens": 2}, "small", "min_tokens"),
+        ({"prompt_logprobs": 0}, "small", "prompt_logprobs"),
         ({"audit": "score"}, "small", "an audit"),
         ({}, "judge", "an audit|large model reads"),
         ({}, "small+two-way:0.5", "a policy that needs the large model's signals"),
