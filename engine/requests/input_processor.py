@@ -146,10 +146,9 @@ class InputProcessor:
                 "verify it as well; use judge, audit or verify alone",
                 "policy",
             )
-        with about("prompt"):
-            asked = self.prompt_ids(prompt)
-        whole = complete(policy)
-        drafts = whole.speculation or self._speculation
+        check_scored(params, whole, drafts)
+        self.check_ids(params.stop_token_ids, "stop_token_ids")
+        self.check_ids(params.logit_bias, "logit_bias")
         stops = find_stops(params, *self._vocabularies)
         request = CheckedRequest(asked, params, whole, stops, priority, timeout, settle_at_once)
         marker = think_marker(params, whole)
