@@ -134,7 +134,7 @@ def test_files_of_keys(tmp_path: Path):
         (["--drain-timeout", "-1"], "drain_timeout"),
         (["--pair", "nothing"], "unknown pair"),
         (["--policy", "luck"], "unknown policy"),
-        (["--pair", "qwen-1.5b/qwen-32b"], "needs a --calibration FILE"),
+        (["--pair", "qwen-1.5b/qwen-32b", "--policy", "steer"], "needs a --calibration FILE"),
         (["--max-sequences", "0"], "max_sequences"),
         (["--calibration", "no-such-file.json"], "no-such-file.json"),
         (["--host", "no.such.host.invalid"], "--host"),
