@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.rows import RowWriter
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base-url", default="http://127.0.0.1:8000", help="without /v1")
     parser.add_argument("--megabytes", type=float, default=5.0, help="of a prompt (default: 5)")
     parser.add_argument("--seconds", type=float, default=10.0, help="to measure (default: 10)")
-    parser.add_argument("--json", metavar="FILE", help="write a result row a line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a result row a line")
     return parser
 
 
