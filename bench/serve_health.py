@@ -93,7 +93,7 @@ def _health_times(host: str, seconds: float, done: threading.Event) -> list[floa
 
 
 def _row(name: str, times: list[float]) -> dict[str, object]:
-    cuts = statistics.quantiles(times, n=100)
+    cuts = statistics.quantiles(times, n=100, method="inclusive")
     return {
         "during": name,
         "requests": len(times),
