@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,7 +104,7 @@ class Endpoint:
             job.report.rejected()
             raise
         except BaseException as error:
-            job.report.ended("client" if isinstance(error, CancelledError) else "error")
+            job.report.failed(error)
             raise
         finally:
             job.close()

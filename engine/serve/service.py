@@ -65,7 +65,7 @@ class Service:
         finally:
             del self.open[identity]
             for each in answers:
-                each.abort()
+                each.abort("left")
 
     def abort(self, identity: str) -> bool:
         """End a request; False if there is none with this id."""
