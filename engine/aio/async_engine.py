@@ -80,6 +80,8 @@ class AsyncEngine:
             Whether all ended by themselves.
         """
         self._draining = True
+        if not (self._open or self._submitting):  # a timeout of 0 would not even look
+            return True
         try:
             await asyncio.wait_for(self._emptied(), timeout)
         except TimeoutError:
