@@ -47,11 +47,6 @@ class Report:
             elif event.token_ids and self._metrics is not None:
                 self._timed(self._metrics, (prompt, event.sample), event)
 
-    def rejected(self) -> None:
-        """The request was refused because too many wait."""
-        if self._metrics is not None:
-            self._metrics.rejected()
-
     def ended(self, cause: str) -> None:
         """Nothing is read any more; answers that are not finished were ended by ``cause``."""
         for _ in range(self._open):
