@@ -35,7 +35,7 @@ _BAD: tuple[tuple[str, bytes], ...] = (
     ("/v1/completions", b'{"prompt": "1+2?", "model": "none"}'),
     ("/v1/completions", b'{"prompt": "' + b"1+2" * 2000 + b'"}'),
     ("/v1/chat/completions", b'{"messages": [{"role": "user"}]}'),
-    ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "1+2?"}]}'),
+    ("/v1/chat/completions", b'{"messages": [{"role": "nobody", "content": "1+2?"}]}'),
     ("/v1/nothing", b"{}"),
 )
 
@@ -103,25 +103,30 @@ class Chaos:
             return await self._ask(path, body)
         if kind == "tokenises":
             return await self._ask("/tokenize", json.dumps({"prompt": "1+2" * 5000}).encode())
-        asked = self._asked(source)
+        path, asked = self._asked(source)
         if kind == "leaves":
-            return await self._leave(asked, source)
+            return await self._leave(path, json.dumps(asked).encode(), source)
         asked["stream"] = kind != "whole"
-        body = json.dumps(asked).encode()
-        return await self._ask("/v1/completions", body, slowly=kind == "reads slowly")
+        return await self._ask(path, json.dumps(asked).encode(), slowly=kind == "reads slowly")
 
-    def _asked(self, source: random.Random) -> dict[str, Any]:
+    def _asked(self, source: random.Random) -> tuple[str, dict[str, Any]]:
+        """A completion, or the same as a chat."""
         longest = self._longest if source.random() < 0.2 else 30
         asked = {
-            "prompt": sums(source, source.randint(5, longest)),
             "max_tokens": source.randint(1, 60),
             "n": source.choice([1, 1, 1, 2, 3]),
             "seed": source.randrange(1000),
             "model": source.choice(["tiny", "tiny", "small", "large"]),
             "stream": source.random() < 0.5,
         }
-        more: list[dict[str, Any]] = [{}, {"ignore_eos": True}, {"logprobs": 2}, {"timeout": 0.5}]
-        return asked | source.choice(more)
+        more: list[dict[str, Any]] = [{}, {"ignore_eos": True}, {"logprobs": 1}, {"timeout": 0.5}]
+        asked |= source.choice(more)
+        prompt = sums(source, source.randint(5, longest))
+        if source.random() < 0.5:
+            return "/v1/completions", {**asked, "prompt": prompt}
+        messages = [{"role": "user", "content": prompt}]
+        chat = {**asked, "messages": messages, "logprobs": "logprobs" in asked}
+        return "/v1/chat/completions", chat
 
     async def _ask(self, path: str, body: bytes, slowly: bool = False) -> str:
         """The status of a whole answer, or what is wrong with it."""
@@ -143,10 +148,9 @@ class Chaos:
         late = b'"type":"timeout_error"' in answer
         return "200" if ended and (late or b"data: [DONE]" in answer) else "cut off"
 
-    async def _leave(self, asked: dict[str, Any], source: random.Random) -> str:
+    async def _leave(self, path: str, body: bytes, source: random.Random) -> str:
         """In the middle of its request, before its answer, or in the middle of that."""
-        body = json.dumps(asked).encode()
-        request = self._head("/v1/completions", body) + body
+        request = self._head(path, body) + body
         when = source.choice(["writing", "waiting", "reading"])
         if when == "writing":
             request = request[: source.randrange(len(request))]

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.serve.chaos import Chaos, Tally
 from bench.serve.served_process import ServedProcess
+from engine.config import ROLES, TINY
 
 CONTEXT = 256
 # Small limits: all of them are met.
-FLAGS = (
-    *("--model-pair", "tiny", "--max-context", str(CONTEXT), "--max-sequences", "8"),
+LIMITS = (
+    *("--max-context", str(CONTEXT), "--max-sequences", "8"),
     *("--max-waiting", "40", "--arena-tokens", "1024"),
 )
+_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 MOST_GROWTH = 20 << 20  # bytes of memory between the warm-up's end and the end
 MOST_HEALTH = 1.0  # seconds that /health may take
 _QUIET_SECONDS = 20.0
+
+
+@contextmanager
+def served_chat() -> Iterator[ServedProcess]:
+    """A server of the embedded pair, with the chat template that the pair comes without."""
+    with TemporaryDirectory(prefix="steer-soak-") as folder:
+        for role in ROLES:
+            model = Path(folder, role)
+            shutil.copytree(TINY / role, model)
+            config = json.dumps({"chat_template": _TEMPLATE})
+            (model / "tokenizer_config.json").write_text(config)
+        pair = ("--pair", "custom", "--small", f"{folder}/small", "--large", f"{folder}/large")
+        names = ("--served-model-name", "tiny", "--policy", "threshold:max_prob:0.9")
+        with ServedProcess(*pair, *names, *LIMITS) as server:
+            yield server
 
 
 def idle_faults(server: ServedProcess) -> list[str]:
@@ -95,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     rounds = max(2, round(options.minutes * 3))
-    with ServedProcess(*FLAGS) as server:
+    with served_chat() as server:
         chaos = Chaos(server.port, CONTEXT - 64, options.seed)
         lengths = [options.minutes * 60 / rounds] * rounds
         faults = soak(server, chaos, options.clients, lengths, say=True)

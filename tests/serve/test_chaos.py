@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from bench.serve.chaos import Chaos
-from bench.serve.served_process import ServedProcess
-from bench.serve.soak import CONTEXT, FLAGS, soak
+from bench.serve.soak import CONTEXT, served_chat, soak
 
 CLIENTS = int(os.environ.get("STEER_CHAOS_CLIENTS", "60"))
 
@@ -17,7 +16,7 @@ CLIENTS = int(os.environ.get("STEER_CHAOS_CLIENTS", "60"))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_nothing_of_many_clients_stays():
     """Blocks, queue, streams, counts and memory, after a round to warm up and two others."""
-    with ServedProcess(*FLAGS) as server:
+    with served_chat() as server:
         chaos = Chaos(server.port, CONTEXT - 64, seed=7)
         assert soak(server, chaos, CLIENTS, [3, 3, 3]) == []
         tally = chaos.tally

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from bench.serve.served_process import ServedProcess
-from bench.serve.soak import FLAGS
+from bench.serve.soak import LIMITS
 
 ROOT = Path(__file__).parents[2]
 ASKED = {"prompt": "47+36*7-15?\n\n", "max_tokens": 200, "ignore_eos": True, "n": 2}
@@ -20,7 +20,7 @@ ASKED = {"prompt": "47+36*7-15?\n\n", "max_tokens": 200, "ignore_eos": True, "n"
 
 def test_a_killed_server_is_replaced_on_its_port():
     """Its clients see that their answers are not whole; the next one serves at once."""
-    with ServedProcess(*FLAGS) as first:
+    with ServedProcess(*LIMITS) as first:
         url, port = f"http://127.0.0.1:{first.port}", first.port
         with httpx2.Client(base_url=url, timeout=30) as client, ExitStack() as stack:
             path, body = "/v1/completions", {**ASKED, "stream": True}
@@ -34,7 +34,7 @@ def test_a_killed_server_is_replaced_on_its_port():
                     list(each)
             with pytest.raises(httpx2.TransportError):
                 client.get("/health")
-    with ServedProcess(*FLAGS, port=port) as second:
+    with ServedProcess(*LIMITS, port=port) as second:
         assert second.port == port
         answer = httpx2.post(f"{url}/v1/completions", json={**ASKED, "n": 1}, timeout=30)
         assert answer.json()["usage"]["completion_tokens"] == 200
