@@ -47,11 +47,13 @@ class Tally:
     outcomes: by kind of client and what it saw: a status, "left", "cut off".
     faults: answers that no client should see, one line each.
     health: the longest that /health took, in seconds.
+    left: the ids of the last round's requests whose clients left.
     """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     health: float = 0.0
+    left: list[str] = field(default_factory=list)
 
     def seen(self, outcome: str) -> int:
         """How many clients saw this."""
@@ -74,6 +76,7 @@ class Chaos:
     async def run(self, clients: int, seconds: float = 0.0, each: int = 1) -> None:
         """So many at once; each sends ``each`` requests, and more until the seconds are over."""
         self._seed += 1
+        self.tally.left.clear()
         end = time.monotonic() + seconds
         watching = asyncio.create_task(self._watch_health())
         await asyncio.gather(*(self._client(number, end, each) for number in range(clients)))
@@ -105,6 +108,8 @@ class Chaos:
             return await self._ask("/tokenize", json.dumps({"prompt": "1+2" * 5000}).encode())
         path, asked = self._asked(source)
         if kind == "leaves":
+            asked["request_id"] = f"left-{len(self.tally.left)}"
+            self.tally.left.append(asked["request_id"])
             return await self._leave(path, json.dumps(asked).encode(), source)
         asked["stream"] = kind != "whole"
         return await self._ask(path, json.dumps(asked).encode(), slowly=kind == "reads slowly")

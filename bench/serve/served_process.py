@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from engine.errors import SteerError
 
@@ -75,6 +75,13 @@ class ServedProcess:
         with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             text: str = answer.read().decode()
         return text
+
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON of an answer to a POST; OSError on any status but 200."""
+        head = {"Content-Type": "application/json"}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with urlopen(Request(url, json.dumps(body).encode(), head), timeout=30) as answer:
+            return json.loads(answer.read())
 
     def arena(self) -> dict[str, Any]:
         """GET /steer/arena."""

@@ -62,6 +62,12 @@ def _held(server: ServedProcess) -> list[str]:
     return [f"{count} {name}" for name, count in counts.items() if count]
 
 
+def open_faults(server: ServedProcess, tally: Tally) -> list[str]:
+    """Requests that the server still knows by their ids, though their clients left."""
+    aborted = [server.post("/abort_request", {"rid": each})["aborted"] for each in tally.left]
+    return [f"{sum(aborted)} answers open whose clients left"] if any(aborted) else []
+
+
 def count_faults(server: ServedProcess, tally: Tally) -> list[str]:
     """What in /metrics does not add up with itself or with what the clients saw."""
     totals: dict[str, float] = {}
@@ -89,7 +95,7 @@ def soak(
     began = time.monotonic()
     for number, length in enumerate(seconds):
         asyncio.run(chaos.run(clients, length))
-        faults += idle_faults(server)
+        faults += idle_faults(server) + open_faults(server, chaos.tally)
         start = start or server.rss
         if say:
             passed = (time.monotonic() - began) / 60

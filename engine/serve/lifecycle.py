@@ -25,7 +25,9 @@ _HEADER_BYTES = 64 << 10  # of a request's first line and headers together
 _KEEP_ALIVE_SECONDS = 75
 # For the last bytes of answers that were ended; then their connections are closed.
 _CLOSING_SECONDS = 5
-_INTERRUPTED = 130
+# For the engine to end what was aborted: one step. A device that is stuck never does.
+_ABORTING_SECONDS = 30
+_STUCK, _INTERRUPTED = 1, 130
 
 
 class JsonErrors(H11Protocol):
@@ -88,8 +90,12 @@ class Server(uvicorn.Server):
         waits = {"open": served.snapshot()["open"], "seconds": self._seconds}
         log.info("stopping: running answers may end", extra={"fields": waits})
         try:
-            clean = await served.drain(self._seconds)
+            async with asyncio.timeout(self._seconds + _ABORTING_SECONDS):
+                clean = await served.drain(self._seconds)
             log.info("stopped" if clean else "stopped; some answers were ended early")
+        except TimeoutError:
+            announce("the engine is stuck in a step: stopped at once")
+            self._leave(_STUCK)
         finally:
             self.should_exit = True
 
