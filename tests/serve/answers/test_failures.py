@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.tasks import arithmetic
-from engine import EngineConfig
+from engine import Completion, EngineConfig
 from engine.serve import operations
 
 from .running import Running, frames_of, running
@@ -108,11 +108,17 @@ def test_a_forward_pass_that_fails(tiny: Running, monkeypatch: pytest.MonkeyPatc
 
 
 def test_steps_that_fail_for_good_give_the_memory_back(tiny: Running, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(tiny.engine, "step", lambda: 1 / 0)
-        assert is_final_error(tiny.client.post(PATH, json=asked(0)))
-    tiny.post(PATH, **asked(1, max_tokens=1))
-    assert counted(tiny) == {"error": 1}
+    """At once, not when the next request comes."""
+    step, failures = tiny.engine.step, [RuntimeError("secret")] * 4  # more than a policy explains
+
+    def failing() -> list[Completion]:
+        if failures:
+            raise failures.pop()
+        return step()
+
+    monkeypatch.setattr(tiny.engine, "step", failing)
+    assert is_final_error(tiny.client.post(PATH, json=asked(0)))
+    assert not failures and counted(tiny) == {"error": 1}
     assert tiny.engine.snapshot()["tokens"]["small"]["live"] == 0
 
 
