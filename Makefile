@@ -23,7 +23,7 @@ FLAGS ?=
 
 .PHONY: help demo test test-drafts test-all-drafts quick smollm2 bench-kernels bench-commits bench-lanes \
   simulated-gpu gpu gpu-quick gpu-triton \
-  gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak lint setup pair \
+  gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak soak-serve lint setup pair \
   real-pair clean
 
 help: ## list the targets
@@ -198,6 +198,10 @@ sanitize: setup ## the core and the CPU kernels at random under three sanitizers
 soak: sanitize test-all-drafts ## the same, 10 million operations, and 2 million of the state machine
 	build/address/random_workload 100 100000
 	STEER_MACHINE_EXAMPLES=10000 python -m pytest tests/csrc/test_machine.py
+
+# Its minutes: STEER_SOAK_MINUTES.
+soak-serve: setup ## a server among clients that vanish, read slowly and ask badly, for 30 minutes
+	python -m bench.serve.soak
 
 smollm2: setup $(VENV)/.smollm2 ## a real checkpoint against transformers, all of it (minutes)
 	python -m pytest -m slow tests/engine/test_smollm2.py

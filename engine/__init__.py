@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.config.pairs import Pair
     from engine.engine import Engine
-    from engine.errors import ContextLengthError, QueueFullError, SteerError
+    from engine.errors import ContextLengthError, QueueFullError, SteerError, UnavailableError
     from engine.params import SamplingParams
     from engine.request import Completion, Prompt, Retracted, Step, Times, TokenLogprobs
     from engine.requests.stream import StreamEvent
@@ -39,7 +39,7 @@ else:
         "aio": ("Answers", "AsyncEngine"),
         "config": ("EngineConfig",),
         "engine": ("Engine",),
-        "errors": ("ContextLengthError", "QueueFullError", "SteerError"),
+        "errors": ("ContextLengthError", "QueueFullError", "SteerError", "UnavailableError"),
         "accounting.ledger": ("Usage",),
         "accounting.speculated": ("Speculated",),
         "config.pairs": ("Pair",),
@@ -114,6 +114,7 @@ __all__ = [
     "TokenLogprobs",
     "Tokenizer",
     "TwoWay",
+    "UnavailableError",
     "Usage",
     "Verify",
     "Window",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -24,7 +25,9 @@ _HEADER_BYTES = 64 << 10  # of a request's first line and headers together
 _KEEP_ALIVE_SECONDS = 75
 # For the last bytes of answers that were ended; then their connections are closed.
 _CLOSING_SECONDS = 5
-_INTERRUPTED = 130
+# For the engine to end what was aborted: one step. A device that is stuck never does.
+_ABORTING_SECONDS = 30
+_STUCK, _INTERRUPTED = 1, 130
 
 
 class JsonErrors(H11Protocol):
@@ -87,8 +90,12 @@ class Server(uvicorn.Server):
         waits = {"open": served.snapshot()["open"], "seconds": self._seconds}
         log.info("stopping: running answers may end", extra={"fields": waits})
         try:
-            clean = await served.drain(self._seconds)
+            async with asyncio.timeout(self._seconds + _ABORTING_SECONDS):
+                clean = await served.drain(self._seconds)
             log.info("stopped" if clean else "stopped; some answers were ended early")
+        except TimeoutError:
+            announce("the engine is stuck in a step: stopped at once")
+            self._leave(_STUCK)
         finally:
             self.should_exit = True
 
@@ -152,10 +159,23 @@ def serve(server: Server, opened: socket.socket) -> None:
         SteerError: if another program has begun to listen on the port meanwhile.
     """
     host, port = opened.getsockname()[:2]
+    _allow_connections()
     try:
         server.run(sockets=[opened])
     except OSError as error:
         raise _cannot_listen(host, port, error) from None
+
+
+def _allow_connections() -> None:
+    """As many as the system lets this process have: each waiting request has one.
+
+    Systems give a process 1024 files unless it asks for more, for programs that use select().
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows, or refused
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end_on_sigterm() -> None:

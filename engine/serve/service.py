@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from engine.aio import AsyncEngine
 from engine.aio.answers import Answers
 from engine.engine import Engine
-from engine.errors import SteerError
+from engine.errors import QueueFullError, SteerError
 from engine.routing.calibration import Calibration
 from engine.serve import errors
 from engine.serve.errors import ApiError
@@ -65,13 +65,24 @@ class Service:
         finally:
             del self.open[identity]
             for each in answers:
-                each.abort()
+                each.abort("left")
 
     def abort(self, identity: str) -> bool:
         """End a request; False if there is none with this id."""
         for each in self.open.get(identity, ()):
             each.abort()
         return identity in self.open
+
+
+@contextmanager
+def counted_rejections(service: Service) -> Iterator[None]:
+    """Requests that find the queue full are counted."""
+    try:
+        yield
+    except QueueFullError:
+        if service.metrics is not None:
+            service.metrics.rejected()
+        raise
 
 
 @contextmanager

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import pytest
 
 from bench.tasks import arithmetic
-from engine import AsyncEngine, Boundary, Engine, EngineConfig, SamplingParams, SteerError
+from engine import (
+    AsyncEngine,
+    Boundary,
+    Engine,
+    EngineConfig,
+    SamplingParams,
+    SteerError,
+    UnavailableError,
+)
+from engine.aio import Answers
+from engine.aio.engine_thread import EngineThread
 
 PARAMS = SamplingParams(max_tokens=80)
 PROMPTS = [p.prompt for p in arithmetic.problems("test", 12, seed=7)]
@@ -180,6 +191,56 @@ def test_an_engine_that_fails_for_good_tells_its_callers(engine: Engine, monkeyp
         return [a.finish_reason for a in answers]
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ["error"] * 3
+
+
+def test_a_thread_that_ends_leaves_no_caller_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """Open requests raise, also one that is being submitted; later ones are refused."""
+
+    def end(self: EngineThread) -> None:
+        time.sleep(0.1)
+        raise MemoryError
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as served:
+            await served.generate(PROMPTS[0], PARAMS, "small")
+            assert served.alive()
+            monkeypatch.setattr(EngineThread, "_step", end)
+            first = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, "small"))
+            await asyncio.sleep(0.05)
+            second = asyncio.create_task(served.generate(PROMPTS[1], PARAMS, "small"))
+            found = await asyncio.gather(first, second, return_exceptions=True)
+            assert isinstance(found[0], RuntimeError) and isinstance(found[1], UnavailableError)
+            assert not served.alive()
+            with pytest.raises(UnavailableError, match="has failed"):
+                await served.generate(PROMPTS[0], PARAMS, "small")
+            assert await served.drain(1)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_what_an_answer_was_aborted_for(engine: Engine):
+    """The first cause stays; one that has ended by itself has none."""
+
+    async def main() -> list[str | None]:
+        async with AsyncEngine(engine) as served:
+            long = SamplingParams(max_tokens=200, ignore_eos=True)
+            answers = [await served.submit(p, long, "small") for p in PROMPTS[:3]]
+            reading = [asyncio.create_task(_read(each)) for each in answers]
+            answers[0].abort("mine")
+            answers[1].abort()
+            await asyncio.sleep(0)
+            assert not await served.drain(0.01)
+            await asyncio.gather(*reading)
+            answers[1].abort("late")
+            return [each.cause for each in answers]
+
+    async def _read(answers: Answers) -> None:
+        async for _ in answers:
+            pass
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == ["mine", "request", "drain"]
 
 
 SAMPLED = SamplingParams(max_tokens=20, n=3, temperature=1.0, seed=5)

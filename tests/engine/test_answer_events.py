@@ -14,7 +14,7 @@ from engine import (
     EngineConfig,
     QueueFullError,
     SamplingParams,
-    SteerError,
+    UnavailableError,
     Usage,
 )
 from engine.aio.answers import Answers
@@ -209,7 +209,7 @@ def test_draining_waits_and_then_aborts(engine: Engine) -> None:
             ]
             draining = asyncio.create_task(served.drain(timeout))
             await asyncio.sleep(0)
-            with pytest.raises(SteerError, match="takes no more requests"):
+            with pytest.raises(UnavailableError, match="takes no more requests"):
                 await served.submit(PROMPTS[0], long, "large")
             assert await draining is whole
             ends = [(await task)[-1][-1].completion.finish_reason for task in reading]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import signal
 import socket
@@ -17,7 +18,9 @@ import pytest
 
 from engine.errors import SteerError
 from engine.serve import lifecycle
+from engine.serve.settings import ServerSettings
 from tests.serve.conftest import Running, error_of
+from tests.serve.stand_in import stand_in_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +138,22 @@ def test_the_engine_is_closed_last(run: Callable[..., Running]):
     server.server.handle_exit(signal.SIGTERM, None)
     server.thread.join(20)
     assert not server.thread.is_alive() and served.closed
+
+
+def test_an_engine_that_is_stuck_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch, capsys):
+    """It could not even be closed: the process ends."""
+    monkeypatch.setattr(lifecycle, "_ABORTING_SECONDS", 0.1)
+    left: list[int] = []
+    opened = lifecycle.bind("127.0.0.1", 0)
+    settings = ServerSettings(("tiny",), drain_timeout=0.1)
+
+    def stop() -> None:
+        server.config.app.state.service.served.drain = lambda timeout: asyncio.sleep(60)
+        server.handle_exit(signal.SIGTERM, None)
+
+    server = stand_in_server(settings, stop, leave=left.append)
+    lifecycle.serve(server, opened)
+    assert left == [1] and "stuck" in capsys.readouterr().err
 
 
 def test_connections_are_kept_longer_than_clients_keep_them(plain: Running):
