@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
@@ -109,12 +110,19 @@ class Chunks(ABC):
 
 
 async def frames(job: Job, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """The frames of a whole request; an error is the last one."""
+    """The frames of a whole request; an error is the last one.
+
+    After each turn it waits a little: what settles meanwhile goes into one frame. A frame costs the
+    server as much as a token of a small model does.
+    """
+    interval = job.service.settings.frame_interval
     yield chunks.opening()
     try:
         async with contextlib.aclosing(follow(job)) as turns:
             async for turn in turns:
                 yield chunks.turn(turn)
+                if interval and not any(event.completion for _, event in turn):
+                    await asyncio.sleep(interval)
         yield chunks.ending()
     except Exception as error:
         if not isinstance(error, ApiError):

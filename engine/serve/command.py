@@ -110,6 +110,14 @@ def _add_answer_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="end an answer after so long (default: never)",
     )
+    add(
+        "--frame-interval",
+        type=float,
+        default=0.02,
+        metavar="SECONDS",
+        help="between two frames of a stream, at least: tokens that come meanwhile go into one, "
+        "which leaves more of the processor to the models (default: 0.02)",
+    )
 
 
 def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
@@ -234,6 +242,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         max_body_bytes=options.max_body_bytes,
         policy=options.policy,
         drain_timeout=options.drain_timeout,
+        frame_interval=options.frame_interval,
         request_timeout=options.request_timeout,
         metrics_compat=options.metrics_compat == "vllm",
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .running import Running, frames_of
+from engine import Engine
+
+from .running import Running, frames_of, running
 
 TEXT = "é\n\n😁c\u2028d"
 CHAT = "/v1/chat/completions"
@@ -164,3 +166,13 @@ def test_a_deadline_ends_a_stream_with_an_error(slow: Running):
     assert last["error"]["type"] == "timeout_error"
     assert not any(c["finish_reason"] for chunk in chunks for c in chunk["choices"])
     assert slow.idle()
+
+
+def test_tokens_that_come_close_together_share_a_frame(tiny: Running):
+    asked = {"prompt": "47+36*37-15?\n\n", "max_tokens": 120, "ignore_eos": True, "temperature": 0}
+    with running(Engine("tiny"), frame_interval=0.0) as server:
+        each = server.stream("/v1/completions", **asked)
+    chunks = tiny.stream("/v1/completions", **asked)
+    few, many = ([c["text"] for chunk in x for c in chunk["choices"]] for x in (chunks, each))
+    assert "".join(few) == "".join(many)
+    assert len(few) < len(many) / 2
