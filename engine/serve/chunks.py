@@ -112,20 +112,23 @@ class Chunks(ABC):
 async def frames(job: Job, chunks: Chunks) -> AsyncGenerator[bytes, None]:
     """The frames of a whole request; an error is the last one.
 
-    After each turn it waits a little: what settles meanwhile goes into one frame. A frame costs the
-    server as much as a token of a small model does.
+    After each turn it waits a little, the longer the more streams are open: what settles meanwhile
+    goes into one frame. A frame costs the server as much as a token of a very small model does.
     """
-    interval = job.service.settings.frame_interval
+    service = job.service
     yield chunks.opening()
+    service.streams += 1
     try:
         async with contextlib.aclosing(follow(job)) as turns:
             async for turn in turns:
                 yield chunks.turn(turn)
-                if interval and not any(event.completion for _, event in turn):
-                    await asyncio.sleep(interval)
+                if not any(event.completion for _, event in turn):
+                    await asyncio.sleep(service.streams / service.settings.frames_per_second)
         yield chunks.ending()
     except Exception as error:
         if not isinstance(error, ApiError):
             _log.exception("a stream failed")
         job.report.failed(error)
         yield frame(errors.of(error).body())
+    finally:
+        service.streams -= 1

@@ -111,12 +111,12 @@ def _add_answer_flags(parser: argparse.ArgumentParser) -> None:
         help="end an answer after so long (default: never)",
     )
     add(
-        "--frame-interval",
-        type=float,
-        default=0.02,
-        metavar="SECONDS",
-        help="between two frames of a stream, at least: tokens that come meanwhile go into one, "
-        "which leaves more of the processor to the models (default: 0.02)",
+        "--frames-per-second",
+        type=int,
+        default=1250,
+        metavar="N",
+        help="of all streams together: where more tokens come, several share a frame, which leaves "
+        "more of the processor to the models (default: 1250)",
     )
 
 
@@ -242,7 +242,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         max_body_bytes=options.max_body_bytes,
         policy=options.policy,
         drain_timeout=options.drain_timeout,
-        frame_interval=options.frame_interval,
+        frames_per_second=options.frames_per_second,
         request_timeout=options.request_timeout,
         metrics_compat=options.metrics_compat == "vllm",
     )

@@ -30,6 +30,7 @@ class Service:
     calibration: of the pair, for policies that need one; None takes the embedded pair's own.
     token_texts: single tokens as JSON shows them.
     routes: model names and policies.
+    streams: streams that are being written.
     open: the answers of each open request, by its id, for /abort_request.
     """
 
@@ -48,6 +49,7 @@ class Service:
             settings.names, settings.policy, lambda name: engine.policy(name, calibration)
         )
         self.open: dict[str, list[Answers]] = {}
+        self.streams = 0
 
     @contextmanager
     def opened(self, identity: str) -> Iterator[list[Answers]]:

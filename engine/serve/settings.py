@@ -18,6 +18,7 @@ _COUNTS = (
     "max_messages",
     "max_tools",
     "max_logit_bias",
+    "frames_per_second",
 )
 
 
@@ -37,8 +38,7 @@ class ServerSettings:
     policy: the policy of requests that do not name one.
     drain_timeout: seconds that running requests get to end in when the server stops.
     slow_reader_timeout: seconds after which a stream is ended of which nothing could be sent.
-    frame_interval: seconds between the frames of one stream, at least; 0: a frame for each step of
-        the engine.
+    frames_per_second: of all streams together, about: where more tokens come, several share one.
     request_timeout: seconds that an answer may take; None: as long as it takes.
     metrics_compat: whether /metrics has vLLM's names too.
     """
@@ -58,7 +58,7 @@ class ServerSettings:
     policy: str = "steer"
     drain_timeout: float = 30.0
     slow_reader_timeout: float = 60.0
-    frame_interval: float = 0.02
+    frames_per_second: int = 1250
     request_timeout: float | None = None
     metrics_compat: bool = False
 
@@ -69,7 +69,7 @@ class ServerSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SteerError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("drain_timeout", "slow_reader_timeout", "frame_interval"):
+        for name in ("drain_timeout", "slow_reader_timeout"):
             _check_seconds(name, getattr(self, name), least=0.0)
         if self.request_timeout is not None:
             _check_seconds("request_timeout", self.request_timeout, least=1e-3)

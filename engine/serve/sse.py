@@ -56,13 +56,13 @@ class EventStream(Response):
         self._frames, self._close = frames, close
         self._patience, self._silence = patience, silence
         self._sent = time.monotonic()
-        self._one_write = asyncio.Lock()
+        self._begun: float | None = None  # when the write that is under way began
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
         writing = asyncio.create_task(self._write(send))
-        others = [asyncio.create_task(gone(receive)), asyncio.create_task(self._ping(send))]
-        tasks = [writing, *others]
+        watching = asyncio.create_task(self._watch(send))
+        tasks = [writing, watching, asyncio.create_task(gone(receive))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -70,7 +70,8 @@ class EventStream(Response):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._frames.aclose()
-            error = None if writing.cancelled() else writing.exception()
+            ended = [task.exception() for task in (watching, writing) if not task.cancelled()]
+            error = next((each for each in ended if each is not None), None)
             slow = isinstance(error, SlowReaderError)
             self._close("slow_reader" if slow else "client")
         if error is not None and not slow:  # a server closes the connection of a cut-off answer
@@ -88,26 +89,35 @@ class EventStream(Response):
                 await self._body(send, frames)
         await self._body(send, b"", more=False)
 
-    async def _ping(self, send: Send) -> None:
+    async def _watch(self, send: Send) -> None:
+        """Write a comment after a silence; SlowReaderError once a write takes too long.
+
+        One look now and then for the whole stream: a timer for each write costs more than it.
+        """
+        pause = max(0.01, min(self._patience, self._silence) / 4)
         while True:
-            left = self._sent + self._silence - time.monotonic()
-            if left > 0:
-                await asyncio.sleep(left)
-            else:
-                await self._body(send, PING)
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            if self._begun is not None and now - self._begun >= self._patience:
+                raise self._too_slow()
+            if self._begun is None and now - self._sent >= self._silence:
+                try:
+                    async with asyncio.timeout(self._patience):  # nothing else watches this write
+                        await self._body(send, PING)
+                except TimeoutError:
+                    raise self._too_slow() from None
+
+    def _too_slow(self) -> SlowReaderError:
+        _log.warning("a client took nothing for %g s: its stream ends", self._patience)
+        return SlowReaderError()
 
     async def _body(self, send: Send, body: bytes, more: bool = True) -> None:
         await self._send(send, {"type": "http.response.body", "body": body, "more_body": more})
 
     async def _send(self, send: Send, message: Message) -> None:
-        async with self._one_write:
-            try:
-                async with asyncio.timeout(self._patience):
-                    await send(message)
-            except TimeoutError:
-                _log.warning("a client took nothing for %g s: its stream ends", self._patience)
-                raise SlowReaderError from None
-            self._sent = time.monotonic()
+        self._begun = time.monotonic()
+        await send(message)
+        self._begun, self._sent = None, time.monotonic()
 
 
 class SlowReaderError(OSError):
