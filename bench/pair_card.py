@@ -38,6 +38,9 @@ in the prompt and easy, `<` (comes before) is a fact read backwards and medium, 
 puts two facts together and is hard. Planning: a move is hard at a fork whose other way is a dead
 end.
 
+A chat template comes with the pair, for clients that send conversations: it writes the last
+question and nothing else, as the pair has learned no conversation.
+
 Problems are drawn at random and split by a hash of the prompt (1/16 test, 1/16 calibration, the
 rest training), so held-out problems never occur in training. Single steps may. Of the test sets'
 steps, this share had occurred in the training of each model, with all that their result depends on

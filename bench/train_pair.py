@@ -29,6 +29,7 @@ from transformers import Qwen2ForCausalLM
 from bench.pair_card import finish
 from bench.pair_training.accuracy import Accuracy, solidity, step_accuracy
 from bench.pair_training.batches import Batches
+from bench.pair_training.chat_template import CHAT_TEMPLATE
 from bench.pair_training.join import join, silence
 from bench.pair_training.loop import Training
 from bench.pair_training.seen import seen_before
@@ -92,6 +93,7 @@ def save_role(
     model: Any = join_halves(halves, style).bfloat16()  # transformers leaves float() untyped
     model.save_pretrained(pair / role)
     build_tokenizer().save(str(pair / role / "tokenizer.json"))
+    (pair / role / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     batches = Batches(ROLES[role][0], EVALUATION_SEED, style)
     summary = {
         "style": style,

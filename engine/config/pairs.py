@@ -11,9 +11,10 @@ from engine.config.named_models import NAMED_MODELS
 from engine.errors import SteerError
 from engine.files import path_of
 
+CUSTOM = "custom"
 NAMED_PAIRS: tuple[str, ...] = (
     "tiny",
-    "custom",  # any two checkpoints
+    CUSTOM,  # any two checkpoints
     "qwen-0.5b/qwen-1.5b",
     "qwen-0.5b/qwen-7b",
     "qwen-1.5b/qwen-7b",
@@ -63,7 +64,7 @@ class Pair:
             raise SteerError(
                 f"pair {name}: the {missing} model is missing: pass its folder or GGUF file"
             )
-        if name == "custom" and small is None:
+        if name == CUSTOM and small is None:
             raise SteerError("pair custom: pass both models, each a folder or a GGUF file")
         where = "a model's folder or GGUF file"
         return cls(

@@ -79,13 +79,18 @@ class StreamedText:
 
     def events(self, news: News) -> Iterator[StreamEvent]:
         """The events of the next news; at the end the done event."""
+        if not news.steps and news.completion is None:
+            yield from self._piece(news, 0, len(news.token_ids), None)
+            return
         ends = [*(index for index, _ in news.steps), len(news.token_ids)]
         opens = self._opens(news)
         yield from self._piece(news, 0, ends[0], next(opens))
         for (start, step), end in zip(news.steps, ends[1:], strict=True):
             self._model = step.model
             opened = replace(step, text="", token_ids=(), audit=(), replaced=None)
-            yield self._event(news, "step", step=opened)
+            yield StreamEvent(
+                "step", model=step.model, sample=self._sample, step=opened, time=news.time
+            )
             yield from self._piece(news, start, end, next(opens))
         if news.completion:
             yield StreamEvent(
@@ -119,8 +124,7 @@ class StreamedText:
         self._sent += len(text)
         if ids or text:
             logprobs = None if news.logprobs is None else tuple(news.logprobs[start:end])
-            yield self._event(news, "text", text=text, token_ids=tuple(ids), logprobs=logprobs)
-
-    def _event(self, news: News, kind: str, **parts: object) -> StreamEvent:
-        each: dict[str, object] = {"model": self._model, "sample": self._sample, "time": news.time}
-        return StreamEvent(kind, **each, **parts)  # type: ignore[arg-type]
+            # By position: there is one for every token.
+            yield StreamEvent(
+                "text", text, self._model, None, self._sample, tuple(ids), logprobs, None, news.time
+            )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from engine import engine_flags
 from engine.config import EngineConfig
-from engine.config.pairs import NAMED_PAIRS
+from engine.config.pairs import CUSTOM, NAMED_PAIRS
 from engine.errors import SteerError
 from engine.routing.calibration import Calibration
 from engine.routing.names import HELP, is_calibrated, make_policy
+from engine.routing.policy import complete
+from engine.routing.speculation import VERIFY
 from engine.routing.windows import FORMS
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from engine.serve.lifecycle import Server
     from engine.serve.settings import ServerSettings
 
+_DRAWN_ROWS = 1024  # of a tick, at most
 _KEY_VARIABLE = "STEER_API_KEY"
 _PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "h11")
 _EXAMPLE = """\
@@ -60,7 +63,8 @@ def _add_address_flags(parser: argparse.ArgumentParser) -> None:
         "--served-model-name",
         action="append",
         metavar="NAME",
-        help="the model name that routes by the policy; repeatable (default: the pair's name)",
+        help="the model name that routes by the policy; repeatable (default: the pair's name, "
+        "or those of the two checkpoints)",
     )
 
 
@@ -96,8 +100,8 @@ def _add_answer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("answers").add_argument
     add(
         "--policy",
-        default="steer",
-        help=f"of requests that name none: {HELP}; WINDOW is {FORMS} (default: steer)",
+        help=f"of requests that name none: {HELP}; WINDOW is {FORMS} (default: steer for the "
+        "embedded pair or with a --calibration, else verify, which needs none)",
     )
     add("--calibration", type=Path, metavar="FILE", help="of this pair, for steer and its kin")
     add(
@@ -161,6 +165,7 @@ def run(options: argparse.Namespace) -> int:
     from engine.serve import lifecycle, logs
     from engine.serve.hosts import is_loopback
 
+    _fill_in(options)
     settings = _settings(options)
     _check_policy(options)
     logs.configure(options.log_format, options.log_level)
@@ -190,6 +195,22 @@ def _check_packages() -> None:
         ) from None
 
 
+def _fill_in(options: argparse.Namespace) -> None:
+    """What the flags leave open: the pair of two checkpoints, and a policy that suits it."""
+    if options.pair == "tiny" and (options.small or options.large):
+        options.pair = CUSTOM
+    if options.policy is None:
+        fitted = options.pair == "tiny" or options.calibration is not None
+        options.policy = "steer" if fitted else VERIFY
+
+
+def _served_name(options: argparse.Namespace) -> str:
+    """The pair's name; of two checkpoints theirs."""
+    if options.pair != CUSTOM or not (options.small and options.large):
+        return str(options.pair)
+    return f"{options.small.stem}/{options.large.stem}"
+
+
 def _check_policy(options: argparse.Namespace) -> None:
     """SteerError on a policy that no loaded pair would make good: before its weights are read."""
     if not is_calibrated(options.policy):
@@ -205,7 +226,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
     from engine.serve.settings import ServerSettings
 
     return ServerSettings(
-        names=tuple(options.served_model_name or [options.pair]),
+        names=tuple(options.served_model_name or [_served_name(options)]),
         keys=_keys(options),
         host=options.host,
         hosts=tuple(options.allowed_host),
@@ -236,7 +257,13 @@ def _keys(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    speculation = None
+    if not is_calibrated(options.policy):
+        speculation = complete(make_policy(options.policy)).speculation
+    guesses, most = speculation.tokens if speculation else 0, options.max_sequences
     return EngineConfig(
+        # Rows for the guesses of every request that runs, as far as memory should be kept for them.
+        max_drawn_rows=max(most, min(most * (guesses + 1), _DRAWN_ROWS)) if guesses else 0,
         max_waiting=options.max_waiting,
         max_sequences=options.max_sequences,
         max_context=options.max_context,

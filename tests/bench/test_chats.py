@@ -64,7 +64,6 @@ def test_the_written_prompt_counts_for_the_context(tmp_path: Path, capsys):
     [
         (TEMPLATE, ["--system=x"], "--system goes with --chat"),
         (TEMPLATE, ["--instruction="], "--instruction is empty"),
-        (TEMPLATE, ["--chat", "--model-pair=tiny", "--small=", "--large="], "brings no chat templ"),
         (NO_SYSTEM, ["--chat", "--system=x"], "error: --system: the chat template refuses these"),
         ("{{ 1 / 0 }}", ["--chat"], "d.jsonl:1: the chat template fails on these messages"),
     ],
@@ -72,9 +71,7 @@ def test_the_written_prompt_counts_for_the_context(tmp_path: Path, capsys):
 def test_bad_settings_get_one_line(
     tmp_path: Path, capsys, template: str, flags: list[str], message: str
 ):
-    folders = [] if "--model-pair=tiny" in flags else pair(tmp_path, template)
-    flags = [flag for flag in flags if not flag.endswith("=") or flag == "--instruction="]
-    assert main([*folders, f"--dataset={data(tmp_path / 'd.jsonl')}", *flags]) == 2
+    assert main([*pair(tmp_path, template), f"--dataset={data(tmp_path / 'd.jsonl')}", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("error:") == error.count("\n") == 1
 

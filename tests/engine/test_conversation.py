@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.pair_training.chat_template import CHAT_TEMPLATE
 from bench.tasks import arithmetic
-from engine import Engine, EngineConfig, SteerError
+from engine import Engine, EngineConfig
 from engine.cli import main
-from engine.config import TINY
+from engine.config import ROLES, TINY
 from engine.conversation import Conversation, length
 
 # The embedded pair knows no single line end, and its prompts end in "?" and a blank line.
@@ -26,6 +27,7 @@ def chat_pair(folder: Path, template: str = TEMPLATE) -> list[str]:
     """The embedded pair with a chat template of its own: the flags that load it."""
     for role in ("small", "large"):
         shutil.copytree(TINY / role, folder / role)
+        (folder / role / "chat_template.jinja").unlink()
         config = json.dumps({"chat_template": template})
         (folder / role / "tokenizer_config.json").write_text(config)
     return ["--pair=custom", f"--small={folder / 'small'}", f"--large={folder / 'large'}"]
@@ -123,8 +125,15 @@ def test_bad_settings_get_one_line(
     assert message in error and error.count("\n") == 1
 
 
-def test_the_embedded_pair_has_no_template():
+def test_the_embedded_pair_reads_the_last_question():
     engine = Engine("tiny")
-    with pytest.raises(SteerError, match="pair tiny brings no chat template"):
-        Conversation(chat=True).prompts(engine, ["4+3?"])
-    Conversation(instruction="x").check(engine)
+    asked = Conversation(chat=True, system="Be brief.")
+    assert asked.prompts(engine, ["4+3?"]) == [engine.tokenizer.encode("4+3?\n\n")]
+    talk = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": " 4+3?\n"},
+    ]
+    assert engine.chat(talk) == engine.tokenizer.encode("4+3?\n\n")
+    small, large = ((TINY / role / "chat_template.jinja").read_text() for role in ROLES)
+    assert small == large == CHAT_TEMPLATE, "training writes another one"

@@ -256,7 +256,10 @@ def test_a_template_of_the_config_and_engines_without_one(byte_level: Path, tmp_
             json.dumps(config | {"chat_template": template})
         )
         assert Tokenizer(tmp_path).chat(TALK[:1])
-    assert Tokenizer(TINY / "small").chat_template is None
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(TINY / "small" / "tokenizer.json", bare)
+    assert Tokenizer(bare).chat_template is None
 
 
 @pytest.mark.skipif(smollm2.missing() is not None, reason=str(smollm2.missing()))
@@ -283,7 +286,9 @@ def test_chats_through_an_engine_and_its_command(tmp_path: Path, capsys):
     folders = ["--small", str(tmp_path / "small"), "--large", str(tmp_path / "large")]
     assert main(["generate", "--chat", *folders, "--policy", "large", "47+36"]) == 0
     assert "large" in capsys.readouterr().out
-    assert main(["generate", "--chat", "47+36"]) == 2
+    for role in ("small", "large"):
+        (tmp_path / role / "chat_template.jinja").unlink()
+    assert main(["generate", "--chat", *folders, "47+36"]) == 2
     assert "brings no chat template" in capsys.readouterr().err
     assert main(["generate", "--system", "Be brief.", "47+36"]) == 2
     assert "--system goes with --chat" in capsys.readouterr().err

@@ -30,7 +30,9 @@ def steer(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def settings_of(*arguments: str):  # type: ignore[no-untyped-def]
-    return command._settings(build_parser().parse_args(["serve", *arguments]))
+    options = build_parser().parse_args(["serve", *arguments])
+    command._fill_in(options)
+    return command._settings(options)
 
 
 def test_generate_imports_none_of_its_packages():
@@ -95,9 +97,23 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch):
     assert options.port == 8000 and options.pair == "tiny"
     flags = ("--max-waiting", "5", "--max-sequences", "4", "--max-context", "64")
     options = build_parser().parse_args(["serve", *flags, "--arena-tokens", "900"])
+    command._fill_in(options)
     config = command._engine_config(options)
     assert (config.max_waiting, config.max_sequences) == (5, 4)
     assert (config.max_context, config.arena_tokens) == (64, 900)
+
+
+def test_two_checkpoints_are_a_pair_of_their_own():
+    """They come without a calibration, so that the default is the policy which needs none."""
+    options = build_parser().parse_args(["serve", "--small", "a/one.gguf", "--large", "b/two"])
+    command._fill_in(options)
+    settings = command._settings(options)
+    assert (options.pair, settings.names, settings.policy) == ("custom", ("one/two",), "verify")
+    assert command._engine_config(options).max_drawn_rows > options.max_sequences
+    for flags in ([], ["--small", "a", "--large", "b", "--calibration", "c"]):
+        options = build_parser().parse_args(["serve", *flags])
+        command._fill_in(options)
+        assert command._settings(options).policy == "steer"
 
 
 def test_files_of_keys(tmp_path: Path):
@@ -118,7 +134,7 @@ def test_files_of_keys(tmp_path: Path):
         (["--drain-timeout", "-1"], "drain_timeout"),
         (["--pair", "nothing"], "unknown pair"),
         (["--policy", "luck"], "unknown policy"),
-        (["--pair", "qwen-1.5b/qwen-32b"], "needs a --calibration FILE"),
+        (["--pair", "qwen-1.5b/qwen-32b", "--policy", "steer"], "needs a --calibration FILE"),
         (["--max-sequences", "0"], "max_sequences"),
         (["--calibration", "no-such-file.json"], "no-such-file.json"),
         (["--host", "no.such.host.invalid"], "--host"),

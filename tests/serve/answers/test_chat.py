@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from .running import Running
+from engine import Engine, SamplingParams
+from engine.config import TINY
+
+from .running import Running, running
 
 TEXT = "é\n\n😁c\u2028d"
 CHAT = "/v1/chat/completions"
@@ -154,8 +160,20 @@ def test_a_template_that_refuses_is_a_400(writes: Running):
     assert "this is refused" in error["message"]
 
 
-def test_a_pair_without_a_template_says_so(tiny: Running):
-    assert "chat template" in tiny.refused(CHAT, messages=[USER])["message"]
+def test_a_pair_without_a_template_says_so(tmp_path: Path):
+    for role in ("small", "large"):
+        shutil.copytree(TINY / role, tmp_path / role)
+        (tmp_path / role / "chat_template.jinja").unlink()
+    engine = Engine("custom", small=tmp_path / "small", large=tmp_path / "large")
+    with running(engine, policy="small") as server:
+        assert "brings no chat template" in server.refused(CHAT, messages=[USER])["message"]
+
+
+def test_the_embedded_pair_answers_the_last_question(tiny: Running):
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "47+36?"}]
+    answer = tiny.post(CHAT, messages=asked, temperature=0)
+    (expected,) = tiny.engine.generate(["47+36?\n\n"], SamplingParams(), "steer")
+    assert answer["choices"][0]["message"]["content"] == expected.text
 
 
 @pytest.mark.parametrize(
