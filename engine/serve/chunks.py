@@ -115,9 +115,12 @@ async def frames(job: Job, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         async with contextlib.aclosing(follow(job)) as turns:
             async for turn in turns:
                 yield chunks.turn(turn)
+        # Before the client knows the end: it may use the id again at once.
+        job.service.ended(job.identity, job.answers)
         yield chunks.ending()
     except Exception as error:
         if not isinstance(error, ApiError):
             _log.exception("a stream failed")
         job.report.ended("error")
+        job.service.ended(job.identity, job.answers)
         yield frame(errors.of(error).body())

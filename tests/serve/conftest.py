@@ -90,9 +90,9 @@ def plain(run: Run) -> Running:
 
 
 @pytest.fixture(scope="session")
-def tiny_process() -> Iterator[Served]:
+def tiny_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """``steer serve --model-pair tiny``, one for all tests of a run that only ask it something."""
-    with served() as server:
+    with served(tmp_path_factory.mktemp("serve") / "log", "--log-level", "debug") as server:
         yield server
 
 

@@ -20,11 +20,12 @@ MOST_AT_ONCE, MOST_WAITING = 12, 16
 
 @dataclass
 class Served:
-    """A server over the embedded pair, and a client of it."""
+    """A server over the embedded pair, and a client of it; ``log``: what it writes."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     url: str
     client: httpx2.Client
+    log: Path
 
     def arena(self) -> dict[str, Any]:
         """The engine's counts."""
@@ -40,25 +41,37 @@ class Served:
             time.sleep(0.02)
         return False
 
+    def logged(self, wanted: str, seconds: float = 20.0) -> str:
+        """The whole log, once a text is in it."""
+        end = time.monotonic() + seconds
+        while wanted not in (text := self.log.read_text()):
+            assert time.monotonic() < end, text[-2000:]
+            time.sleep(0.02)
+        return text
+
 
 @contextmanager
-def served(*flags: str) -> Iterator[Served]:
+def served(log: Path, *flags: str) -> Iterator[Served]:
     """A server until the block ends; it must end by itself then, and without a traceback."""
     command = [sys.executable, "-m", "engine.cli", "serve", "--model-pair", "tiny", "--port", "0"]
     limits = ["--max-sequences", str(MOST_AT_ONCE), "--max-waiting", str(MOST_WAITING)]
-    command += [*limits, "--log-level", "warning", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with log.open("wb") as to:
+        process = subprocess.Popen([*command, *limits, *flags], cwd=ROOT, stderr=to)
     try:
-        assert process.stderr
-        line = process.stderr.readline()
-        found = re.search(r"serving tiny at (http://127\.0\.0\.1:\d+) ", line)
-        assert found, line
-        with httpx2.Client(base_url=found[1], timeout=60) as client:
-            yield Served(process, found[1], client)
+        url = _url(process, log)
+        with httpx2.Client(base_url=url, timeout=60) as client:
+            yield Served(process, url, client, log)
         process.terminate()
-        _, written = process.communicate(timeout=30)
-        assert process.returncode == 0 and "Traceback" not in written, written
+        assert process.wait(30) == 0 and "Traceback" not in log.read_text(), log.read_text()
     finally:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait()
+
+
+def _url(process: subprocess.Popen[bytes], log: Path) -> str:
+    """What the server says of itself once it listens."""
+    while not (found := re.search(r"serving tiny at (http://127\.0\.0\.1:\d+) ", log.read_text())):
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    return found[1]

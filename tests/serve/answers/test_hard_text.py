@@ -1,13 +1,18 @@
-"""OpenAI's own client reads cut characters, line separators and blank lines."""
+"""Cut characters, line separators and blank lines, also as OpenAI's own client reads them."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import openai
 import pytest
 
+from engine.serve import answering
+
 from .running import Running
 
-TEXT = "é\n\n😁c\u2028d"
+TEXT = "é\n\n😁c\u2028d"  # each byte of a character is a token
 ASKED = [{"role": "user", "content": "hi"}]
 
 
@@ -37,3 +42,39 @@ def test_a_completion(client: openai.OpenAI):
     answer = client.completions.create(model="small", prompt="hi", logprobs=1, max_tokens=2)
     assert answer.choices[0].text == "é" and answer.choices[0].finish_reason == "length"
     assert answer.choices[0].logprobs.tokens == ["bytes:\\xc3", "bytes:\\xa9"]
+
+
+def test_a_handover_inside_a_character(writes: Running, monkeypatch: pytest.MonkeyPatch):
+    """A step of one token each, by the one or the other model: three handovers in an emoji."""
+    made = answering.sampling_params
+
+    def one_token_steps(*given: Any) -> Any:
+        return dataclasses.replace(made(*given), max_step_tokens=1)
+
+    monkeypatch.setattr(answering, "sampling_params", one_token_steps)
+    chunks = writes.chat_stream(n=4)
+    inside = 0
+    for index in range(4):
+        choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        parts = [choice["delta"].get("content") or "" for choice in choices]
+        assert "".join(parts) == TEXT and not any("\ufffd" in part for part in parts)
+        steps = [c["steer"] for c in chunks if c.get("steer", {}).get("choice") == index]
+        authors = [each["step"]["author"] for each in steps if "step" in each]
+        assert len(authors) == 13
+        # é is tokens 0 and 1, the emoji 3 to 6.
+        pairs = [(0, 1), (3, 4), (4, 5), (5, 6)]
+        inside += sum(authors[a] != authors[b] for a, b in pairs)
+    assert inside >= 2
+    whole = writes.chat(n=4)["choices"]
+    assert [choice["message"]["content"] for choice in whole] == [TEXT] * 4
+
+
+def test_an_id_used_again_has_no_memory(writes: Running):
+    """The first answers end inside a character."""
+    for most in (4, 5, 1):
+        writes.chat_stream(request_id="mine", max_tokens=most)
+    for _ in range(2):
+        chunks = writes.chat_stream(request_id="mine")
+        assert {chunk["id"] for chunk in chunks} == {"chatcmpl-mine"}
+        assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == TEXT
+    assert writes.idle()
