@@ -26,6 +26,10 @@ class QueueFullError(SteerError):
     """The engine refuses a request because too many wait already; it can be sent again later."""
 
 
+class UnavailableError(SteerError):
+    """The engine takes no requests any more: it is closed or about to be, or its thread failed."""
+
+
 class ContextLengthError(SteerError):
     """A prompt and its ``max_tokens`` are longer than the context, or than the KV arena."""
 

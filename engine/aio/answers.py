@@ -19,6 +19,8 @@ class Answers:
 
     requests: the id of each answer's request, in the order of the samples.
     prompt_token_ids: of the prompt, in the small model's ids if the models' differ.
+    cause: what :meth:`abort` was called for first; None if it was not. An answer that ends with the
+        reason "abort" without it was ended by an error of its policy, which is logged.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Answers:
         """``abort``: ends a request that is not finished."""
         self.requests = tuple(requests)
         self.prompt_token_ids = prompt.small if isinstance(prompt, Prompt) else tuple(prompt)
+        self.cause: str | None = None
         self._texts = [StreamedText(tokenizer, sample) for sample in range(len(requests))]
         self._waiting: dict[int, News] = {}  # by sample
         self._running = set(requests)
@@ -46,8 +49,13 @@ class Answers:
         """Tokens that have settled and were not taken yet."""
         return sum(len(news.token_ids) for news in self._waiting.values())
 
-    def abort(self) -> None:
-        """End the answers that are not finished, with the finish reason "abort"."""
+    def abort(self, cause: str = "request") -> None:
+        """End the answers that are not finished, with the finish reason "abort".
+
+        ``cause``: any word, kept for those who read them.
+        """
+        if self._running:
+            self.cause = self.cause or cause
         for request in self._running:
             self._abort(request)
 
@@ -81,4 +89,4 @@ class Answers:
                 if self._error is not None:
                     raise self._error
         finally:
-            self.abort()
+            self.abort("left")

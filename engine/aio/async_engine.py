@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from engine.aio.answers import Answers
 from engine.aio.engine_thread import Batch, EngineThread
 from engine.aio.many import answer_many
 from engine.engine import AnyPolicy, Engine
-from engine.errors import QueueFullError, SteerError
+from engine.errors import QueueFullError, SteerError, UnavailableError
 from engine.params import SamplingParams
 from engine.request import Completion, Prompt
 from engine.requests.input_processor import CheckedRequest
@@ -73,17 +73,19 @@ class AsyncEngine:
         """Take no more requests, and wait for the open ones.
 
         Args:
-            timeout: seconds after which those that still run are aborted; None: never.
+            timeout: seconds after which those that still run are aborted, with the cause "drain";
+                None: never.
 
         Returns:
             Whether all ended by themselves.
         """
         self._draining = True
+        if not (self._open or self._submitting):  # a timeout of 0 would not even look
+            return True
         try:
             await asyncio.wait_for(self._emptied(), timeout)
         except TimeoutError:
-            for request in list(self._open):
-                self.abort(request)
+            self._abort_all()
             await self._emptied(aborting=True)
             return False
         return True
@@ -92,8 +94,12 @@ class AsyncEngine:
         while self._open or self._submitting:
             self._ended.clear()
             await self._ended.wait()
-            for request in list(self._open) if aborting else ():
-                self.abort(request)  # those that were being submitted
+            if aborting:
+                self._abort_all()  # those that were being submitted
+
+    def _abort_all(self) -> None:
+        for answers in set(self._open.values()):
+            answers.abort("drain")
 
     def alive(self, within: float = 5.0) -> bool:
         """Whether the engine's thread waits for work, or has begun a step within so many seconds.
@@ -125,6 +131,7 @@ class AsyncEngine:
         Raises:
             QueueFullError: if so many more cannot wait; try again later.
             SteerError: if so many could never wait at once.
+            UnavailableError: if this is closed or about to be, or its thread has failed.
         """
         self._check_open()
         limit = self.max_waiting
@@ -161,7 +168,8 @@ class AsyncEngine:
 
         Raises:
             QueueFullError: if the queue is full.
-            SteerError: if the request can never run, or this is closed or about to.
+            UnavailableError: if this is closed or about to be, or its thread has failed.
+            SteerError: if the request can never run.
         """
         self._check_open()
         self._submitting += 1
@@ -207,15 +215,23 @@ class AsyncEngine:
     def _started(self) -> EngineThread:
         if self._thread is None:
             self._loop = asyncio.get_running_loop()
-            self._thread = EngineThread(self._engine, self._deliver)
+            self._thread = EngineThread(self._engine, self._deliver, self._failed)
         return self._thread
 
     def _deliver(self, batch: Batch) -> None:
-        """In the engine's thread; a loop that is closed has no readers left."""
+        """In the engine's thread."""
+        self._in_loop(lambda: self._hand_out(batch))
+
+    def _failed(self, error: Exception) -> None:
+        """In the engine's thread, as it ends by an error: no reader may wait for ever."""
+        self._in_loop(lambda: self._hand_out([(request, error) for request in self._open]))
+
+    def _in_loop(self, function: Callable[[], None]) -> None:
+        """A loop that is closed has no readers left."""
         loop = self._loop
         with suppress(RuntimeError):
             if loop is not None:
-                loop.call_soon_threadsafe(self._hand_out, batch)
+                loop.call_soon_threadsafe(function)
 
     def _hand_out(self, batch: Batch) -> None:
         for request, news in batch:
@@ -306,7 +322,9 @@ class AsyncEngine:
 
     def _check_open(self) -> None:
         if self._closed or self._draining:
-            raise SteerError(_CLOSED if self._closed else _DRAINING)
+            raise UnavailableError(_CLOSED if self._closed else _DRAINING)
+        if self._thread is not None:
+            self._thread.check()
 
 
 def _drop(queued: asyncio.Future[Answers]) -> None:

@@ -8,9 +8,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from engine.engine import Engine
+from engine.errors import UnavailableError
 from engine.request import Completion
 from engine.requests.news import News, NewsReader
 
@@ -26,11 +28,18 @@ class EngineThread:
     requests it has news of.
     """
 
-    def __init__(self, engine: Engine, deliver: Callable[[Batch], None]) -> None:
-        """``deliver``: called in the thread with the news of each step, if there are any."""
+    def __init__(
+        self, engine: Engine, deliver: Callable[[Batch], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """
+        Args:
+            deliver: called in the thread with the news of each step, if there are any.
+            failed: called in the thread if it ends by an error: nothing more is delivered.
+        """
         self._engine = engine
         self._one_thread = engine._driver.one_thread
-        self._deliver = deliver
+        self._deliver, self._failed = deliver, failed
+        self._error: Exception | None = None  # that the thread has ended by
         self._calls: deque[Callable[[], None]] = deque()
         self._called = threading.Event()
         self._readers: dict[int, NewsReader] = {}
@@ -46,19 +55,28 @@ class EngineThread:
         turned = self._idle or time.monotonic() - self._turned < within
         return self._thread.is_alive() and turned
 
+    def check(self) -> None:
+        """UnavailableError if the thread has failed."""
+        if self._error is not None:
+            raise UnavailableError("the engine has failed and takes no more requests: restart it")
+
     def call(self, function: Callable[[], _T]) -> Future[_T]:
-        """Run a function before the next step; at once if the thread has ended."""
+        """Run a function before the next step; at once if the thread was stopped.
+
+        The future's error is an UnavailableError if the thread has failed.
+        """
         future: Future[_T] = Future()
 
         def run() -> None:
             try:
+                self.check()
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
 
         self._calls.append(run)
         self._called.set()
-        if not self._thread.is_alive():
+        if self._error is not None or not self._thread.is_alive():
             self._answer_calls()
         return future
 
@@ -78,10 +96,12 @@ class EngineThread:
     def _run(self) -> None:
         try:
             self._turn()
-        except BaseException as error:  # none is expected here; no reader may wait for ever
+        except BaseException as error:  # none is expected here
+            self._error = RuntimeError(f"the engine's thread has failed: {error!r}")
             _log.exception("the engine's thread has failed")
-            self._deliver([(request, RuntimeError(str(error))) for request in self._readers])
-            raise
+            self._readers.clear()
+            self._failed(self._error)
+            self._answer_calls()
 
     def _turn(self) -> None:
         while not (self._stopping and not self._readers and not self._calls):
@@ -94,11 +114,13 @@ class EngineThread:
             elif not self._stopping:
                 self._idle = True
                 self._called.wait()
+                self._turned = time.monotonic()  # first: alive() may ask in between
                 self._idle = False
 
     def _answer_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            with suppress(IndexError):  # an ended thread and its last caller may both come here
+                self._calls.popleft()()
 
     def _step(self) -> Batch:
         """Run one step; the news of the followed requests."""
@@ -127,5 +149,7 @@ class EngineThread:
         self._readers.clear()
         for request in requests:
             self._engine.abort(request)
+        with suppress(Exception), self._one_thread(wait=True):
+            self._engine.step()  # gives their memory back: there may be no other step for long
         self._failures = 0
         return [(request, error) for request in requests]

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from engine.aio.answers import Answers
 from engine.request import Completion, Prompt
 from engine.requests.stream import StreamEvent
-from engine.serve.errors import ApiError
+from engine.serve.errors import ApiError, cut_short
 from engine.serve.fields import ChatRequest, CompletionRequest
 from engine.serve.reporting import Report
 from engine.serve.routing import Route
@@ -138,7 +138,7 @@ async def follow(job: Job) -> AsyncGenerator[Turn, None]:
     if len(job.answers) == 1:
         async with contextlib.aclosing(aiter(job.answers[0])) as turns:
             async for events in turns:
-                job.report.turn(0, events)
+                job.report.turn(0, events, job.answers[0].cause)
                 yield [(event.sample, event) for event in events]
         return
     # One place: a slow reader leaves the events with the answers, which merge their texts.
@@ -148,7 +148,7 @@ async def follow(job: Job) -> AsyncGenerator[Turn, None]:
         try:
             async with contextlib.aclosing(aiter(answers)) as turns:
                 async for events in turns:
-                    job.report.turn(first, events)
+                    job.report.turn(first, events, answers.cause)
                     await news.put([(first + event.sample, event) for event in events])
             await news.put(None)
         except Exception as error:
@@ -177,23 +177,16 @@ async def collect(job: Job) -> list[Completion]:
     async with contextlib.aclosing(follow(job)) as turns:
         async for turn in turns:
             done |= {choice: event.completion for choice, event in turn if event.completion}
-    for completion in done.values():
-        check_finished(completion)
+    for choice, completion in done.items():
+        check_finished(job, choice, completion)
     return [done[choice] for choice in sorted(done)]
 
 
-def check_finished(completion: Completion) -> None:
-    """ApiError on an answer that a deadline or an error has ended."""
-    reason = completion.finish_reason
-    if reason not in ("deadline", "error"):
-        return
-    never = {"x-should-retry": "false"}  # it would fail again
-    if reason == "deadline":
-        raise ApiError(
-            408, "the request's time is over before its answer", "timeout_error", headers=never
-        )
-    message = completion.error or "the answer ended in an error: a model's logits were unusable"
-    raise ApiError(500, message, "server_error", headers=never)
+def check_finished(job: Job, choice: int, completion: Completion) -> None:
+    """CutShortError on an answer that a deadline, an error or the server's end has ended."""
+    cause = job.answers[choice // job.samples].cause
+    if error := cut_short(completion.finish_reason, cause, completion.error):
+        raise error
 
 
 def finish_reason(completion: Completion) -> str:

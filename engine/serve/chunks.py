@@ -96,7 +96,7 @@ class Chunks(ABC):
         return b"".join([*frames, *map(self.framed, pieces[1:])])
 
     def _end(self, choice: int, completion: Completion) -> bytes:
-        check_finished(completion)
+        check_finished(self.job, choice, completion)
         self.done[choice] = completion
         finish = b'"finish_reason":%b,"stop_reason":%b' % (
             orjson.dumps(finish_reason(completion)),
@@ -121,6 +121,6 @@ async def frames(job: Job, chunks: Chunks) -> AsyncGenerator[bytes, None]:
     except Exception as error:
         if not isinstance(error, ApiError):
             _log.exception("a stream failed")
-        job.report.ended("error")
+        job.report.failed(error)
         job.service.ended(job.identity, job.answers)
         yield frame(errors.of(error).body())

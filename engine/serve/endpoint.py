@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from asyncio import CancelledError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,6 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import QueueFullError
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, ClientGoneError, Job, collect, submit, unless_gone
 from engine.serve.body import read_json
@@ -21,7 +19,7 @@ from engine.serve.chunks import Chunks, frames
 from engine.serve.fields import read_fields
 from engine.serve.reporting import Report
 from engine.serve.sampling import drops_text
-from engine.serve.service import Service, clear_errors
+from engine.serve.service import Service, clear_errors, counted_rejections
 from engine.serve.sse import EventStream
 from engine.serve.steer_object import steer_object
 from engine.serve.usage import usage_of
@@ -70,16 +68,14 @@ class Endpoint:
     async def _respond(self, job: Job) -> Response:
         service, asked = job.service, job.asked
         try:
-            await submit(job, lambda: self.read_prompts(service, asked), self.count(asked))
+            with counted_rejections(service):
+                await submit(job, lambda: self.read_prompts(service, asked), self.count(asked))
             if asked.stream:
                 return self._stream(job)
             done = await collect(job)
             return Response(self._whole(job, done), media_type="application/json")
-        except QueueFullError:
-            job.report.rejected()
-            raise
         except BaseException as error:
-            job.report.ended("client" if isinstance(error, CancelledError) else "error")
+            job.report.failed(error)
             raise
         finally:
             job.close()

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from engine.errors import QueueFullError, SteerError
+from engine.errors import QueueFullError, SteerError, UnavailableError
 
 LONGEST = 1000  # characters of a message
 _RETRY_SECONDS = "1"
+_STOPPING_SECONDS = 5.0
 # A retry would fail in the same way.
 _NO_RETRY = {"x-should-retry": "false"}
 
@@ -50,6 +51,15 @@ class ApiError(Exception):
         return Response(self.body(), self.status, dict(self.headers), "application/json")
 
 
+class CutShortError(ApiError):
+    """An answer that was ended before it was whole.
+
+    cause: one of ``engine.serve.metrics.ABORTS``.
+    """
+
+    cause = "error"
+
+
 def of(error: Exception) -> ApiError:
     """The answer to an exception. What is not the request's fault is a 500 without its message."""
     if isinstance(error, ApiError):
@@ -59,6 +69,9 @@ def of(error: Exception) -> ApiError:
     if isinstance(error, QueueFullError):
         wait = {"Retry-After": _RETRY_SECONDS}
         return ApiError(429, str(error), "rate_limit_error", code="slow_down", headers=wait)
+    if isinstance(error, UnavailableError):
+        text = "this server takes no new requests: it is stopping, or its engine has failed"
+        return unavailable(text, _STOPPING_SECONDS)
     if isinstance(error, SteerError):
         too_long = type(error).__name__ == "ContextLengthError"
         code = "context_length_exceeded" if too_long else None
@@ -81,6 +94,31 @@ def unavailable(message: str, seconds: float) -> ApiError:
     """503, to be tried again after so many seconds."""
     wait = {"Retry-After": str(max(1, round(seconds)))}
     return ApiError(503, message, "server_error", code="server_is_overloaded", headers=wait)
+
+
+def cut_short(reason: str, cause: str | None, detail: str | None = None) -> CutShortError | None:
+    """The error of an answer that is not what was asked for; None if it is.
+
+    Args:
+        reason: its finish reason.
+        cause: what it was aborted for, as ``Answers.cause``.
+        detail: its completion's error.
+    """
+    if reason == "deadline":
+        text, headers = "the request's time is over before its answer", _NO_RETRY
+        error = CutShortError(408, text, "timeout_error", headers=headers)
+        error.cause = "deadline"
+    elif reason == "abort" and cause == "drain":
+        like = unavailable("the server is stopping: this answer was ended", _STOPPING_SECONDS)
+        error = CutShortError(like.status, like.message, like.type, None, like.code, like.headers)
+        error.cause = "drain"
+    elif reason == "error" or (reason == "abort" and cause is None):
+        why = "a model's logits were unusable, or its computation failed"
+        text = detail or f"the answer ended in an error: {why}"
+        error = CutShortError(500, text, "server_error", headers=_NO_RETRY)
+    else:
+        return None
+    return error
 
 
 def unknown_model(names: Sequence[str]) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -152,10 +153,23 @@ def serve(server: Server, opened: socket.socket) -> None:
         SteerError: if another program has begun to listen on the port meanwhile.
     """
     host, port = opened.getsockname()[:2]
+    _allow_connections()
     try:
         server.run(sockets=[opened])
     except OSError as error:
         raise _cannot_listen(host, port, error) from None
+
+
+def _allow_connections() -> None:
+    """As many as the system lets this process have: each waiting request has one.
+
+    Systems give a process 1024 files unless it asks for more, for programs that use select().
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not on Windows, or refused
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end_on_sigterm() -> None:

@@ -35,7 +35,7 @@ _BETWEEN = (
 )
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _SHARES = tuple(n / 10 for n in range(1, 11))
-ABORTS = ("client", "deadline", "drain", "slow_reader", "error")
+ABORTS = ("client", "deadline", "drain", "request", "slow_reader", "error")
 
 
 class Metrics:
@@ -105,6 +105,10 @@ class Metrics:
     def aborted(self, cause: str) -> None:
         """An answer was ended early: a cause of ``ABORTS``; any other counts as "error"."""
         self._aborts.labels(cause if cause in ABORTS else "error").inc()
+
+    def abandoned(self, reason: str) -> None:
+        """An answer ended whose completion was not waited for; its tokens are not counted."""
+        self.finished_total.labels(reason).inc()
 
     def rejected(self) -> None:
         """A request was refused because too many wait."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Iterable
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from engine.engine import Engine
 from engine.request import Completion
 from engine.requests.stream import StreamEvent
+from engine.serve.errors import CutShortError
 from engine.serve.metrics import Metrics
 from engine.serve.usage import large_alone
 
@@ -37,24 +39,28 @@ class Report:
             for _ in range(samples):
                 self._metrics.request_started()
 
-    def turn(self, prompt: int, events: Iterable[StreamEvent]) -> None:
-        """New events of the answers to one of the prompts."""
+    def turn(self, prompt: int, events: Iterable[StreamEvent], cause: str | None) -> None:
+        """New events of the answers to one of the prompts; ``cause``: of their abort, if any."""
         for event in events:
             if event.completion is not None:
-                self._done(event.completion)
+                self._done(event.completion, cause)
             elif event.token_ids and self._metrics is not None:
                 self._timed(self._metrics, (prompt, event.sample), event)
 
-    def rejected(self) -> None:
-        """The request was refused because too many wait."""
-        if self._metrics is not None:
-            self._metrics.rejected()
-
     def ended(self, cause: str) -> None:
         """Nothing is read any more; answers that are not finished were ended by ``cause``."""
-        if self._open:
-            self._aborted(cause, self._open)
-            self._open = 0
+        for _ in range(self._open):
+            self._aborted(cause)
+            if self._metrics is not None:
+                self._metrics.abandoned(cause if cause in ("deadline", "error") else "abort")
+        self._open = 0
+
+    def failed(self, error: BaseException) -> None:
+        """The same, after an exception: the one of a cancelled task is that of its client."""
+        if isinstance(error, CancelledError):
+            self.ended("client")
+        else:
+            self.ended(error.cause if isinstance(error, CutShortError) else "error")
 
     def _timed(self, metrics: Metrics, answer: tuple[int, int], event: StreamEvent) -> None:
         before = self._last.get(answer)
@@ -65,21 +71,22 @@ class Report:
         else:
             metrics.tokens_between(max(0.0, event.time - before), count)
 
-    def _done(self, completion: Completion) -> None:
+    def _done(self, completion: Completion, cause: str | None) -> None:
         self._open -= 1
         self._tokens += len(completion.token_ids)
         self._state.tokens = self._tokens
-        cause = {"abort": "drain"}.get(completion.finish_reason, completion.finish_reason)
-        if cause in ("drain", "deadline", "error"):
-            self._aborted(cause, 1)
+        reason = completion.finish_reason
+        if reason == "abort":
+            self._aborted(cause or "error")
+        elif reason in ("deadline", "error"):
+            self._aborted(reason)
         if self._metrics is not None:
             seconds = time.monotonic() - self._began
             flops = self._engine.flops(completion.usage)
             alone = large_alone(self._engine, [completion])
             self._metrics.finished(completion, seconds, flops, alone)
 
-    def _aborted(self, cause: str, count: int) -> None:
+    def _aborted(self, cause: str) -> None:
         self._state.aborted = cause
         if self._metrics is not None:
-            for _ in range(count):
-                self._metrics.aborted(cause)
+            self._metrics.aborted(cause)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from engine.aio import AsyncEngine
 from engine.aio.answers import Answers
 from engine.engine import Engine
-from engine.errors import SteerError
+from engine.errors import QueueFullError, SteerError
 from engine.routing.calibration import Calibration
 from engine.serve import errors
 from engine.serve.errors import ApiError
@@ -65,7 +65,7 @@ class Service:
         finally:
             self.ended(identity, answers)
             for each in answers:
-                each.abort()
+                each.abort("left")
 
     def ended(self, identity: str, answers: list[Answers]) -> None:
         """The id of a request is free again; no effect the second time."""
@@ -77,6 +77,17 @@ class Service:
         for each in self.open.get(identity, ()):
             each.abort()
         return identity in self.open
+
+
+@contextmanager
+def counted_rejections(service: Service) -> Iterator[None]:
+    """Requests that find the queue full are counted."""
+    try:
+        yield
+    except QueueFullError:
+        if service.metrics is not None:
+            service.metrics.rejected()
+        raise
 
 
 @contextmanager

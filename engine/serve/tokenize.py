@@ -16,7 +16,7 @@ from engine.serve.chat import chat_prompt
 from engine.serve.documented import ERRORS, body_of
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest, DetokenizeRequest, TokenizeRequest, read_fields
-from engine.serve.service import Service, clear_errors
+from engine.serve.service import Service, clear_errors, counted_rejections
 
 router = APIRouter(responses=ERRORS)
 
@@ -30,7 +30,7 @@ async def tokenize(request: Request) -> Response:
         kind = ChatRequest if isinstance(raw, dict) and "messages" in raw else TokenizeRequest
         asked: Any = read_fields(kind, raw, service.settings)
         service.routes.find(asked.model, None)
-        with service.served.room(1):
+        with counted_rejections(service), service.served.room(1):
             ids = await asyncio.to_thread(_ids, service, asked)
         answer: dict[str, Any] = {
             "count": len(ids),
