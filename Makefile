@@ -21,7 +21,7 @@ STAGE ?= all
 OUT ?= out/gpu-quick
 FLAGS ?=
 
-.PHONY: help demo test test-drafts test-all-drafts quick smollm2 bench-kernels bench-commits bench-lanes \
+.PHONY: help demo test test-drafts test-all-drafts serve-schema quick smollm2 bench-kernels bench-commits bench-lanes \
   simulated-gpu gpu gpu-quick gpu-triton \
   gpu-python gpu-tests gpu-lanes $(LANES:%=gpu-%) gpu-kernels gpu-check gpu-soak sanitize soak soak-serve lint setup pair \
   real-pair clean
@@ -71,6 +71,9 @@ test-all-drafts: setup ## the same with 1 and 7, and what a request may ask for 
 	$(MAKE) --no-print-directory test-drafts DRAFTS=1
 	$(MAKE) --no-print-directory test-drafts DRAFTS=7
 	STEER_DRAFTS=0,1,7 python -m pytest -n auto tests/engine/test_speculate_cases.py
+
+serve-schema: setup ## a minute of requests drawn from the server's own /openapi.json
+	STEER_SCHEMA_SECONDS=60 python -m pytest tests/serve/test_schema.py
 
 bench-kernels: setup ## without a GPU: compile kernels for sm_90, check limits, time references
 	@mkdir -p out

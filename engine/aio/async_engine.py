@@ -130,10 +130,14 @@ class AsyncEngine:
 
         Raises:
             QueueFullError: if so many more cannot wait; try again later.
+            SteerError: if so many could never wait at once.
             UnavailableError: if this is closed or about to be, or its thread has failed.
         """
         self._check_open()
         limit = self.max_waiting
+        if limit and requests > limit:
+            said = f"{requests} answers can never be queued at once: the queue holds {limit}"
+            raise SteerError(said, "n")
         waiting = self._engine.scheduler.waiting + sum(room.places for room in self._rooms)
         if limit and waiting + requests > limit:
             raise QueueFullError(f"the queue is full: {waiting} requests wait, it holds {limit}")

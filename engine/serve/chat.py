@@ -12,7 +12,8 @@ from starlette.responses import Response
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.chat_chunks import ChatChunks
-from engine.serve.endpoint import ERRORS, Endpoint, documented
+from engine.serve.documented import ANSWER_OR_STREAM, ERRORS, body_of
+from engine.serve.endpoint import Endpoint
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest
 from engine.serve.logprobs import chat_logprobs, scored_prompt
@@ -32,7 +33,7 @@ _NO_VARIABLES = (
 )
 
 
-@router.post("/v1/chat/completions", openapi_extra=documented(ChatRequest))
+@router.post("/v1/chat/completions", responses=ANSWER_OR_STREAM, openapi_extra=body_of(ChatRequest))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     return await ENDPOINT.answer(request)

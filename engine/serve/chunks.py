@@ -124,11 +124,14 @@ async def frames(job: Job, chunks: Chunks) -> AsyncGenerator[bytes, None]:
                 yield chunks.turn(turn)
                 if not any(event.completion for _, event in turn):
                     await asyncio.sleep(service.streams / service.settings.frames_per_second)
+        # Before the client knows the end: it may use the id again at once.
+        job.service.ended(job.identity, job.answers)
         yield chunks.ending()
     except Exception as error:
         if not isinstance(error, ApiError):
             _log.exception("a stream failed")
         job.report.failed(error)
+        job.service.ended(job.identity, job.answers)
         yield frame(errors.of(error).body())
     finally:
         service.streams -= 1

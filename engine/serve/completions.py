@@ -12,7 +12,8 @@ from starlette.responses import Response
 from engine.request import Completion
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.completion_chunks import CompletionChunks, echoed_text
-from engine.serve.endpoint import ERRORS, Endpoint, documented
+from engine.serve.documented import ANSWER_OR_STREAM, ERRORS, body_of
+from engine.serve.endpoint import Endpoint
 from engine.serve.fields import CompletionRequest
 from engine.serve.logprobs import CompletionLogprobs, scored_prompt
 from engine.serve.sampling import drops_text
@@ -21,7 +22,9 @@ from engine.serve.service import Service
 router = APIRouter(responses=ERRORS)
 
 
-@router.post("/v1/completions", openapi_extra=documented(CompletionRequest))
+@router.post(
+    "/v1/completions", responses=ANSWER_OR_STREAM, openapi_extra=body_of(CompletionRequest)
+)
 async def completions(request: Request) -> Response:
     """Continue one or more texts."""
     return await ENDPOINT.answer(request)

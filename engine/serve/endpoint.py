@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,32 +24,7 @@ from engine.serve.sse import EventStream
 from engine.serve.steer_object import steer_object
 from engine.serve.usage import usage_of
 
-_ERROR = {"description": "An error, in OpenAI's form", "content": {"application/json": {}}}
-ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 _CLIENT_GONE = 499  # nginx's; the client never sees it, the log does
-
-
-def documented(fields: type[BaseModel]) -> dict[str, Any]:
-    """What /openapi.json says of a body that the handler reads by itself."""
-    content = {"application/json": {"schema": _inlined(fields.model_json_schema())}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without references: those of one body are not known to the whole document."""
-    parts = schema.pop("$defs", {})
-
-    def resolved(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolved(each) for each in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return resolved(parts[node["$ref"].rpartition("/")[2]])
-        return {name: resolved(each) for name, each in node.items()}
-
-    whole: dict[str, Any] = resolved(schema)
-    return whole
 
 
 @dataclass(frozen=True)

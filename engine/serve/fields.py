@@ -205,6 +205,12 @@ class TokenizeRequest(_Strict):
     return_token_strs: bool | None = None
 
 
+class AbortRequest(_Strict):
+    """The body of /abort_request; ``request_id`` is read too."""
+
+    rid: Annotated[str, Field(min_length=1)]
+
+
 class DetokenizeRequest(_Strict):
     """The body of /detokenize."""
 

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from engine.config import ROLES
 from engine.serve.body import read_json
+from engine.serve.documented import ERRORS, NUMBERS, body_of
 from engine.serve.errors import ApiError, unavailable, unknown_model
 from engine.serve.faces import Service
+from engine.serve.fields import AbortRequest
 
-_ERROR = {"description": "An error, in OpenAI's form", "content": {"application/json": {}}}
-ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 _ALIVE_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 # Of an answer's id; the client's own request_id follows.
@@ -57,7 +57,7 @@ async def version(request: Request) -> Response:
     return _json({"version": request.app.state.facts.version})
 
 
-@router.get("/metrics")
+@router.get("/metrics", responses=NUMBERS, response_class=Response)
 async def metrics(request: Request) -> Response:
     """All numbers, for Prometheus."""
     text, kind = request.app.state.metrics.exposed(request.headers.get("accept"))
@@ -86,7 +86,7 @@ async def arena(request: Request) -> Response:
     return _json(dict(_service(request).served.snapshot()))
 
 
-@router.post("/abort_request")
+@router.post("/abort_request", openapi_extra=body_of(AbortRequest))
 async def abort_request(request: Request) -> Response:
     """End a request early: ``{"rid": "..."}``, the ``request_id`` it was sent with, or its
     answer's ``id``.

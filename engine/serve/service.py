@@ -65,9 +65,14 @@ class Service:
         try:
             yield answers
         finally:
-            del self.open[identity]
+            self.ended(identity, answers)
             for each in answers:
                 each.abort("left")
+
+    def ended(self, identity: str, answers: list[Answers]) -> None:
+        """The id of a request is free again; no effect the second time."""
+        if self.open.get(identity) is answers:
+            del self.open[identity]
 
     def abort(self, identity: str) -> bool:
         """End a request; False if there is none with this id."""

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from engine.request import Prompt
 from engine.serve.body import read_json
 from engine.serve.chat import chat_prompt
-from engine.serve.endpoint import ERRORS, documented
+from engine.serve.documented import ERRORS, body_of
 from engine.serve.errors import ApiError
 from engine.serve.fields import ChatRequest, DetokenizeRequest, TokenizeRequest, read_fields
 from engine.serve.service import Service, clear_errors, counted_rejections
@@ -21,7 +21,7 @@ from engine.serve.service import Service, clear_errors, counted_rejections
 router = APIRouter(responses=ERRORS)
 
 
-@router.post("/tokenize", openapi_extra=documented(TokenizeRequest))
+@router.post("/tokenize", openapi_extra=body_of(TokenizeRequest, ChatRequest))
 async def tokenize(request: Request) -> Response:
     """The ids of a text, or of a conversation; of the small model's tokenizer if they differ."""
     service: Service = request.app.state.service
@@ -42,7 +42,7 @@ async def tokenize(request: Request) -> Response:
         return Response(orjson.dumps(answer), media_type="application/json")
 
 
-@router.post("/detokenize", openapi_extra=documented(DetokenizeRequest))
+@router.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
 async def detokenize(request: Request) -> Response:
     """The text of ids."""
     service: Service = request.app.state.service

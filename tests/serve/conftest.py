@@ -16,6 +16,7 @@ import pytest
 
 from engine.serve import lifecycle
 from engine.serve.settings import ServerSettings
+from tests.serve.served import Served, served
 from tests.serve.stand_in import StandInService, stand_in_server
 
 
@@ -86,6 +87,13 @@ def run() -> Iterator[Run]:
 def plain(run: Run) -> Running:
     """A server with the defaults."""
     return run()
+
+
+@pytest.fixture(scope="session")
+def tiny_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """``steer serve --model-pair tiny``, one for all tests of a run that only ask it something."""
+    with served(tmp_path_factory.mktemp("serve") / "log", "--log-level", "debug") as server:
+        yield server
 
 
 def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +17,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("fastapi", "starlette", "uvicorn", "pydantic", "orjson", "prometheus_client", "uvloop")
 
 
-def steer(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code that must not see what these tests have imported."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.cli", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **env},
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -41,9 +36,7 @@ def test_generate_imports_none_of_its_packages():
         "main(['generate', '47+36?\\\\n\\\\n', '--max-tokens', '4']); "
         f"print([m for m in {PACKAGES} if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -53,20 +46,20 @@ def test_missing_packages_are_said_in_one_line():
         "import sys; sys.modules['uvicorn'] = None; from engine.cli import main; "
         "sys.exit(main(['serve']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python(code)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "pip install 'steer-engine[serve]'" in line
 
 
-def test_help_teaches():
-    done = steer("serve", "--help")
-    assert done.returncode == 0
+def test_help_teaches(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
     for text in ("steer serve --model-pair tiny", "curl http://", "--api-key", "--cors-origin"):
-        assert text in done.stdout
-    assert "steer-engine[serve]" in done.stdout
+        assert text in said
+    assert "steer-engine[serve]" in said
 
 
 def test_flags_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -151,24 +144,28 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "http", ""])
-def test_bad_ports(port: str):
-    done = steer("serve", f"--port={port}")
-    assert done.returncode == 2 and "0 to 65535" in done.stderr
+def test_bad_ports(port: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", f"--port={port}"])
+    assert ended.value.code == 2 and "0 to 65535" in capsys.readouterr().err
 
 
-def test_a_port_in_use(plain: Running):
+def test_a_port_in_use(plain: Running, capsys: pytest.CaptureFixture[str], restored_logging: None):
     """Said before the weights are read."""
-    done = steer("serve", "--port", str(plain.port))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert main(["serve", "--port", str(plain.port)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: cannot listen on port {plain.port} of 127.0.0.1")
 
 
-def test_an_open_server_without_a_key_is_warned_of():
-    ends = ("serve", "--host", "0.0.0.0", "--port", "0", "--device", "none")
-    done = steer(*ends)
-    assert done.returncode == 2
-    warning, error = done.stderr.splitlines()
+def test_an_open_server_without_a_key_is_warned_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, restored_logging: None
+):
+    ends = ["serve", "--host", "0.0.0.0", "--port", "0", "--device", "none"]
+    monkeypatch.delenv("STEER_API_KEY", raising=False)
+    assert main(ends) == 2
+    warning, error = capsys.readouterr().err.splitlines()
     assert "warning" in warning and "--api-key" in warning and error.startswith("error: ")
-    (error,) = steer(*ends, STEER_API_KEY="k").stderr.splitlines()
+    monkeypatch.setenv("STEER_API_KEY", "k")
+    assert main(ends) == 2
+    (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
