@@ -17,7 +17,6 @@ from engine.errors import SteerError
 from engine.serve import chat, completions, errors, operations, tokenize
 from engine.serve.cross_origin import CrossOrigin
 from engine.serve.errors import ApiError
-from engine.serve.faces import Service
 from engine.serve.facts import Facts
 from engine.serve.gate import Gate, GateCheck
 from engine.serve.hosts import HostCheck
@@ -25,6 +24,7 @@ from engine.serve.keys import KeyCheck
 from engine.serve.last_resort import LastResort
 from engine.serve.metrics import Metrics
 from engine.serve.observing import Observed
+from engine.serve.service import Service
 from engine.serve.settings import ServerSettings
 from engine.serve.url_forms import UrlForms, no_such_url
 from engine.serve.vllm_metrics import VllmNames

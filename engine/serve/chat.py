@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.request import Completion
+from engine.request import Completion, Prompt
 from engine.serve.answering import AnyPrompt, Job, finish_reason, stop_reason
 from engine.serve.chat_chunks import ChatChunks
 from engine.serve.documented import ANSWER_OR_STREAM, ERRORS, body_of
@@ -39,7 +39,7 @@ async def chat_completions(request: Request) -> Response:
     return await ENDPOINT.answer(request)
 
 
-def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
+def chat_prompt(service: Service, asked: ChatRequest) -> list[int] | Prompt:
     """The prompt of a conversation, by the checkpoint's template.
 
     Raises:
@@ -54,7 +54,7 @@ def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
     if asked.reasoning_effort is not None and "enable_thinking" in template.reads:
         variables.setdefault("enable_thinking", asked.reasoning_effort != "none")
     _check_roles(asked.messages)
-    prompt: AnyPrompt = service.engine.chat(
+    return service.engine.chat(
         asked.messages,
         asked.tools,
         asked.add_generation_prompt,
@@ -62,7 +62,6 @@ def chat_prompt(service: Service, asked: ChatRequest) -> AnyPrompt:
         continue_final_message=bool(asked.continue_final_message),
         **variables,
     )
-    return prompt
 
 
 def _check_roles(messages: Sequence[dict[str, Any]]) -> None:

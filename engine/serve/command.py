@@ -294,10 +294,10 @@ def _server(
     from engine.serve.facts import Facts
     from engine.serve.lifecycle import Server
     from engine.serve.logs import announce
-    from engine.serve.service import Service  # type: ignore[import-not-found, unused-ignore]
+    from engine.serve.service import Service
 
     app = build_app(
-        lambda metrics: Service(AsyncEngine(engine), engine, settings, calibration, metrics),
+        lambda metrics: Service(AsyncEngine(engine), engine, settings, metrics, calibration),
         settings,
         Facts.of(engine),
     )

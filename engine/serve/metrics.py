@@ -8,17 +8,12 @@ answer is counted here when it ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from engine.request import Completion, Step, Times
 from engine.serve.engine_numbers import EngineNumbers, Snapshot
-
-if TYPE_CHECKING:
-    # A Completion and a Step with their ``times``, ``cached_tokens``, ``kind`` and ``catch_up``.
-    Completion = Any
-    Step = Any
 
 # vLLM's bounds, so that its dashboards show the same.
 _TTFT = (
@@ -130,7 +125,7 @@ class Metrics:
         self.generated_tokens.labels("large").inc(large)
         self.generated_tokens.labels("small").inc(max(0, generated - large))
 
-    def _observe_times(self, times: Any) -> None:
+    def _observe_times(self, times: Times | None) -> None:
         if times is None:
             return
         for histogram, start, end in (

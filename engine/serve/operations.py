@@ -12,8 +12,8 @@ from engine.config import ROLES
 from engine.serve.body import read_json
 from engine.serve.documented import ERRORS, NUMBERS, body_of
 from engine.serve.errors import ApiError, unavailable, unknown_model
-from engine.serve.faces import Service
 from engine.serve.fields import AbortRequest
+from engine.serve.service import Service
 
 _ALIVE_SECONDS = 5.0
 _RETRY_SECONDS = 5.0

@@ -19,10 +19,10 @@ from engine.serve.usage import large_alone
 class Report:
     """Follows the answers of one request, from when it arrived."""
 
-    def __init__(self, metrics: Metrics | None, engine: Engine, request: Request) -> None:
+    def __init__(self, metrics: Metrics, engine: Engine, request: Request) -> None:
         """
         Args:
-            metrics: the server's; None without any.
+            metrics: the server's.
             engine: prices the answers.
             request: its ``state`` gets ``tokens`` and ``aborted`` for the line in the log.
         """
@@ -35,24 +35,22 @@ class Report:
     def started(self, samples: int) -> None:
         """So many answers are queued."""
         self._open += samples
-        if self._metrics is not None:
-            for _ in range(samples):
-                self._metrics.request_started()
+        for _ in range(samples):
+            self._metrics.request_started()
 
     def turn(self, prompt: int, events: Iterable[StreamEvent], cause: str | None) -> None:
         """New events of the answers to one of the prompts; ``cause``: of their abort, if any."""
         for event in events:
             if event.completion is not None:
                 self._done(event.completion, cause)
-            elif event.token_ids and self._metrics is not None:
-                self._timed(self._metrics, (prompt, event.sample), event)
+            elif event.token_ids:
+                self._timed((prompt, event.sample), event)
 
     def ended(self, cause: str) -> None:
         """Nothing is read any more; answers that are not finished were ended by ``cause``."""
         for _ in range(self._open):
             self._aborted(cause)
-            if self._metrics is not None:
-                self._metrics.abandoned(cause if cause in ("deadline", "error") else "abort")
+            self._metrics.abandoned(cause if cause in ("deadline", "error") else "abort")
         self._open = 0
 
     def failed(self, error: BaseException) -> None:
@@ -62,14 +60,14 @@ class Report:
         else:
             self.ended(error.cause if isinstance(error, CutShortError) else "error")
 
-    def _timed(self, metrics: Metrics, answer: tuple[int, int], event: StreamEvent) -> None:
+    def _timed(self, answer: tuple[int, int], event: StreamEvent) -> None:
         before = self._last.get(answer)
         self._last[answer] = event.time
         count = len(event.token_ids)
         if before is None:
-            metrics.first_token(max(0.0, event.time - self._began))
+            self._metrics.first_token(max(0.0, event.time - self._began))
         else:
-            metrics.tokens_between(max(0.0, event.time - before), count)
+            self._metrics.tokens_between(max(0.0, event.time - before), count)
 
     def _done(self, completion: Completion, cause: str | None) -> None:
         self._open -= 1
@@ -80,13 +78,11 @@ class Report:
             self._aborted(cause or "error")
         elif reason in ("deadline", "error"):
             self._aborted(reason)
-        if self._metrics is not None:
-            seconds = time.monotonic() - self._began
-            flops = self._engine.flops(completion.usage)
-            alone = large_alone(self._engine, [completion])
-            self._metrics.finished(completion, seconds, flops, alone)
+        seconds = time.monotonic() - self._began
+        flops = self._engine.flops(completion.usage)
+        alone = large_alone(self._engine, [completion])
+        self._metrics.finished(completion, seconds, flops, alone)
 
     def _aborted(self, cause: str) -> None:
         self._state.aborted = cause
-        if self._metrics is not None:
-            self._metrics.aborted(cause)
+        self._metrics.aborted(cause)

@@ -26,8 +26,7 @@ class Service:
     served: the AsyncEngine.
     engine: the engine in it.
     settings: names and limits.
-    metrics: told of every request; None in a server without metrics.
-    calibration: of the pair, for policies that need one; None takes the embedded pair's own.
+    metrics: told of every request.
     token_texts: single tokens as JSON shows them.
     routes: model names and policies.
     streams: streams that are being written.
@@ -39,11 +38,11 @@ class Service:
         served: AsyncEngine,
         engine: Engine,
         settings: ServerSettings,
+        metrics: Metrics,
         calibration: Calibration | None = None,
-        metrics: Metrics | None = None,
     ) -> None:
+        """``calibration``: for policies that need one; None takes the embedded pair's own."""
         self.served, self.engine, self.settings, self.metrics = served, engine, settings, metrics
-        self.calibration = calibration
         self.token_texts = TokenTexts(engine.tokenizer)
         self.routes = Routes(
             settings.names, settings.policy, lambda name: engine.policy(name, calibration)
@@ -74,12 +73,6 @@ class Service:
         if self.open.get(identity) is answers:
             del self.open[identity]
 
-    def abort(self, identity: str) -> bool:
-        """End a request; False if there is none with this id."""
-        for each in self.open.get(identity, ()):
-            each.abort()
-        return identity in self.open
-
 
 @contextmanager
 def counted_rejections(service: Service) -> Iterator[None]:
@@ -87,8 +80,7 @@ def counted_rejections(service: Service) -> Iterator[None]:
     try:
         yield
     except QueueFullError:
-        if service.metrics is not None:
-            service.metrics.rejected()
+        service.metrics.rejected()
         raise
 
 

@@ -60,7 +60,7 @@ async def detokenize(request: Request) -> Response:
 def _ids(service: Service, asked: Any) -> list[int]:
     if isinstance(asked, ChatRequest):
         prompt = chat_prompt(service, asked)
-        return list(prompt.small) if isinstance(prompt, Prompt) else list(prompt)  # type: ignore[arg-type]
+        return list(prompt.small) if isinstance(prompt, Prompt) else list(prompt)
     special = asked.add_special_tokens is not False
     ids: list[int] = service.engine.tokenizer.encode(asked.prompt, special=special)
     return ids
