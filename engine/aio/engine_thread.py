@@ -53,7 +53,7 @@ class EngineThread:
     def alive(self, within: float) -> bool:
         """Whether it waits for work, or has begun a step within so many seconds."""
         turned = self._idle or time.monotonic() - self._turned < within
-        return self._thread.is_alive() and turned
+        return self._error is None and self._thread.is_alive() and turned
 
     def check(self) -> None:
         """UnavailableError if the thread has failed."""

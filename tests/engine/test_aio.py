@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import threading
 
 import pytest
 
@@ -198,8 +198,11 @@ def test_a_thread_that_ends_leaves_no_caller_waiting(
 ):
     """Open requests raise, also one that is being submitted; later ones are refused."""
 
+    began, asked = threading.Event(), threading.Event()
+
     def end(self: EngineThread) -> None:
-        time.sleep(0.1)
+        began.set()
+        asked.wait(20)
         raise MemoryError
 
     async def main() -> None:
@@ -208,8 +211,10 @@ def test_a_thread_that_ends_leaves_no_caller_waiting(
             assert served.alive()
             monkeypatch.setattr(EngineThread, "_step", end)
             first = asyncio.create_task(served.generate(PROMPTS[0], PARAMS, "small"))
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(began.wait, 20)
             second = asyncio.create_task(served.generate(PROMPTS[1], PARAMS, "small"))
+            await asyncio.sleep(0.05)
+            asked.set()
             found = await asyncio.gather(first, second, return_exceptions=True)
             assert isinstance(found[0], RuntimeError) and isinstance(found[1], UnavailableError)
             assert not served.alive()
